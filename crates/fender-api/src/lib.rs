@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The protocol between a Fender control plane, its sidecars and its administrators: the messages, their conversions
+//! into domain types, gRPC over Fender's own TLS, and the clients that speak it.
+//!
+//! Messages stay at the door: whoever receives one converts it (`TryFrom`, in [`convert`]) before believing any of it.
+//! This crate decides nothing about who may ask for what; that is the control plane's.
+
+pub mod proto;
