@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The documents people write, from text to validated types, and the [`snapshot::Snapshot`] made of them.
+//!
+//! Text goes through two types: a raw one, close to the YAML, private, refusing unknown fields; and the validated
+//! ones, which hold no string where a type exists. Everything wrong is reported together, each problem with file,
+//! line, column and a way out.
+//!
+//! Nothing here opens a file, resolves a name or knows the time: sources come in as text, paths stay paths.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod documents;
+mod name;
+mod problem;
+pub mod snapshot;
+pub mod standalone;
+
+pub use address::{AppAddress, HostPort, InvalidAddress, ListenAddr, LoopbackAddr};
+pub use documents::{
+    Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh, OutboundPort, OutboundTo,
+    Selector, SelectingPolicy, Upstream, What, Workload, parse, schema,
+};
+pub use name::{InvalidName, ObjectName};
+pub use problem::{Place, Problem, Problems};
+
+/// One file of documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// How problems call it: usually its path.
+    pub name: String,
+    pub text: String,
+}
+
+/// Longer files are refused before they are parsed.
+pub const MAX_SOURCE_BYTES: usize = 4 * 1024 * 1024;

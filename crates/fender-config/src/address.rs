@@ -1,0 +1,190 @@
+//! Addresses as documents write them. Nothing here resolves a name or opens a socket.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where to listen: `0.0.0.0:8443`, `[::]:8443` or `unix:/run/x.sock`.
+///
+/// Port 0 is possible here, for tests; documents refuse it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ListenAddr {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddr {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix_path(text, path).map(Self::Unix);
+        }
+        text.parse().map(Self::Tcp).map_err(|_| {
+            InvalidAddress::new(text, "it is an IP address with a port, such as `0.0.0.0:8443`, or `unix:/path`")
+        })
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Where the app is: on loopback, or behind a Unix socket. Anything else could be reached past the sidecar, and what
+/// travels there is in clear text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AppAddress {
+    Loopback(LoopbackAddr),
+    Unix(PathBuf),
+}
+
+/// A socket address on loopback with a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoopbackAddr(SocketAddr);
+
+impl LoopbackAddr {
+    pub fn socket_addr(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl TryFrom<SocketAddr> for LoopbackAddr {
+    type Error = InvalidAddress;
+
+    fn try_from(address: SocketAddr) -> Result<Self, Self::Error> {
+        let refuse = |why| InvalidAddress::new(&address.to_string(), why);
+        if !address.ip().to_canonical().is_loopback() {
+            return Err(refuse("it is not on loopback, so the app could be reached past the sidecar"));
+        }
+        if address.port() == 0 {
+            return Err(refuse("port 0 is no port"));
+        }
+        Ok(Self(address))
+    }
+}
+
+impl FromStr for AppAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse()? {
+            ListenAddr::Tcp(address) => LoopbackAddr::try_from(address).map(Self::Loopback),
+            ListenAddr::Unix(path) => Ok(Self::Unix(path)),
+        }
+    }
+}
+
+impl fmt::Display for AppAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback(address) => address.0.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A host by name or address, and a port: `inventory.shop.internal:8443`, `[2001:db8::1]:443`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostPort {
+    host: String,
+    port: u16,
+}
+
+impl HostPort {
+    pub fn new(host: &str, port: u16) -> Result<Self, InvalidAddress> {
+        let refuse = |why| Err(InvalidAddress::new(&format!("{host}:{port}"), why));
+        if port == 0 {
+            return refuse("port 0 is no port");
+        }
+        if host.parse::<IpAddr>().is_err() && !is_host_name(host) {
+            return refuse("its host is neither a DNS name nor an IP address");
+        }
+        Ok(Self { host: host.to_ascii_lowercase(), port })
+    }
+
+    /// Without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = |why| InvalidAddress::new(text, why);
+        let form = "it has the form `host:port`";
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse(form))?;
+        let port = port
+            .parse::<u16>()
+            .ok()
+            .filter(|parsed| parsed.to_string() == port)
+            .ok_or_else(|| refuse("its port is not a number from 1 to 65535"))?;
+        let host = match host.strip_prefix('[') {
+            Some(bracketed) => bracketed.strip_suffix(']').ok_or_else(|| refuse(form))?,
+            None if host.contains(':') => return Err(refuse("an IPv6 address stands in brackets: `[2001:db8::1]:443`")),
+            None => host,
+        };
+        Self::new(host, port).map_err(|invalid| InvalidAddress::new(text, invalid.why))
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// A DNS name as it may stand in a certificate: labels of letters, digits and `-`, the last one not all digits.
+pub(crate) fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    text.len() <= 253
+        && text.split('.').all(is_label)
+        && text.rsplit('.').next().is_some_and(|last| !last.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// `sun_path` holds 108 bytes with its terminator.
+const UNIX_PATH_MAX: usize = 107;
+
+fn unix_path(text: &str, path: &str) -> Result<PathBuf, InvalidAddress> {
+    if !path.starts_with('/') {
+        return Err(InvalidAddress::new(text, "the path of a Unix socket is absolute"));
+    }
+    if path.len() > UNIX_PATH_MAX || path.contains('\0') {
+        return Err(InvalidAddress::new(text, "the path of a Unix socket is at most 107 bytes, none of them zero"));
+    }
+    Ok(path.into())
+}
+
+/// The text is not an address of the wanted kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not usable here: {why}")]
+pub struct InvalidAddress {
+    text: String,
+    why: &'static str,
+}
+
+impl InvalidAddress {
+    fn new(text: &str, why: &'static str) -> Self {
+        Self { text: text.to_owned(), why }
+    }
+}

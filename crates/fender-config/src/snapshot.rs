@@ -1,0 +1,180 @@
+//! The [`Snapshot`]: everything one sidecar must know, immutable and numbered, and nothing another workload owns.
+//!
+//! A private key or the value of a secret is never in it. The control plane makes it from the documents and streams
+//! it; a standalone sidecar makes the same from its file.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_identity::tls::TlsProfile;
+use fender_identity::{Bundles, Serial, SpiffeId};
+use fender_policy::PolicySet;
+
+use crate::address::{AppAddress, HostPort, ListenAddr};
+use crate::name::ObjectName;
+
+/// What one sidecar runs on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    pub version: u64,
+    pub identity: SpiffeId,
+    pub profile: Profile,
+    pub bundles: Arc<Bundles>,
+    pub tls: TlsProfile,
+    pub inbound: Vec<Inbound>,
+    pub outbound: Vec<Outbound>,
+    /// Only those that select this workload.
+    pub policies: Arc<PolicySet>,
+    pub credentials: Vec<CredentialSpec>,
+    /// How long open connections may take to end once asked.
+    pub drain: Duration,
+    pub denied: DenyList,
+}
+
+/// What a mesh may relax.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    #[default]
+    Production,
+    /// Certificates of seconds, for demonstrations and tests.
+    Development,
+}
+
+/// Certificates refused although they have not expired.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DenyList(pub BTreeSet<Serial>);
+
+impl DenyList {
+    pub fn denies(&self, serial: &Serial) -> bool {
+        self.0.contains(serial)
+    }
+}
+
+/// A port of the workload: TLS outside, the app on loopback inside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    pub listen: ListenAddr,
+    pub app: AppAddress,
+    pub protocol: Protocol,
+    pub client_certificate: ClientCertificate,
+    pub paths: PathRules,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+    /// Bytes both ways; only facts of the connection are authorized.
+    Tcp,
+}
+
+/// What is asked of a client in the TLS handshake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ClientCertificate {
+    /// No certificate, no connection.
+    #[default]
+    Require,
+    /// Without one the peer is anonymous; with one it must be right.
+    Accept,
+    /// Not asked for: every peer is anonymous.
+    Ignore,
+}
+
+/// P1: how paths are brought into one form before they are matched and forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PathRules {
+    pub escaped_slash: EscapedSlash,
+    pub merge_slashes: bool,
+}
+
+/// What becomes of `%2F` and `%5C` in a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum EscapedSlash {
+    #[default]
+    Reject,
+    Keep,
+    Decode,
+}
+
+/// A local listener through which the app reaches something outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    pub listen: ListenAddr,
+    pub to: Destination,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A workload of the mesh: it must prove to be exactly `id` (M4).
+    Service { id: SpiffeId, addresses: Vec<HostPort>, protocol: Protocol },
+    /// An external service, verified by its DNS name.
+    Upstream {
+        name: ObjectName,
+        address: HostPort,
+        protocol: Protocol,
+        roots: UpstreamRoots,
+        certificate: OwnCertificate,
+    },
+}
+
+/// Who may vouch for an upstream. Never the operating system's roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamRoots {
+    /// The mesh's own.
+    Mesh,
+    /// PEM certificates in a file beside the sidecar.
+    File(PathBuf),
+}
+
+/// Whether the workload shows its certificate to an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OwnCertificate {
+    Present,
+    #[default]
+    Withhold,
+}
+
+/// A secret the workload may have, by reference: where from, and how it reaches the app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialSpec {
+    pub name: ObjectName,
+    pub source: CredentialSource,
+    pub deliver: Vec<Delivery>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// A file beside the sidecar, inside the directories it was locally allowed.
+    File { path: PathBuf },
+    /// Fetched on the workload's own stream; where the control plane has it from does not travel.
+    Control,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    File(FileDelivery),
+    /// For `fender exec`.
+    Environment { variable: String },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileDelivery {
+    pub path: PathBuf,
+    /// Permission bits, no more than `0o777`.
+    pub mode: u32,
+    /// A name or a number; the sidecar's own if none is given.
+    pub owner: Option<String>,
+    pub group: Option<String>,
+    pub storage: Storage,
+}
+
+/// What kind of file system a secret may be written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// tmpfs; a disk is refused.
+    #[default]
+    Memory,
+    Disk,
+}

@@ -1,0 +1,1 @@
+//! A slow, obvious evaluator, for tests.
