@@ -1,0 +1,7 @@
+pub(crate) enum Extent {
+    Full,
+    Quick,
+}
+pub(crate) fn run(_: &std::path::Path, _: Extent) -> anyhow::Result<()> {
+    Ok(())
+}

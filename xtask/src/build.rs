@@ -1,0 +1,68 @@
+//! Builds, and asks cargo where the result lies instead of guessing.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::command;
+
+/// Builds everything the tests run, the tests included, in one pass over the dependencies; returns
+/// the `fender` binary.
+pub(crate) fn for_tests(root: &Path) -> Result<PathBuf> {
+    fender(root, &["build", "--locked", "--workspace", "--all-targets"])
+}
+
+pub(crate) fn for_release(root: &Path) -> Result<PathBuf> {
+    fender(
+        root,
+        &["build", "--locked", "--release", "--package", "fender"],
+    )
+}
+
+fn fender(root: &Path, arguments: &[&str]) -> Result<PathBuf> {
+    println!("+ cargo {}", arguments.join(" "));
+    let output = command::cargo(root, arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    ensure!(output.status.success(), "the build failed");
+    let messages = String::from_utf8(output.stdout).context("read cargo's messages")?;
+    executable(&messages, "fender").context("find the `fender` binary among cargo's messages")
+}
+
+/// The program of this name, not its unit tests, among the messages of a build.
+fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| text(message, "/target/name") == Some(name))
+        .filter(|message| text(message, "/target/kind/0") == Some("bin"))
+        .filter(|message| message.pointer("/profile/test") == Some(&Value::Bool(false)))
+        .find_map(|message| text(&message, "/executable").map(PathBuf::from))
+}
+
+fn text<'a>(message: &'a Value, pointer: &str) -> Option<&'a str> {
+    message.pointer(pointer).and_then(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_told_from_its_unit_tests() {
+        let messages = r#"
+            {"reason":"compiler-artifact","target":{"name":"fender","kind":["bin"]},"profile":{"test":true},"executable":"/t/deps/fender-1"}
+            {"reason":"compiler-artifact","target":{"name":"fender","kind":["bin"]},"profile":{"test":false},"executable":"/t/debug/fender"}
+            {"reason":"build-finished","success":true}
+        "#;
+        assert_eq!(
+            executable(messages, "fender"),
+            Some(PathBuf::from("/t/debug/fender"))
+        );
+        assert_eq!(executable(messages, "other"), None);
+    }
+}

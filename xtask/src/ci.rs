@@ -1,0 +1,76 @@
+//! Everything continuous integration checks, cheapest first.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::command::{self, Steps, cargo, run as run_command};
+use crate::{docs, layers, prepare, test};
+
+const CARGO_DENY: &str = "0.20.2";
+
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.step("format", || {
+        run_command(&mut cargo(root, &["fmt", "--all", "--check"]))
+    })?;
+    steps.step("layers", || layers::run(root))?;
+    steps.step("dependencies", || dependencies(root))?;
+    steps.step("programs", || prepare::install(prepare::TESTS))?;
+    steps.step("lints", || {
+        let arguments = [
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        run_command(&mut cargo(root, &arguments))
+    })?;
+    steps.step("tests", || test::run(root, &[]))?;
+    steps.step("generated reference", || docs::check(root))?;
+    steps.step("documentation of the code", || {
+        let arguments = ["doc", "--locked", "--workspace", "--no-deps"];
+        run_command(cargo(root, &arguments).env("RUSTDOCFLAGS", "-D warnings"))
+    })
+}
+
+/// Bans, licences and sources by `deny.toml`. The advisory database lives on the network and
+/// changes by itself, so it is for a scheduled job and not for a build that must repeat.
+fn dependencies(root: &Path) -> Result<()> {
+    let cargo_deny = cargo_deny(root)?;
+    run_command(
+        Command::new(cargo_deny)
+            .current_dir(root)
+            .args(["--locked", "check", "bans", "licenses", "sources"]),
+    )
+}
+
+/// The tool itself, built once into the target directory where nobody had it installed.
+fn cargo_deny(root: &Path) -> Result<PathBuf> {
+    if let Some(installed) = command::find("cargo-deny") {
+        return Ok(installed);
+    }
+    let tools = root.join("target/tools");
+    let built = tools.join("bin/cargo-deny");
+    if !built.is_file() {
+        run_command(
+            cargo(
+                root,
+                &[
+                    "install",
+                    "cargo-deny",
+                    "--locked",
+                    "--version",
+                    CARGO_DENY,
+                    "--root",
+                ],
+            )
+            .arg(&tools),
+        )?;
+    }
+    Ok(built)
+}

@@ -1,0 +1,85 @@
+//! The generated half of the documentation: `docs/reference/`.
+//!
+//! It is written from the binary itself, so it says what the binary does; `--check` fails when it
+//! no longer does.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{build, command, schema};
+
+const DIRECTORY: &str = "docs/reference";
+
+pub(crate) fn write(root: &Path) -> Result<()> {
+    for (name, text) in generate(root)? {
+        let file = root.join(DIRECTORY).join(name);
+        fs::write(&file, text).with_context(|| format!("write `{}`", file.display()))?;
+        println!("wrote {DIRECTORY}/{name}");
+    }
+    Ok(())
+}
+
+pub(crate) fn check(root: &Path) -> Result<()> {
+    let mut stale = Vec::new();
+    for (name, text) in generate(root)? {
+        let there = fs::read_to_string(root.join(DIRECTORY).join(name)).unwrap_or_default();
+        if let Some(line) = first_difference(&there, &text) {
+            stale.push(format!("{DIRECTORY}/{name}:{line}"));
+        }
+    }
+    if stale.is_empty() {
+        println!("{DIRECTORY} is what the binary says");
+        return Ok(());
+    }
+    bail!(
+        "stale: {}; run `cargo xtask docs` and commit the result",
+        stale.join(", ")
+    )
+}
+
+fn generate(root: &Path) -> Result<[(&'static str, String); 3]> {
+    let fender = build::for_tests(root)?;
+    let schema_text = command::output(Command::new(&fender).arg("schema"))?;
+    let schema: Value = serde_json::from_str(&schema_text).context("read `fender schema`")?;
+    let command_line = command::output(Command::new(&fender).arg("reference"))?;
+    Ok([
+        ("command-line.md", ended(command_line)),
+        ("documents.md", schema::markdown(&schema)?),
+        ("fender.schema.json", ended(schema_text)),
+    ])
+}
+
+/// With exactly one line end at the end, as files in a repository have.
+fn ended(text: String) -> String {
+    format!("{}\n", text.trim_end())
+}
+
+/// The number of the first line that differs, if one does.
+fn first_difference(left: &str, right: &str) -> Option<usize> {
+    if left == right {
+        return None;
+    }
+    let same = left
+        .lines()
+        .zip(right.lines())
+        .take_while(|(left, right)| left == right)
+        .count();
+    Some(same + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_file_is_reported_with_the_line_that_differs() {
+        assert_eq!(first_difference("a\nb\n", "a\nb\n"), None);
+        assert_eq!(first_difference("a\nb\n", "a\nc\n"), Some(2));
+        assert_eq!(first_difference("", "a\n"), Some(1));
+        assert_eq!(first_difference("a\n", "a"), Some(2));
+    }
+}

@@ -1,0 +1,125 @@
+//! The programs the tests and the bench need, and how they come onto the machine.
+//!
+//! As root on Debian or Ubuntu they are installed; anyone else gets the one line that does it. A
+//! missing program is never a skipped test.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command;
+
+/// A program and the Debian package that holds it.
+pub(crate) struct Program {
+    file: &'static str,
+    package: &'static str,
+}
+
+const fn program(file: &'static str, package: &'static str) -> Program {
+    Program { file, package }
+}
+
+/// What the tests start: clients and servers nobody here wrote, and a container engine.
+pub(crate) const TESTS: &[Program] = &[
+    program("busybox", "busybox-static"),
+    program("cc", "gcc"),
+    program("curl", "curl"),
+    program("docker", "docker.io"),
+    program("docker-compose", "docker-compose"),
+    program("dockerd", "docker.io"),
+    program("ip", "iproute2"),
+    program("iptables", "iptables"),
+    program("nft", "nftables"),
+    program("nginx", "nginx-light"),
+    program("openssl", "openssl"),
+    program("python3", "python3"),
+    program("unshare", "util-linux"),
+];
+
+/// What the bench measures Fender beside, and with.
+pub(crate) const BENCH: &[Program] = &[
+    program("cc", "gcc"),
+    program("haproxy", "haproxy"),
+    program("nginx", "nginx-light"),
+    program("openssl", "openssl"),
+    program("python3", "python3"),
+    program("taskset", "util-linux"),
+];
+
+/// Returns when every program is there; fails, saying what to do, otherwise.
+pub(crate) fn install(programs: &[Program]) -> Result<()> {
+    let packages = missing(programs, |file| command::find(file).is_some());
+    if packages.is_empty() {
+        println!("every program is there");
+        return Ok(());
+    }
+    if !is_root()? || command::find("apt-get").is_none() {
+        bail!("{}", advice(&packages));
+    }
+    if apt_get(&install_line(&packages)).is_err() {
+        // The lists of a fresh image are empty or old.
+        apt_get(&["update", "-q"])?;
+        apt_get(&install_line(&packages))?;
+    }
+    let left = missing(programs, |file| command::find(file).is_some());
+    if left.is_empty() {
+        return Ok(());
+    }
+    bail!("still missing after installing: {}", left.join(" "))
+}
+
+fn missing(programs: &[Program], there: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let mut packages: Vec<_> = programs
+        .iter()
+        .filter(|program| !there(program.file))
+        .map(|program| program.package)
+        .collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+fn advice(packages: &[&str]) -> String {
+    format!(
+        "programs are missing; install them with\n\n    sudo apt-get install -y {}\n",
+        packages.join(" ")
+    )
+}
+
+fn install_line<'a>(packages: &[&'a str]) -> Vec<&'a str> {
+    let mut line = vec!["install", "-y", "-q", "--no-install-recommends"];
+    line.extend(packages);
+    line
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    command::run(
+        Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(arguments),
+    )
+}
+
+/// Whether this process may install packages.
+fn is_root() -> Result<bool> {
+    Ok(command::output(Command::new("id").arg("-u"))?.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_by_its_package_once() {
+        let packages = missing(TESTS, |file| !matches!(file, "docker" | "dockerd" | "curl"));
+        assert_eq!(packages, ["curl", "docker.io"]);
+    }
+
+    #[test]
+    fn the_advice_is_one_line_to_copy() {
+        assert_eq!(
+            advice(&["curl", "docker.io"]),
+            "programs are missing; install them with\n\n    sudo apt-get install -y curl docker.io\n"
+        );
+    }
+}
