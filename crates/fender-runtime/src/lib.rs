@@ -1,1 +1,19 @@
-//! Placeholder.
+//! Tokio furniture without domain words.
+//!
+//! What every server of the house needs and none should write twice: a listener that can be passed
+//! on ([`listen`]), an accept loop that neither spins nor dies ([`accept`]), tasks that end when
+//! they are told to ([`drain`]), one deadline for a whole establishment ([`deadline`]), jittered
+//! backoff ([`backoff`]), the wall clock as a value ([`clock`]) and the log ([`telemetry`]).
+//!
+//! It knows no certificate, policy or secret, and no other crate of the house.
+
+pub mod accept;
+pub mod backoff;
+pub mod clock;
+pub mod deadline;
+pub mod drain;
+pub mod id;
+pub mod listen;
+mod random;
+pub mod sys;
+pub mod telemetry;

@@ -1,0 +1,229 @@
+//! Listeners as descriptors that can be passed on.
+//!
+//! A listener is never rebound and never dropped between two processes: closing one resets the
+//! connections in its queue. So every listener of the process can be inherited (systemd's
+//! `LISTEN_FDS` convention, [`Listeners`]) and handed out again ([`Listener::into_fd`]).
+//!
+//! Connected sockets are of two kinds, TCP and Unix; [`Socket`] is either.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rustix::fs::Mode;
+use socket2::{Domain, SockAddr, Type};
+use tokio::net::{TcpListener, UnixListener};
+
+pub use inherited::Listeners;
+pub use socket::Socket;
+
+mod inherited;
+mod socket;
+
+/// How many connections may wait in the kernel; it lowers this to its own limit.
+const QUEUE: i32 = 4096;
+
+/// Where to listen: `0.0.0.0:8443`, `[::]:8443` or `unix:/run/app.sock`.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum ListenAddress {
+    /// An IP address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// The absolute path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let invalid = || InvalidAddress(text.to_owned());
+        match text.strip_prefix("unix:") {
+            // 108 bytes are what the kernel takes, the closing zero included.
+            Some(path) if path.len() > 107 || path.contains('\0') => Err(invalid()),
+            Some(path) if Path::new(path).is_absolute() => Ok(Self::Unix(path.into())),
+            Some(_) => Err(invalid()),
+            None => text.parse().map(Self::Tcp).map_err(|_| invalid()),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Not an address to listen on.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is no address to listen on: write `IP:PORT` or `unix:/absolute/path` (107 bytes at most)")]
+pub struct InvalidAddress(String);
+
+/// Whom a connection comes from.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum PeerAddr {
+    /// An IP peer. An IPv4 peer of a dual-stack listener reads as IPv4.
+    Tcp(SocketAddr),
+    /// A process of this machine, over a Unix socket.
+    Unix,
+}
+
+impl PeerAddr {
+    /// The peer's IP address, if it has one.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(address) => Some(address.ip()),
+            Self::Unix => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for PeerAddr {
+    fn from(address: SocketAddr) -> Self {
+        // Rules that name an IPv4 network must also hold where `::ffff:10.0.0.1` knocks.
+        Self::Tcp(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// A bound, listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    kind: Kind,
+    address: ListenAddress,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds and listens. A Unix socket is made for its owner only; a socket file nobody listens on
+    /// any more is replaced, any other file is not.
+    pub fn bind(address: &ListenAddress) -> io::Result<Self> {
+        let bound = match address {
+            ListenAddress::Tcp(address) => bind_tcp(*address),
+            ListenAddress::Unix(path) => bind_unix(path),
+        };
+        bound.and_then(|socket| Self::from_fd(socket.into())).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on `{address}`: {error}"))
+        })
+    }
+
+    /// Takes over a listening socket made elsewhere.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::Socket::from(fd);
+        if !socket.is_listener()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "socket is not listening"));
+        }
+        socket.set_nonblocking(true)?;
+        socket.set_cloexec(true)?;
+        let local = socket.local_addr()?;
+        let (kind, address) = if let Some(address) = local.as_socket() {
+            let listener = TcpListener::from_std(OwnedFd::from(socket).into())?;
+            (Kind::Tcp(listener), ListenAddress::Tcp(address))
+        } else if let Some(path) = local.as_pathname() {
+            let address = ListenAddress::Unix(path.to_owned());
+            let listener = UnixListener::from_std(OwnedFd::from(socket).into())?;
+            (Kind::Unix(listener), address)
+        } else {
+            let error = "only TCP sockets and Unix sockets with a path can be listened on";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        };
+        Ok(Self { kind, address })
+    }
+
+    /// The address it is bound to, with the port the kernel chose.
+    pub fn local_address(&self) -> &ListenAddress {
+        &self.address
+    }
+
+    /// The next connection.
+    ///
+    /// Cancel safe. Loops use [`crate::accept::Accept`], which paces errors.
+    pub async fn accept(&self) -> io::Result<(Socket, PeerAddr)> {
+        match &self.kind {
+            Kind::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Socket::Tcp(stream), peer.into()))
+            }
+            Kind::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Socket::Unix(stream), PeerAddr::Unix))
+            }
+        }
+    }
+
+    /// The descriptor, to be passed on; connections in its queue stay there.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        match self.kind {
+            Kind::Tcp(listener) => listener.into_std().map(OwnedFd::from),
+            Kind::Unix(listener) => listener.into_std().map(OwnedFd::from),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.kind {
+            Kind::Tcp(listener) => listener.as_fd(),
+            Kind::Unix(listener) => listener.as_fd(),
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(QUEUE)?;
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // Linux gives the file the mode of the socket, so there is no moment at which others may enter.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    let address = SockAddr::unix(path)?;
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(path)? => {
+            std::fs::remove_file(path)?;
+            socket.bind(&address)?;
+        }
+        bound => bound?,
+    }
+    socket.listen(QUEUE)?;
+    Ok(socket)
+}
+
+/// Whether `path` is a socket that nobody listens on.
+fn is_abandoned(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::FileTypeExt;
+
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    Ok(probe
+        .connect(&SockAddr::unix(path)?)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,113 @@
+use std::os::unix::fs::PermissionsExt;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+#[test]
+fn an_address_survives_being_written_and_read() {
+    for text in ["0.0.0.0:8443", "[::1]:0", "unix:/run/app.sock"] {
+        assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+    }
+}
+
+#[test]
+fn what_is_no_address_is_refused_with_the_way_out() {
+    let long = format!("unix:/{}", "a".repeat(107));
+    for text in ["", "8443", "localhost:80", "unix:", "unix:app.sock", "unix:/a\0b", &long] {
+        let error = text.parse::<ListenAddress>().unwrap_err().to_string();
+        assert!(error.contains("IP:PORT"), "{error}");
+    }
+}
+
+#[test]
+fn an_ipv4_peer_of_a_dual_stack_listener_reads_as_ipv4() {
+    let peer = PeerAddr::from("[::ffff:10.1.2.3]:40".parse::<SocketAddr>().unwrap());
+    assert_eq!(peer.ip(), Some("10.1.2.3".parse().unwrap()));
+    assert_eq!(peer.to_string(), "10.1.2.3:40");
+    assert_eq!(PeerAddr::Unix.ip(), None);
+}
+
+#[tokio::test]
+async fn a_connection_in_the_queue_survives_the_listener_being_passed_on() {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_address().clone();
+    let ListenAddress::Tcp(tcp) = address else { unreachable!() };
+    let mut client = tokio::net::TcpStream::connect(tcp).await.unwrap();
+    client.write_all(b"still here").await.unwrap();
+
+    let successor = Listener::from_fd(listener.into_fd().unwrap()).unwrap();
+    let (mut socket, peer) = successor.accept().await.unwrap();
+    assert_eq!(peer.ip(), Some("127.0.0.1".parse().unwrap()));
+    let mut heard = [0; 10];
+    socket.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"still here");
+}
+
+#[tokio::test]
+async fn a_listener_kept_for_an_address_is_opened_instead_of_bound_again() {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.local_address().clone();
+    let mut listeners = Listeners::none();
+    listeners.keep(listener);
+    assert_eq!(listeners.leftover().count(), 1);
+    let opened = listeners.open(&address).unwrap();
+    assert_eq!(listeners.leftover().count(), 0);
+    let error = listeners.open(&address).unwrap_err().to_string();
+    assert!(error.contains(&address.to_string()), "{error}");
+    drop(opened);
+    listeners.open(&address).unwrap();
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_for_its_owner_from_its_first_moment() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.sock");
+    let address = ListenAddress::Unix(path.clone());
+    let listener = Listener::bind(&address).unwrap();
+    assert_eq!(path.symlink_metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(listener.local_address(), &address);
+
+    let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
+    let (mut socket, peer) = listener.accept().await.unwrap();
+    assert_eq!(peer, PeerAddr::Unix);
+    socket.set_nodelay().unwrap();
+    socket.write_all(b"ahoy").await.unwrap();
+    let mut heard = [0; 4];
+    client.read_exact(&mut heard).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_abandoned_socket_file_is_replaced_and_a_used_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let address = ListenAddress::Unix(directory.path().join("app.sock"));
+    let listener = Listener::bind(&address).unwrap();
+    let error = Listener::bind(&address).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    drop(listener);
+    Listener::bind(&address).unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_socket_is_never_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("precious");
+    std::fs::write(&path, "data").unwrap();
+    Listener::bind(&ListenAddress::Unix(path.clone())).unwrap_err();
+    assert_eq!(std::fs::read(&path).unwrap(), b"data");
+}
+
+#[tokio::test]
+async fn a_socket_that_does_not_listen_is_no_listener() {
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let error = Listener::from_fd(one.into()).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn listeners_meant_for_another_process_are_left_alone() {
+    for pid in [None, Some("1"), Some("nonsense")] {
+        let listeners = Listeners::inherit(pid, Some("3"), None).unwrap();
+        assert_eq!(listeners.leftover().count(), 0);
+    }
+}

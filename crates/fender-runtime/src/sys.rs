@@ -1,0 +1,130 @@
+//! What only the kernel or the C library can do: the one module of the house with `unsafe` in it.
+//!
+//! Every function has a safe signature; each `unsafe` block says why it holds.
+
+#![expect(unsafe_code, reason = "the one module that may; each block has its SAFETY comment")]
+
+use std::ffi::{CStr, c_char, c_int};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::io::FdFlags;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+pub use rustix::process::Signal;
+
+unsafe extern "C" {
+    #[cfg(target_env = "gnu")]
+    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
+}
+
+/// Pins the C library's name service to files and DNS.
+///
+/// A static binary still loads the host's name-service plug-ins when `nsswitch.conf` names one, and
+/// a plug-in built for another C library can crash the process. Call it first, before threads.
+pub fn pin_name_service() {
+    #[cfg(target_env = "gnu")]
+    for (database, services) in [
+        (c"hosts", c"files dns"),
+        (c"passwd", c"files"),
+        (c"group", c"files"),
+        (c"shadow", c"files"),
+        (c"initgroups", c"files"),
+        (c"services", c"files"),
+        (c"protocols", c"files"),
+        (c"networks", c"files"),
+    ] {
+        configure_lookup(database, services);
+    }
+}
+
+#[cfg(target_env = "gnu")]
+fn configure_lookup(database: &CStr, services: &CStr) {
+    // SAFETY: both strings end with a zero and outlive the call; glibc copies what it keeps and
+    // takes its own lock.
+    let failed = unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) } != 0;
+    if failed {
+        tracing::warn!(?database, "cannot pin the name service");
+    }
+}
+
+/// Keeps the process's memory from other processes of its user, and from core files.
+pub fn harden_process() -> io::Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::setrlimit(Resource::Core, none)?;
+    Ok(())
+}
+
+/// Gives up, for this process and its descendants, every privilege a set-user-id file could give.
+pub fn no_new_privileges() -> io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Makes orphaned descendants children of this process, so that it can reap them.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Has the kernel send `signal` to this process when the thread that started it ends.
+///
+/// A parent that is gone already sends nothing: check that it is still there afterwards.
+pub fn die_with_parent(signal: Signal) -> io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(signal))?)
+}
+
+/// Raises the limit on open descriptors as far as it goes, and returns it.
+pub fn raise_descriptor_limit() -> io::Result<u64> {
+    let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum.unwrap_or(u64::MAX))
+}
+
+/// Lets a child start with every signal at its default, also those this process was told to ignore.
+///
+/// Signals that are handled return to their default by themselves when a program is executed, and
+/// the standard library empties the mask; ignored ones would stay ignored (a shell under `nohup`).
+pub fn default_signals(command: &mut Command) {
+    const DEFAULT: usize = 0;
+    const LAST: c_int = 64;
+    let reset = || {
+        for number in 1..=LAST {
+            // SAFETY: `signal` is async-signal-safe and takes no pointer here. Numbers that cannot
+            // be set (KILL, STOP, the library's own) are refused with an error, which changes
+            // nothing.
+            unsafe { signal(number, DEFAULT) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; it calls only an async-signal-safe function
+    // and neither allocates nor locks.
+    unsafe { command.pre_exec(reset) };
+}
+
+/// Takes the descriptors 3, 4, … that the parent left open for us, as by `sd_listen_fds(3)`.
+///
+/// Fails when one of them is not open, and at the second call: they have an owner then.
+pub(crate) fn inherited_descriptors(count: u16) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(io::Error::other("inherited descriptors were taken already"));
+    }
+    (3..3 + RawFd::from(count)).map(inherited_descriptor).collect()
+}
+
+fn inherited_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: borrowed only for this check, which is defined for any number: the kernel answers
+    // EBADF for one that is not open. It is not -1.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|error| {
+        let message = format!("inherited descriptor {} is not open", borrowed.as_raw_fd());
+        io::Error::new(io::Error::from(error).kind(), message)
+    })?;
+    // SAFETY: it is open, and the parent left it for this process to own; the flag in
+    // `inherited_descriptors` lets nobody take it twice.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,142 @@
+//! The log: one stream of lines on standard error, text or JSON.
+//!
+//! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log, target
+//! [`ACCESS`], is always written: it is a record and not a level of detail.
+
+use std::io;
+use std::str::FromStr;
+
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry};
+
+/// The target of the access log.
+pub const ACCESS: &str = "access";
+
+/// How a line of the log reads.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = TelemetryError;
+
+    fn from_str(text: &str) -> Result<Self, TelemetryError> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(TelemetryError::Format(other.to_owned())),
+        }
+    }
+}
+
+/// Starts logging to standard error, for the whole process and once.
+pub fn init(format: LogFormat, directive: &str) -> Result<(), TelemetryError> {
+    let targets = targets(directive)?;
+    let subscriber = Registry::default().with(layer(format, targets, io::stderr));
+    Ok(tracing::subscriber::set_global_default(subscriber)?)
+}
+
+fn layer<S, W>(format: LogFormat, targets: Targets, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // A line that cannot be written is lost; complaining about it on the same stream would panic.
+    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(writer);
+    match format {
+        LogFormat::Text => lines.with_ansi(false).with_filter(targets).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_filter(targets).boxed(),
+    }
+}
+
+fn targets(directive: &str) -> Result<Targets, TelemetryError> {
+    let targets = Targets::from_str(directive)
+        .map_err(|error| TelemetryError::Directive(directive.to_owned(), error.to_string()))?;
+    Ok(targets.with_target(ACCESS, LevelFilter::TRACE))
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("`{0}` is no log format: write `text` or `json`")]
+    Format(String),
+    #[error("`{0}` is no log directive, write for example `info,fender_proxy=debug`: {1}")]
+    Directive(String, String),
+    #[error("the log was started already")]
+    Started(#[from] SetGlobalDefaultError),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, directive: &str, log: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = layer(format, targets(directive).unwrap(), move || writer.clone());
+        tracing::subscriber::with_default(Registry::default().with(layer), log);
+        let bytes = lines.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_directive_chooses_the_level_by_target() {
+        let text = logged(LogFormat::Text, "warn,chatty=debug", || {
+            tracing::info!(target: "quiet", "unheard");
+            tracing::debug!(target: "chatty", "heard");
+        });
+        assert!(text.contains("heard") && !text.contains("unheard"), "{text}");
+    }
+
+    #[test]
+    fn the_access_log_cannot_be_silenced() {
+        for directive in ["off", "error", "info,access=off"] {
+            let text = logged(LogFormat::Json, directive, || {
+                tracing::info!(target: ACCESS, status = 200, "request");
+            });
+            assert!(text.contains(r#""status":200"#), "{directive}: {text}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_per_line_whatever_the_message_holds() {
+        let text = logged(LogFormat::Json, "info", || {
+            tracing::info!(path = "a\nb", "line one\nline two");
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains(r#""path":"a\nb""#), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_with_an_example() {
+        let error = targets("fender=loud").unwrap_err().to_string();
+        assert!(error.contains("`fender=loud`") && error.contains("debug"), "{error}");
+        assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("`json`"));
+    }
+}
