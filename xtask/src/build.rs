@@ -34,7 +34,7 @@ fn fender(root: &Path, arguments: &[&str]) -> Result<PathBuf> {
 }
 
 /// The program of this name, not its unit tests, among the messages of a build.
-fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
