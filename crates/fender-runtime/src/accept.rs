@@ -40,13 +40,21 @@ struct Episode {
 impl Accept {
     /// At most `slots` connections of this listener are open at a time.
     pub fn new(listener: Listener, slots: usize) -> Self {
-        Self::sharing(listener, Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS))))
+        Self::sharing(
+            listener,
+            Arc::new(Semaphore::new(slots.min(Semaphore::MAX_PERMITS))),
+        )
     }
 
     /// Shares its slots with other listeners.
     pub fn sharing(listener: Listener, slots: Arc<Semaphore>) -> Self {
         let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self { listener, slots, backoff, episode: None }
+        Self {
+            listener,
+            slots,
+            backoff,
+            episode: None,
+        }
     }
 
     /// The address it listens on.
@@ -98,14 +106,19 @@ impl Accept {
             Some(episode) => episode.attempts += 1,
             None => {
                 tracing::warn!(listen = %address, %error, "cannot accept connections, pausing");
-                self.episode = Some(Episode { began: Instant::now(), attempts: 1 });
+                self.episode = Some(Episode {
+                    began: Instant::now(),
+                    attempts: 1,
+                });
             }
         }
         self.backoff.next()
     }
 
     fn recovered(&mut self) {
-        let Some(Episode { began, attempts }) = self.episode.take() else { return };
+        let Some(Episode { began, attempts }) = self.episode.take() else {
+            return;
+        };
         self.backoff.reset();
         let address = self.listener.local_address();
         let paused_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -124,7 +137,10 @@ pub struct Slot {
 async fn slot(slots: &Arc<Semaphore>, drain: &Drain) -> Option<Slot> {
     // Nobody closes this semaphore; if it were closed there would be no more room, ever.
     let permit = slots.clone().acquire_owned().await.ok()?;
-    Some(Slot { _permit: permit, _registration: drain.register() })
+    Some(Slot {
+        _permit: permit,
+        _registration: drain.register(),
+    })
 }
 
 #[cfg(test)]
@@ -135,7 +151,9 @@ mod tests {
 
     fn accept(slots: usize) -> (Accept, std::net::SocketAddr) {
         let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let ListenAddress::Tcp(address) = *listener.local_address() else { unreachable!() };
+        let ListenAddress::Tcp(address) = *listener.local_address() else {
+            unreachable!()
+        };
         (Accept::new(listener, slots), address)
     }
 
@@ -168,8 +186,11 @@ mod tests {
         let (mut waits_for_connection, _) = accept(1);
         let (mut waits_for_slot, _) = accept(0);
         let stop = async { drain.stop() };
-        let (connection, slot, ()) =
-            tokio::join!(waits_for_connection.next(&drain), waits_for_slot.next(&drain), stop);
+        let (connection, slot, ()) = tokio::join!(
+            waits_for_connection.next(&drain),
+            waits_for_slot.next(&drain),
+            stop
+        );
         assert!(connection.is_none() && slot.is_none());
         drain.drained().await;
     }

@@ -19,11 +19,18 @@ impl Backoff {
     /// The first wait is up to `base`, no wait is longer than `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
         let base = base.min(cap);
-        Self { base, cap, step: base }
+        Self {
+            base,
+            cap,
+            step: base,
+        }
     }
 
     /// The next wait: between half and the whole of the doubling step.
-    #[expect(clippy::should_implement_trait, reason = "waits never run out, so it is no iterator")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "waits never run out, so it is no iterator"
+    )]
     pub fn next(&mut self) -> Duration {
         let step = self.step;
         self.step = step.saturating_mul(2).min(self.cap);
@@ -47,7 +54,10 @@ mod tests {
             for step in [5, 10, 20, 40, 80, 160, 320, 640, 1000, 1000, 1000] {
                 let step = Duration::from_millis(step);
                 let wait = backoff.next();
-                assert!(wait >= step / 2 && wait <= step, "{wait:?} for a step of {step:?}");
+                assert!(
+                    wait >= step / 2 && wait <= step,
+                    "{wait:?} for a step of {step:?}"
+                );
             }
             backoff.reset();
             assert!(backoff.next() <= Duration::from_millis(5));

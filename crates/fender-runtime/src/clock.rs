@@ -29,10 +29,15 @@ pub type SharedClock = Arc<dyn Clock>;
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the machine's clock"
+    )]
     fn now(&self) -> UnixTime {
         // A clock before 1970 reads as 1970: every certificate is then not yet valid, and refused.
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         UnixTime::since_unix_epoch(since)
     }
 }
@@ -51,7 +56,9 @@ pub struct TestClock {
 impl TestClock {
     /// A clock standing still at `now`.
     pub fn new(now: UnixTime) -> Arc<Self> {
-        Arc::new(Self { milliseconds: AtomicU64::new(now.as_secs().saturating_mul(1000)) })
+        Arc::new(Self {
+            milliseconds: AtomicU64::new(now.as_secs().saturating_mul(1000)),
+        })
     }
 
     /// Moves forward.
@@ -62,13 +69,16 @@ impl TestClock {
 
     /// Jumps, in either direction.
     pub fn set(&self, now: UnixTime) {
-        self.milliseconds.store(now.as_secs().saturating_mul(1000), Ordering::Relaxed);
+        self.milliseconds
+            .store(now.as_secs().saturating_mul(1000), Ordering::Relaxed);
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_millis(self.milliseconds.load(Ordering::Relaxed)))
+        UnixTime::since_unix_epoch(Duration::from_millis(
+            self.milliseconds.load(Ordering::Relaxed),
+        ))
     }
 }
 

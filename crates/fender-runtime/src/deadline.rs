@@ -19,7 +19,9 @@ impl Deadline {
         // A limit beyond what the clock can count means "never" to whoever wrote it.
         let far = Duration::from_secs(365 * 24 * 60 * 60);
         let now = Instant::now();
-        Self { at: now.checked_add(limit).unwrap_or(now + far) }
+        Self {
+            at: now.checked_add(limit).unwrap_or(now + far),
+        }
     }
 
     /// The time left; zero once it has passed.
@@ -29,7 +31,9 @@ impl Deadline {
 
     /// Runs `step` until it ends or the deadline passes.
     pub async fn bound<F: Future>(self, step: F) -> Result<F::Output, Elapsed> {
-        tokio::time::timeout_at(self.at, step).await.map_err(|_| Elapsed)
+        tokio::time::timeout_at(self.at, step)
+            .await
+            .map_err(|_| Elapsed)
     }
 
     /// Resolves when the deadline passes.

@@ -48,7 +48,14 @@ impl Drain {
         let tasks = TaskTracker::new();
         // A closed tracker still takes tasks; it only lets `drained` resolve while nothing runs.
         tasks.close();
-        Self { inner: Arc::new(Inner { stop, force, tasks, parent }) }
+        Self {
+            inner: Arc::new(Inner {
+                stop,
+                force,
+                tasks,
+                parent,
+            }),
+        }
     }
 
     /// Takes no new work from now on.
@@ -78,7 +85,10 @@ impl Drain {
     }
 
     /// Runs `task` as one of this set.
-    #[expect(clippy::disallowed_methods, reason = "this is the replacement: a tracked spawn")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the replacement: a tracked spawn"
+    )]
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -101,8 +111,15 @@ impl Drain {
 
     /// Counts as a task of this set until dropped.
     pub fn register(&self) -> Registration {
-        let parent = self.inner.parent.as_ref().map(|parent| Box::new(parent.register()));
-        Registration { _task: self.inner.tasks.token(), _parent: parent }
+        let parent = self
+            .inner
+            .parent
+            .as_ref()
+            .map(|parent| Box::new(parent.register()));
+        Registration {
+            _task: self.inner.tasks.token(),
+            _parent: parent,
+        }
     }
 
     /// The tracker beneath, for libraries that want to spawn by themselves.

@@ -35,7 +35,9 @@ impl FromStr for OpaqueId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let canonical = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let canonical = text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 32 || !canonical {
             return Err(InvalidId);
         }
@@ -64,8 +66,13 @@ mod tests {
     fn only_the_one_canonical_form_is_read() {
         let id = OpaqueId([0xab; 16]).to_string();
         assert_eq!(id, "ab".repeat(16));
-        for text in ["", &id[1..], &format!("{id}0"), &id.to_uppercase(), &format!("+{}", &id[1..])]
-        {
+        for text in [
+            "",
+            &id[1..],
+            &format!("{id}0"),
+            &id.to_uppercase(),
+            &format!("+{}", &id[1..]),
+        ] {
             assert_eq!(text.parse::<OpaqueId>(), Err(InvalidId), "{text}");
         }
     }

@@ -61,7 +61,9 @@ impl fmt::Display for ListenAddress {
 
 /// Not an address to listen on.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is no address to listen on: write `IP:PORT` or `unix:/absolute/path` (107 bytes at most)")]
+#[error(
+    "`{0}` is no address to listen on: write `IP:PORT` or `unix:/absolute/path` (107 bytes at most)"
+)]
 pub struct InvalidAddress(String);
 
 /// Whom a connection comes from.
@@ -120,16 +122,24 @@ impl Listener {
             ListenAddress::Tcp(address) => bind_tcp(*address),
             ListenAddress::Unix(path) => bind_unix(path),
         };
-        bound.and_then(|socket| Self::from_fd(socket.into())).map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen on `{address}`: {error}"))
-        })
+        bound
+            .and_then(|socket| Self::from_fd(socket.into()))
+            .map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot listen on `{address}`: {error}"),
+                )
+            })
     }
 
     /// Takes over a listening socket made elsewhere.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let socket = socket2::Socket::from(fd);
         if !socket.is_listener()? {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "socket is not listening"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "socket is not listening",
+            ));
         }
         socket.set_nonblocking(true)?;
         socket.set_cloexec(true)?;

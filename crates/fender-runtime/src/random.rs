@@ -4,7 +4,10 @@
 ///
 /// The generator fails only when the kernel gives no entropy at all; nothing that follows would be
 /// safe then, so this does not return.
-#[expect(clippy::expect_used, reason = "an id that is not random is worse than no process")]
+#[expect(
+    clippy::expect_used,
+    reason = "an id that is not random is worse than no process"
+)]
 pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the kernel gives random bytes");

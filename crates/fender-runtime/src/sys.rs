@@ -2,11 +2,14 @@
 //!
 //! Every function has a safe signature; each `unsafe` block says why it holds.
 
-#![expect(unsafe_code, reason = "the one module that may; each block has its SAFETY comment")]
+#![expect(
+    unsafe_code,
+    reason = "the one module that may; each block has its SAFETY comment"
+)]
 
 use std::ffi::{CStr, c_char, c_int};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +58,10 @@ fn configure_lookup(database: &CStr, services: &CStr) {
 /// Keeps the process's memory from other processes of its user, and from core files.
 pub fn harden_process() -> io::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     rustix::process::setrlimit(Resource::Core, none)?;
     Ok(())
 }
@@ -67,20 +73,30 @@ pub fn no_new_privileges() -> io::Result<()> {
 
 /// Makes orphaned descendants children of this process, so that it can reap them.
 pub fn become_subreaper() -> io::Result<()> {
-    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+    Ok(rustix::process::set_child_subreaper(Some(
+        rustix::process::getpid(),
+    ))?)
 }
 
 /// Has the kernel send `signal` to this process when the thread that started it ends.
 ///
 /// A parent that is gone already sends nothing: check that it is still there afterwards.
 pub fn die_with_parent(signal: Signal) -> io::Result<()> {
-    Ok(rustix::process::set_parent_process_death_signal(Some(signal))?)
+    Ok(rustix::process::set_parent_process_death_signal(Some(
+        signal,
+    ))?)
 }
 
 /// Raises the limit on open descriptors as far as it goes, and returns it.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Nofile);
-    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?;
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
@@ -94,7 +110,7 @@ pub fn default_signals(command: &mut Command) {
     let reset = || {
         for number in 1..=LAST {
             // SAFETY: `signal` is async-signal-safe and takes no pointer here. Numbers that cannot
-            // be set (KILL, STOP, the library's own) are refused with an error, which changes
+            // be set (KILL, STOP, the C library's own) are refused with an error, which changes
             // nothing.
             unsafe { signal(number, DEFAULT) };
         }
@@ -113,18 +129,23 @@ pub(crate) fn inherited_descriptors(count: u16) -> io::Result<Vec<OwnedFd>> {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(io::Error::other("inherited descriptors were taken already"));
     }
-    (3..3 + RawFd::from(count)).map(inherited_descriptor).collect()
+    let numbers = 3..3 + RawFd::from(count);
+    // All of them are looked at before one is taken: a wrong count must not close what is not ours.
+    numbers.clone().try_for_each(adopt)?;
+    // SAFETY: each is open, and the parent left it for this process to own; the flag above lets
+    // nobody take it twice.
+    Ok(numbers
+        .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+        .collect())
 }
 
-fn inherited_descriptor(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: borrowed only for this check, which is defined for any number: the kernel answers
+/// Marks an inherited descriptor as one that our own children do not inherit.
+fn adopt(number: RawFd) -> io::Result<()> {
+    // SAFETY: borrowed for this call only, which is defined for any number: the kernel answers
     // EBADF for one that is not open. It is not -1.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(|error| {
-        let message = format!("inherited descriptor {} is not open", borrowed.as_raw_fd());
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC).map_err(|error| {
+        let message = format!("inherited descriptor {number} is not open");
         io::Error::new(io::Error::from(error).kind(), message)
-    })?;
-    // SAFETY: it is open, and the parent left it for this process to own; the flag in
-    // `inherited_descriptors` lets nobody take it twice.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    })
 }

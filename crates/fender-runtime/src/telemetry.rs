@@ -52,10 +52,16 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // A line that cannot be written is lost; complaining about it on the same stream would panic.
-    let lines = tracing_subscriber::fmt::layer().log_internal_errors(false).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
+        .with_writer(writer);
     match format {
         LogFormat::Text => lines.with_ansi(false).with_filter(targets).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_filter(targets).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_filter(targets)
+            .boxed(),
     }
 }
 
@@ -111,7 +117,10 @@ mod tests {
             tracing::info!(target: "quiet", "unheard");
             tracing::debug!(target: "chatty", "heard");
         });
-        assert!(text.contains("heard") && !text.contains("unheard"), "{text}");
+        assert!(
+            text.contains("heard") && !text.contains("unheard"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -136,7 +145,16 @@ mod tests {
     #[test]
     fn what_cannot_be_understood_is_refused_with_an_example() {
         let error = targets("fender=loud").unwrap_err().to_string();
-        assert!(error.contains("`fender=loud`") && error.contains("debug"), "{error}");
-        assert!("xml".parse::<LogFormat>().unwrap_err().to_string().contains("`json`"));
+        assert!(
+            error.contains("`fender=loud`") && error.contains("debug"),
+            "{error}"
+        );
+        assert!(
+            "xml"
+                .parse::<LogFormat>()
+                .unwrap_err()
+                .to_string()
+                .contains("`json`")
+        );
     }
 }

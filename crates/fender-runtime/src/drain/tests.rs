@@ -78,7 +78,12 @@ async fn a_child_stops_alone_but_its_parent_waits_for_it() {
     assert!(!parent.is_stopping());
 
     let registration = child.register();
-    assert!(Deadline::after(Duration::from_secs(1)).bound(parent.drained()).await.is_err());
+    assert!(
+        Deadline::after(Duration::from_secs(1))
+            .bound(parent.drained())
+            .await
+            .is_err()
+    );
     drop(registration);
     parent.drained().await;
 

@@ -30,7 +30,9 @@ impl Listeners {
     /// Takes what `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` announce; nothing when they are
     /// meant for another process. Works once per process, before it opens descriptors of its own.
     pub fn inherit(pid: Option<&str>, fds: Option<&str>, names: Option<&str>) -> io::Result<Self> {
-        let (Some(pid), Some(fds)) = (pid, fds) else { return Ok(Self::none()) };
+        let (Some(pid), Some(fds)) = (pid, fds) else {
+            return Ok(Self::none());
+        };
         if pid.parse() != Ok(std::process::id()) {
             return Ok(Self::none());
         }
@@ -44,7 +46,10 @@ impl Listeners {
             .into_iter()
             .map(|fd| {
                 let name = names.next().unwrap_or_default().to_owned();
-                Ok(Inherited { name, listener: Listener::from_fd(fd)? })
+                Ok(Inherited {
+                    name,
+                    listener: Listener::from_fd(fd)?,
+                })
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { inherited })
@@ -52,7 +57,10 @@ impl Listeners {
 
     /// The listener for `address`: the inherited one bound to it, or a new one.
     pub fn open(&mut self, address: &ListenAddress) -> io::Result<Listener> {
-        let found = self.inherited.iter().position(|one| one.listener.local_address() == address);
+        let found = self
+            .inherited
+            .iter()
+            .position(|one| one.listener.local_address() == address);
         match found {
             Some(index) => Ok(self.inherited.swap_remove(index).listener),
             None => Listener::bind(address),
@@ -61,11 +69,16 @@ impl Listeners {
 
     /// Keeps a listener for whoever opens its address next, its queue untouched.
     pub fn keep(&mut self, listener: Listener) {
-        self.inherited.push(Inherited { name: String::new(), listener });
+        self.inherited.push(Inherited {
+            name: String::new(),
+            listener,
+        });
     }
 
     /// What was inherited and not opened: its name, if the parent gave one, and its address.
     pub fn leftover(&self) -> impl Iterator<Item = (&str, &ListenAddress)> {
-        self.inherited.iter().map(|one| (one.name.as_str(), one.listener.local_address()))
+        self.inherited
+            .iter()
+            .map(|one| (one.name.as_str(), one.listener.local_address()))
     }
 }

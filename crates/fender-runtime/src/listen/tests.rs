@@ -14,7 +14,15 @@ fn an_address_survives_being_written_and_read() {
 #[test]
 fn what_is_no_address_is_refused_with_the_way_out() {
     let long = format!("unix:/{}", "a".repeat(107));
-    for text in ["", "8443", "localhost:80", "unix:", "unix:app.sock", "unix:/a\0b", &long] {
+    for text in [
+        "",
+        "8443",
+        "localhost:80",
+        "unix:",
+        "unix:app.sock",
+        "unix:/a\0b",
+        &long,
+    ] {
         let error = text.parse::<ListenAddress>().unwrap_err().to_string();
         assert!(error.contains("IP:PORT"), "{error}");
     }
@@ -32,7 +40,9 @@ fn an_ipv4_peer_of_a_dual_stack_listener_reads_as_ipv4() {
 async fn a_connection_in_the_queue_survives_the_listener_being_passed_on() {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_address().clone();
-    let ListenAddress::Tcp(tcp) = address else { unreachable!() };
+    let ListenAddress::Tcp(tcp) = address else {
+        unreachable!()
+    };
     let mut client = tokio::net::TcpStream::connect(tcp).await.unwrap();
     client.write_all(b"still here").await.unwrap();
 
@@ -65,7 +75,10 @@ async fn a_unix_socket_is_for_its_owner_from_its_first_moment() {
     let path = directory.path().join("app.sock");
     let address = ListenAddress::Unix(path.clone());
     let listener = Listener::bind(&address).unwrap();
-    assert_eq!(path.symlink_metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        path.symlink_metadata().unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     assert_eq!(listener.local_address(), &address);
 
     let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
