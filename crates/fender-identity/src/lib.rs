@@ -1,1 +1,27 @@
-//! Placeholder.
+//! Who somebody is, and how it is proven: SPIFFE IDs, SVIDs, trust bundles, secrets, and the one
+//! function that decides whether a certificate chain proves an identity.
+//!
+//! Pure: no file, socket, task or clock. `now` is an argument, or comes from the `TimeProvider`
+//! a TLS configuration was made with. This crate decides *who*; whether they *may* is policy.
+
+mod bundle;
+mod certificate;
+pub mod csr;
+mod peer;
+mod pem;
+mod secret;
+mod spiffe;
+mod svid;
+pub mod tls;
+pub mod verify;
+
+#[cfg(test)]
+mod testing;
+
+pub use bundle::{Bundle, BundleError, Bundles};
+pub use certificate::{Malformed, Serial, SerialError, Validity};
+pub use peer::{Peer, PeerSvid};
+pub use pem::PemError;
+pub use secret::Secret;
+pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
+pub use svid::{Svid, SvidError};

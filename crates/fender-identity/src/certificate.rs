@@ -1,0 +1,222 @@
+//! One reading of one X.509 certificate: the facts that the rules of [`crate::verify`] are about.
+//!
+//! Reads only; decides nothing about trust. The size is capped before the first byte is parsed, and
+//! what is ambiguous (trailing bytes, an extension twice, a name that is not text) is malformed.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use rustls_pki_types::UnixTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME};
+use x509_parser::prelude::FromDer;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Version;
+
+/// The largest certificate that is looked at.
+pub(crate) const MAX_CERTIFICATE: usize = 16 * 1024;
+const MAX_SERIAL: usize = 20;
+
+/// When a certificate counts. Both ends are included, as X.509 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Validity {
+    pub not_before: UnixTime,
+    pub not_after: UnixTime,
+}
+
+impl Validity {
+    pub fn includes(&self, now: UnixTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+}
+
+/// The number an authority gave a certificate. Shown in lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(Box<[u8]>);
+
+impl Serial {
+    /// Big-endian, at most 20 bytes without leading zeros.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, SerialError> {
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let significant = bytes.get(zeros..).unwrap_or_default();
+        match significant.len() {
+            0 => Err(SerialError),
+            1..=MAX_SERIAL => Ok(Self(significant.into())),
+            _ => Err(SerialError),
+        }
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Serial {
+    type Err = SerialError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::from_bytes(&from_hex(text).ok_or(SerialError)?)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("serial number is not a positive number of at most 20 bytes in hex")]
+pub struct SerialError;
+
+/// Why bytes are not a certificate we read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    #[error("it is larger than {MAX_CERTIFICATE} bytes")]
+    TooLarge,
+    #[error("it is not DER of an X.509 version 3 certificate")]
+    NotX509,
+    #[error("an extension is there twice or cannot be read")]
+    Extension,
+    #[error("a subject alternative name cannot be read")]
+    Name,
+    #[error("its serial number is not a positive number of at most 20 bytes")]
+    Serial,
+    #[error("its validity lies before 1970")]
+    Validity,
+}
+
+/// What the key usage extension says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeyUsage {
+    pub(crate) critical: bool,
+    pub(crate) digital_signature: bool,
+    pub(crate) signs_certificates: bool,
+    pub(crate) signs_crls: bool,
+}
+
+/// The facts of one certificate.
+#[derive(Clone, Debug)]
+pub(crate) struct Certificate {
+    pub(crate) serial: Serial,
+    pub(crate) validity: Validity,
+    pub(crate) uris: Vec<String>,
+    pub(crate) is_ca: bool,
+    pub(crate) key_usage: Option<KeyUsage>,
+}
+
+impl Certificate {
+    pub(crate) fn read(der: &[u8]) -> Result<Self, Malformed> {
+        if der.len() > MAX_CERTIFICATE {
+            return Err(Malformed::TooLarge);
+        }
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| Malformed::NotX509)?;
+        if !rest.is_empty() || certificate.version() != X509Version::V3 {
+            return Err(Malformed::NotX509);
+        }
+        Ok(Self {
+            serial: Serial::from_bytes(certificate.raw_serial()).map_err(|_| Malformed::Serial)?,
+            validity: Validity {
+                not_before: unix_time(certificate.validity().not_before)?,
+                not_after: unix_time(certificate.validity().not_after)?,
+            },
+            uris: uris(&certificate)?,
+            is_ca: certificate
+                .basic_constraints()
+                .map_err(|_| Malformed::Extension)?
+                .is_some_and(|constraints| constraints.value.ca),
+            key_usage: key_usage(&certificate)?,
+        })
+    }
+
+    /// May its key sign other certificates? Without the extension, X.509 says any use is fine.
+    pub(crate) fn may_sign_certificates(&self) -> bool {
+        self.is_ca && self.key_usage.is_none_or(|usage| usage.signs_certificates)
+    }
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    hash
+}
+
+/// Bytes from an even number of hex digits.
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect()
+}
+
+fn unix_time(time: ASN1Time) -> Result<UnixTime, Malformed> {
+    let seconds = u64::try_from(time.timestamp()).map_err(|_| Malformed::Validity)?;
+    Ok(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+}
+
+fn uris(certificate: &X509Certificate<'_>) -> Result<Vec<String>, Malformed> {
+    let extension = certificate
+        .get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME)
+        .map_err(|_| Malformed::Extension)?;
+    let Some(extension) = extension else {
+        return Ok(Vec::new());
+    };
+    let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else {
+        return Err(Malformed::Extension);
+    };
+    uris_of(&names.general_names).ok_or(Malformed::Name)
+}
+
+/// The URIs among names; none if any name cannot be read.
+pub(crate) fn uris_of(names: &[GeneralName<'_>]) -> Option<Vec<String>> {
+    if names
+        .iter()
+        .any(|name| matches!(name, GeneralName::Invalid(..)))
+    {
+        return None;
+    }
+    let uri = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        GeneralName::OtherName(..)
+        | GeneralName::RFC822Name(_)
+        | GeneralName::DNSName(_)
+        | GeneralName::X400Address(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EDIPartyName(_)
+        | GeneralName::IPAddress(_)
+        | GeneralName::RegisteredID(_)
+        | GeneralName::Invalid(..) => None,
+    };
+    Some(names.iter().filter_map(uri).collect())
+}
+
+fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<KeyUsage>, Malformed> {
+    let extension = certificate
+        .get_extension_unique(&OID_X509_EXT_KEY_USAGE)
+        .map_err(|_| Malformed::Extension)?;
+    let Some(extension) = extension else {
+        return Ok(None);
+    };
+    let ParsedExtension::KeyUsage(usage) = extension.parsed_extension() else {
+        return Err(Malformed::Extension);
+    };
+    Ok(Some(KeyUsage {
+        critical: extension.critical,
+        digital_signature: usage.digital_signature(),
+        signs_certificates: usage.key_cert_sign(),
+        signs_crls: usage.crl_sign(),
+    }))
+}

@@ -1,0 +1,77 @@
+//! The other side of a connection, once it is known who that is.
+//!
+//! Nobody is a case of its own. A [`PeerSvid`] is a proof: its fields are private and only
+//! [`crate::verify`] and a finished TLS handshake make one.
+
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use crate::certificate::sha256;
+use crate::{Serial, SpiffeId};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Verified(PeerSvid),
+    Anonymous,
+}
+
+impl Peer {
+    pub fn svid(&self) -> Option<&PeerSvid> {
+        match self {
+            Self::Verified(svid) => Some(svid),
+            Self::Anonymous => None,
+        }
+    }
+
+    pub fn id(&self) -> Option<&SpiffeId> {
+        self.svid().map(PeerSvid::id)
+    }
+}
+
+/// An identity that was proven by a chain of certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSvid {
+    id: SpiffeId,
+    serial: Serial,
+    not_after: UnixTime,
+    leaf: CertificateDer<'static>,
+    fingerprint: [u8; 32],
+}
+
+impl PeerSvid {
+    pub(crate) fn new(
+        id: SpiffeId,
+        serial: Serial,
+        not_after: UnixTime,
+        leaf: CertificateDer<'static>,
+    ) -> Self {
+        let fingerprint = sha256(&leaf);
+        Self {
+            id,
+            serial,
+            not_after,
+            leaf,
+            fingerprint,
+        }
+    }
+
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    pub fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// SHA-256 of the leaf's DER.
+    pub fn leaf_fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    pub fn leaf_der(&self) -> &CertificateDer<'static> {
+        &self.leaf
+    }
+}

@@ -1,0 +1,84 @@
+//! PEM in and out. Reads only what it is asked for and caps how much of it there may be.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls_pki_types::pem::{Error, PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+/// More than any chain or bundle needs.
+const MAX_PEM: usize = 1024 * 1024;
+const LINE: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PemError {
+    #[error("PEM text of {length} bytes is longer than {MAX_PEM}")]
+    TooLong { length: usize },
+    #[error("PEM section of a {what} cannot be read")]
+    Section { what: &'static str },
+    #[error("no {what} in the PEM text")]
+    Missing { what: &'static str },
+    #[error("more than one private key in the PEM text")]
+    SeveralKeys,
+}
+
+/// Every certificate in the text, in order; other sections are passed over.
+pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let certificates: Vec<CertificateDer<'static>> = sections(text, "certificate")?;
+    if certificates.is_empty() {
+        return Err(PemError::Missing {
+            what: "certificate",
+        });
+    }
+    Ok(certificates)
+}
+
+/// The one private key in the text.
+pub(crate) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    let mut keys: Vec<PrivateKeyDer<'static>> = sections(text, "private key")?;
+    match (keys.pop(), keys.is_empty()) {
+        (Some(key), true) => Ok(key),
+        (Some(_), false) => Err(PemError::SeveralKeys),
+        (None, _) => Err(PemError::Missing {
+            what: "private key",
+        }),
+    }
+}
+
+/// One PEM section. The caller decides whether the text is secret.
+pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    // Sized once: growing would leave copies of a secret behind.
+    let capacity = body.len() + body.len() / LINE + 2 * label.len() + 40;
+    let mut text = Zeroizing::new(String::with_capacity(capacity));
+    for part in ["-----BEGIN ", label, "-----\n"] {
+        text.push_str(part);
+    }
+    for (index, character) in body.chars().enumerate() {
+        if index > 0 && index % LINE == 0 {
+            text.push('\n');
+        }
+        text.push(character);
+    }
+    for part in ["\n-----END ", label, "-----\n"] {
+        text.push_str(part);
+    }
+    text
+}
+
+pub(crate) fn encode_certificates(certificates: &[CertificateDer<'_>]) -> String {
+    certificates
+        .iter()
+        .map(|der| encode("CERTIFICATE", der).to_string())
+        .collect()
+}
+
+fn sections<T: PemObject>(text: &[u8], what: &'static str) -> Result<Vec<T>, PemError> {
+    if text.len() > MAX_PEM {
+        return Err(PemError::TooLong { length: text.len() });
+    }
+    T::pem_slice_iter(text)
+        .collect::<Result<Vec<T>, Error>>()
+        .map_err(|_| PemError::Section { what })
+}
