@@ -41,3 +41,76 @@ impl fmt::Debug for HttpFacts<'_> {
             .finish_non_exhaustive()
     }
 }
+
+/// The facts as clauses ask for them, taken apart once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'a> {
+    pub(crate) caller: Option<Caller<'a>>,
+    /// An IPv4 address in IPv6 clothes is the IPv4 address.
+    pub(crate) source_ip: Option<IpAddr>,
+    pub(crate) port: u16,
+    pub(crate) http: Option<HttpFacts<'a>>,
+}
+
+/// A verified peer. An anonymous one is the absence of this, never an empty name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller<'a> {
+    /// `TRUST/ns/NAMESPACE/sa/NAME`, or `TRUST/…` for identities of another shape.
+    pub(crate) principal: &'a str,
+    /// Namespace and name, for identities of the shape of a workload.
+    pub(crate) account: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Seen<'a> {
+    pub(crate) fn of(facts: &Facts<'a>) -> Self {
+        Self {
+            caller: match facts.peer {
+                Peer::Verified(svid) => Some(Caller::of(svid.id().as_str())),
+                Peer::Anonymous => None,
+            },
+            source_ip: facts.source_ip.map(|ip| ip.to_canonical()),
+            port: facts.port,
+            http: facts.http,
+        }
+    }
+
+    pub(crate) fn principal(&self) -> Option<&'a str> {
+        self.caller.map(|caller| caller.principal)
+    }
+
+    pub(crate) fn namespace(&self) -> Option<&'a str> {
+        self.account().map(|(namespace, _)| namespace)
+    }
+
+    pub(crate) fn account(&self) -> Option<(&'a str, &'a str)> {
+        self.caller.and_then(|caller| caller.account)
+    }
+
+    pub(crate) fn host(&self) -> Option<&'a str> {
+        self.http.map(|http| http.host)
+    }
+
+    pub(crate) fn method(&self) -> Option<&'a str> {
+        self.http.map(|http| http.method)
+    }
+
+    pub(crate) fn path(&self) -> Option<&'a str> {
+        self.http.map(|http| http.path)
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<Vec<&'a str>> {
+        self.http.map(|http| (http.header)(name))
+    }
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn of(spiffe_id: &'a str) -> Self {
+        let principal = spiffe_id.strip_prefix("spiffe://").unwrap_or(spiffe_id);
+        let mut parts = principal.split('/').skip(1);
+        let account = match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("ns"), Some(namespace), Some("sa"), Some(name), None) => Some((namespace, name)),
+            _ => None,
+        };
+        Self { principal, account }
+    }
+}

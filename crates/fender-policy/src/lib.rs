@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clause;
 mod decide;
 mod explain;
 mod facts;

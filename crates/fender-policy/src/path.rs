@@ -131,3 +131,47 @@ pub struct InvalidTemplate {
     template: String,
     why: &'static str,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of Istio's reference.
+    #[test]
+    fn templates_match_as_istio_documents_them() {
+        for (template, path, matches) in [
+            ("/foo/{*}", "/foo/bar", true),
+            ("/foo/{*}", "/foo/bar/baz", false),
+            ("/foo/{*}", "/foo/", false),
+            ("/foo/{**}/", "/foo/bar/", true),
+            ("/foo/{**}/", "/foo/bar/baz.txt/", true),
+            ("/foo/{**}/", "/foo//", true),
+            ("/foo/{**}/", "/foo/bar", false),
+            ("/foo/{**}/", "/foo/", false),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar/", true),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar/baz", true),
+            ("/foo/{*}/bar/{**}", "/foo/buzz/bar", false),
+            ("/{**}", "/", true),
+            ("/{**}", "/any/thing", true),
+            ("/{*}/baz/{**}", "/foo/bar/baz/x", false),
+        ] {
+            let parsed: PathTemplate = template.parse().unwrap();
+            assert_eq!(parsed.matches(path), matches, "{template} on {path}");
+            assert_eq!(parsed.to_string(), template);
+        }
+    }
+
+    #[test]
+    fn a_template_that_could_be_misread_is_refused() {
+        for template in ["/{**}/{*}", "/{**}/{**}", "/a{*}", "/{*}b", "/{x}", "{*}", "/{*}/b*", "/{**}/b*"] {
+            assert!(template.parse::<PathTemplate>().is_err(), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_path_without_operators_is_text() {
+        assert_eq!("/a*".parse(), Ok(PathMatch::Text(TextMatch::Prefix("/a".to_owned()))));
+        assert_eq!("*".parse(), Ok(PathMatch::Text(TextMatch::Present)));
+        assert!("a{*}".parse::<PathMatch>().is_err());
+    }
+}

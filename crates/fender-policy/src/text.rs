@@ -80,3 +80,29 @@ impl fmt::Display for TextMatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_means_something_only_at_one_end() {
+        for (text, pattern) in [
+            ("*", TextMatch::Present),
+            ("abc*", TextMatch::Prefix("abc".to_owned())),
+            ("*abc", TextMatch::Suffix("abc".to_owned())),
+            ("a*c", TextMatch::Exact("a*c".to_owned())),
+            ("", TextMatch::Exact(String::new())),
+        ] {
+            assert_eq!(TextMatch::from(text), pattern);
+            assert_eq!(pattern.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn ignoring_case_does_not_panic_inside_a_character() {
+        assert!(!TextMatch::Suffix("x".to_owned()).matches_ignoring_case("é"));
+        assert!(!TextMatch::Prefix("ab".to_owned()).matches_ignoring_case("aé"));
+        assert!(TextMatch::Suffix(".COM".to_owned()).matches_ignoring_case("é.com"));
+    }
+}
