@@ -1,1 +1,123 @@
-//! Placeholder.
+//! Clients of secret stores: whence secrets come.
+//!
+//! A provider answers one question, *what is the value now?* ([`Source::fetch`]), and says of a
+//! failure whose it is: an outage is no reason to forget a value, a refusal is. [`watch`] turns a
+//! source into a [`State`] to follow.
+//!
+//! It delivers nothing, decides nobody's access and keeps no secret on disk.
+
+mod state;
+
+pub mod file;
+
+use std::fmt;
+use std::time::Duration;
+
+use fender_identity::Secret;
+use fender_runtime::id::OpaqueId;
+
+pub use state::{State, watch};
+
+/// Where one secret comes from.
+pub trait Source: Send + Sync + 'static {
+    /// The value as it is now. Bounded in size and time by the source itself.
+    fn fetch(&self) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
+
+    /// How often it is worth asking.
+    fn interval(&self) -> Duration;
+}
+
+/// A secret and which one of its successive values it is.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    pub value: Secret,
+    pub generation: Generation,
+}
+
+/// Names one value of a secret, so that people can ask which one is in use.
+///
+/// It is drawn at random when a value is first seen, never computed from it: a digest of a weak
+/// password would give the password to whoever reads a status page.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Generation(String);
+
+impl Generation {
+    /// A new one, equal to no other.
+    pub fn random() -> Self {
+        Self(OpaqueId::random().to_string())
+    }
+
+    /// One that somebody else drew.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why there is no value. The text names the place and never holds the value.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The source cannot be asked; what it said before still holds.
+    #[error("secret cannot be fetched: {0}")]
+    Outage(String),
+    /// The source answered: not for us (any more).
+    #[error("secret is denied: {0}")]
+    Denied(String),
+    /// The source answered: there is no such secret (any more).
+    #[error("secret is missing: {0}")]
+    Missing(String),
+    /// There is something, but it cannot be this secret; what was there before still holds.
+    #[error("secret is malformed: {0}")]
+    Malformed(String),
+}
+
+impl FetchError {
+    /// Whether the source itself says that the secret is not to be used any more.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Denied(_) | Self::Missing(_) => true,
+            Self::Outage(_) | Self::Malformed(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_tells_nothing_about_the_value() {
+        let value = Secret::from("hunter2".to_owned());
+        let one = Fetched {
+            value: value.clone(),
+            generation: Generation::random(),
+        };
+        let two = Fetched {
+            value,
+            generation: Generation::random(),
+        };
+        assert_ne!(
+            one.generation, two.generation,
+            "not computed from the value"
+        );
+        assert!(!format!("{one:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn only_an_answer_of_the_source_withdraws_a_secret() {
+        assert!(FetchError::Missing(String::new()).is_refusal());
+        assert!(FetchError::Denied(String::new()).is_refusal());
+        assert!(!FetchError::Outage(String::new()).is_refusal());
+        assert!(!FetchError::Malformed(String::new()).is_refusal());
+    }
+}

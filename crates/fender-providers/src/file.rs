@@ -1,0 +1,141 @@
+//! A secret in a file, put there by an orchestrator, an agent or a person.
+//!
+//! The path is followed through symbolic links, because Kubernetes swaps a `..data` link to change
+//! a mounted secret. What is opened must be a regular file of at most [`LIMIT`] bytes, and not empty:
+//! a pipe would block, a device would never end, and an empty file is one that is being written.
+//!
+//! Changes are found by looking every half second. File notifications do not cross network file
+//! systems or bind mounts reliably, and looking costs little.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_identity::Secret;
+use fender_runtime::deadline::Deadline;
+use tokio::sync::Mutex;
+
+use crate::{FetchError, Fetched, Generation, Source};
+
+/// The most a secret may weigh.
+pub const LIMIT: u64 = 1024 * 1024;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// A file system that takes longer than this is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The kernel's `O_NONBLOCK`: opening a pipe returns at once, to be refused.
+const NONBLOCK: i32 = 0o4000;
+
+/// A secret in a file.
+#[derive(Debug)]
+pub struct FileSource {
+    path: Arc<Path>,
+    /// Also held by the thread that reads, so that a file system that hangs holds up one only.
+    last: Arc<Mutex<Option<Fetched>>>,
+}
+
+impl FileSource {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into().into(),
+            last: Arc::default(),
+        }
+    }
+}
+
+impl Source for FileSource {
+    async fn fetch(&self) -> Result<Fetched, FetchError> {
+        let away = |why: &str| FetchError::Outage(format!("`{}` {why}", self.path.display()));
+        let read = async {
+            let mut last = self.last.clone().lock_owned().await;
+            let path = self.path.clone();
+            tokio::task::spawn_blocking(move || {
+                let value = read(&path)?;
+                let known = last.take().filter(|known| known.value.ct_eq(&value));
+                let fetched = known.unwrap_or_else(|| Fetched {
+                    value,
+                    generation: Generation::random(),
+                });
+                *last = Some(fetched.clone());
+                Ok(fetched)
+            })
+            .await
+        };
+        match Deadline::after(PATIENCE).bound(read).await {
+            Ok(Ok(fetched)) => fetched,
+            Ok(Err(_)) => Err(away("could not be read")),
+            Err(_) => Err(away("took too long to read")),
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        INTERVAL
+    }
+}
+
+fn read(path: &Path) -> Result<Secret, FetchError> {
+    let failed = |error| blame(path, &error);
+    let malformed = |why: &str| FetchError::Malformed(format!("`{}` {why}", path.display()));
+
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    let before = file.metadata().map_err(failed)?;
+    if !before.is_file() {
+        return Err(malformed("is not a regular file"));
+    }
+    if before.len() > LIMIT {
+        return Err(malformed("is larger than 1 MiB"));
+    }
+    let value = read_bounded(&file, before.len()).map_err(failed)?;
+    let after = file.metadata().map_err(failed)?;
+    if version(&before) != version(&after) {
+        return Err(malformed("changed while it was read"));
+    }
+    if value.is_empty() {
+        return Err(malformed("is empty"));
+    }
+    Ok(value)
+}
+
+/// Whose failure it is.
+fn blame(path: &Path, error: &io::Error) -> FetchError {
+    let why = format!("`{}`: {error}", path.display());
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+        FetchError::Missing(why)
+    } else if kind == io::ErrorKind::PermissionDenied {
+        FetchError::Denied(why)
+    } else {
+        FetchError::Outage(why)
+    }
+}
+
+/// Reads into one allocation, so that growing leaves no copy of the secret behind.
+fn read_bounded(file: &File, length: u64) -> io::Result<Secret> {
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    let read = file.take(length).read_to_end(&mut bytes);
+    let value = Secret::new(bytes);
+    read.map(|_| value)
+}
+
+/// What differs when a file was written to.
+fn version(file: &Metadata) -> impl PartialEq + use<> {
+    (
+        file.len(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.ctime(),
+        file.ctime_nsec(),
+    )
+}
+
+#[cfg(test)]
+mod tests;
