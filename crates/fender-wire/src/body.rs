@@ -8,7 +8,7 @@
 mod decode;
 mod encode;
 
-pub use decode::{BodyError, BodyLimits, Decoder, Frame};
+pub use decode::{BodyError, BodyLimits, Decoder, Frame, is_forbidden_trailer};
 pub use encode::{EncodeError, Encoded, Encoder};
 
 /// How the end of a body is known (RFC 9112 §6.3).

@@ -89,10 +89,12 @@ impl Connection {
             self.keeps_alive = true;
         } else if option.eq_ignore_ascii_case(b"upgrade") {
             self.upgrades = true;
+        } else if is_hop_by_hop(option) {
+            // Some servers name `Transfer-Encoding` here; it stays on this hop in any case.
         } else if is_protected(option) {
             let name = grammar::ascii(option).to_owned();
             return Err(ConnectionError::NamesProtected(name));
-        } else if !is_hop_by_hop(option) {
+        } else {
             if self.named.len() >= MAX_NAMED {
                 return Err(ConnectionError::NamesTooMany);
             }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::grammar;
 
@@ -31,7 +31,7 @@ pub enum FieldError {
 }
 
 /// Where one field lies in the buffer of its head.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     name: (u32, u32),
     value: (u32, u32),
@@ -50,6 +50,7 @@ impl Span {
         let value = match rest {
             [b':', ..] if name.is_empty() => return Err(FieldError::EmptiesName),
             [b':', value @ ..] => value,
+            [b'\r', ..] => return Err(FieldError::HoldsBareCarriageReturn),
             [b' ' | b'\t', ..] if rest.contains(&b':') => {
                 return Err(FieldError::SpacesBeforeColon);
             }
@@ -152,6 +153,25 @@ pub struct Fields {
 impl Fields {
     pub(crate) fn new(bytes: Bytes, spans: Vec<Span>) -> Self {
         Self { bytes, spans }
+    }
+
+    /// Builds fields that did not come from a peer's HTTP/1 head, under the same grammar.
+    pub fn build<'a>(
+        pairs: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, FieldError> {
+        let mut bytes = BytesMut::new();
+        let mut spans = Vec::new();
+        for (name, value) in pairs {
+            let at = bytes.len();
+            bytes.extend_from_slice(name);
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value);
+            spans.push(Span::parse(bytes.get(at..).unwrap_or_default(), at)?);
+        }
+        Ok(Self {
+            bytes: bytes.freeze(),
+            spans,
+        })
     }
 
     #[must_use]

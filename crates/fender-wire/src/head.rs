@@ -14,13 +14,14 @@
 mod request;
 mod response;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use crate::{
     Fields,
     authority::AuthorityError,
-    connection::ConnectionError,
+    connection::{Connection, ConnectionError},
     fields::{FieldError, Span},
+    grammar,
 };
 
 pub use crate::grammar::{folds_to, folds_to_prefix, is_method};
@@ -155,21 +156,68 @@ impl HeadError {
 /// Reads heads from one connection, keeping its place between reads.
 ///
 /// Between two calls the caller only appends to the buffer; when a head is complete it is split off
-/// and what remains is the body. After an error the reader and the connection are spent.
+/// and what remains is the body. The outcome does not depend on how the bytes were cut into reads.
+/// After an error the reader and the connection are spent.
 #[derive(Debug)]
 pub struct HeadReader {
     limits: Limits,
+    place: Place,
 }
+
+/// How far a head has been read.
+#[derive(Debug, Default)]
+struct Place {
+    /// Where the line under the cursor begins.
+    line: usize,
+    /// Up to where no line feed remains to be found.
+    scanned: usize,
+    /// An empty line came before the request line, which is forgiven once (RFC 9112 §2.2).
+    skipped: bool,
+    start: Option<StartLine>,
+    spans: Vec<Span>,
+}
+
+/// The first line, as ranges of the buffer.
+#[derive(Clone, Copy, Debug)]
+enum StartLine {
+    Request(request::Line),
+    Response(response::Line),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Request,
+    Response,
+}
+
+/// What a request line takes beside its target: method, version, two spaces, and some to spare.
+const BESIDE_TARGET: usize = 64;
+
+/// Positions in a head are kept in 32 bits.
+const MAX_BYTES: usize = 16 * 1024 * 1024;
 
 impl HeadReader {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits }
+        let limits = Limits {
+            bytes: limits.bytes.min(MAX_BYTES),
+            ..limits
+        };
+        Self {
+            limits,
+            place: Place::default(),
+        }
     }
 
     /// Takes a request head from the front of `buffer`, or `None` while it is incomplete.
     pub fn request(&mut self, buffer: &mut BytesMut) -> Result<Option<RequestHead>, HeadError> {
-        todo!()
+        match self.advance(buffer, Kind::Request)? {
+            Some((StartLine::Request(line), bytes, fields)) => {
+                RequestHead::new(line, &bytes, fields).map(Some)
+            }
+            Some((StartLine::Response(_), ..)) => Err(HeadError::BreaksStartLine),
+            None => Ok(None),
+        }
     }
 
     /// Takes the head of the response to a request of method `method` from the front of `buffer`,
@@ -181,12 +229,204 @@ impl HeadReader {
         buffer: &mut BytesMut,
         method: &str,
     ) -> Result<Option<ResponseHead>, HeadError> {
-        todo!()
+        match self.advance(buffer, Kind::Response)? {
+            Some((StartLine::Response(line), bytes, fields)) => {
+                ResponseHead::new(line, &bytes, fields, method).map(Some)
+            }
+            Some((StartLine::Request(_), ..)) => Err(HeadError::BreaksStartLine),
+            None => Ok(None),
+        }
     }
 
-    /// Says whether part of a head has been read: the connection is no longer idle.
+    /// Says whether part of a head has arrived: the connection is no longer idle.
     #[must_use]
     pub fn has_begun(&self, buffer: &BytesMut) -> bool {
-        !buffer.is_empty()
+        !matches!(&buffer[..], b"" | b"\r" | b"\r\n")
     }
+
+    /// Judges every line that is complete by now; splits the head off once its last one is.
+    fn advance(
+        &mut self,
+        buffer: &mut BytesMut,
+        kind: Kind,
+    ) -> Result<Option<(StartLine, Bytes, Fields)>, HeadError> {
+        if buffer
+            .first()
+            .is_some_and(|byte| !byte.is_ascii_graphic() && !is_blank(*byte))
+        {
+            return Err(HeadError::BeginsOtherProtocol);
+        }
+        while let Some(line_feed) = self.find_line_feed(buffer, kind)? {
+            let place = &mut self.place;
+            let start = place.line;
+            let line = buffer.get(start..line_feed).unwrap_or_default();
+            let Some(line) = line.strip_suffix(b"\r") else {
+                return Err(HeadError::EndsLineBare);
+            };
+            place.line = line_feed + 1;
+            place.scanned = place.line;
+            match (place.start, line) {
+                (None, []) if kind == Kind::Request && !place.skipped => place.skipped = true,
+                (None, _) => place.start = Some(StartLine::parse(line, start, kind, &self.limits)?),
+                (Some(start_line), []) => {
+                    let place = std::mem::take(place);
+                    let bytes = buffer.split_to(place.line).freeze();
+                    let fields = Fields::new(bytes.clone(), place.spans);
+                    return Ok(Some((start_line, bytes, fields)));
+                }
+                (Some(_), _) if place.spans.len() >= self.limits.headers => {
+                    return Err(HeadError::ExceedsFields);
+                }
+                (Some(_), _) => place.spans.push(Span::parse(line, start)?),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds the end of the line under the cursor, or refuses a line that is too long by now.
+    ///
+    /// The limits count the bytes before the line feed whether or not it has arrived, so that the
+    /// refusal is the same one however the bytes were cut.
+    fn find_line_feed(&mut self, buffer: &[u8], kind: Kind) -> Result<Option<usize>, HeadError> {
+        let place = &mut self.place;
+        let unseen = buffer.get(place.scanned..).unwrap_or_default();
+        let found = unseen
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map(|at| place.scanned + at);
+        let before = found.unwrap_or(buffer.len());
+        place.scanned = before;
+
+        let line_limit = place.line + self.limits.target + BESIDE_TARGET;
+        let in_request_line = kind == Kind::Request && place.start.is_none();
+        if in_request_line && before >= line_limit && line_limit <= self.limits.bytes {
+            return Err(HeadError::ExceedsTarget);
+        }
+        if before >= self.limits.bytes {
+            return Err(HeadError::ExceedsBytes);
+        }
+        Ok(found)
+    }
+}
+
+const fn is_blank(byte: u8) -> bool {
+    matches!(byte, b'\r' | b'\n' | b' ' | b'\t')
+}
+
+impl StartLine {
+    fn parse(line: &[u8], at: usize, kind: Kind, limits: &Limits) -> Result<Self, HeadError> {
+        if line.contains(&b'\r') {
+            return Err(HeadError::HoldsBareCarriageReturn);
+        }
+        match kind {
+            Kind::Request => request::Line::parse(line, at, limits).map(Self::Request),
+            Kind::Response => response::Line::parse(line, at).map(Self::Response),
+        }
+    }
+}
+
+impl Version {
+    /// Parses `HTTP/1.1` or `HTTP/1.0`.
+    fn parse(text: &[u8]) -> Result<Self, HeadError> {
+        match text {
+            b"HTTP/1.1" => Ok(Self::Http11),
+            b"HTTP/1.0" => Ok(Self::Http10),
+            [b'H', b'T', b'T', b'P', b'/', rest @ ..]
+                if !rest.is_empty() && rest.iter().all(|b| b.is_ascii_digit() || *b == b'.') =>
+            {
+                Err(HeadError::DiffersInVersion)
+            }
+            _ => Err(HeadError::BreaksStartLine),
+        }
+    }
+}
+
+/// What the fields say about the length of the body, before what kind of message it is counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Declared {
+    Nothing,
+    Length(u64),
+    Chunked,
+}
+
+/// P4: one declaration of length, in one spelling, or none.
+fn declared(fields: &Fields, version: Version) -> Result<Declared, HeadError> {
+    let mut length = None;
+    let mut coding = None;
+    let (mut lengths, mut codings) = (0_usize, 0_usize);
+    for field in fields.iter() {
+        if field.is("content-length") {
+            lengths += 1;
+            length = Some(field.value());
+        } else if field.is("transfer-encoding") {
+            codings += 1;
+            coding = Some(field.value());
+        } else if folds_to(field.name().as_bytes(), b"content-length")
+            || folds_to(field.name().as_bytes(), b"transfer-encoding")
+        {
+            return Err(HeadError::DisguisesFraming);
+        }
+    }
+    match (length, coding) {
+        (Some(_), Some(_)) => Err(HeadError::FramesTwice),
+        (Some(_), None) if lengths > 1 => Err(HeadError::RepeatsContentLength),
+        (Some(value), None) => parse_content_length(value).map(Declared::Length),
+        (None, Some(_)) if version == Version::Http10 => Err(HeadError::ChunksHttp10),
+        (None, Some(_)) if codings > 1 => Err(HeadError::BreaksTransferEncoding),
+        (None, Some(value)) => check_transfer_encoding(value).map(|()| Declared::Chunked),
+        (None, None) => Ok(Declared::Nothing),
+    }
+}
+
+/// Digits only and no leading zero: `010` is eight to some readers.
+fn parse_content_length(value: &[u8]) -> Result<u64, HeadError> {
+    if value.contains(&b',') {
+        return Err(HeadError::RepeatsContentLength);
+    }
+    let canonical = value == b"0" || !value.starts_with(b"0");
+    if value.is_empty() || !canonical || !value.iter().all(u8::is_ascii_digit) {
+        return Err(HeadError::BreaksContentLength);
+    }
+    grammar::ascii(value)
+        .parse()
+        .map_err(|_| HeadError::BreaksContentLength)
+}
+
+fn check_transfer_encoding(value: &[u8]) -> Result<(), HeadError> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(());
+    }
+    let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
+    let codings: Vec<&[u8]> = grammar::list(value).collect();
+    match codings.split_last() {
+        Some((last, others))
+            if is_chunked(last) && !others.is_empty() && !others.iter().any(is_chunked) =>
+        {
+            Err(HeadError::AsksTransferCoding)
+        }
+        _ => Err(HeadError::BreaksTransferEncoding),
+    }
+}
+
+/// The one protocol that an `Upgrade` field names, unless it would carry HTTP past the gate.
+fn upgrade_of(fields: &Fields, connection: &Connection, version: Version) -> Option<Bytes> {
+    if version == Version::Http10 || !connection.upgrades() {
+        return None;
+    }
+    let mut values = fields.all("upgrade");
+    let (Some(protocol), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let in_grammar = !protocol.is_empty()
+        && protocol
+            .iter()
+            .all(|byte| grammar::is_token_byte(*byte) || *byte == b'/');
+    let name = protocol
+        .split(|byte| *byte == b'/')
+        .next()
+        .unwrap_or_default();
+    let carries_http = [&b"h2c"[..], b"h2", b"h3", b"http", b"tls"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known));
+    (in_grammar && !carries_http).then(|| fields.share(protocol))
 }
