@@ -27,6 +27,7 @@ const MAP: &[(&str, &[&str])] = &[
             "fender-providers",
             "fender-proxy",
             "fender-runtime",
+            "fender-tests",
             "fender-wire",
         ],
     ),
@@ -83,6 +84,9 @@ const MAP: &[(&str, &[&str])] = &[
     ("fender-tests", &[]),
     ("xtask", &[]),
 ];
+
+/// Crates that only tests may name.
+const FOR_TESTS: &[&str] = &["fender-tests"];
 
 /// Crates that compute and do nothing else: no socket, no file, no clock, no task.
 const PURE: &[&str] = &[
@@ -211,6 +215,10 @@ fn problems(packages: &[Package]) -> Vec<String> {
                     problems.push(format!(
                         "`{name}` {verb} on `{target}`: {}",
                         why(name, target)
+                    ));
+                } else if FOR_TESTS.contains(&target) && dependency.kind != Kind::Development {
+                    problems.push(format!(
+                        "`{name}` {verb} on `{target}`: it is for tests; make it a dev-dependency"
                     ));
                 }
             } else if target == "anyhow" && !MAY_USE_ANYHOW.contains(&name.as_str()) {

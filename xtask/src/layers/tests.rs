@@ -94,6 +94,14 @@ fn siblings_never_import_each_other() {
 }
 
 #[test]
+fn what_is_for_tests_does_not_get_into_the_binary() {
+    let metadata = real_metadata();
+    let problems = broken(&with_arrow(&metadata, "fender", ours("fender-tests", None)));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("it is for tests"), "{problems:?}");
+}
+
+#[test]
 fn an_arrow_that_points_up_says_so() {
     let problems = broken(&with_arrow(
         &real_metadata(),
