@@ -4,4 +4,13 @@
 //! Messages stay at the door: whoever receives one converts it (`TryFrom`, in [`convert`]) before believing any of it.
 //! This crate decides nothing about who may ask for what; that is the control plane's.
 
+pub mod admin;
+pub mod client;
+pub mod code;
+pub mod convert;
+pub mod decision;
+pub mod proof;
 pub mod proto;
+pub mod tls;
+pub mod token;
+pub mod url;

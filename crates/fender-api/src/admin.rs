@@ -1,0 +1,434 @@
+//! The administrator's client: apply documents, make tokens, ask how things are, get a person's certificate.
+//!
+//! It authenticates with the certificate of an admin identity and decides nothing; who may do what is the control plane's.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fender_identity::csr::NewKey;
+use fender_identity::tls::CaPin;
+use fender_identity::{
+    Bundle, BundleError, Bundles, Secret, SpiffeId, Svid, SvidError, WorkloadName,
+};
+use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::deadline::Deadline;
+use fender_runtime::id::OpaqueId;
+use tonic::transport::Channel;
+use zeroize::Zeroizing;
+
+use crate::client::{CallError, Caller, accept, bounded};
+use crate::code::{Code, EXIT_USAGE};
+use crate::convert::InvalidField;
+use crate::decision::DecisionRecord;
+use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::admin_client::AdminClient;
+use crate::tls::{MAX_APPLY, MAX_MESSAGE};
+use crate::token::{JoinToken, TokenError};
+use crate::url::ControlUrl;
+
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// An administrator's identity: a directory with `certificate.pem`, `key.pem` and `bundle.pem`.
+#[derive(Clone, Debug)]
+pub struct AdminIdentity {
+    svid: Svid,
+    bundle: Bundle,
+}
+
+impl AdminIdentity {
+    /// Reads the directory. A key that others may read is refused.
+    pub fn load(directory: &Path) -> Result<Self, AdminError> {
+        let certificate = directory.join("certificate.pem");
+        let pem = read(&certificate)?;
+        let key = directory.join("key.pem");
+        let mode = fs::metadata(&key)
+            .map_err(|source| AdminError::Read {
+                path: key.clone(),
+                source,
+            })?
+            .mode();
+        if mode & 0o077 != 0 {
+            return Err(AdminError::Exposed {
+                path: key,
+                mode: mode & 0o7777,
+            });
+        }
+        let svid = Svid::from_pem(&pem, &read(&key)?).map_err(|source| AdminError::Svid {
+            path: certificate,
+            source,
+        })?;
+        let path = directory.join("bundle.pem");
+        let bundle = Bundle::from_pem(svid.id().trust_domain().clone(), &read(&path)?)
+            .map_err(|source| AdminError::Bundle { path, source })?;
+        Ok(Self { svid, bundle })
+    }
+
+    /// Who it is.
+    pub fn svid(&self) -> &Svid {
+        &self.svid
+    }
+
+    /// Whom it believes.
+    pub fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AdminError> {
+    let failed = |source| AdminError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() || metadata.len() > MAX_FILE {
+        let error = io::Error::new(io::ErrorKind::InvalidData, "not a small regular file");
+        return Err(failed(error));
+    }
+    fs::read(path).map(Zeroizing::new).map_err(failed)
+}
+
+/// A connection as an administrator.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: AdminClient<Channel>,
+    clock: SharedClock,
+    trust_domain: fender_identity::TrustDomain,
+}
+
+/// One document file, as `fender apply` sends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision that was made; none for a dry run, an empty change or documents with problems.
+    pub revision: Option<u64>,
+    /// What differs.
+    pub changes: Vec<Change>,
+    /// Why nothing was applied.
+    pub problems: Vec<Problem>,
+    /// What to know all the same.
+    pub warnings: Vec<String>,
+}
+
+/// A difference between two revisions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// `Workload`, `Upstream`, …
+    pub kind: String,
+    /// `namespace/name`.
+    pub name: String,
+    /// What happened to it.
+    pub what: What,
+}
+
+/// What happens to an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// It is new.
+    Added,
+    /// It differs.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+/// What is wrong with a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: String,
+    /// From 1; 0 where there is none.
+    pub line: u32,
+    /// From 1; 0 where there is none.
+    pub column: u32,
+    /// Stays the same across versions.
+    pub code: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it; may be empty.
+    pub help: String,
+}
+
+/// A fresh join token.
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// The token. It is nowhere else.
+    pub token: JoinToken,
+    /// Until when it can be used.
+    pub expires: UnixTime,
+}
+
+impl Admin {
+    /// Connects and authenticates.
+    pub async fn connect(
+        url: &ControlUrl,
+        identity: &AdminIdentity,
+        clock: SharedClock,
+        deadline: Deadline,
+    ) -> Result<Self, AdminError> {
+        let now = clock.now();
+        let not_after = identity.svid.validity().not_after;
+        if now > not_after {
+            return Err(AdminError::Expired {
+                id: identity.svid.id().clone(),
+                seconds: now.as_secs().saturating_sub(not_after.as_secs()),
+            });
+        }
+        let caller = Caller {
+            url: url.clone(),
+            clock: clock.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let bundles = Bundles::from(identity.bundle.clone()).into();
+        let own = &identity.svid;
+        let connection = caller
+            .connect(own.id(), Some(own), &bundles, deadline)
+            .await?;
+        Ok(Self {
+            client: AdminClient::new(connection.channel)
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_APPLY),
+            clock,
+            trust_domain: own.id().trust_domain().clone(),
+        })
+    }
+
+    /// Validates the documents together and, unless it is a dry run, applies them as one revision.
+    pub async fn apply(
+        &mut self,
+        files: &[fender_config::Source],
+        dry_run: bool,
+        deadline: Deadline,
+    ) -> Result<Applied, AdminError> {
+        let files = files.iter().map(|file| proto::SourceFile {
+            name: file.name.clone(),
+            text: file.text.clone(),
+        });
+        let request = proto::ApplyRequest {
+            files: files.collect(),
+            dry_run,
+        };
+        let answer = bounded(deadline, self.client.apply(request)).await?;
+        Ok(answer.try_into()?)
+    }
+
+    /// A token with which `workload` may attest once, within `ttl`.
+    pub async fn create_token(
+        &mut self,
+        workload: &WorkloadName,
+        ttl: Duration,
+        deadline: Deadline,
+    ) -> Result<NewToken, AdminError> {
+        let request = proto::CreateTokenRequest {
+            workload: workload.to_string(),
+            ttl_seconds: ttl.as_secs(),
+        };
+        let answer = bounded(deadline, self.client.create_token(request)).await?;
+        let secret = Secret::new(answer.secret);
+        let identity = crate::convert::parse("identity", &answer.identity)?;
+        let pins = answer.ca_pins.iter().enumerate().map(|(i, pin)| {
+            <[u8; 32]>::try_from(pin.as_slice())
+                .map(CaPin::from)
+                .map_err(|_| InvalidField::new(format!("ca_pins[{i}]"), "is not 32 bytes"))
+        });
+        let expires = u64::try_from(answer.expires_unix)
+            .map_err(|_| InvalidField::new("expires_unix", "lies before 1970"))?;
+        Ok(NewToken {
+            token: JoinToken::new(identity, pins.collect::<Result<_, _>>()?, secret)?,
+            expires: UnixTime::since_unix_epoch(Duration::from_secs(expires)),
+        })
+    }
+
+    /// How everything is. Only to be shown, so it stays as it came.
+    pub async fn status(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<proto::StatusResponse, AdminError> {
+        Ok(bounded(deadline, self.client.status(proto::StatusRequest {})).await?)
+    }
+
+    /// Why something was decided.
+    pub async fn explain(
+        &mut self,
+        id: OpaqueId,
+        deadline: Deadline,
+    ) -> Result<DecisionRecord, AdminError> {
+        let request = proto::ExplainRequest { id: id.to_string() };
+        Ok(bounded(deadline, self.client.explain(request))
+            .await?
+            .try_into()?)
+    }
+
+    /// A certificate for a person, `spiffe://TRUST/ns/people/sa/NAME`, with a key made here.
+    pub async fn issue_svid(
+        &mut self,
+        name: &WorkloadName,
+        ttl: Duration,
+        deadline: Deadline,
+    ) -> Result<(Svid, Bundle), AdminError> {
+        let id = SpiffeId::for_workload(&self.trust_domain, name);
+        let key = NewKey::generate().map_err(CallError::from)?;
+        let request = proto::IssueSvidRequest {
+            csr: key.csr_der(&id).map_err(CallError::from)?,
+            ttl_seconds: ttl.as_secs(),
+        };
+        let answer = bounded(deadline, self.client.issue_svid(request)).await?;
+        let identity = accept(answer, &key, &id, self.clock.now())?;
+        let bundle = identity
+            .bundles
+            .get(&self.trust_domain)
+            .ok_or_else(|| InvalidField::new("bundles", "the own trust domain is missing"))?;
+        Ok(((*identity.svid).clone(), bundle.clone()))
+    }
+}
+
+impl TryFrom<proto::ApplyResponse> for Applied {
+    type Error = InvalidField;
+
+    fn try_from(message: proto::ApplyResponse) -> Result<Self, InvalidField> {
+        let change = |(i, change): (usize, proto::Change)| {
+            use proto::change::What as Wire;
+            let what = match Wire::try_from(change.what) {
+                Ok(Wire::Added) => What::Added,
+                Ok(Wire::Changed) => What::Changed,
+                Ok(Wire::Removed) => What::Removed,
+                Ok(Wire::Unspecified) | Err(_) => {
+                    let field = format!("changes[{i}].what");
+                    return Err(InvalidField::new(field, "has no meaning here"));
+                }
+            };
+            Ok(Change {
+                kind: change.kind,
+                name: change.name,
+                what,
+            })
+        };
+        let problem = |problem: proto::Problem| Problem {
+            file: problem.file,
+            line: problem.line,
+            column: problem.column,
+            code: problem.code,
+            message: problem.message,
+            help: problem.help,
+        };
+        Ok(Self {
+            revision: (message.revision != 0).then_some(message.revision),
+            changes: message
+                .changes
+                .into_iter()
+                .enumerate()
+                .map(change)
+                .collect::<Result<_, _>>()?,
+            problems: message.problems.into_iter().map(problem).collect(),
+            warnings: message.warnings,
+        })
+    }
+}
+
+impl From<&Applied> for proto::ApplyResponse {
+    fn from(applied: &Applied) -> Self {
+        use proto::change::What as Wire;
+        let change = |change: &Change| proto::Change {
+            kind: change.kind.clone(),
+            name: change.name.clone(),
+            what: match change.what {
+                What::Added => Wire::Added,
+                What::Changed => Wire::Changed,
+                What::Removed => Wire::Removed,
+            }
+            .into(),
+        };
+        let problem = |problem: &Problem| proto::Problem {
+            file: problem.file.clone(),
+            line: problem.line,
+            column: problem.column,
+            code: problem.code.clone(),
+            message: problem.message.clone(),
+            help: problem.help.clone(),
+        };
+        Self {
+            revision: applied.revision.unwrap_or_default(),
+            changes: applied.changes.iter().map(change).collect(),
+            problems: applied.problems.iter().map(problem).collect(),
+            warnings: applied.warnings.clone(),
+        }
+    }
+}
+
+/// Why an administrator got no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// A file of the identity.
+    #[error("read `{path}`", path = .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others may use the key.
+    #[error("`{path}` has mode {mode:04o}: others than its owner may use the key; run `chmod 0400 {path}`", path = .path.display())]
+    Exposed {
+        /// The key.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The certificate or its key.
+    #[error("`{path}` and its key are not an identity", path = .path.display())]
+    Svid {
+        /// The certificate.
+        path: PathBuf,
+        /// Why.
+        source: SvidError,
+    },
+    /// The bundle.
+    #[error("`{path}` is not a trust bundle", path = .path.display())]
+    Bundle {
+        /// The bundle.
+        path: PathBuf,
+        /// Why.
+        source: BundleError,
+    },
+    /// Too old.
+    #[error("the certificate of `{id}` expired {seconds} s ago: use another admin identity")]
+    Expired {
+        /// Whose.
+        id: SpiffeId,
+        /// How long ago.
+        seconds: u64,
+    },
+    /// The control plane said no, or nothing.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Its answer makes no sense.
+    #[error("answer of the control plane is refused")]
+    Answer(#[from] InvalidField),
+    /// Its token makes no sense.
+    #[error("answer of the control plane is refused")]
+    Token(#[from] TokenError),
+}
+
+impl AdminError {
+    /// The reason as a code, where the control protocol has one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Call(error) => Some(error.code()),
+            Self::Answer(_) | Self::Token(_) => Some(Code::AnswerInvalid),
+            Self::Expired { .. } => Some(Code::NotAuthenticated),
+            Self::Read { .. } | Self::Exposed { .. } | Self::Svid { .. } | Self::Bundle { .. } => {
+                None
+            }
+        }
+    }
+
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        self.code().map_or(EXIT_USAGE, Code::exit_code)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,394 @@
+//! The watching client: how a sidecar comes to its certificate and its Snapshot, and keeps both fresh.
+//!
+//! [`open`] returns when there is something to serve with, or says why there never will be. From then on two workers own
+//! everything that changes: one renews the certificate, one holds the stream. Whoever reads sees only what was verified,
+//! through watches, and never waits. An outage changes nothing but [`Link`]: the last Snapshot and the last certificate
+//! stay.
+//!
+//! It does not decide what to serve, and gives no secret to anybody but the caller.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::ObjectName;
+use fender_config::snapshot::Snapshot;
+use fender_identity::{Svid, WorkloadName};
+use fender_runtime::backoff::Backoff;
+use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use tokio::sync::{mpsc, watch};
+
+use crate::code::{Code, EXIT_TIMEOUT, EXIT_USAGE};
+use crate::decision::DecisionRecord;
+use crate::token::{TokenFile, TokenFileError};
+use crate::url::ControlUrl;
+
+mod call;
+mod core;
+mod credential;
+mod renewal;
+mod state;
+mod stream;
+mod update;
+
+pub use call::CallError;
+pub(crate) use call::{Caller, accept, bounded};
+pub use credential::CredentialState;
+pub use state::{StateDir, StateError};
+
+use call::{CALL, Identity};
+use core::Core;
+use state::Stored;
+use stream::{Stream, Subscription};
+
+/// How long a sidecar that has a stored Snapshot waits for a fresh one before it serves the old.
+const PREFER_FRESH: Duration = Duration::from_secs(3);
+
+/// Reports that may wait for the stream; whoever reports more at once loses what does not fit.
+const REPORTS: usize = 256;
+
+/// What [`open`] needs.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Where the control plane is.
+    pub url: ControlUrl,
+    /// What to attest with when there is no usable state.
+    pub token: Option<TokenFile>,
+    /// Where to keep the identity across restarts.
+    pub state: Option<StateDir>,
+    /// The wall clock.
+    pub clock: SharedClock,
+    /// The workers end when it stops. The proxy must have ended by then: it lives on what they renew.
+    pub drain: Drain,
+    /// The version of this program.
+    pub version: &'static str,
+    /// Who the operator says this is, if he does; anything else is refused.
+    pub workload: Option<WorkloadName>,
+}
+
+/// A live connection between one workload and its control plane. Everything in it is verified.
+#[derive(Debug)]
+pub struct Session {
+    /// The certificate to use, replaced around half of its life.
+    pub svid: watch::Receiver<Arc<Svid>>,
+    /// What to run on.
+    pub snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// What the control plane should hear. Use `try_send`: while the link is lost nothing leaves.
+    pub reports: mpsc::Sender<Report>,
+    /// Whether the control plane is there.
+    pub link: watch::Receiver<Link>,
+    core: Arc<Core>,
+}
+
+impl Session {
+    /// The value of a credential that the control plane fetches, now and on every change. Ends when the receiver is dropped.
+    pub fn watch_credential(&self, name: &ObjectName) -> watch::Receiver<CredentialState> {
+        credential::watch(&self.core, name.clone())
+    }
+
+    /// How long after its expiry the certificate may still renew itself.
+    pub fn renewal_grace(&self) -> Duration {
+        *self.core.renewal_grace.borrow()
+    }
+}
+
+/// The state of the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Updates arrive.
+    Connected,
+    /// They do not; what was last received holds.
+    Lost {
+        /// Since when.
+        since: UnixTime,
+        /// Why, as last seen.
+        because: String,
+    },
+}
+
+/// What a sidecar tells its control plane.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Report {
+    /// Something was decided that is worth a record.
+    Decision(Box<DecisionRecord>),
+    /// A generation of a credential reached the app.
+    Credential {
+        /// Which.
+        name: ObjectName,
+        /// Which generation.
+        generation: String,
+    },
+}
+
+/// Attests or resumes, and waits for something to serve with.
+///
+/// State comes first: a join token is not spent while the old identity still works. Without a control plane a sidecar
+/// starts from its state alone, if certificate and Snapshot are both there and the certificate has not expired.
+pub async fn open(config: SessionConfig, deadline: Deadline) -> Result<Session, OpenError> {
+    let caller = Caller {
+        url: config.url.clone(),
+        clock: config.clock.clone(),
+        version: config.version,
+    };
+    let stored = match &config.state {
+        Some(state) => state.load()?,
+        None => None,
+    };
+    let Some(stored) = stored else {
+        let identity = attest(&config, &caller, deadline).await?;
+        return begin(config, caller, identity, None, deadline).await;
+    };
+
+    let resumed = resume(&config, &caller, stored, deadline).await;
+    match (resumed, &config.token) {
+        (Err(OpenError::Refused(error)), Some(token)) if token.exists() => {
+            tracing::warn!(%error, "the stored identity is refused, attesting anew");
+            let identity = attest(&config, &caller, deadline).await?;
+            begin(config, caller, identity, None, deadline).await
+        }
+        (resumed, _) => resumed,
+    }
+}
+
+/// Goes on as who we were.
+async fn resume(
+    config: &SessionConfig,
+    caller: &Caller,
+    stored: Stored,
+    deadline: Deadline,
+) -> Result<Session, OpenError> {
+    expect_workload(config, stored.svid.id().workload())?;
+    let Stored {
+        svid,
+        bundles,
+        renewal_grace,
+        snapshot,
+    } = stored;
+    let identity = Identity {
+        svid: Arc::new(svid),
+        bundles: Arc::new(bundles),
+        renewal_grace,
+    };
+    let snapshot = snapshot.filter(|snapshot| snapshot.identity == *identity.svid.id());
+    if config.clock.now() < identity.svid.validity().not_after {
+        return begin(config.clone(), caller.clone(), identity, snapshot, deadline).await;
+    }
+    tracing::info!(id = %identity.svid.id(), "the stored certificate has expired, renewing it with its key");
+    let renewed = retry(deadline, async |limit| {
+        caller.renew(&identity.svid, &identity.bundles, limit).await
+    })
+    .await?;
+    save(config.state.as_ref(), &renewed).await?;
+    begin(config.clone(), caller.clone(), renewed, snapshot, deadline).await
+}
+
+/// Becomes somebody.
+async fn attest(
+    config: &SessionConfig,
+    caller: &Caller,
+    deadline: Deadline,
+) -> Result<Identity, OpenError> {
+    let file = config.token.as_ref().ok_or(OpenError::NoEvidence)?;
+    let token = file.read()?;
+    expect_workload(config, Some(token.workload().clone()))?;
+
+    // The key is kept before it is shown: asking again with the same key is no second use of the token.
+    let key = match &config.state {
+        Some(state) => match state.pending_key()? {
+            Some(key) => key,
+            None => {
+                let key = fender_identity::csr::NewKey::generate().map_err(CallError::from)?;
+                state.save_pending_key(&key)?;
+                key
+            }
+        },
+        None => fender_identity::csr::NewKey::generate().map_err(CallError::from)?,
+    };
+    let identity = retry(deadline, async |limit| {
+        caller.attest(&token, &key, limit).await
+    })
+    .await?;
+    save(config.state.as_ref(), &identity).await?;
+    if let Some(state) = &config.state {
+        state.forget_pending_key()?;
+    }
+    file.consume();
+    tracing::info!(id = %identity.svid.id(), serial = %identity.svid.serial(), "attested");
+    Ok(identity)
+}
+
+/// The first Snapshot, then the workers.
+async fn begin(
+    config: SessionConfig,
+    caller: Caller,
+    identity: Identity,
+    stored: Option<Snapshot>,
+    deadline: Deadline,
+) -> Result<Session, OpenError> {
+    let core = Core::new(caller, identity, config.state, config.drain);
+    let (snapshot, subscription) = first_snapshot(&core, stored, deadline).await?;
+    let link = match &subscription {
+        Some(_) => Link::Connected,
+        None => Link::Lost {
+            since: core.caller.clock.now(),
+            because: "not reached since the start".to_owned(),
+        },
+    };
+
+    let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
+    let (link, links) = watch::channel(link);
+    let (reports, reported) = mpsc::channel(REPORTS);
+    core.drain.spawn(renewal::run(core.clone()));
+    core.drain
+        .spawn(Stream::new(core.clone(), snapshot, link, reported).run(subscription));
+    Ok(Session {
+        svid: core.svid.subscribe(),
+        snapshot: snapshots,
+        reports,
+        link: links,
+        core,
+    })
+}
+
+async fn first_snapshot(
+    core: &Arc<Core>,
+    stored: Option<Snapshot>,
+    deadline: Deadline,
+) -> Result<(Snapshot, Option<Subscription>), OpenError> {
+    let first = |deadline| {
+        retry(deadline, async |limit| {
+            Subscription::first(core, limit).await
+        })
+    };
+    let Some(stored) = stored else {
+        let (snapshot, subscription) = first(deadline).await?;
+        return Ok((snapshot, Some(subscription)));
+    };
+    match first(Deadline::after(PREFER_FRESH.min(deadline.remaining()))).await {
+        Ok((snapshot, subscription)) => Ok((snapshot, Some(subscription))),
+        Err(error @ OpenError::Refused(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, version = stored.version, "serving the stored snapshot");
+            // What was learned about trust since then still counts.
+            Ok((
+                Snapshot {
+                    bundles: core.bundles.borrow().clone(),
+                    ..stored
+                },
+                None,
+            ))
+        }
+    }
+}
+
+fn expect_workload(config: &SessionConfig, found: Option<WorkloadName>) -> Result<(), OpenError> {
+    match (&config.workload, found) {
+        (Some(expected), Some(found)) if *expected != found => Err(OpenError::WrongWorkload {
+            expected: expected.clone(),
+            found: found.to_string(),
+        }),
+        (Some(expected), None) => {
+            let found = "none".to_owned();
+            Err(OpenError::WrongWorkload {
+                expected: expected.clone(),
+                found,
+            })
+        }
+        (Some(_) | None, _) => Ok(()),
+    }
+}
+
+/// Keeps what was issued. A sidecar that cannot write its state says so at the start, not at its next restart.
+async fn save(state: Option<&StateDir>, identity: &Identity) -> Result<(), StateError> {
+    match state {
+        Some(state) => core::save_identity(state.clone(), identity).await,
+        None => Ok(()),
+    }
+}
+
+/// Tries again while it may help and there is time. Not cancel safe: an attempt may have taken effect.
+async fn retry<T>(
+    deadline: Deadline,
+    attempt: impl AsyncFn(Deadline) -> Result<T, CallError>,
+) -> Result<T, OpenError> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        let limit = Deadline::after(CALL.min(deadline.remaining()));
+        let error = match attempt(limit).await {
+            Ok(done) => return Ok(done),
+            Err(error) if !error.code().is_passing() => return Err(OpenError::Refused(error)),
+            Err(error) => error,
+        };
+        let wait = backoff.next();
+        if deadline.remaining() <= wait {
+            return Err(OpenError::Unavailable(error));
+        }
+        tracing::debug!(%error, "trying again");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Neither state nor token.
+    #[error(
+        "there is no stored identity and no join token: give `--token-file` with a token from `fender token create`"
+    )]
+    NoEvidence,
+    /// The token file.
+    #[error(transparent)]
+    TokenFile(#[from] TokenFileError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The operator expects somebody else.
+    #[error("this is to be `{expected}`, and the identity at hand is of `{found}`")]
+    WrongWorkload {
+        /// Who was expected.
+        expected: WorkloadName,
+        /// Who it would be.
+        found: String,
+    },
+    /// The control plane refused us, or we refused it.
+    #[error("refused")]
+    Refused(#[source] CallError),
+    /// There was no usable answer before the deadline.
+    #[error("no answer before the deadline")]
+    Unavailable(#[source] CallError),
+}
+
+impl OpenError {
+    /// The reason as a code, where the control protocol has one.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Refused(error) | Self::Unavailable(error) => Some(error.code()),
+            Self::WrongWorkload { .. } => Some(Code::TokenWrongIdentity),
+            Self::NoEvidence | Self::TokenFile(_) | Self::State(_) => None,
+        }
+    }
+
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Unavailable(CallError::Timeout) => EXIT_TIMEOUT,
+            Self::NoEvidence
+            | Self::TokenFile(_)
+            | Self::State(_)
+            | Self::WrongWorkload { .. }
+            | Self::Refused(_)
+            | Self::Unavailable(_) => self.code().map_or(EXIT_USAGE, Code::exit_code),
+        }
+    }
+}
+
+/// A key that cannot be made is nobody's refusal.
+impl From<CallError> for OpenError {
+    fn from(error: CallError) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! Calls to the control plane's Identity service, and the checks an answer passes before anybody believes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_identity::csr::{KeyError, NewKey};
+use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, server_name};
+use fender_identity::verify::{PeerExpectation, Role, verify};
+use fender_identity::{Bundles, SpiffeId, Svid};
+use fender_runtime::clock::{SharedClock, TlsClock, UnixTime};
+use fender_runtime::deadline::Deadline;
+use rustls::ClientConfig;
+use tonic::Status;
+
+use crate::code::Code;
+use crate::convert::IssuedSvid;
+use crate::proof;
+use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::identity_client::IdentityClient;
+use crate::tls::{ALPN, ConnectError, Connection, MAX_MESSAGE, connect};
+use crate::token::JoinToken;
+use crate::url::ControlUrl;
+
+/// What one call may take, connecting included.
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+
+const PROFILE: TlsProfile = TlsProfile {
+    minimum: TlsVersion::Tls13,
+};
+
+/// How much of a refusal's text is kept.
+const MAX_REASON: usize = 512;
+
+/// Where the control plane is and what time it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) url: ControlUrl,
+    pub(crate) clock: SharedClock,
+    pub(crate) version: &'static str,
+}
+
+/// A certificate that was verified, with its surroundings.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) svid: Arc<Svid>,
+    pub(crate) bundles: Arc<Bundles>,
+    pub(crate) renewal_grace: Duration,
+}
+
+impl Caller {
+    /// First contact.
+    pub(crate) async fn attest(
+        &self,
+        token: &JoinToken,
+        key: &NewKey,
+        deadline: Deadline,
+    ) -> Result<Identity, CallError> {
+        let control = SpiffeId::control(token.trust_domain());
+        let config = fender_identity::tls::client_pinned(
+            PROFILE,
+            token.trust_domain().clone(),
+            token.pins().to_vec(),
+            ALPN,
+            self.tls_clock(),
+        )?;
+        let connection = connect(&self.url, config, server_name(&control), deadline).await?;
+        let request = proto::AttestRequest {
+            csr: key.csr_der(token.identity())?,
+            evidence: Some(proto::attest_request::Evidence::JoinToken(
+                proto::JoinTokenEvidence {
+                    secret: token.secret().expose().to_vec(),
+                },
+            )),
+            version: self.version.to_owned(),
+        };
+        let answer = bounded(deadline, identity(&connection).attest(request)).await?;
+        self.accept(answer, key, token.identity())
+    }
+
+    /// The next certificate for the same identity, with a new key.
+    pub(crate) async fn renew(
+        &self,
+        current: &Svid,
+        bundles: &Arc<Bundles>,
+        deadline: Deadline,
+    ) -> Result<Identity, CallError> {
+        let key = NewKey::generate()?;
+        let csr = key.csr_der(current.id())?;
+        let answer = if self.clock.now() < current.validity().not_after {
+            let connection = self
+                .connect(current.id(), Some(current), bundles, deadline)
+                .await?;
+            let request = proto::RenewRequest { csr, expired: None };
+            bounded(deadline, identity(&connection).renew(request)).await?
+        } else {
+            // No server takes an expired certificate in a handshake: its key speaks for itself instead.
+            let connection = self.connect(current.id(), None, bundles, deadline).await?;
+            let message = proof::renewal(&csr, &connection.server_leaf);
+            let expired = proto::ExpiredProof {
+                chain: current
+                    .chain()
+                    .iter()
+                    .map(|certificate| certificate.to_vec())
+                    .collect(),
+                signature: current
+                    .sign(&message)
+                    .map_err(|error| CallError::Answer(error.to_string()))?,
+            };
+            let request = proto::RenewRequest {
+                csr,
+                expired: Some(expired),
+            };
+            bounded(deadline, identity(&connection).renew(request)).await?
+        };
+        self.accept(answer, &key, current.id())
+    }
+
+    /// A connection to the control plane of `own`'s trust domain, as `svid` or as nobody.
+    pub(crate) async fn connect(
+        &self,
+        own: &SpiffeId,
+        svid: Option<&Svid>,
+        bundles: &Arc<Bundles>,
+        deadline: Deadline,
+    ) -> Result<Connection, CallError> {
+        let control = SpiffeId::control(own.trust_domain());
+        let name = server_name(&control);
+        let config: Arc<ClientConfig> = fender_identity::tls::client(
+            PROFILE,
+            svid,
+            bundles.clone(),
+            control,
+            ALPN,
+            self.tls_clock(),
+        )?;
+        Ok(connect(&self.url, config, name, deadline).await?)
+    }
+
+    fn tls_clock(&self) -> Arc<TlsClock> {
+        Arc::new(TlsClock(self.clock.clone()))
+    }
+
+    /// Only what would convince everybody else: the right identity, the key we made, a chain that holds now.
+    fn accept(
+        &self,
+        answer: proto::SvidResponse,
+        key: &NewKey,
+        id: &SpiffeId,
+    ) -> Result<Identity, CallError> {
+        accept(answer, key, id, self.clock.now())
+    }
+}
+
+pub(crate) fn accept(
+    answer: proto::SvidResponse,
+    key: &NewKey,
+    id: &SpiffeId,
+    now: UnixTime,
+) -> Result<Identity, CallError> {
+    let wrong = |error: &dyn std::fmt::Display| CallError::Answer(error.to_string());
+    let issued = IssuedSvid::try_from(answer).map_err(|error| wrong(&error))?;
+    let key = NewKey::from_pkcs8(&key.pkcs8())?;
+    let svid = key.into_svid(issued.chain).map_err(|error| wrong(&error))?;
+    let expected = PeerExpectation::Exactly(id.clone());
+    for role in [Role::Client, Role::Server] {
+        verify(svid.chain(), role, &issued.bundles, now, &|peer| {
+            expected.admit(peer)
+        })
+        .map_err(|refusal| wrong(&refusal))?;
+    }
+    Ok(Identity {
+        svid: Arc::new(svid),
+        bundles: Arc::new(issued.bundles),
+        renewal_grace: issued.renewal_grace,
+    })
+}
+
+fn identity(connection: &Connection) -> IdentityClient<tonic::transport::Channel> {
+    IdentityClient::new(connection.channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// One answer, before the deadline.
+pub(crate) async fn bounded<T>(
+    deadline: Deadline,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, CallError> {
+    match deadline.bound(call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(CallError::Timeout),
+    }
+}
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// There was no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The control plane said no, or the connection broke.
+    #[error("control plane answered `{code}`: {reason}")]
+    Answered {
+        /// Why, for programs.
+        code: Code,
+        /// Why, for people.
+        reason: String,
+    },
+    /// It did not answer.
+    #[error("control plane did not answer in time")]
+    Timeout,
+    /// What it answered cannot be believed.
+    #[error("answer of the control plane is refused: {0}")]
+    Answer(String),
+    /// No key could be made or used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// No TLS configuration could be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl CallError {
+    /// The reason as a code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Connect(error) => error.code(),
+            Self::Answered { code, .. } => *code,
+            Self::Timeout => Code::Timeout,
+            Self::Answer(_) | Self::Key(_) | Self::Tls(_) => Code::AnswerInvalid,
+        }
+    }
+}
+
+/// The text comes from outside: it is cut, and nothing in it can move a cursor.
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        let reason = status
+            .message()
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_REASON);
+        Self::Answered {
+            code: Code::of(&status),
+            reason: reason.collect(),
+        }
+    }
+}

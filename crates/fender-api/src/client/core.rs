@@ -1,0 +1,110 @@
+//! What the workers share: who we are, whom we trust, and the channel that is open just now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::snapshot::Snapshot;
+use fender_identity::{Bundles, Svid};
+use fender_runtime::drain::Drain;
+use fender_runtime::id::OpaqueId;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use super::call::{CallError, Caller, Identity};
+use super::state::{StateDir, StateError};
+use fender_runtime::deadline::Deadline;
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) caller: Caller,
+    pub(crate) state: Option<StateDir>,
+    pub(crate) drain: Drain,
+    /// Tells this process from others of the same workload.
+    pub(crate) instance: OpaqueId,
+    pub(crate) svid: watch::Sender<Arc<Svid>>,
+    pub(crate) bundles: watch::Sender<Arc<Bundles>>,
+    pub(crate) renewal_grace: watch::Sender<Duration>,
+    /// Set while the stream is up.
+    pub(crate) channel: watch::Sender<Option<Channel>>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        caller: Caller,
+        identity: Identity,
+        state: Option<StateDir>,
+        drain: Drain,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            caller,
+            state,
+            drain,
+            instance: OpaqueId::random(),
+            svid: watch::Sender::new(identity.svid),
+            bundles: watch::Sender::new(identity.bundles),
+            renewal_grace: watch::Sender::new(identity.renewal_grace),
+            channel: watch::Sender::new(None),
+        })
+    }
+
+    /// Gets the next certificate and publishes it. The old one stays if anything fails.
+    pub(crate) async fn renew(&self, deadline: Deadline) -> Result<(), CallError> {
+        let (current, bundles) = (self.svid.borrow().clone(), self.bundles.borrow().clone());
+        let renewed = self.caller.renew(&current, &bundles, deadline).await?;
+        if let Some(state) = &self.state
+            && let Err(error) = save_identity(state.clone(), &renewed).await
+        {
+            // The new certificate is good all the same; only a restart would miss it.
+            tracing::error!(%error, "the renewed certificate could not be kept");
+        }
+        self.renewal_grace.send_replace(renewed.renewal_grace);
+        self.bundles.send_replace(renewed.bundles);
+        self.svid.send_replace(renewed.svid);
+        Ok(())
+    }
+
+    /// Keeps a Snapshot that was published, and the bundles it came with.
+    pub(crate) async fn keep(&self, snapshot: Arc<Snapshot>) {
+        self.bundles.send_if_modified(|bundles| {
+            let changed = **bundles != *snapshot.bundles;
+            *bundles = snapshot.bundles.clone();
+            changed
+        });
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        let grace = *self.renewal_grace.borrow();
+        let kept = on_disk(move || {
+            state.save_trust(&snapshot.bundles, grace)?;
+            state.save_snapshot(&snapshot)
+        });
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "the snapshot could not be kept");
+        }
+    }
+}
+
+/// The certificate comes last: a state directory has an identity once it has one.
+pub(crate) async fn save_identity(state: StateDir, identity: &Identity) -> Result<(), StateError> {
+    let (svid, bundles) = (identity.svid.clone(), identity.bundles.clone());
+    let grace = identity.renewal_grace;
+    on_disk(move || {
+        state.save_trust(&bundles, grace)?;
+        state.save_svid(&svid)
+    })
+    .await
+}
+
+/// Syncing a file may take its time, and not the time of whoever shares this thread.
+async fn on_disk(
+    write: impl FnOnce() -> Result<(), StateError> + Send + 'static,
+) -> Result<(), StateError> {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(written) => written,
+        Err(join) => match join.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down: nobody is left to tell.
+            Err(_) => Ok(()),
+        },
+    }
+}

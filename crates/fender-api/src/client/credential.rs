@@ -1,0 +1,154 @@
+//! Credentials that the control plane fetches: their value comes over the workload's own connection.
+//!
+//! An outage never takes a value away; only the control plane's word does. Values are not stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::ObjectName;
+use fender_identity::Secret;
+use fender_runtime::backoff::Backoff;
+use fender_runtime::deadline::Deadline;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use super::call::{CALL, CallError, bounded};
+use super::core::Core;
+use super::renewal::error_chain;
+use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::distribution_client::DistributionClient;
+use crate::tls::MAX_MESSAGE;
+
+/// The largest value that is taken.
+const MAX_VALUE: usize = 1024 * 1024;
+
+/// What is known of a credential.
+#[derive(Clone, Debug)]
+pub enum CredentialState {
+    /// Nothing was heard yet.
+    Pending,
+    /// This is it.
+    Value {
+        /// The secret.
+        value: Secret,
+        /// Changes whenever the value does.
+        generation: String,
+    },
+    /// It is gone, or not this workload's to have: withdraw it.
+    Withdrawn(String),
+    /// There was never a value and there is none to be had just now. A value that is known is kept instead.
+    Unavailable(String),
+}
+
+pub(crate) fn watch(core: &Arc<Core>, name: ObjectName) -> watch::Receiver<CredentialState> {
+    let (state, receiver) = watch::channel(CredentialState::Pending);
+    let core_here = core.clone();
+    core.drain.spawn(async move {
+        let work = Worker {
+            name,
+            state: &state,
+        }
+        .run(&core_here);
+        tokio::select! {
+            biased;
+            () = core_here.drain.stopping() => {}
+            () = state.closed() => {}
+            () = work => {}
+        }
+    });
+    receiver
+}
+
+struct Worker<'a> {
+    name: ObjectName,
+    state: &'a watch::Sender<CredentialState>,
+}
+
+impl Worker<'_> {
+    async fn run(self, core: &Core) {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
+        let mut channels = core.channel.subscribe();
+        loop {
+            let channel = match channels.wait_for(Option::is_some).await {
+                Ok(channel) => channel.clone(),
+                Err(_) => return,
+            };
+            let Some(channel) = channel else { continue };
+            let error = self.follow(channel, &mut backoff).await;
+            self.failed(&error);
+            tokio::select! {
+                // A new connection is a new chance, but a broken one is not.
+                Ok(()) = channels.changed() => {}
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    /// One stream from its first to its last value.
+    async fn follow(&self, channel: Channel, backoff: &mut Backoff) -> CallError {
+        let mut client = DistributionClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let request = proto::CredentialRequest {
+            name: self.name.to_string(),
+        };
+        let opened = bounded(Deadline::after(CALL), client.watch_credential(request)).await;
+        let mut values = match opened {
+            Ok(values) => values,
+            Err(error) => return error,
+        };
+        loop {
+            match values.message().await {
+                Ok(Some(message)) => {
+                    backoff.reset();
+                    self.take(message);
+                }
+                Ok(None) => {
+                    return CallError::Answered {
+                        code: crate::code::Code::Unavailable,
+                        reason: "the stream has ended".to_owned(),
+                    };
+                }
+                Err(status) => return status.into(),
+            }
+        }
+    }
+
+    fn take(&self, message: proto::CredentialValue) {
+        use proto::credential_value::State;
+        match message.state {
+            Some(State::Value(secret)) if secret.value.len() <= MAX_VALUE => {
+                let next = CredentialState::Value {
+                    value: Secret::new(secret.value),
+                    generation: secret.generation,
+                };
+                self.state.send_replace(next);
+            }
+            Some(State::Value(_)) => self.unavailable("the value is larger than 1 MiB".to_owned()),
+            Some(State::Withdrawn(why)) => {
+                self.state.send_replace(CredentialState::Withdrawn(why));
+            }
+            Some(State::Unavailable(why)) => self.unavailable(why),
+            None => self.unavailable("the answer is not understood".to_owned()),
+        }
+    }
+
+    /// A refusal is an answer; everything else is an outage.
+    fn failed(&self, error: &CallError) {
+        let because = error_chain(error);
+        if error.code().is_passing() {
+            self.unavailable(because);
+        } else {
+            tracing::warn!(credential = %self.name, error = %because, "credential refused");
+            self.state.send_replace(CredentialState::Withdrawn(because));
+        }
+    }
+
+    fn unavailable(&self, why: String) {
+        self.state.send_if_modified(|state| match state {
+            CredentialState::Value { .. } | CredentialState::Withdrawn(_) => false,
+            CredentialState::Pending | CredentialState::Unavailable(_) => {
+                *state = CredentialState::Unavailable(why);
+                true
+            }
+        });
+    }
+}

@@ -1,0 +1,123 @@
+//! The worker that keeps the certificate fresh. It alone replaces it.
+//!
+//! At half of its life, give or take a tenth of that, it asks for the next one; while that fails the old one stays and it
+//! tries again, slower and slower, jittered, but often enough for the time that is left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_identity::{Svid, Validity};
+use fender_runtime::backoff::Backoff;
+use fender_runtime::clock::sleep_until;
+use fender_runtime::deadline::Deadline;
+
+use super::call::CALL;
+use super::core::Core;
+
+/// However odd the clocks are, renewals never follow each other faster.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(core: Arc<Core>) {
+    let work = async {
+        loop {
+            let svid = core.svid.borrow().clone();
+            sleep_until(&*core.caller.clock, svid.renew_at(jitter())).await;
+            renew(&core, &svid).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = core.drain.stopping() => {}
+        () = work => {}
+    }
+}
+
+/// Until it succeeds.
+async fn renew(core: &Core, svid: &Svid) {
+    let mut backoff = patience(svid.validity());
+    loop {
+        match core.renew(Deadline::after(CALL)).await {
+            Ok(()) => {
+                let svid = core.svid.borrow().clone();
+                tracing::info!(id = %svid.id(), serial = %svid.serial(), "certificate renewed");
+                return;
+            }
+            Err(error) => {
+                let left = svid.validity().not_after.as_secs();
+                let left = left.saturating_sub(core.caller.clock.now().as_secs());
+                let (code, error) = (error.code(), error_chain(&error));
+                match left {
+                    0 => {
+                        tracing::error!(%code, %error, "the certificate has expired and cannot be renewed")
+                    }
+                    _ => {
+                        tracing::warn!(%code, %error, seconds_left = left, "certificate not renewed")
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(backoff.next()).await;
+    }
+}
+
+/// About twenty attempts in the half of its life that is left, at most one a minute.
+fn patience(validity: Validity) -> Backoff {
+    let life = validity
+        .not_after
+        .as_secs()
+        .saturating_sub(validity.not_before.as_secs());
+    let cap = Duration::from_secs(life).div_f64(40.0);
+    let cap = cap.clamp(Duration::from_millis(250), Duration::from_secs(60));
+    Backoff::new(cap.min(Duration::from_secs(1)), cap)
+}
+
+/// From -1 to 1.
+fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(i32::from_ne_bytes(bytes)) / f64::from(i32::MAX),
+        Err(_) => 0.0,
+    }
+}
+
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use fender_runtime::clock::UnixTime;
+
+    use super::*;
+
+    #[test]
+    fn a_short_life_is_retried_faster_and_never_slower_than_once_a_minute() {
+        let validity = |seconds| Validity {
+            not_before: UnixTime::since_unix_epoch(Duration::ZERO),
+            not_after: UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
+        };
+        let slowest = |seconds| {
+            let mut backoff = patience(validity(seconds));
+            (0..20).map(|_| backoff.next()).max().unwrap()
+        };
+        assert!(slowest(10) <= Duration::from_millis(250));
+        assert!(slowest(3600) <= Duration::from_secs(60));
+        assert!(slowest(24 * 3600) <= Duration::from_secs(60));
+    }
+
+    #[test]
+    fn jitter_stays_within_its_bounds() {
+        assert!(
+            (0..1000)
+                .map(|_| jitter())
+                .all(|j| (-1.01..=1.0).contains(&j))
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! The directory in which a sidecar keeps who it is, so that a restart needs no new token and no control plane.
+//!
+//! It is closed to everybody else (0700, files 0600), belongs to one process at a time, and changes one whole file at a
+//! time: a crash leaves the old file or the new one. Whoever can read it is the workload; it is not encrypted.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::snapshot::Snapshot;
+use fender_identity::csr::NewKey;
+use fender_identity::{Bundles, Secret, Svid};
+use prost::Message as _;
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
+use crate::convert::{bundles_from_proto, bundles_to_proto};
+use crate::proto::control::v1 as proto;
+use crate::tls::MAX_MESSAGE;
+
+const LOCK: &str = "lock";
+/// The private key and the chain in one file, because neither is worth anything without the other.
+const SVID: &str = "svid.pem";
+const TRUST: &str = "trust.pb";
+const SNAPSHOT: &str = "snapshot.pb";
+/// A key whose certificate was asked for and has not arrived: asking again with it is not a second use of a token.
+const PENDING: &str = "pending.key";
+
+/// An open state directory. It stays locked until the last clone is gone.
+#[derive(Clone)]
+pub struct StateDir(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a former life left behind.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) svid: Svid,
+    pub(crate) bundles: Bundles,
+    pub(crate) renewal_grace: Duration,
+    pub(crate) snapshot: Option<Snapshot>,
+}
+
+impl StateDir {
+    /// Opens the directory, making it if its parent exists, and takes its lock.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, StateError> {
+        let path = path.into();
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                return Err(StateError::Io {
+                    act: "make",
+                    path,
+                    source,
+                });
+            }
+        }
+        check_private(&path)?;
+        let lock = open_file(
+            &path.join(LOCK),
+            OpenOptions::new().write(true).create(true),
+        )
+        .map_err(|source| StateError::Io {
+            act: "open",
+            path: path.join(LOCK),
+            source,
+        })?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self(Arc::new(Inner { path, _lock: lock }))),
+            Err(TryLockError::WouldBlock) => Err(StateError::InUse { path }),
+            Err(TryLockError::Error(source)) => Err(StateError::Io {
+                act: "lock",
+                path,
+                source,
+            }),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// What is there. Nothing at all if there never was a certificate; an error if there is one that cannot be used.
+    pub(crate) fn load(&self) -> Result<Option<Stored>, StateError> {
+        let Some(pem) = self.read(SVID)? else {
+            return Ok(None);
+        };
+        let svid = Svid::from_pem(&pem, &pem).map_err(|error| self.damaged(SVID, error))?;
+        let trust = self
+            .read(TRUST)?
+            .ok_or_else(|| self.damaged(TRUST, "it is missing"))?;
+        let trust = proto::StoredTrust::decode(trust.as_slice())
+            .map_err(|error| self.damaged(TRUST, error))?;
+        Ok(Some(Stored {
+            svid,
+            bundles: bundles_from_proto("bundles", trust.bundles)
+                .map_err(|error| self.damaged(TRUST, error))?,
+            renewal_grace: Duration::from_secs(trust.renewal_grace_seconds),
+            snapshot: self.load_snapshot()?,
+        }))
+    }
+
+    /// A Snapshot this version cannot read is as good as none: the control plane sends another.
+    fn load_snapshot(&self) -> Result<Option<Snapshot>, StateError> {
+        let Some(bytes) = self.read(SNAPSHOT)? else {
+            return Ok(None);
+        };
+        let read = proto::Snapshot::decode(bytes.as_slice())
+            .map_err(|error| error.to_string())
+            .and_then(|message| Snapshot::try_from(message).map_err(|error| error.to_string()));
+        match read {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(error) => {
+                tracing::warn!(path = %self.0.path.display(), %error, "stored snapshot ignored");
+                Ok(None)
+            }
+        }
+    }
+
+    pub(crate) fn save_svid(&self, svid: &Svid) -> Result<(), StateError> {
+        let (key, chain) = (svid.key_pem(), svid.chain_pem());
+        let mut pem = Zeroizing::new(Vec::with_capacity(key.len() + chain.len()));
+        pem.extend_from_slice(key.expose());
+        pem.extend_from_slice(chain.as_bytes());
+        self.write(SVID, &pem)
+    }
+
+    pub(crate) fn save_trust(&self, bundles: &Bundles, grace: Duration) -> Result<(), StateError> {
+        let trust = proto::StoredTrust {
+            bundles: bundles_to_proto(bundles),
+            renewal_grace_seconds: grace.as_secs(),
+        };
+        self.write(TRUST, &trust.encode_to_vec())
+    }
+
+    pub(crate) fn save_snapshot(&self, snapshot: &Snapshot) -> Result<(), StateError> {
+        self.write(SNAPSHOT, &proto::Snapshot::from(snapshot).encode_to_vec())
+    }
+
+    pub(crate) fn pending_key(&self) -> Result<Option<NewKey>, StateError> {
+        let Some(bytes) = self.read(PENDING)? else {
+            return Ok(None);
+        };
+        NewKey::from_pkcs8(&Secret::new(bytes.to_vec()))
+            .map(Some)
+            .map_err(|error| self.damaged(PENDING, error))
+    }
+
+    pub(crate) fn save_pending_key(&self, key: &NewKey) -> Result<(), StateError> {
+        self.write(PENDING, key.pkcs8().expose())
+    }
+
+    pub(crate) fn forget_pending_key(&self) -> Result<(), StateError> {
+        let path = self.0.path.join(PENDING);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(StateError::Io {
+                act: "delete",
+                path,
+                source,
+            }),
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+        let path = self.0.path.join(name);
+        let failed = |source| StateError::Io {
+            act: "read",
+            path: path.clone(),
+            source,
+        };
+        let file = match open_file(&path, OpenOptions::new().read(true)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed(source)),
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() || metadata.mode() & 0o077 != 0 {
+            return Err(StateError::Exposed {
+                path,
+                mode: metadata.mode() & 0o7777,
+            });
+        }
+        let limit = 2 * MAX_MESSAGE as u64;
+        if metadata.len() > limit {
+            return Err(self.damaged(name, "it is too large"));
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len() as usize + 1));
+        file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(Some(bytes))
+    }
+
+    /// Written beside, synced, renamed, and the directory synced.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.0.path.join(name);
+        let beside = self.0.path.join(format!(".{name}.new"));
+        let replace = || -> io::Result<()> {
+            match fs::remove_file(&beside) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            let mut file = open_file(&beside, OpenOptions::new().write(true).create_new(true))?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            File::open(&self.0.path)?.sync_all()
+        };
+        replace().map_err(|source| StateError::Io {
+            act: "write",
+            path: path.clone(),
+            source,
+        })
+    }
+
+    fn damaged(&self, name: &str, why: impl fmt::Display) -> StateError {
+        StateError::Damaged {
+            path: self.0.path.join(name),
+            why: why.to_string(),
+        }
+    }
+}
+
+impl fmt::Debug for StateDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StateDir").field(&self.0.path).finish()
+    }
+}
+
+fn check_private(path: &Path) -> Result<(), StateError> {
+    let metadata = fs::symlink_metadata(path).map_err(|source| StateError::Io {
+        act: "look at",
+        path: path.to_owned(),
+        source,
+    })?;
+    if !metadata.is_dir() {
+        return Err(StateError::NotADirectory {
+            path: path.to_owned(),
+        });
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return Err(StateError::NotOurs {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+        });
+    }
+    if metadata.mode() & 0o077 != 0 {
+        return Err(StateError::Exposed {
+            path: path.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        });
+    }
+    Ok(())
+}
+
+/// Follows no link and waits for nobody.
+fn open_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    options
+        .mode(0o600)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+}
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The file system.
+    #[error("{act} `{path}`", path = .path.display())]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file, or a link.
+    #[error("state directory `{path}` is not a directory", path = .path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It belongs to another user.
+    #[error("state directory `{path}` belongs to uid {owner}: it must belong to the user of the sidecar", path = .path.display())]
+    NotOurs {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
+    /// Others can reach what must be private.
+    #[error("`{path}` has mode {mode:04o} and may hold a private key: run `chmod go= {path}`", path = .path.display())]
+    Exposed {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Another process has it.
+    #[error("state directory `{path}` is in use by another sidecar: give each its own", path = .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("`{path}` is damaged: {why}; delete the state directory and attest with a new token", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        why: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! The worker that holds the stream: Snapshots down, acknowledgements and reports up, and back again when it breaks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::ObjectName;
+use fender_config::snapshot::Snapshot;
+use fender_runtime::backoff::Backoff;
+use fender_runtime::deadline::Deadline;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::call::{CALL, CallError, bounded};
+use super::core::Core;
+use super::renewal::error_chain;
+use super::update::{Judged, judge};
+use super::{Link, Report};
+use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::distribution_client::DistributionClient;
+use crate::proto::control::v1::report::Kind;
+use crate::tls::MAX_MESSAGE;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// A stream that lived this long was a good one: the next failure is a new one.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Credentials whose generation is repeated after a reconnect.
+const MAX_GENERATIONS: usize = 256;
+
+/// A stream on one connection.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    channel: Channel,
+    outgoing: mpsc::Sender<proto::Report>,
+    incoming: Streaming<proto::Update>,
+}
+
+impl Subscription {
+    /// Connects with the certificate of this moment and says hello.
+    async fn open(core: &Core, running: u64, deadline: Deadline) -> Result<Self, CallError> {
+        let (svid, bundles) = (core.svid.borrow().clone(), core.bundles.borrow().clone());
+        let connection = core
+            .caller
+            .connect(svid.id(), Some(&svid), &bundles, deadline)
+            .await?;
+        let (outgoing, reports) = mpsc::channel(16);
+        let mut subscription = {
+            let mut client = DistributionClient::new(connection.channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE);
+            let hello = Kind::Hello(proto::Hello {
+                sidecar_version: core.caller.version.to_owned(),
+                instance: core.instance.to_string(),
+                snapshot_version: running,
+            });
+            // Before the call: the server may want to hear who we are before it answers.
+            send(&outgoing, hello).await?;
+            let call = client.subscribe(ReceiverStream::new(reports));
+            let incoming = bounded(deadline, call).await?;
+            Self {
+                channel: connection.channel,
+                outgoing,
+                incoming,
+            }
+        };
+        let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or(i64::MAX);
+        subscription
+            .send(Kind::Certificate(proto::CertificateInUse {
+                serial: svid.serial().to_string(),
+                not_after_unix: not_after,
+            }))
+            .await?;
+        Ok(subscription)
+    }
+
+    /// A stream and the first Snapshot it brought that can be served.
+    pub(crate) async fn first(
+        core: &Arc<Core>,
+        deadline: Deadline,
+    ) -> Result<(Snapshot, Self), CallError> {
+        let mut subscription = Self::open(core, 0, deadline).await?;
+        let mut refused = None;
+        loop {
+            let message = match deadline.bound(subscription.next()).await {
+                Ok(message) => message?,
+                Err(_) => {
+                    return Err(refused.map_or(CallError::Timeout, CallError::Answer));
+                }
+            };
+            let id = core.svid.borrow().id().clone();
+            match judge(message, &id) {
+                Judged::Accepted(snapshot) => {
+                    subscription.send(ack(snapshot.version)).await?;
+                    core.keep(Arc::new((*snapshot).clone())).await;
+                    return Ok((*snapshot, subscription));
+                }
+                Judged::Refused {
+                    version, reason, ..
+                } => {
+                    tracing::error!(version, %reason, "snapshot refused");
+                    subscription.send(nack(version, reason.clone())).await?;
+                    refused = Some(format!("snapshot {version}: {reason}"));
+                }
+            }
+        }
+    }
+
+    /// Cancel safe: a message is either returned or still to come.
+    async fn next(&mut self) -> Result<proto::Snapshot, CallError> {
+        loop {
+            let update = self
+                .incoming
+                .message()
+                .await?
+                .ok_or_else(|| CallError::Answered {
+                    code: crate::code::Code::Unavailable,
+                    reason: "the stream has ended".to_owned(),
+                })?;
+            // What a newer control plane may say besides is nothing this version must know.
+            if let Some(proto::update::Kind::Snapshot(snapshot)) = update.kind {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    async fn send(&mut self, kind: Kind) -> Result<(), CallError> {
+        send(&self.outgoing, kind).await
+    }
+}
+
+/// A server that does not read is as good as gone.
+async fn send(outgoing: &mpsc::Sender<proto::Report>, kind: Kind) -> Result<(), CallError> {
+    let report = proto::Report { kind: Some(kind) };
+    match Deadline::after(CALL).bound(outgoing.send(report)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(CallError::Timeout),
+    }
+}
+
+fn ack(version: u64) -> Kind {
+    Kind::Ack(proto::Ack { version })
+}
+
+fn nack(version: u64, reason: String) -> Kind {
+    Kind::Nack(proto::Nack { version, reason })
+}
+
+/// The worker.
+pub(crate) struct Stream {
+    core: Arc<Core>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    link: watch::Sender<Link>,
+    reports: mpsc::Receiver<Report>,
+    /// What is in use, to be said again on every new stream.
+    generations: BTreeMap<ObjectName, String>,
+    backoff: Backoff,
+}
+
+/// Why a stream is over.
+enum Ended {
+    Stopping,
+    /// A new certificate: the stream moves to a connection that was made with it.
+    Renewed,
+    Lost(CallError),
+}
+
+impl Stream {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        snapshot: watch::Sender<Arc<Snapshot>>,
+        link: watch::Sender<Link>,
+        reports: mpsc::Receiver<Report>,
+    ) -> Self {
+        Self {
+            core,
+            snapshot,
+            link,
+            reports,
+            generations: BTreeMap::new(),
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+        }
+    }
+
+    pub(crate) async fn run(mut self, first: Option<Subscription>) {
+        let mut renewals = self.core.svid.subscribe();
+        let mut subscription = first;
+        loop {
+            let current = match subscription.take() {
+                Some(current) => current,
+                None => {
+                    renewals.mark_unchanged();
+                    match self.reconnect(&mut renewals).await {
+                        Some(current) => current,
+                        None => return,
+                    }
+                }
+            };
+            let began = Instant::now();
+            let ended = self.carry(current, &mut renewals).await;
+            if began.elapsed() >= SETTLED {
+                self.backoff.reset();
+            }
+            match ended {
+                Ended::Stopping => return,
+                Ended::Renewed => {}
+                Ended::Lost(error) => {
+                    self.lost(&error);
+                    if !self.pause(&mut renewals).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing if it is time to stop.
+    async fn reconnect(
+        &mut self,
+        renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>,
+    ) -> Option<Subscription> {
+        loop {
+            let running = self.snapshot.borrow().version;
+            let attempt = Subscription::open(&self.core, running, Deadline::after(CALL));
+            let drain = self.core.drain.clone();
+            let opened = tokio::select! {
+                biased;
+                () = drain.stopping() => return None,
+                opened = attempt => opened,
+            };
+            match opened {
+                Ok(subscription) => return Some(subscription),
+                Err(error) => self.lost(&error),
+            }
+            if !self.pause(renewals).await {
+                return None;
+            }
+        }
+    }
+
+    /// False if it is time to stop. A new certificate ends the wait: the old one may have been what was wrong.
+    async fn pause(&mut self, renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>) -> bool {
+        tokio::select! {
+            biased;
+            () = self.core.drain.stopping() => false,
+            renewed = renewals.changed() => renewed.is_ok(),
+            () = tokio::time::sleep(self.backoff.next()) => true,
+        }
+    }
+
+    fn lost(&self, error: &CallError) {
+        self.core.channel.send_replace(None);
+        let (code, because) = (error.code(), error_chain(error));
+        let now = self.core.caller.clock.now();
+        self.link.send_modify(|link| match link {
+            Link::Connected => {
+                tracing::warn!(%code, error = %because, "control plane lost, going on with what is known");
+                *link = Link::Lost { since: now, because };
+            }
+            Link::Lost { because: last, .. } => {
+                tracing::debug!(%code, error = %because, "control plane still lost");
+                *last = because;
+            }
+        });
+    }
+
+    /// One stream from its first to its last message.
+    async fn carry(
+        &mut self,
+        mut subscription: Subscription,
+        renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>,
+    ) -> Ended {
+        self.core
+            .channel
+            .send_replace(Some(subscription.channel.clone()));
+        self.link.send_if_modified(|link| {
+            let was_lost = *link != Link::Connected;
+            if was_lost {
+                tracing::info!("control plane connected");
+            }
+            *link = Link::Connected;
+            was_lost
+        });
+        if let Err(error) = self.repeat_generations(&mut subscription).await {
+            return Ended::Lost(error);
+        }
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                () = self.core.drain.stopping() => return Ended::Stopping,
+                message = subscription.next() => match message {
+                    Ok(message) => self.take(message, &mut subscription).await,
+                    Err(error) => Err(error),
+                },
+                renewed = renewals.changed() => match renewed {
+                    Ok(()) => return Ended::Renewed,
+                    Err(_) => return Ended::Stopping,
+                },
+                Some(report) = self.reports.recv() => self.pass_on(report, &mut subscription).await,
+            };
+            if let Err(error) = outcome {
+                return Ended::Lost(error);
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        message: proto::Snapshot,
+        subscription: &mut Subscription,
+    ) -> Result<(), CallError> {
+        let own = self.core.svid.borrow().id().clone();
+        match judge(message, &own) {
+            Judged::Accepted(snapshot) => {
+                let version = snapshot.version;
+                self.publish(*snapshot).await;
+                tracing::info!(version, "snapshot accepted");
+                subscription.send(ack(version)).await
+            }
+            Judged::Refused {
+                version,
+                reason,
+                trust,
+            } => {
+                tracing::error!(version, %reason, "snapshot refused, the old one stays");
+                let next = trust.applied_to(&self.snapshot.borrow());
+                if let Some(next) = next {
+                    self.publish(next).await;
+                }
+                subscription.send(nack(version, reason)).await
+            }
+        }
+    }
+
+    async fn publish(&self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        self.snapshot.send_replace(snapshot.clone());
+        self.core.keep(snapshot).await;
+    }
+
+    async fn pass_on(
+        &mut self,
+        report: Report,
+        subscription: &mut Subscription,
+    ) -> Result<(), CallError> {
+        let kind = match report {
+            Report::Decision(record) => Kind::Decision((&*record).into()),
+            Report::Credential { name, generation } => {
+                if self.generations.len() < MAX_GENERATIONS || self.generations.contains_key(&name)
+                {
+                    self.generations.insert(name.clone(), generation.clone());
+                }
+                in_use(&name, generation)
+            }
+        };
+        subscription.send(kind).await
+    }
+
+    async fn repeat_generations(&self, subscription: &mut Subscription) -> Result<(), CallError> {
+        for (name, generation) in &self.generations {
+            subscription.send(in_use(name, generation.clone())).await?;
+        }
+        Ok(())
+    }
+}
+
+fn in_use(name: &ObjectName, generation: String) -> Kind {
+    Kind::Credential(proto::CredentialInUse {
+        name: name.to_string(),
+        generation,
+    })
+}
