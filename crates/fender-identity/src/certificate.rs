@@ -220,3 +220,29 @@ fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<KeyUsage>, Malf
         signs_crls: usage.crl_sign(),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_is_shown_in_hex_and_read_back() {
+        let serial = Serial::from_bytes(&[0, 0, 0x0a, 0xff]).unwrap();
+        assert_eq!(serial.to_string(), "0aff");
+        assert_eq!("0aff".parse(), Ok(serial.clone()));
+        assert_eq!(
+            "00000AFF".parse(),
+            Ok(serial),
+            "leading zeros are not part of the number"
+        );
+    }
+
+    #[test]
+    fn a_serial_is_positive_and_short() {
+        let longest = "f".repeat(40);
+        assert_eq!(longest.parse::<Serial>().unwrap().to_string(), longest);
+        for bad in ["", "00", "0", "abc", "0x0a", "+1", "zz", &"f".repeat(42)] {
+            assert_eq!(bad.parse::<Serial>(), Err(SerialError), "{bad}");
+        }
+    }
+}

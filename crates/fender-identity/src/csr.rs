@@ -121,6 +121,10 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
 
     let public_key_der = request.certification_request_info.subject_pki.raw.to_vec();
     let key = SubjectPublicKeyInfo::from_der(&public_key_der).map_err(|_| CsrError::KeyType)?;
+    // What will be signed is what was asked for, to the byte, so that its hash names the key.
+    if key.subject_public_key_info() != public_key_der {
+        return Err(CsrError::Malformed);
+    }
     Ok(Csr {
         id,
         spki_sha256: sha256(&public_key_der),

@@ -88,7 +88,10 @@ impl Issued {
     }
 
     pub(crate) fn sign(&self, params: CertificateParams) -> Self {
-        let key = KeyPair::generate().unwrap();
+        self.sign_for(params, KeyPair::generate().unwrap())
+    }
+
+    pub(crate) fn sign_for(&self, params: CertificateParams, key: KeyPair) -> Self {
         let issuer = Issuer::from_params(&self.params, &self.key);
         let certificate = params.signed_by(&key, &issuer).unwrap();
         let mut chain = vec![certificate.der().clone()];

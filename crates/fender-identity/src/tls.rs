@@ -24,9 +24,9 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, DnsName, ServerName};
 
 use crate::certificate::{from_hex, sha256};
-use crate::verify::{Leaf, PeerExpectation, Refusal};
+use crate::verify::{Leaf, Refusal};
 use crate::{Bundles, Peer, SpiffeId, Svid, TrustDomain};
-use verifier::{AnyMeshClient, ExpectedServer, PinnedControl};
+use verifier::{AnyMeshClient, ExpectedServer};
 
 /// What a connection must at least be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -87,7 +87,7 @@ pub fn client(
     if bundles.get(expected.trust_domain()).is_none() {
         return Err(TlsError::NoBundleFor { expected });
     }
-    let verifier = ExpectedServer::new(bundles, PeerExpectation::Exactly(expected));
+    let verifier = ExpectedServer::new(bundles, expected);
     let config = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(versions(profile))?
         .dangerous()
@@ -110,7 +110,10 @@ pub fn client_pinned(
     let config = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(versions(profile))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedControl::new(trust_domain, pins)));
+        .with_custom_certificate_verifier(Arc::new(ExpectedServer::pinned_control(
+            trust_domain,
+            pins,
+        )));
     Ok(finish(config, None, alpn))
 }
 

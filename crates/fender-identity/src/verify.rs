@@ -6,6 +6,7 @@
 //!
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustls::SignatureScheme;
@@ -237,7 +238,9 @@ impl Leaf {
 }
 
 pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
-    aws_lc_rs::default_provider().signature_verification_algorithms
+    static ALGORITHMS: LazyLock<WebPkiSupportedAlgorithms> =
+        LazyLock::new(|| aws_lc_rs::default_provider().signature_verification_algorithms);
+    *ALGORITHMS
 }
 
 fn split<'a, 'd>(

@@ -1,6 +1,6 @@
 //! rustls asks, [`crate::verify`] answers.
 //!
-//! Three verifiers, one per way of knowing whom to believe. None of them decides anything itself. Signatures in
+//! One verifier for either end. Neither decides anything itself. Signatures in
 //! the handshake are checked by rustls's webpki over the aws-lc provider's algorithms.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::{CaPin, ClientCertificate, TlsError};
 use crate::certificate::Malformed;
 use crate::verify::{MAX_CHAIN, PeerExpectation, Refusal, Role, signature_algorithms, verify};
-use crate::{Bundle, Bundles, SpiffeId, TrustDomain};
+use crate::{Bundle, Bundles, PeerSvid, SpiffeId, TrustDomain};
 
 /// Whoever the bundles verify; what they may do is not decided in TLS.
 #[derive(Debug)]
@@ -108,18 +108,53 @@ impl ClientCertVerifier for AnyMeshClient {
 /// A server by its SPIFFE ID. The name that was sent as SNI is not looked at.
 #[derive(Debug)]
 pub(super) struct ExpectedServer {
-    bundles: Arc<Bundles>,
+    trust: Trust,
     expectation: PeerExpectation,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+#[derive(Debug)]
+enum Trust {
+    Bundles(Arc<Bundles>),
+    /// The pins choose roots out of what the server sends; only then these prove its chain.
+    Pinned {
+        trust_domain: TrustDomain,
+        pins: Vec<CaPin>,
+    },
+}
+
 impl ExpectedServer {
-    pub(super) fn new(bundles: Arc<Bundles>, expectation: PeerExpectation) -> Self {
+    pub(super) fn new(bundles: Arc<Bundles>, expected: SpiffeId) -> Self {
+        Self::believing(Trust::Bundles(bundles), expected)
+    }
+
+    /// The control plane of `trust_domain`. A leaf of the mesh under the same root is somebody else.
+    pub(super) fn pinned_control(trust_domain: TrustDomain, pins: Vec<CaPin>) -> Self {
+        let control = SpiffeId::control(&trust_domain);
+        Self::believing(Trust::Pinned { trust_domain, pins }, control)
+    }
+
+    fn believing(trust: Trust, expected: SpiffeId) -> Self {
+        let expectation = PeerExpectation::Exactly(expected);
         Self {
-            bundles,
+            trust,
             expectation,
             algorithms: signature_algorithms(),
         }
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<PeerSvid, Refusal> {
+        let pinned;
+        let bundles = match &self.trust {
+            Trust::Bundles(bundles) => bundles.as_ref(),
+            Trust::Pinned { trust_domain, pins } => {
+                pinned = pinned_roots(chain, trust_domain, pins)?;
+                &pinned
+            }
+        };
+        verify(chain, Role::Server, bundles, now, &|peer| {
+            self.expectation.admit(peer)
+        })
     }
 }
 
@@ -132,90 +167,7 @@ impl ServerCertVerifier for ExpectedServer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let chain = chain(end_entity, intermediates);
-        verify(&chain, Role::Server, &self.bundles, now, &|peer| {
-            self.expectation.admit(peer)
-        })
-        .map(|_| ServerCertVerified::assertion())
-        .map_err(alert)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// A control plane by its root's hash: the pin chooses the root, the root proves the chain, and the chain must
-/// name the control plane. A leaf of the mesh under the same root is somebody else.
-#[derive(Debug)]
-pub(super) struct PinnedControl {
-    trust_domain: TrustDomain,
-    pins: Vec<CaPin>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl PinnedControl {
-    pub(super) fn new(trust_domain: TrustDomain, pins: Vec<CaPin>) -> Self {
-        Self {
-            trust_domain,
-            pins,
-            algorithms: signature_algorithms(),
-        }
-    }
-
-    fn pinned(&self, chain: &[CertificateDer<'_>]) -> Result<Bundles, Refusal> {
-        if chain.len() > MAX_CHAIN {
-            return Err(Refusal::ChainTooLong {
-                length: chain.len(),
-            });
-        }
-        let issuers = chain.iter().skip(1);
-        let pinned = issuers.filter(|der| self.pins.contains(&CaPin::of(der)));
-        let roots: Vec<_> = pinned.map(|der| der.clone().into_owned()).collect();
-        if roots.is_empty() {
-            return Err(Refusal::PinMismatch);
-        }
-        Bundle::new(self.trust_domain.clone(), roots)
-            .map(Bundles::from)
-            .map_err(|_| Refusal::PinMismatch)
-    }
-}
-
-impl ServerCertVerifier for PinnedControl {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let chain = chain(end_entity, intermediates);
-        let control = PeerExpectation::Exactly(SpiffeId::control(&self.trust_domain));
-        self.pinned(&chain)
-            .and_then(|roots| {
-                verify(&chain, Role::Server, &roots, now, &|peer| {
-                    control.admit(peer)
-                })
-            })
+        self.verify(&chain(end_entity, intermediates), now)
             .map(|_| ServerCertVerified::assertion())
             .map_err(alert)
     }
@@ -241,6 +193,25 @@ impl ServerCertVerifier for PinnedControl {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// The roots among what a server sent. Its leaf cannot be one.
+fn pinned_roots(
+    chain: &[CertificateDer<'_>],
+    trust_domain: &TrustDomain,
+    pins: &[CaPin],
+) -> Result<Bundles, Refusal> {
+    if chain.len() > MAX_CHAIN {
+        return Err(Refusal::ChainTooLong {
+            length: chain.len(),
+        });
+    }
+    let issuers = chain.iter().skip(1);
+    let pinned = issuers.filter(|der| pins.contains(&CaPin::of(der)));
+    let roots = pinned.map(|der| der.clone().into_owned()).collect();
+    Bundle::new(trust_domain.clone(), roots)
+        .map(Bundles::from)
+        .map_err(|_| Refusal::PinMismatch)
 }
 
 fn chain<'a>(
