@@ -1,1 +1,38 @@
-//! Placeholder.
+//! The control plane: certificate authority, registry of identities, and the place where documents live and become one
+//! Snapshot per workload.
+//!
+//! [`start`] shows the whole of it in order. It knows nothing of proxies or of how credentials are delivered, and holds
+//! no leader, cache or state that is not in its database, except who is connected. No secret value is stored, logged or
+//! put into a Snapshot; nothing anonymous is answered but attestation.
+
+mod admin;
+mod attest;
+mod ca;
+mod callers;
+mod control;
+mod credentials;
+mod datadir;
+mod decisions;
+mod distribution;
+mod documents;
+mod founding;
+mod limit;
+mod maintenance;
+mod own;
+mod registry;
+mod start;
+mod store;
+mod time;
+
+#[cfg(test)]
+mod tests;
+
+pub use ca::CaError;
+pub use ca::issue::IssueError;
+pub use ca::seal::SealError;
+pub use datadir::DataDirError;
+pub use founding::reissue_admin;
+pub use own::OwnError;
+pub use start::{ControlConfig, Running, StartError, start};
+pub use store::StoreError;
+pub use store::audit::Chain;

@@ -1,0 +1,94 @@
+-- The registry of one trust domain. Times are seconds since 1970, UTC.
+
+-- What is decided once, at first start, and read ever after.
+CREATE TABLE mesh (
+    singleton    INTEGER PRIMARY KEY CHECK (singleton = 1),
+    trust_domain TEXT    NOT NULL,
+    -- Set when the first administrator's files are on disk, so that a crash in between repeats the step.
+    admin_made   INTEGER
+) STRICT;
+
+-- Certificate authorities. The key is sealed under a key that is not in this database.
+CREATE TABLE authorities (
+    serial      TEXT    PRIMARY KEY,
+    role        TEXT    NOT NULL CHECK (role IN ('root', 'intermediate')),
+    certificate BLOB    NOT NULL,
+    sealed_key  BLOB    NOT NULL,
+    not_before  INTEGER NOT NULL,
+    not_after   INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Every certificate ever issued and not yet long expired. The primary key is what makes serials unique.
+CREATE TABLE certificates (
+    serial     TEXT    PRIMARY KEY,
+    identity   TEXT    NOT NULL,
+    leaf       BLOB    NOT NULL,
+    authority  TEXT    NOT NULL REFERENCES authorities (serial),
+    key_sha256 BLOB    NOT NULL,
+    not_before INTEGER NOT NULL,
+    not_after  INTEGER NOT NULL,
+    -- What was attested, as JSON.
+    evidence   TEXT    NOT NULL,
+    revoked_at INTEGER
+) STRICT;
+CREATE INDEX certificates_by_identity ON certificates (identity, not_after);
+CREATE INDEX certificates_by_expiry ON certificates (not_after);
+
+-- Join tokens: never the secret, only its hash. Spent means a certificate was recorded for it.
+CREATE TABLE tokens (
+    secret_sha256 BLOB    PRIMARY KEY,
+    identity      TEXT    NOT NULL,
+    created_at    INTEGER NOT NULL,
+    created_by    TEXT    NOT NULL,
+    expires_at    INTEGER NOT NULL,
+    spent_at      INTEGER,
+    spent_on      TEXT    REFERENCES certificates (serial),
+    CHECK ((spent_at IS NULL) = (spent_on IS NULL))
+) STRICT;
+CREATE INDEX tokens_by_expiry ON tokens (expires_at);
+CREATE INDEX tokens_by_certificate ON tokens (spent_on);
+
+-- The documents, verbatim, one complete set per revision.
+CREATE TABLE revisions (
+    revision   INTEGER PRIMARY KEY AUTOINCREMENT,
+    applied_at INTEGER NOT NULL,
+    applied_by TEXT    NOT NULL
+) STRICT;
+CREATE TABLE revision_files (
+    revision INTEGER NOT NULL REFERENCES revisions (revision),
+    position INTEGER NOT NULL,
+    name     TEXT    NOT NULL,
+    text     TEXT    NOT NULL,
+    PRIMARY KEY (revision, position)
+) STRICT, WITHOUT ROWID;
+
+-- The last revision that changed what a workload is told. Rows outlive their workload, so that a version is never reused.
+CREATE TABLE snapshots (
+    workload TEXT    PRIMARY KEY,
+    version  INTEGER NOT NULL REFERENCES revisions (revision),
+    digest   BLOB    NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Append-only: each row carries a hash over itself and the row before.
+CREATE TABLE audit (
+    sequence INTEGER PRIMARY KEY,
+    time     INTEGER NOT NULL,
+    actor    TEXT    NOT NULL,
+    action   TEXT    NOT NULL,
+    subject  TEXT    NOT NULL,
+    outcome  TEXT    NOT NULL,
+    detail   TEXT    NOT NULL,
+    hash     BLOB    NOT NULL
+) STRICT;
+CREATE TRIGGER audit_is_not_updated BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+
+-- Why sidecars decided as they did, as they reported it.
+CREATE TABLE decisions (
+    id          TEXT    PRIMARY KEY,
+    workload    TEXT    NOT NULL,
+    recorded_at INTEGER NOT NULL,
+    record      BLOB    NOT NULL
+) STRICT;
+CREATE INDEX decisions_by_workload ON decisions (workload, recorded_at);
+CREATE INDEX decisions_by_age ON decisions (recorded_at);

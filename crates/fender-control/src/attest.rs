@@ -1,0 +1,242 @@
+//! Who gets an identity: whoever brings the join token made for it, and whoever had one and asks for the next.
+//!
+//! The identity comes from the token or the certificate before; the request must only agree. An anonymous caller learns
+//! nothing about workloads, only about the token they hold.
+
+use std::sync::Arc;
+
+use fender_api::code::Code;
+use fender_api::proof;
+use fender_api::proto::control::v1::attest_request::Evidence as Shown;
+use fender_api::proto::control::v1::identity_server::Identity;
+use fender_api::proto::control::v1::{AttestRequest, ExpiredProof, RenewRequest, SvidResponse};
+use fender_config::Attestor;
+use fender_identity::csr::{self, Csr};
+use fender_identity::verify::{self, Proof, Refusal};
+use fender_identity::{PeerSvid, WorkloadName};
+use rustls::pki_types::CertificateDer;
+use tonic::{Request, Response, Status};
+
+use crate::ca::issue::{Attested, Evidence, Grant};
+use crate::ca::sha256;
+use crate::callers::{self, Origin, failed};
+use crate::control::{Control, not_issued};
+use crate::documents::InForce;
+use crate::store::tokens::{self, Bearer, Worth, Worthless};
+
+/// Attestations that may fail per minute and address before the address has to wait.
+pub(crate) const STRANGER_FAILURES: u32 = 120;
+
+pub(crate) struct IdentityService(pub(crate) Arc<Control>);
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn attest(
+        &self,
+        request: Request<AttestRequest>,
+    ) -> Result<Response<SvidResponse>, Status> {
+        let control = &*self.0;
+        let origin = callers::origin(request.extensions())?;
+        if origin.ip.is_some_and(|ip| control.strangers.exceeded(&ip)) {
+            return Err(
+                Code::Busy.status("too many failed attempts from this address: wait a minute")
+            );
+        }
+        let source = origin.text.clone();
+        let ip = origin.ip;
+        match control.attest(request.into_inner(), origin).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(refused) => {
+                if let Some(ip) = ip {
+                    control.strangers.count(ip);
+                }
+                tracing::warn!(%source, code = %Code::of(&refused), reason = refused.message(), "attestation refused");
+                Err(refused)
+            }
+        }
+    }
+
+    async fn renew(
+        &self,
+        request: Request<RenewRequest>,
+    ) -> Result<Response<SvidResponse>, Status> {
+        let control = &*self.0;
+        let origin = callers::origin(request.extensions())?;
+        let connected = request
+            .extensions()
+            .get::<fender_api::tls::ConnectInfo>()
+            .and_then(|info| info.peer.svid().cloned());
+        let source = origin.text.clone();
+        match control.renew(request.into_inner(), connected, origin).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(refused) => {
+                tracing::warn!(%source, code = %Code::of(&refused), reason = refused.message(), "renewal refused");
+                Err(refused)
+            }
+        }
+    }
+}
+
+impl Control {
+    async fn attest(&self, request: AttestRequest, origin: Origin) -> Result<SvidResponse, Status> {
+        let now = self.clock.now();
+        let request_key = read_request(&request.csr)?;
+        let Some(Shown::JoinToken(token)) = request.evidence else {
+            return Err(Code::BadRequest.status("no evidence this control plane understands"));
+        };
+        if token.secret.len() != 32 {
+            return Err(refusal(Worthless::Unknown));
+        }
+        let secret_sha256 = sha256(&token.secret);
+
+        // Only a token that is worth something is worth a signature, and an answer about its workload.
+        let bearer = Bearer {
+            secret_sha256: &secret_sha256,
+            identity: &request_key.id,
+            key_sha256: &request_key.spki_sha256,
+        };
+        let worth = tokens::worth(self.store.reads(), &bearer, now)
+            .await
+            .map_err(failed)?;
+        if let Worth::Worthless(why) = worth {
+            return Err(refusal(why));
+        }
+        let in_force = self.library.in_force();
+        let (workload, grant) = self.grant(&in_force, &request_key)?;
+        let admitted = in_force
+            .documents
+            .workloads
+            .get(&workload)
+            .is_some_and(|document| document.attest.contains(&Attestor::Token));
+        if !admitted {
+            return Err(Code::NotAttestable
+                .status("the workload's document does not list `token` under `attest`"));
+        }
+
+        let evidence = Evidence::JoinToken {
+            token: secret_sha256,
+            source: origin.text.clone(),
+        };
+        let identity = request_key.id.clone();
+        let attested = Attested::new(identity, request_key, grant, evidence).map_err(not_issued)?;
+        let issued = self.authority.issue(attested, now).map_err(not_issued)?;
+        let recorded = issued
+            .spend(&self.store, secret_sha256, now)
+            .await
+            .map_err(failed)?
+            .map_err(refusal)?;
+        tracing::info!(%workload, source = origin.text, "workload attested with a join token");
+        Ok(self.answer(recorded))
+    }
+
+    async fn renew(
+        &self,
+        request: RenewRequest,
+        connected: Option<PeerSvid>,
+        origin: Origin,
+    ) -> Result<SvidResponse, Status> {
+        let now = self.clock.now();
+        let in_force = self.library.in_force();
+        let request_key = read_request(&request.csr)?;
+        let (peer, expired) = match (request.expired, connected) {
+            (Some(proof), _) => (self.expired(&in_force, &request.csr, proof)?, true),
+            (None, Some(peer)) => (peer, false),
+            (None, None) => {
+                return Err(
+                    Code::NotAuthenticated.status("renewal needs the certificate it renews")
+                );
+            }
+        };
+        callers::workload_of(peer.id(), self.authority.trust_domain())?;
+        match expired {
+            true => callers::on_record(&peer, &self.store).await?,
+            false => callers::in_good_standing(&peer, &self.store, now).await?,
+        }
+        if request_key.id != *peer.id() {
+            return Err(Code::CsrInvalid
+                .status("a renewal is for the identity of the certificate it renews"));
+        }
+
+        let (workload, grant) = self.grant(&in_force, &request_key)?;
+        let evidence = Evidence::Certificate {
+            serial: peer.serial().clone(),
+            expired,
+            source: origin.text,
+        };
+        let attested =
+            Attested::new(peer.id().clone(), request_key, grant, evidence).map_err(not_issued)?;
+        let issued = self.authority.issue(attested, now).map_err(not_issued)?;
+        let recorded = issued.record(&self.store).await.map_err(failed)?;
+        tracing::info!(%workload, expired, "certificate renewed");
+        Ok(self.answer(recorded))
+    }
+
+    /// Who holds the key of a certificate that may have expired. The proof counts for this request and this server only.
+    fn expired(
+        &self,
+        in_force: &InForce,
+        request: &[u8],
+        proof: ExpiredProof,
+    ) -> Result<PeerSvid, Status> {
+        let chain: Vec<_> = proof.chain.into_iter().map(CertificateDer::from).collect();
+        let state = self.authority.state();
+        let grace = in_force.mesh.lifetimes.renewal_grace;
+        let mut refusal = None;
+        for leaf in self.own.leaves() {
+            let message = proof::renewal(request, &leaf);
+            let shown = Proof {
+                chain: &chain,
+                message: &message,
+                signature: &proof.signature,
+            };
+            match verify::lapsed(shown, &state.bundles, self.clock.now(), grace, &|_| Ok(())) {
+                Ok(peer) => return Ok(peer),
+                Err(why) => refusal = Some(why),
+            }
+        }
+        Err(match refusal {
+            Some(Refusal::Expired { .. }) => Code::RenewalExpired
+                .status("the certificate expired longer ago than the mesh allows: attest anew with a join token"),
+            Some(_) | None => Code::ProofInvalid
+                .status("the expired certificate, or the signature by its key, does not hold"),
+        })
+    }
+
+    /// What the documents give the identity of a request.
+    fn grant(&self, in_force: &InForce, request: &Csr) -> Result<(WorkloadName, Grant), Status> {
+        let unknown = || Code::IdentityUnknown.status("no document describes this identity");
+        if request.id.trust_domain() != self.authority.trust_domain() {
+            return Err(unknown());
+        }
+        let name = request.id.workload().ok_or_else(unknown)?;
+        let document = in_force
+            .documents
+            .workloads
+            .get(&name)
+            .ok_or_else(unknown)?;
+        let grant = Grant {
+            lifetime: in_force.mesh.lifetimes.leaf,
+            dns_names: document.dns_names.clone(),
+        };
+        Ok((name, grant))
+    }
+}
+
+fn read_request(der: &[u8]) -> Result<Csr, Status> {
+    csr::parse(der).map_err(|error| Code::CsrInvalid.status(error.to_string()))
+}
+
+fn refusal(why: Worthless) -> Status {
+    match why {
+        Worthless::Unknown => Code::TokenUnknown.status("this join token was not made here"),
+        Worthless::OtherIdentity => {
+            Code::TokenWrongIdentity.status("this join token is for another identity")
+        }
+        Worthless::Spent => {
+            Code::TokenSpent.status("this join token was already used: make a new one")
+        }
+        Worthless::Expired => {
+            Code::TokenExpired.status("this join token has expired: make a new one")
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The pipeline of a certificate. Each stage consumes the one before and is the only way to make the next:
+//!
+//! attested ([`Attested`]) → template ([`Template`]) → validated ([`Valid`]) → signed ([`Signed`]) → what was signed is
+//! validated again, from its bytes, as a peer would ([`Issued`]) → recorded ([`Recorded`]).
+//!
+//! Only a recorded certificate can be given away. Nothing of a request but its key reaches a certificate: the identity
+//! is the attested one, the DNS names are the document's, the rest is decided here.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fender_identity::csr::Csr;
+use fender_identity::verify::{self, Refusal};
+use fender_identity::{Serial, SpiffeId, Validity};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+    SanType, SerialNumber,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::{Authority, CaError, Issuing, State, lifetimes, random_serial, set_validity};
+use crate::store::certificates::{self, CertificateRow, Known};
+use crate::store::{Store, StoreError, audit, tokens};
+
+/// DNS names one certificate may carry.
+const MAX_DNS_NAMES: usize = 64;
+
+/// Stage 1: somebody proved to be `identity` and to hold the key of `csr`.
+#[derive(Debug)]
+pub(crate) struct Attested {
+    identity: SpiffeId,
+    csr: Csr,
+    grant: Grant,
+    evidence: Evidence,
+}
+
+/// What the documents and the call allow this identity.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    pub(crate) lifetime: Duration,
+    pub(crate) dns_names: Vec<String>,
+}
+
+/// What was attested. Recorded with the certificate.
+#[derive(Clone, Debug)]
+pub(crate) enum Evidence {
+    JoinToken {
+        token: tokens::Hash,
+        source: String,
+    },
+    /// The certificate before, valid or expired within grace.
+    Certificate {
+        serial: Serial,
+        expired: bool,
+        source: String,
+    },
+    /// The control plane, about itself.
+    Control,
+    /// Whoever owns the data directory.
+    DataDirectory,
+    Administrator {
+        by: SpiffeId,
+        source: String,
+    },
+}
+
+impl Evidence {
+    fn to_json(&self) -> String {
+        match self {
+            Evidence::JoinToken { token, source } => {
+                // Enough to find the token's row, too little to be one.
+                let token: String = token.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+                serde_json::json!({ "attestor": "token", "token_sha256_prefix": token, "source": source })
+            }
+            Evidence::Certificate { serial, expired, source } => serde_json::json!({
+                "attestor": "certificate", "serial": serial.to_string(), "expired": expired, "source": source,
+            }),
+            Evidence::Control => serde_json::json!({ "attestor": "control" }),
+            Evidence::DataDirectory => serde_json::json!({ "attestor": "data-directory" }),
+            Evidence::Administrator { by, source } => {
+                serde_json::json!({ "attestor": "administrator", "by": by.as_str(), "source": source })
+            }
+        }
+        .to_string()
+    }
+}
+
+impl Attested {
+    /// Refuses a request for any other identity than the attested one.
+    pub(crate) fn new(
+        identity: SpiffeId,
+        csr: Csr,
+        grant: Grant,
+        evidence: Evidence,
+    ) -> Result<Self, IssueError> {
+        if csr.id != identity {
+            return Err(IssueError::OtherIdentity);
+        }
+        Ok(Self {
+            identity,
+            csr,
+            grant,
+            evidence,
+        })
+    }
+
+    fn template(self, issuing: &Issuing, now: UnixTime) -> Result<Template, IssueError> {
+        let validity = lifetimes::validity(now, self.grant.lifetime, issuing.validity.not_after);
+        Ok(Template {
+            serial: random_serial()?,
+            validity,
+            attested: self,
+        })
+    }
+}
+
+/// Stage 2: what the certificate will say.
+#[derive(Debug)]
+pub(crate) struct Template {
+    attested: Attested,
+    serial: Serial,
+    validity: Validity,
+}
+
+impl Template {
+    /// The rules no document can bend.
+    fn validate(self, authority: &Authority, now: UnixTime) -> Result<Valid, IssueError> {
+        let Attested {
+            identity, grant, ..
+        } = &self.attested;
+        if identity.trust_domain() != authority.trust_domain() {
+            return Err(IssueError::ForeignTrustDomain);
+        }
+        let longest = if identity.admin_name().is_some() {
+            lifetimes::ADMIN
+        } else if identity.is_reserved() && !identity.is_control() {
+            return Err(IssueError::Reserved);
+        } else {
+            lifetimes::WORKLOAD
+                .max(lifetimes::CONTROL)
+                .max(lifetimes::PERSON)
+        };
+        if grant.lifetime.is_zero() || grant.lifetime > longest {
+            return Err(IssueError::Lifetime);
+        }
+        if !self.validity.includes(now) || self.validity.not_after <= now {
+            return Err(IssueError::IssuerExpired);
+        }
+        if grant.dns_names.len() > MAX_DNS_NAMES {
+            return Err(IssueError::DnsNames);
+        }
+        Ok(Valid(self))
+    }
+}
+
+/// Stage 3: may be signed.
+#[derive(Debug)]
+pub(crate) struct Valid(Template);
+
+impl Valid {
+    fn sign(self, issuing: &Issuing) -> Result<Signed, IssueError> {
+        let Self(template) = self;
+        let Attested {
+            identity,
+            csr,
+            grant,
+            ..
+        } = &template.attested;
+
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(template.serial.as_bytes()));
+        set_validity(&mut params, template.validity);
+        params.distinguished_name = subject(identity);
+        params.subject_alt_names = vec![SanType::URI(
+            identity.as_str().try_into().map_err(CaError::from)?,
+        )];
+        for name in &grant.dns_names {
+            let name = name.as_str().try_into().map_err(CaError::from)?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+
+        let leaf = params
+            .signed_by(&csr.key, &issuing.issuer)
+            .map_err(CaError::from)?
+            .into();
+        Ok(Signed {
+            template,
+            leaf,
+            issuing: issuing.certificate.clone(),
+            authority: issuing.serial.clone(),
+        })
+    }
+}
+
+/// A workload is `O=NAMESPACE, CN=NAME`: databases map these to their users. Identity is the URI, never this.
+fn subject(identity: &SpiffeId) -> DistinguishedName {
+    let (organization, name) = match (identity.workload(), identity.admin_name()) {
+        (Some(workload), _) => (workload.namespace().to_owned(), workload.name().to_owned()),
+        (None, Some(admin)) => ("fender administrators".to_owned(), admin.to_owned()),
+        (None, None) => ("fender".to_owned(), "control".to_owned()),
+    };
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, organization);
+    subject.push(DnType::CommonName, name);
+    subject
+}
+
+/// Stage 4: signed, and not yet believed.
+#[derive(Debug)]
+pub(crate) struct Signed {
+    template: Template,
+    leaf: CertificateDer<'static>,
+    issuing: CertificateDer<'static>,
+    authority: Serial,
+}
+
+impl Signed {
+    /// Reads the bytes back: the chain must hold against our own bundle for both roles, and say exactly what the
+    /// template said, about the key of the request.
+    fn check(self, state: &State, now: UnixTime) -> Result<Issued, IssueError> {
+        let Self {
+            template:
+                Template {
+                    attested,
+                    serial,
+                    validity,
+                },
+            leaf,
+            issuing,
+            authority,
+        } = self;
+        let chain = [leaf.clone(), issuing.clone()];
+        for role in [verify::Role::Client, verify::Role::Server] {
+            let peer = verify::verify(&chain, role, &state.bundles, now, &|_| Ok(()))
+                .map_err(IssueError::Unverifiable)?;
+            if *peer.id() != attested.identity || *peer.serial() != serial {
+                return Err(IssueError::NotAsMeant);
+            }
+        }
+        if !says(&leaf, &attested, validity) {
+            return Err(IssueError::NotAsMeant);
+        }
+        let row = CertificateRow {
+            serial,
+            identity: attested.identity,
+            leaf,
+            authority,
+            key_sha256: attested.csr.spki_sha256,
+            validity,
+            evidence: attested.evidence.to_json(),
+        };
+        Ok(Issued {
+            row,
+            issuer: issuing,
+        })
+    }
+}
+
+/// Whether a certificate carries this key, these dates and exactly these names.
+fn says(leaf: &CertificateDer<'_>, attested: &Attested, validity: Validity) -> bool {
+    let Ok((rest, leaf)) = X509Certificate::from_der(leaf) else {
+        return false;
+    };
+    let Ok(Some(names)) = leaf.subject_alternative_name() else {
+        return false;
+    };
+    let mut found = BTreeSet::new();
+    for name in &names.value.general_names {
+        let new = match name {
+            GeneralName::URI(uri) => found.insert(("uri", *uri)),
+            GeneralName::DNSName(dns) => found.insert(("dns", *dns)),
+            GeneralName::OtherName(..)
+            | GeneralName::RFC822Name(_)
+            | GeneralName::X400Address(_)
+            | GeneralName::DirectoryName(_)
+            | GeneralName::EDIPartyName(_)
+            | GeneralName::IPAddress(_)
+            | GeneralName::RegisteredID(_)
+            | GeneralName::Invalid(..) => return false,
+        };
+        if !new {
+            return false;
+        }
+    }
+    let mut meant = BTreeSet::from([("uri", attested.identity.as_str())]);
+    meant.extend(
+        attested
+            .grant
+            .dns_names
+            .iter()
+            .map(|name| ("dns", name.as_str())),
+    );
+
+    let seconds = |moment: UnixTime| i64::try_from(moment.as_secs()).ok();
+    rest.is_empty()
+        && found == meant
+        && leaf.public_key().raw == attested.csr.public_key_der
+        && Some(leaf.validity().not_before.timestamp()) == seconds(validity.not_before)
+        && Some(leaf.validity().not_after.timestamp()) == seconds(validity.not_after)
+}
+
+/// Stage 5: is what was meant. It must be recorded before anybody gets it.
+#[derive(Debug)]
+pub(crate) struct Issued {
+    row: CertificateRow,
+    issuer: CertificateDer<'static>,
+}
+
+impl Issued {
+    pub(crate) async fn record(self, store: &Store) -> Result<Recorded, StoreError> {
+        let recorded = self.once_recorded();
+        store.write(certificates::Record(self.row)).await?;
+        Ok(recorded)
+    }
+
+    pub(crate) async fn record_audited(
+        self,
+        store: &Store,
+        entry: audit::Entry,
+    ) -> Result<Recorded, StoreError> {
+        let recorded = self.once_recorded();
+        store
+            .write(certificates::RecordAudited(self.row, entry))
+            .await?;
+        Ok(recorded)
+    }
+
+    fn once_recorded(&self) -> Recorded {
+        Recorded {
+            chain: vec![self.row.leaf.clone(), self.issuer.clone()],
+        }
+    }
+
+    /// Records it together with the end of the token it is paid with.
+    pub(crate) async fn spend(
+        self,
+        store: &Store,
+        secret_sha256: tokens::Hash,
+        at: UnixTime,
+    ) -> Result<Result<Recorded, tokens::Worthless>, StoreError> {
+        let recorded = self.once_recorded();
+        let spend = tokens::Spend {
+            secret_sha256,
+            certificate: self.row,
+            at,
+        };
+        Ok(match store.write(spend).await? {
+            tokens::Spent::Now => Ok(recorded),
+            tokens::Spent::Before(known) => Ok(Recorded::again(*known)),
+            tokens::Spent::Refused(why) => Err(why),
+        })
+    }
+}
+
+/// Stage 6: on record, and the caller's.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl Recorded {
+    /// A certificate the caller already has a right to.
+    pub(crate) fn again(known: Known) -> Self {
+        Self {
+            chain: vec![known.leaf, known.issuer],
+        }
+    }
+
+    /// Leaf first; the root is not part of it.
+    pub(crate) fn into_chain(self) -> Vec<CertificateDer<'static>> {
+        self.chain
+    }
+}
+
+impl Authority {
+    /// Stages 2 to 5.
+    pub(crate) fn issue(&self, attested: Attested, now: UnixTime) -> Result<Issued, IssueError> {
+        let state = self.state();
+        attested
+            .template(&state.issuing, now)?
+            .validate(self, now)?
+            .sign(&state.issuing)?
+            .check(&state, now)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    #[error("the request is for another identity than the one that was proven")]
+    OtherIdentity,
+    #[error("the identity belongs to another trust domain")]
+    ForeignTrustDomain,
+    #[error("the identity is reserved")]
+    Reserved,
+    #[error("the lifetime is zero or longer than allowed")]
+    Lifetime,
+    #[error("the intermediate certificate authority has expired")]
+    IssuerExpired,
+    #[error("more than {MAX_DNS_NAMES} DNS names")]
+    DnsNames,
+    #[error("what was signed does not verify: {0}")]
+    Unverifiable(Refusal),
+    #[error("what was signed is not what was meant")]
+    NotAsMeant,
+    #[error(transparent)]
+    Ca(#[from] CaError),
+}

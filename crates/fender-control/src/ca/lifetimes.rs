@@ -1,0 +1,40 @@
+//! How long every certificate lives. There is no other place that says so; a workload's comes from the `Mesh`.
+
+use std::time::Duration;
+
+use fender_identity::Validity;
+use rustls::pki_types::UnixTime;
+
+use crate::time::{earlier, later, until};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) const ROOT: Duration = Duration::from_secs(3650 * 24 * 3600);
+pub(crate) const INTERMEDIATE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The control plane's own.
+pub(crate) const CONTROL: Duration = DAY;
+/// An administrator's, as written to the data directory.
+pub(crate) const ADMIN: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The longest a person may ask for.
+pub(crate) const PERSON: Duration = DAY;
+
+/// The longest a workload's may be, whatever a document says.
+pub(crate) const WORKLOAD: Duration = DAY;
+
+/// How far a certificate begins in the past, for peers whose clock is behind: no more than a tenth of its life, which
+/// leaves its half life where people expect it.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// From a little before `now` for `lifetime`, and never beyond the issuer's own end.
+pub(crate) fn validity(now: UnixTime, lifetime: Duration, issuer: UnixTime) -> Validity {
+    Validity {
+        not_before: earlier(now, SKEW.min(lifetime / 10)),
+        not_after: later(now, lifetime).min(issuer),
+    }
+}
+
+/// Whether an authority has lived half its life and needs a successor.
+pub(crate) fn past_half(validity: Validity, now: UnixTime) -> bool {
+    let whole = until(validity.not_before, validity.not_after);
+    until(validity.not_before, now) >= whole / 2
+}

@@ -1,0 +1,168 @@
+//! Who calls. The handshake proved an identity; here it becomes a role, and what the record knows against it is asked.
+//!
+//! A connection may outlive the certificate it began with, so expiry is looked at again with every call.
+
+use std::net::IpAddr;
+
+use fender_api::code::Code;
+use fender_api::tls::ConnectInfo;
+use fender_identity::{Peer, PeerSvid, SpiffeId, TrustDomain, WorkloadName};
+use rustls::pki_types::UnixTime;
+use tonic::{Extensions, Status};
+
+use crate::store::certificates::{self, Standing};
+use crate::store::{Store, StoreError};
+
+/// A workload with a certificate of ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) peer: PeerSvid,
+    pub(crate) workload: WorkloadName,
+    pub(crate) source: Origin,
+}
+
+/// An administrator with a certificate of ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Administrator {
+    pub(crate) id: SpiffeId,
+    pub(crate) source: Origin,
+}
+
+/// Where a call comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) text: String,
+    pub(crate) ip: Option<IpAddr>,
+}
+
+fn connection(extensions: &Extensions) -> Result<&ConnectInfo, Status> {
+    extensions
+        .get::<ConnectInfo>()
+        .ok_or_else(|| Code::NotAuthenticated.status("the connection has no known peer"))
+}
+
+pub(crate) fn origin(extensions: &Extensions) -> Result<Origin, Status> {
+    let remote = &connection(extensions)?.remote;
+    Ok(Origin {
+        text: remote.to_string(),
+        ip: remote.ip(),
+    })
+}
+
+fn verified(extensions: &Extensions) -> Result<&PeerSvid, Status> {
+    match &connection(extensions)?.peer {
+        Peer::Verified(peer) => Ok(peer),
+        Peer::Anonymous => {
+            Err(Code::NotAuthenticated.status("this call needs a client certificate"))
+        }
+    }
+}
+
+/// The peer of a call that only workloads may make.
+pub(crate) async fn workload(
+    extensions: &Extensions,
+    trust_domain: &TrustDomain,
+    store: &Store,
+    now: UnixTime,
+) -> Result<Caller, Status> {
+    let peer = verified(extensions)?;
+    let workload = workload_of(peer.id(), trust_domain)?;
+    in_good_standing(peer, store, now).await?;
+    Ok(Caller {
+        peer: peer.clone(),
+        workload,
+        source: origin(extensions)?,
+    })
+}
+
+pub(crate) fn workload_of(
+    id: &SpiffeId,
+    trust_domain: &TrustDomain,
+) -> Result<WorkloadName, Status> {
+    id.workload()
+        .filter(|_| id.trust_domain() == trust_domain)
+        .ok_or_else(|| Code::Denied.status("only a workload of this trust domain may ask this"))
+}
+
+/// Whether a peer claims to be an administrator; asked before the body of a call is read.
+pub(crate) fn claims_administration(
+    extensions: &Extensions,
+    trust_domain: &TrustDomain,
+) -> Result<(), NotAdministrator> {
+    let peer = verified(extensions).map_err(NotAdministrator::Nobody)?;
+    let id = peer.id();
+    if id.admin_name().is_none() || id.trust_domain() != trust_domain {
+        return Err(NotAdministrator::Somebody(id.clone()));
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+pub(crate) enum NotAdministrator {
+    Nobody(Status),
+    Somebody(SpiffeId),
+}
+
+/// The peer of a call that only administrators may make.
+pub(crate) async fn administrator(
+    extensions: &Extensions,
+    trust_domain: &TrustDomain,
+    store: &Store,
+    now: UnixTime,
+) -> Result<Administrator, Status> {
+    let peer = verified(extensions)?;
+    claims_administration(extensions, trust_domain).map_err(|refused| match refused {
+        NotAdministrator::Nobody(status) => status,
+        NotAdministrator::Somebody(_) => not_an_administrator(),
+    })?;
+    in_good_standing(peer, store, now).await?;
+    Ok(Administrator {
+        id: peer.id().clone(),
+        source: origin(extensions)?,
+    })
+}
+
+pub(crate) fn not_an_administrator() -> Status {
+    Code::Denied.status("this call is for administrators, and this certificate is not one's")
+}
+
+/// The certificate still lives, was issued here, and was not revoked.
+pub(crate) async fn in_good_standing(
+    peer: &PeerSvid,
+    store: &Store,
+    now: UnixTime,
+) -> Result<(), Status> {
+    if peer.not_after() < now {
+        return Err(Code::NotAuthenticated
+            .status("the certificate of this connection has expired: connect again"));
+    }
+    on_record(peer, store).await
+}
+
+/// The certificate was issued here and not revoked.
+pub(crate) async fn on_record(peer: &PeerSvid, store: &Store) -> Result<(), Status> {
+    let known = certificates::find(store.reads(), &peer.serial().to_string())
+        .await
+        .map_err(failed)?
+        .filter(|known| known.leaf == *peer.leaf_der() && known.identity == *peer.id())
+        .ok_or_else(|| Code::Denied.status("this certificate is not on record here"))?;
+    match known.standing {
+        Standing::Good => Ok(()),
+        Standing::Revoked => Err(Code::Revoked.status("this certificate was revoked")),
+    }
+}
+
+/// Our own failure: the log knows what, the peer that.
+pub(crate) fn failed(error: StoreError) -> Status {
+    tracing::error!(%error, "the store failed a call");
+    match error {
+        StoreError::Stopped => Code::Unavailable.status("the control plane is stopping"),
+        StoreError::Open { .. }
+        | StoreError::Migrate { .. }
+        | StoreError::Database(_)
+        | StoreError::Commit(_)
+        | StoreError::Damaged(_) => {
+            Code::Internal.status("the control plane failed; its log says why")
+        }
+    }
+}

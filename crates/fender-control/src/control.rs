@@ -1,0 +1,80 @@
+//! What every service of the control plane shares.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fender_api::code::Code;
+use fender_api::convert::IssuedSvid;
+use fender_api::proto::control::v1::SvidResponse;
+use fender_identity::SpiffeId;
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::ca::Authority;
+use crate::ca::issue::{IssueError, Recorded};
+use crate::credentials::Sources;
+use crate::datadir::DataDir;
+use crate::decisions::Decisions;
+use crate::documents::Library;
+use crate::limit::Failures;
+use crate::own::Own;
+use crate::registry::Registry;
+use crate::store::{Store, audit};
+
+pub(crate) struct Control {
+    pub(crate) clock: SharedClock,
+    pub(crate) drain: Drain,
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) library: Library,
+    pub(crate) own: Own,
+    pub(crate) registry: Registry,
+    pub(crate) sources: Sources,
+    pub(crate) decisions: Decisions,
+    /// Failed attestations, by address.
+    pub(crate) strangers: Failures<IpAddr>,
+    /// Refused administrative calls, by identity.
+    pub(crate) intruders: Failures<SpiffeId>,
+    /// Refused administrative calls on their way to the audit log.
+    pub(crate) refused: mpsc::Sender<audit::Entry>,
+    /// Holds the data directory for as long as anything of this lives.
+    pub(crate) _data: DataDir,
+}
+
+impl Control {
+    /// The answer to whoever gets a certificate.
+    pub(crate) fn answer(&self, recorded: Recorded) -> SvidResponse {
+        let in_force = self.library.in_force();
+        SvidResponse::from(&IssuedSvid {
+            chain: recorded.into_chain(),
+            bundles: (*self.authority.state().bundles).clone(),
+            renewal_grace: in_force.mesh.lifetimes.renewal_grace,
+        })
+    }
+}
+
+/// A pipeline that stopped. What it says of the request is the caller's to know, the rest is not.
+pub(crate) fn not_issued(error: IssueError) -> Status {
+    match error {
+        IssueError::OtherIdentity => {
+            Code::CsrInvalid.status("the certificate request is for another identity")
+        }
+        IssueError::Reserved | IssueError::ForeignTrustDomain => {
+            Code::IdentityReserved.status("this identity is not issued to anybody")
+        }
+        IssueError::Lifetime => {
+            Code::BadRequest.status("the lifetime is zero or longer than allowed")
+        }
+        IssueError::IssuerExpired
+        | IssueError::DnsNames
+        | IssueError::Unverifiable(_)
+        | IssueError::NotAsMeant
+        | IssueError::Ca(_) => {
+            tracing::error!(%error, "a certificate was not issued");
+            Code::Internal
+                .status("the control plane could not issue a certificate; its log says why")
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The data directory: a lock, the sealing key, the database, the administrator's files.
+//!
+//! It belongs to one control plane at a time. What is written here is 0600 at birth, and complete or absent: written
+//! beside its place, flushed, renamed.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use fender_identity::{Bundle, Svid};
+use zeroize::Zeroizing;
+
+use crate::ca::seal::{KEY_LENGTH, SealError, SealingKey};
+
+/// Whether the directory is held alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// For a control plane: a second one is refused.
+    Alone,
+    /// For a tool beside a control plane that may be running.
+    Shared,
+}
+
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    /// The lock goes with the descriptor, and so with the process however it ends.
+    _lock: Option<File>,
+}
+
+impl DataDir {
+    pub(crate) fn open(path: &Path, hold: Hold) -> Result<Self, DataDirError> {
+        let failed = |source| DataDirError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let lock = match hold {
+            Hold::Alone => {
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(path)
+                    .map_err(failed)?;
+                Some(lock(&path.join("lock"))?)
+            }
+            Hold::Shared => None,
+        };
+        // Canonical, so that a path from a document can be compared with it.
+        let path = fs::canonicalize(path).map_err(failed)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The database's place, made 0600 before SQLite would make it by the umask; its companions copy that mode.
+    pub(crate) fn database(&self) -> Result<PathBuf, DataDirError> {
+        let path = self.path.join("control.db");
+        private()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(at(&path))?;
+        Ok(path)
+    }
+
+    pub(crate) fn has_database(&self) -> bool {
+        self.path.join("control.db").exists()
+    }
+
+    /// The key that seals the authorities' keys; made if there is none yet.
+    pub(crate) fn sealing_key(&self) -> Result<SealingKey, DataDirError> {
+        let path = self.path.join("key");
+        if !path.exists() {
+            let mut fresh = Zeroizing::new([0; KEY_LENGTH]);
+            aws_lc_rs::rand::fill(&mut *fresh).map_err(|_| SealError::Crypto)?;
+            write_private(&path, &*fresh)?;
+        }
+        let mut file = File::open(&path).map_err(at(&path))?;
+        if file.metadata().map_err(at(&path))?.mode() & 0o077 != 0 {
+            return Err(DataDirError::Exposed { path });
+        }
+        // One byte more than a key, to tell a longer file.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_LENGTH + 1));
+        let limit = u64::try_from(KEY_LENGTH + 1).unwrap_or(u64::MAX);
+        io::Read::by_ref(&mut file)
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .map_err(at(&path))?;
+        let key = bytes
+            .as_slice()
+            .try_into()
+            .map_err(|_| DataDirError::NotAKey { path })?;
+        Ok(SealingKey::new(key)?)
+    }
+
+    pub(crate) fn admin(&self) -> PathBuf {
+        self.path.join("admin")
+    }
+
+    /// Gives an administrator their files. The certificate comes last: where it is, the others are.
+    pub(crate) fn write_admin(&self, svid: &Svid, bundle: &Bundle) -> Result<(), DataDirError> {
+        let directory = self.admin();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(at(&directory))?;
+        write_private(&directory.join("bundle.pem"), bundle.to_pem().as_bytes())?;
+        write_private(&directory.join("key.pem"), svid.key_pem().expose())?;
+        write_private(
+            &directory.join("certificate.pem"),
+            svid.chain_pem().as_bytes(),
+        )
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let file = private()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(at(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::Held {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(at(path)(source)),
+    }
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    // Left over from a crash, perhaps with another mode.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&fresh)(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = private()
+        .write(true)
+        .create_new(true)
+        .open(&fresh)
+        .map_err(at(&fresh))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(at(&fresh))?;
+    fs::rename(&fresh, path).map_err(at(path))?;
+    let parent = path.parent().unwrap_or(path);
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(at(parent))
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_owned();
+    move |source| DataDirError::Io { path, source }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataDirError {
+    #[error("use `{}` of the data directory: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("another control plane holds `{}`: give this one a `--data-dir` of its own, or stop the other", path.display())]
+    Held { path: PathBuf },
+    #[error("others may read the key file `{}`: `chmod 600` it, and consider the authority's keys known to them", path.display())]
+    Exposed { path: PathBuf },
+    #[error("`{}` is not a key of 32 bytes: restore the one that belongs to this database", path.display())]
+    NotAKey { path: PathBuf },
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}

@@ -1,0 +1,363 @@
+//! One stream per sidecar: its Snapshot down, its reports up; and one per secret it may have.
+//!
+//! A sidecar is told only what its own identity needs. One that reads slowly is never queued for: whenever it can take
+//! something it gets the newest Snapshot. A stream ends with the certificate it began with, with its workload's
+//! document, and with the control plane.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_api::code::Code;
+use fender_api::proto::control::v1 as proto;
+use fender_api::proto::control::v1::distribution_server::Distribution;
+use fender_api::proto::control::v1::{
+    CredentialRequest, CredentialValue, Hello, Report, Update, report, update,
+};
+use fender_config::ObjectName;
+use fender_config::snapshot::Snapshot;
+use fender_identity::Serial;
+use fender_runtime::clock::sleep_until;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::id::OpaqueId;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::callers::{self, Caller};
+use crate::control::Control;
+use crate::credentials::{self, Watched};
+use crate::decisions::Taken;
+use crate::limit::Bucket;
+use crate::registry::{Connected, Introduction, Place};
+use crate::time::later;
+
+/// A client that opens a stream says hello within this time.
+const HELLO: Duration = Duration::from_secs(10);
+/// The longest text a sidecar says about itself.
+const MAX_TEXT: usize = 1024;
+/// Reports one stream may send at once, and per second thereafter; more are dropped.
+const REPORT_BURST: u32 = 1000;
+const REPORTS_PER_SECOND: u32 = 100;
+
+type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+pub(crate) struct DistributionService(pub(crate) Arc<Control>);
+
+#[tonic::async_trait]
+impl Distribution for DistributionService {
+    type SubscribeStream = Updates<Update>;
+    type WatchCredentialStream = Updates<CredentialValue>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<Report>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let control = &self.0;
+        let (caller, place) = control.admit(request.extensions()).await?;
+        let snapshots = control
+            .library
+            .follow(&caller.workload)
+            .ok_or_else(no_longer_known)?;
+
+        let (updates, stream) = mpsc::channel(1);
+        let subscription = Subscription {
+            control: Arc::clone(control),
+            caller,
+            _place: place,
+            reports: request.into_inner(),
+            updates,
+        };
+        control.drain.spawn(subscription.run(snapshots));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn watch_credential(
+        &self,
+        request: Request<CredentialRequest>,
+    ) -> Result<Response<Self::WatchCredentialStream>, Status> {
+        let control = &self.0;
+        let (caller, place) = control.admit(request.extensions()).await?;
+        let name = request
+            .into_inner()
+            .name
+            .parse::<ObjectName>()
+            .map_err(|error| Code::BadRequest.status(error.to_string()))?;
+        let snapshots = control
+            .library
+            .follow(&caller.workload)
+            .ok_or_else(no_longer_known)?;
+
+        let (values, stream) = mpsc::channel(1);
+        let delivery = CredentialDelivery {
+            control: Arc::clone(control),
+            caller,
+            _place: place,
+            name,
+            values,
+        };
+        let source = delivery.source().ok_or_else(not_listed)?;
+        control.drain.spawn(delivery.run(source, snapshots));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+fn no_longer_known() -> Status {
+    Code::IdentityUnknown.status("no document describes this workload any more")
+}
+
+/// The same for what does not exist and what belongs to others.
+fn not_listed() -> Status {
+    Code::NotFound
+        .status("the workload's document lists no such credential that the control plane delivers")
+}
+
+impl Control {
+    /// A workload in good standing, and a place for its stream.
+    async fn admit(&self, extensions: &tonic::Extensions) -> Result<(Caller, Place), Status> {
+        let now = self.clock.now();
+        let caller =
+            callers::workload(extensions, self.authority.trust_domain(), &self.store, now).await?;
+        let place = self
+            .registry
+            .place(&caller.workload, caller.peer.serial())
+            .ok_or_else(|| Code::Busy.status("too many streams are open already"))?;
+        Ok((caller, place))
+    }
+
+    /// Resolves when a stream of this caller must end, with what it is told then.
+    async fn over(&self, caller: &Caller) -> Status {
+        // A certificate counts to the end of its last second.
+        let expiry = later(caller.peer.not_after(), Duration::from_secs(1));
+        tokio::select! {
+            () = self.drain.stopping() => Code::Unavailable.status("the control plane is stopping"),
+            () = sleep_until(&*self.clock, expiry) => {
+                Code::NotAuthenticated.status("the certificate of this connection has expired: connect again")
+            }
+        }
+    }
+}
+
+/// One connected sidecar.
+struct Subscription {
+    control: Arc<Control>,
+    caller: Caller,
+    _place: Place,
+    reports: Streaming<Report>,
+    updates: mpsc::Sender<Result<Update, Status>>,
+}
+
+impl Subscription {
+    async fn run(mut self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let over = {
+            let (control, caller) = (Arc::clone(&self.control), self.caller.clone());
+            async move { control.over(&caller).await }
+        };
+        let ended = tokio::select! {
+            biased;
+            status = over => Err(status),
+            ended = self.converse(snapshots) => ended,
+        };
+        if let Err(status) = ended {
+            tracing::info!(workload = %self.caller.workload, reason = status.message(), "stream ended");
+            // Best effort: whoever does not read will notice that the stream is over.
+            let _ = self.updates.try_send(Err(status));
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<(), Status> {
+        let hello = self.hello().await?;
+        let sidecar = self.introduce(&hello)?;
+        let mut bucket = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
+        if hello.snapshot_version == snapshots.borrow().version {
+            snapshots.mark_unchanged();
+            sidecar.sent(hello.snapshot_version);
+            sidecar.acked(hello.snapshot_version);
+        } else {
+            snapshots.mark_changed();
+        }
+        loop {
+            tokio::select! {
+                report = self.reports.message() => match report? {
+                    Some(report) if bucket.take() => self.heard(report, &sidecar)?,
+                    Some(_) => tracing::debug!(workload = %self.caller.workload, "report dropped: too many"),
+                    None => return Ok(()),
+                },
+                sent = send_newest(&self.updates, &mut snapshots) => sidecar.sent(sent?),
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<Hello, Status> {
+        let first = Deadline::after(HELLO)
+            .bound(self.reports.message())
+            .await
+            .map_err(|_| Code::Timeout.status("the stream did not begin with a hello in time"))??;
+        match first.and_then(|report| report.kind) {
+            Some(report::Kind::Hello(hello)) => Ok(hello),
+            Some(_) | None => {
+                Err(Code::BadRequest.status("the stream does not begin with a hello"))
+            }
+        }
+    }
+
+    fn introduce(&self, hello: &Hello) -> Result<Connected, Status> {
+        let instance = hello
+            .instance
+            .parse::<OpaqueId>()
+            .map_err(|_| Code::BadRequest.status("the instance is not 128 bits in hex"))?;
+        let introduction = Introduction {
+            instance: instance.to_string(),
+            version: cut(&hello.sidecar_version, 64),
+            address: self.caller.source.text.clone(),
+            since: self.control.clock.now(),
+            serial: self.caller.peer.serial().clone(),
+            not_after: self.caller.peer.not_after(),
+        };
+        Ok(self
+            .control
+            .registry
+            .connect(self.caller.workload.clone(), introduction))
+    }
+
+    fn heard(&self, report: Report, sidecar: &Connected) -> Result<(), Status> {
+        let workload = &self.caller.workload;
+        match report.kind {
+            Some(report::Kind::Ack(ack)) => sidecar.acked(ack.version),
+            Some(report::Kind::Nack(nack)) => {
+                let reason = cut(&nack.reason, MAX_TEXT);
+                tracing::warn!(%workload, version = nack.version, reason, "snapshot refused by a sidecar");
+                sidecar.nacked(reason);
+            }
+            Some(report::Kind::Decision(decision)) => {
+                match self.control.decisions.take(workload, decision) {
+                    Taken::Queued => {}
+                    refused @ (Taken::Refused | Taken::Dropped) => {
+                        tracing::debug!(%workload, ?refused, "decision record not taken");
+                    }
+                }
+            }
+            Some(report::Kind::Certificate(certificate)) => {
+                if let Ok(serial) = certificate.serial.parse::<Serial>() {
+                    sidecar.certificate(&serial, certificate.not_after_unix);
+                }
+            }
+            Some(report::Kind::Credential(mut credential)) => {
+                let listed = self
+                    .control
+                    .library
+                    .snapshot(workload)
+                    .is_some_and(|snapshot| {
+                        snapshot
+                            .credentials
+                            .iter()
+                            .any(|spec| spec.name.to_string() == credential.name)
+                    });
+                if listed {
+                    credential.generation = cut(&credential.generation, 128);
+                    sidecar.credential(credential);
+                }
+            }
+            Some(report::Kind::Hello(_)) => {
+                return Err(Code::BadRequest.status("a second hello on one stream"));
+            }
+            // From a newer sidecar.
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a change, then for room, then sends what is newest at that moment. Cancel safe: nothing is marked as seen
+/// before there is room for it.
+async fn send_newest(
+    updates: &mpsc::Sender<Result<Update, Status>>,
+    snapshots: &mut watch::Receiver<Arc<Snapshot>>,
+) -> Result<u64, Status> {
+    let gone = || Code::Unavailable.status("the client is gone");
+    loop {
+        let changed = snapshots.has_changed().map_err(|_| no_longer_known())?;
+        if changed {
+            break;
+        }
+        let mut waiting = snapshots.clone();
+        waiting.changed().await.map_err(|_| no_longer_known())?;
+    }
+    let room = updates.reserve().await.map_err(|_| gone())?;
+    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+    let kind = update::Kind::Snapshot(proto::Snapshot::from(&*snapshot));
+    room.send(Ok(Update { kind: Some(kind) }));
+    Ok(snapshot.version)
+}
+
+/// One secret on its way to one workload.
+struct CredentialDelivery {
+    control: Arc<Control>,
+    caller: Caller,
+    _place: Place,
+    name: ObjectName,
+    values: mpsc::Sender<Result<CredentialValue, Status>>,
+}
+
+impl CredentialDelivery {
+    async fn run(self, source: Watched, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        let ended = tokio::select! {
+            biased;
+            status = self.control.over(&self.caller) => Err(status),
+            () = self.values.closed() => Ok(()),
+            ended = self.deliver(source, snapshots) => ended,
+        };
+        if let Err(status) = ended {
+            let _ = self.values.try_send(Err(status));
+        }
+    }
+
+    /// Tells every value until the documents no longer list the credential.
+    async fn deliver(
+        &self,
+        mut source: Watched,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<(), Status> {
+        let mut states = (*source).clone();
+        states.mark_changed();
+        loop {
+            tokio::select! {
+                biased;
+                changed = snapshots.changed() => {
+                    changed.map_err(|_| no_longer_known())?;
+                    let next = self.source().ok_or_else(not_listed)?;
+                    if !Arc::ptr_eq(&source, &next) {
+                        states = (*next).clone();
+                        states.mark_changed();
+                        source = next;
+                    }
+                }
+                changed = states.changed() => {
+                    changed.map_err(|_| Code::Unavailable.status("the control plane is stopping"))?;
+                    let Some(value) = credentials::told(&states.borrow_and_update()) else { continue };
+                    self.values
+                        .send(Ok(value))
+                        .await
+                        .map_err(|_| Code::Unavailable.status("the client is gone"))?;
+                }
+            }
+        }
+    }
+
+    /// Where the value is read, if the documents in force list it for this workload.
+    fn source(&self) -> Option<Watched> {
+        let path =
+            credentials::authorized(&self.control.library, &self.caller.workload, &self.name)?;
+        Some(self.control.sources.watch(&path))
+    }
+}
+
+fn cut(text: &str, length: usize) -> String {
+    text.get(..text.floor_char_boundary(length))
+        .unwrap_or_default()
+        .to_owned()
+}

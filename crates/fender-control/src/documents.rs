@@ -1,0 +1,427 @@
+//! The documents in force, and the Snapshots made of them.
+//!
+//! A change is planned against what is in force (pure), recorded as one revision, and only then published; each
+//! workload hears of it only if its own Snapshot changed. A Snapshot's version is the revision that last changed it, so
+//! it grows across restarts and says which revision to look at.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fender_api::proto::control::v1 as proto;
+use fender_config::snapshot::Snapshot;
+use fender_config::{Change, Documents, Mesh, Source};
+use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
+use fender_runtime::clock::SharedClock;
+use prost::Message as _;
+use tokio::sync::watch;
+
+use crate::ca::sha256;
+use crate::store::audit::{self, Action, Outcome};
+use crate::store::revisions::{self, Applied, Digest, Told};
+use crate::store::{Store, StoreError};
+
+/// The file made when a trust domain is given and no `Mesh` is written. It stays until one is.
+const GENERATED: &str = "(generated)/mesh.yaml";
+
+/// What is in force.
+#[derive(Debug)]
+pub(crate) struct InForce {
+    /// 0 before the first.
+    pub(crate) revision: u64,
+    pub(crate) mesh: Mesh,
+    pub(crate) documents: Documents,
+    files: Vec<Source>,
+}
+
+/// One change, worked out and not yet made.
+pub(crate) struct Plan {
+    documents: Documents,
+    mesh: Mesh,
+    files: Vec<Source>,
+    snapshots: BTreeMap<WorkloadName, Snapshot>,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) warnings: Vec<String>,
+    /// Whether a single byte differs from what is in force.
+    news: News,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    Nothing,
+    Something,
+}
+
+/// What a change came to.
+pub(crate) struct Done {
+    /// The one in force now.
+    pub(crate) revision: u64,
+    pub(crate) changes: Vec<Change>,
+    pub(crate) warnings: Vec<String>,
+}
+
+pub(crate) struct Library {
+    store: Store,
+    clock: SharedClock,
+    trust_domain: TrustDomain,
+    bundles: Arc<Bundles>,
+    in_force: watch::Sender<Arc<InForce>>,
+    published: Mutex<BTreeMap<WorkloadName, watch::Sender<Arc<Snapshot>>>>,
+    /// One change at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Who changes the documents, and how that is called in the audit log.
+pub(crate) struct Author {
+    pub(crate) id: SpiffeId,
+    pub(crate) action: Action,
+}
+
+impl Library {
+    /// Puts in force what was stored last, or `given` if that differs.
+    pub(crate) async fn open(
+        store: Store,
+        clock: SharedClock,
+        trust_domain: TrustDomain,
+        bundles: Arc<Bundles>,
+        given: Option<Vec<Source>>,
+        author: Author,
+    ) -> Result<(Self, Vec<String>), LibraryError> {
+        let stored = revisions::current(&store).await?;
+        let (revision, stored_files) = match stored {
+            Some(stored) => (stored.number, Some(stored.files)),
+            None => (0, None),
+        };
+        // Without either, all there is to know is the trust domain.
+        let files = given.or_else(|| stored_files.clone()).unwrap_or_default();
+        let before = match &stored_files {
+            Some(files) => fender_config::parse(files).map_err(|problems| {
+                LibraryError::Stored(problems.iter().map(Problem::from).collect())
+            })?,
+            None => Documents::default(),
+        };
+        let stored_files = stored_files.unwrap_or_default();
+        let plan = plan(files, &before, &stored_files, &trust_domain, &bundles)
+            .map_err(LibraryError::Refused)?;
+
+        let told = revisions::told(&store).await?;
+        let in_force = InForce {
+            revision,
+            mesh: plan.mesh.clone(),
+            documents: before,
+            files: stored_files,
+        };
+        let library = Self {
+            store,
+            clock,
+            trust_domain,
+            bundles,
+            in_force: watch::Sender::new(Arc::new(in_force)),
+            published: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        };
+        let warnings = plan.warnings.clone();
+        // A newer program may tell the same documents differently: that is a revision too, or versions would not grow.
+        let same = plan.news == News::Nothing
+            && plan.snapshots.iter().all(|(workload, snapshot)| {
+                told.get(workload)
+                    .is_some_and(|told| told.digest == digest(snapshot))
+            });
+        match same {
+            true => library.publish(revision, plan, &told),
+            false => drop(library.commit(plan, author).await?),
+        }
+        Ok((library, warnings))
+    }
+
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
+        Arc::clone(&self.in_force.borrow())
+    }
+
+    /// The newest Snapshot of a workload, and every later one. Ends when the workload is no longer in the documents.
+    pub(crate) fn follow(&self, workload: &WorkloadName) -> Option<watch::Receiver<Arc<Snapshot>>> {
+        self.published().get(workload).map(watch::Sender::subscribe)
+    }
+
+    pub(crate) fn snapshot(&self, workload: &WorkloadName) -> Option<Arc<Snapshot>> {
+        self.published()
+            .get(workload)
+            .map(|sender| Arc::clone(&sender.borrow()))
+    }
+
+    /// What applying these files would do.
+    pub(crate) fn plan(&self, files: Vec<Source>) -> Result<Plan, Vec<Problem>> {
+        let now = self.in_force();
+        plan(
+            files,
+            &now.documents,
+            &now.files,
+            &self.trust_domain,
+            &self.bundles,
+        )
+    }
+
+    /// Applies files as one revision. The same files again are no news, and no revision.
+    pub(crate) async fn apply(
+        &self,
+        files: Vec<Source>,
+        author: Author,
+    ) -> Result<Done, ApplyError> {
+        let _turn = self.turn.lock().await;
+        let plan = self.plan(files).map_err(ApplyError::Problems)?;
+        let (changes, warnings) = (plan.changes.clone(), plan.warnings.clone());
+        let revision = match plan.news {
+            News::Something => self.commit(plan, author).await?,
+            News::Nothing => {
+                self.store
+                    .write(audit::Append(self.entry(&plan, &author)))
+                    .await?;
+                self.in_force().revision
+            }
+        };
+        Ok(Done {
+            revision,
+            changes,
+            warnings,
+        })
+    }
+
+    async fn commit(&self, plan: Plan, author: Author) -> Result<u64, StoreError> {
+        let apply = revisions::Apply {
+            upon: self.in_force().revision,
+            files: plan.files.clone(),
+            at: self.clock.now(),
+            digests: plan
+                .snapshots
+                .iter()
+                .map(|(name, snapshot)| (name.clone(), digest(snapshot)))
+                .collect(),
+            entry: self.entry(&plan, &author),
+            by: author.id,
+        };
+        match self.store.write(apply).await? {
+            Applied::Revision { number, told } => {
+                tracing::info!(
+                    revision = number,
+                    changes = plan.changes.len(),
+                    "documents in force"
+                );
+                self.publish(number, plan, &told);
+                Ok(number)
+            }
+            // One process holds the data directory, and one change is made at a time.
+            Applied::Overtaken => Err(StoreError::Damaged("sequence of revisions")),
+        }
+    }
+
+    fn entry(&self, plan: &Plan, author: &Author) -> audit::Entry {
+        audit::Entry {
+            time: self.clock.now(),
+            actor: author.id.clone(),
+            action: author.action,
+            subject: "documents".to_owned(),
+            outcome: Outcome::Done,
+            detail: format!("{} files, {} changes", plan.files.len(), plan.changes.len()),
+        }
+    }
+
+    fn publish(&self, revision: u64, plan: Plan, told: &BTreeMap<WorkloadName, Told>) {
+        let Plan {
+            documents,
+            mesh,
+            files,
+            snapshots,
+            ..
+        } = plan;
+        self.in_force.send_replace(Arc::new(InForce {
+            revision,
+            mesh,
+            documents,
+            files,
+        }));
+
+        let mut published = self.published();
+        // Dropping a sender tells its followers that the workload is gone.
+        published.retain(|workload, _| snapshots.contains_key(workload));
+        for (workload, mut snapshot) in snapshots {
+            snapshot.version = told.get(&workload).map_or(revision, |told| told.version);
+            match published.get(&workload) {
+                Some(sender) if sender.borrow().version == snapshot.version => {}
+                Some(sender) => drop(sender.send_replace(Arc::new(snapshot))),
+                None => drop(published.insert(workload, watch::Sender::new(Arc::new(snapshot)))),
+            }
+        }
+    }
+
+    fn published(
+        &self,
+    ) -> std::sync::MutexGuard<'_, BTreeMap<WorkloadName, watch::Sender<Arc<Snapshot>>>> {
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything wrong with the files, or what they would change.
+fn plan(
+    mut files: Vec<Source>,
+    before: &Documents,
+    before_files: &[Source],
+    trust_domain: &TrustDomain,
+    bundles: &Bundles,
+) -> Result<Plan, Vec<Problem>> {
+    let problems =
+        |problems: fender_config::Problems| problems.iter().map(Problem::from).collect::<Vec<_>>();
+    let mut documents = fender_config::parse(&files).map_err(problems)?;
+    if documents.mesh.is_none() {
+        if !before_files.is_empty() && !before_files.iter().any(|file| file.name == GENERATED) {
+            return Err(vec![no_mesh()]);
+        }
+        files.push(generated_mesh(trust_domain));
+        documents = fender_config::parse(&files).map_err(problems)?;
+    }
+    let Some(mesh) = documents.mesh.clone() else {
+        return Err(vec![no_mesh()]);
+    };
+    if mesh.trust_domain != *trust_domain {
+        return Err(vec![other_trust_domain(&mesh.trust_domain, trust_domain)]);
+    }
+
+    let snapshots = documents
+        .workloads
+        .keys()
+        .filter_map(|name| Some((name.clone(), documents.snapshot(name, 0, bundles.clone())?)))
+        .collect();
+    let changes = Documents::diff(before, &documents);
+    let news = match files == before_files {
+        true => News::Nothing,
+        false => News::Something,
+    };
+    let warnings = documents
+        .warnings
+        .iter()
+        .map(|warning| Problem::from(warning).to_string())
+        .collect();
+    Ok(Plan {
+        documents,
+        mesh,
+        files,
+        snapshots,
+        changes,
+        warnings,
+        news,
+    })
+}
+
+/// All that can be said of a mesh of which only the trust domain is known.
+fn generated_mesh(trust_domain: &TrustDomain) -> Source {
+    Source {
+        name: GENERATED.to_owned(),
+        text: format!(
+            "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: {{ name: mesh }}\nspec: {{ trustDomain: {trust_domain} }}\n"
+        ),
+    }
+}
+
+/// What is wrong with documents: as the documents' own reader says it, or seen only from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Problem {
+    /// Empty when it is about all of them.
+    pub(crate) file: String,
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+}
+
+impl Problem {
+    fn of_all(code: &'static str, message: String, help: &str) -> Self {
+        Self {
+            file: String::new(),
+            line: 0,
+            column: 0,
+            code,
+            message,
+            help: Some(help.to_owned()),
+        }
+    }
+}
+
+impl From<&fender_config::Problem> for Problem {
+    fn from(problem: &fender_config::Problem) -> Self {
+        Self {
+            file: problem.file.clone(),
+            line: problem.line,
+            column: problem.column,
+            code: problem.code,
+            message: problem.message.clone(),
+            help: problem.help.clone(),
+        }
+    }
+}
+
+/// One line, with the place.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.file.as_str(), self.line) {
+            ("", _) => {}
+            (file, 0) => write!(f, "{file}: ")?,
+            (file, line) => write!(f, "{file}:{line}:{}: ", self.column)?,
+        }
+        f.write_str(&self.message)?;
+        match &self.help {
+            Some(help) => write!(f, " ({help})"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn no_mesh() -> Problem {
+    Problem::of_all(
+        "fender::no-mesh",
+        "no `Mesh` is among the documents".to_owned(),
+        "apply the whole set of documents: what is left out is removed",
+    )
+}
+
+fn other_trust_domain(written: &TrustDomain, held: &TrustDomain) -> Problem {
+    Problem::of_all(
+        "fender::trust-domain-changed",
+        format!(
+            "the `Mesh` names the trust domain `{written}`, but this control plane is of `{held}`"
+        ),
+        "a trust domain cannot change: every certificate carries it; use a new data directory",
+    )
+}
+
+/// Over what travels, without the version.
+fn digest(snapshot: &Snapshot) -> Digest {
+    let message = proto::Snapshot {
+        version: 0,
+        ..proto::Snapshot::from(snapshot)
+    };
+    sha256(&message.encode_to_vec())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LibraryError {
+    #[error("the documents are refused")]
+    Refused(Vec<Problem>),
+    #[error("the stored documents are refused by this version of fender")]
+    Stored(Vec<Problem>),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug)]
+pub(crate) enum ApplyError {
+    Problems(Vec<Problem>),
+    Store(StoreError),
+}
+
+impl From<StoreError> for ApplyError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}

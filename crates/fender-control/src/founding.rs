@@ -1,0 +1,148 @@
+//! The first start: which trust domain this is, for ever; and the first administrator's files.
+//!
+//! Both survive a crash in between: what was not finished is done again, what was finished never is.
+
+use std::path::Path;
+
+use fender_config::{Documents, Source};
+use fender_identity::{SpiffeId, TrustDomain};
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
+
+use crate::ca::issue::{Evidence, Grant};
+use crate::ca::{Authority, lifetimes};
+use crate::datadir::{DataDir, Hold};
+use crate::own::{OwnError, self_attested};
+use crate::start::StartError;
+use crate::store::Store;
+use crate::store::audit::{self, Action, Outcome};
+use crate::store::mesh::{self, Admin, AdminMade, Found};
+
+/// The administrator that every data directory begins with.
+const FIRST_ADMIN: &str = "first";
+
+/// The trust domain of this data directory, settled now if it is new.
+pub(crate) async fn trust_domain(
+    store: &Store,
+    asked: Option<&TrustDomain>,
+    documents: Option<&Documents>,
+) -> Result<TrustDomain, StartError> {
+    let written = documents
+        .and_then(|documents| documents.mesh.as_ref())
+        .map(|mesh| &mesh.trust_domain);
+    if let (Some(asked), Some(written)) = (asked, written)
+        && asked != written
+    {
+        return Err(StartError::TrustDomainsDiffer {
+            asked: asked.clone(),
+            written: written.clone(),
+        });
+    }
+    let wanted = asked.or(written);
+    match (mesh::founded(store).await?, wanted) {
+        (Some(founded), Some(wanted)) if founded.trust_domain != *wanted => {
+            Err(StartError::TrustDomainChanged {
+                held: founded.trust_domain,
+                wanted: wanted.clone(),
+            })
+        }
+        (Some(founded), _) => Ok(founded.trust_domain),
+        (None, Some(wanted)) => {
+            store
+                .write(Found {
+                    trust_domain: wanted.clone(),
+                })
+                .await?;
+            Ok(wanted.clone())
+        }
+        (None, None) => Err(StartError::NoMesh),
+    }
+}
+
+/// What of the given sources can be read.
+pub(crate) fn read(sources: Option<&[Source]>) -> Result<Option<Documents>, StartError> {
+    sources
+        .map(fender_config::parse)
+        .transpose()
+        .map_err(|problems| StartError::Documents {
+            rendered: problems.render(),
+        })
+}
+
+/// Writes the first administrator's files, unless that was done before.
+pub(crate) async fn first_admin(
+    data: &DataDir,
+    store: &Store,
+    authority: &Authority,
+    clock: &SharedClock,
+) -> Result<(), StartError> {
+    match mesh::founded(store).await? {
+        Some(founded) if founded.admin == Admin::Made => return Ok(()),
+        Some(_) | None => {}
+    }
+    write_admin(data, store, authority, clock, Action::Initialize).await?;
+    store.write(AdminMade { at: clock.now() }).await?;
+    tracing::info!(directory = %data.admin().display(), "the first administrator's key and certificate are written");
+    Ok(())
+}
+
+async fn write_admin(
+    data: &DataDir,
+    store: &Store,
+    authority: &Authority,
+    clock: &SharedClock,
+    action: Action,
+) -> Result<(), StartError> {
+    let now = clock.now();
+    let id = SpiffeId::admin(authority.trust_domain(), FIRST_ADMIN)
+        .map_err(|_| StartError::Own(OwnError::Issue(crate::IssueError::Reserved)))?;
+    let entry = audit::Entry {
+        time: now,
+        actor: SpiffeId::control(authority.trust_domain()),
+        action,
+        subject: id.to_string(),
+        outcome: Outcome::Done,
+        detail: "files in the data directory".to_owned(),
+    };
+    let grant = Grant {
+        lifetime: lifetimes::ADMIN,
+        dns_names: Vec::new(),
+    };
+    let (key, attested) = self_attested(id, grant, Evidence::DataDirectory)?;
+    let issued = authority.issue(attested, now).map_err(OwnError::from)?;
+    let recorded = issued.record_audited(store, entry).await?;
+    let svid = key
+        .into_svid(recorded.into_chain())
+        .map_err(OwnError::from)?;
+    data.write_admin(&svid, &authority.state().bundle)?;
+    Ok(())
+}
+
+/// Makes the administrator's files of a data directory anew: for whoever owns the directory, and let the old ones
+/// expire or lost them. A control plane may be running on it.
+pub async fn reissue_admin(data_dir: &Path, clock: SharedClock) -> Result<(), StartError> {
+    let drain = Drain::new();
+    let data = DataDir::open(data_dir, Hold::Shared)?;
+    if !data.has_database() {
+        return Err(StartError::NotADataDir {
+            path: data_dir.to_owned(),
+        });
+    }
+    let store = Store::open(&data.database()?, &drain).await?;
+    let Some(founded) = mesh::founded(&store).await? else {
+        return Err(StartError::NotADataDir {
+            path: data_dir.to_owned(),
+        });
+    };
+    let authority = Authority::open(
+        &store,
+        data.sealing_key()?,
+        founded.trust_domain,
+        clock.now(),
+    )
+    .await?;
+    write_admin(&data, &store, &authority, &clock, Action::ReissueAdmin).await?;
+    drop(store);
+    drain.drained().await;
+    Ok(())
+}

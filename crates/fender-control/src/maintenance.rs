@@ -1,0 +1,52 @@
+//! What happens by itself: the own certificate and the intermediate are renewed, what nobody needs any more is
+//! forgotten, refused calls reach the audit log. One failure is logged and tried again; it never ends the task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::control::Control;
+use crate::store::certificates::More;
+use crate::store::{Store, StoreError, audit, certificates, decisions};
+
+const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+
+pub(crate) async fn keep(control: Arc<Control>) {
+    tokio::select! {
+        biased;
+        () = control.drain.stopping() => {}
+        () = control.own.keep_fresh() => {}
+        () = keep_house(&control) => {}
+    }
+}
+
+/// Hourly: much more often than anything here is due, so that a suspended machine or a moved clock is soon noticed.
+async fn keep_house(control: &Control) {
+    loop {
+        tokio::time::sleep(HOUSEKEEPING).await;
+        let now = control.clock.now();
+        if let Err(error) = control.authority.refresh(&control.store, now).await {
+            tracing::error!(%error, "renew the intermediate certificate authority");
+        }
+        if let Err(error) = forget(control).await {
+            tracing::warn!(%error, "forget what nobody needs any more");
+        }
+    }
+}
+
+async fn forget(control: &Control) -> Result<(), StoreError> {
+    let now = control.clock.now();
+    while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
+    while control.store.write(certificates::Forget { now }).await? == More::Perhaps {}
+    Ok(())
+}
+
+/// Writes refused calls to the audit log until nobody can refuse any more.
+pub(crate) async fn record_refusals(mut refused: mpsc::Receiver<audit::Entry>, store: Store) {
+    while let Some(entry) = refused.recv().await {
+        if let Err(error) = store.write(audit::Append(entry)).await {
+            tracing::error!(%error, "record a refused administrative call");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The control plane's own certificate: `spiffe://TRUST/fender/control`, issued by its own authority through the same
+//! pipeline, renewed at half life, in memory only. The root goes with the chain, for callers who only know its hash.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fender_api::tls::ALPN;
+use fender_identity::csr::{self, CsrError, KeyError, NewKey};
+use fender_identity::tls::{self, ClientCertificate, TlsError, TlsProfile};
+use fender_identity::{SpiffeId, Svid, SvidError};
+use fender_runtime::backoff::Backoff;
+use fender_runtime::clock::{SharedClock, TlsClock, sleep_until};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::sync::watch;
+
+use crate::ca::issue::{Attested, Evidence, Grant, IssueError};
+use crate::ca::{Authority, lifetimes};
+use crate::store::{Store, StoreError};
+
+pub(crate) struct Own {
+    authority: Arc<Authority>,
+    store: Store,
+    clock: SharedClock,
+    dns_names: Vec<String>,
+    config: watch::Sender<Arc<ServerConfig>>,
+    renew_at: Mutex<UnixTime>,
+    /// Certificates that open connections may have begun with, and their ends.
+    leaves: Mutex<VecDeque<(CertificateDer<'static>, UnixTime)>>,
+}
+
+struct Fresh {
+    svid: Svid,
+    config: Arc<ServerConfig>,
+}
+
+impl Own {
+    pub(crate) async fn new(
+        authority: Arc<Authority>,
+        store: Store,
+        clock: SharedClock,
+        dns_names: Vec<String>,
+    ) -> Result<Self, OwnError> {
+        let fresh = issue(&authority, &store, &clock, &dns_names).await?;
+        let own = Self {
+            authority,
+            store,
+            clock,
+            dns_names,
+            config: watch::Sender::new(Arc::clone(&fresh.config)),
+            renew_at: Mutex::new(fresh.svid.renew_at(0.0)),
+            leaves: Mutex::default(),
+        };
+        own.adopt(fresh);
+        Ok(own)
+    }
+
+    /// What the next handshake uses.
+    pub(crate) fn config(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.config.subscribe()
+    }
+
+    /// The certificates under which a caller may have met us.
+    pub(crate) fn leaves(&self) -> Vec<CertificateDer<'static>> {
+        let leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+        leaves.iter().map(|(leaf, _)| leaf.clone()).collect()
+    }
+
+    /// Renews at half life, for ever. The one in use stays until there is a better one.
+    pub(crate) async fn keep_fresh(&self) {
+        loop {
+            let renew_at = *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner);
+            sleep_until(&*self.clock, renew_at).await;
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+            loop {
+                match issue(&self.authority, &self.store, &self.clock, &self.dns_names).await {
+                    Ok(fresh) => break self.adopt(fresh),
+                    Err(error) => {
+                        tracing::error!(%error, "renew the control plane's own certificate")
+                    }
+                }
+                tokio::time::sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    fn adopt(&self, fresh: Fresh) {
+        let now = self.clock.now();
+        let Fresh { svid, config } = fresh;
+        if let Some(leaf) = svid.chain().first() {
+            let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
+            leaves.retain(|(_, not_after)| *not_after > now);
+            leaves.push_back((leaf.clone(), svid.validity().not_after));
+        }
+        *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = svid.renew_at(0.0);
+        tracing::info!(serial = %svid.serial(), "the control plane has a certificate of its own");
+        self.config.send_replace(config);
+    }
+}
+
+async fn issue(
+    authority: &Authority,
+    store: &Store,
+    clock: &SharedClock,
+    dns_names: &[String],
+) -> Result<Fresh, OwnError> {
+    let id = SpiffeId::control(authority.trust_domain());
+    let grant = Grant {
+        lifetime: lifetimes::CONTROL,
+        dns_names: dns_names.to_vec(),
+    };
+    let (key, attested) = self_attested(id, grant, Evidence::Control)?;
+    let issued = authority.issue(attested, clock.now())?;
+    let mut chain = issued.record(store).await?.into_chain();
+    let state = authority.state();
+    chain.push(state.root.clone());
+
+    let svid = key.into_svid(chain)?;
+    let config = tls::server(
+        TlsProfile::default(),
+        &svid,
+        Arc::clone(&state.bundles),
+        ClientCertificate::Accept,
+        ALPN,
+        Arc::new(TlsClock(Arc::clone(clock))),
+    )?;
+    Ok(Fresh { svid, config })
+}
+
+/// A key made here, and the request for it, for identities that are this process's to give.
+pub(crate) fn self_attested(
+    id: SpiffeId,
+    grant: Grant,
+    evidence: Evidence,
+) -> Result<(NewKey, Attested), OwnError> {
+    let key = NewKey::generate()?;
+    let request = csr::parse(&key.csr_der(&id)?)?;
+    Ok((key, Attested::new(id, request, grant, evidence)?))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OwnError {
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    #[error(transparent)]
+    Svid(#[from] SvidError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

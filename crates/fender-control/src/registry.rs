@@ -1,0 +1,207 @@
+//! Who is connected: one entry per open stream, with what it was sent and what it says about itself. In memory only;
+//! a restart forgets it and the sidecars come back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fender_api::proto::control::v1::{CredentialInUse, SidecarStatus};
+use fender_identity::{Serial, WorkloadName};
+use rustls::pki_types::UnixTime;
+
+use crate::time::seconds;
+
+/// Streams of every kind that one certificate may hold open.
+const STREAMS_PER_CERTIFICATE: usize = 64;
+/// Streams of every kind for one workload, all its instances together.
+const STREAMS_PER_WORKLOAD: usize = 4096;
+/// Credentials one sidecar may report on.
+const CREDENTIALS: usize = 64;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Registry(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    sidecars: BTreeMap<u64, Sidecar>,
+    by_certificate: HashMap<Serial, usize>,
+    by_workload: HashMap<WorkloadName, usize>,
+}
+
+#[derive(Debug)]
+struct Sidecar {
+    workload: WorkloadName,
+    status: SidecarStatus,
+}
+
+/// A place for one stream; dropping it gives the place back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    registry: Registry,
+    workload: WorkloadName,
+    serial: Serial,
+}
+
+/// One sidecar on the list; dropping it takes it off.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    registry: Registry,
+    id: u64,
+}
+
+/// What a sidecar says of itself first.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduction {
+    pub(crate) instance: String,
+    pub(crate) version: String,
+    pub(crate) address: String,
+    pub(crate) since: UnixTime,
+    pub(crate) serial: Serial,
+    pub(crate) not_after: UnixTime,
+}
+
+impl Registry {
+    /// A place for another stream, if there is one.
+    pub(crate) fn place(&self, workload: &WorkloadName, serial: &Serial) -> Option<Place> {
+        let mut inner = self.lock();
+        let by_certificate = inner.by_certificate.get(serial).copied().unwrap_or(0);
+        let by_workload = inner.by_workload.get(workload).copied().unwrap_or(0);
+        if by_certificate >= STREAMS_PER_CERTIFICATE || by_workload >= STREAMS_PER_WORKLOAD {
+            return None;
+        }
+        inner
+            .by_certificate
+            .insert(serial.clone(), by_certificate + 1);
+        inner.by_workload.insert(workload.clone(), by_workload + 1);
+        Some(Place {
+            registry: self.clone(),
+            workload: workload.clone(),
+            serial: serial.clone(),
+        })
+    }
+
+    pub(crate) fn connect(&self, workload: WorkloadName, introduction: Introduction) -> Connected {
+        let status = SidecarStatus {
+            instance: introduction.instance,
+            version: introduction.version,
+            address: introduction.address,
+            connected_since_unix: seconds(introduction.since),
+            snapshot_sent: 0,
+            snapshot_acked: 0,
+            nack: String::new(),
+            certificate_serial: introduction.serial.to_string(),
+            certificate_not_after_unix: seconds(introduction.not_after),
+            credentials: Vec::new(),
+        };
+        let mut inner = self.lock();
+        let id = inner.next;
+        inner.next = id.wrapping_add(1);
+        inner.sidecars.insert(id, Sidecar { workload, status });
+        Connected {
+            registry: self.clone(),
+            id,
+        }
+    }
+
+    /// Everybody, by workload, in the order they came.
+    pub(crate) fn sidecars(&self) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
+        let mut all = BTreeMap::<_, Vec<_>>::new();
+        for sidecar in self.lock().sidecars.values() {
+            all.entry(sidecar.workload.clone())
+                .or_default()
+                .push(sidecar.status.clone());
+        }
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connected {
+    pub(crate) fn sent(&self, version: u64) {
+        self.update(|status| status.snapshot_sent = version);
+    }
+
+    pub(crate) fn acked(&self, version: u64) {
+        self.update(|status| {
+            status.snapshot_acked = version;
+            status.nack.clear();
+        });
+    }
+
+    pub(crate) fn nacked(&self, reason: String) {
+        self.update(|status| status.nack = reason);
+    }
+
+    pub(crate) fn certificate(&self, serial: &Serial, not_after_unix: i64) {
+        self.update(|status| {
+            status.certificate_serial = serial.to_string();
+            status.certificate_not_after_unix = not_after_unix;
+        });
+    }
+
+    pub(crate) fn credential(&self, credential: CredentialInUse) {
+        self.update(|status| {
+            status
+                .credentials
+                .retain(|known| known.name != credential.name);
+            if status.credentials.len() < CREDENTIALS {
+                status.credentials.push(credential);
+            }
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut SidecarStatus)) {
+        if let Some(sidecar) = self.registry.lock().sidecars.get_mut(&self.id) {
+            change(&mut sidecar.status);
+        }
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.registry.lock().sidecars.remove(&self.id);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inner = self.registry.lock();
+        release(&mut inner.by_certificate, &self.serial);
+        release(&mut inner.by_workload, &self.workload);
+    }
+}
+
+fn release<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_certificate_holds_only_so_many_streams_and_gives_them_back() {
+        let registry = Registry::default();
+        let workload: WorkloadName = "shop/orders".parse().unwrap();
+        let (one, other) = ("01".parse().unwrap(), "02".parse().unwrap());
+        let mut places: Vec<_> = (0..STREAMS_PER_CERTIFICATE)
+            .map(|_| registry.place(&workload, &one).unwrap())
+            .collect();
+        assert!(registry.place(&workload, &one).is_none());
+        assert!(registry.place(&workload, &other).is_some());
+        places.pop();
+        assert!(registry.place(&workload, &one).is_some());
+        drop(places);
+        assert!(
+            registry.lock().by_certificate.is_empty() && registry.lock().by_workload.is_empty()
+        );
+    }
+}

@@ -1,0 +1,302 @@
+//! The control plane from nothing to serving, in order: the documents are read, the data directory taken, the database
+//! opened, the authority, the documents in force, the first administrator, the own certificate; then it listens.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fender_api::proto::control::v1::admin_server::AdminServer;
+use fender_api::proto::control::v1::distribution_server::DistributionServer;
+use fender_api::proto::control::v1::identity_server::IdentityServer;
+use fender_api::tls::{IncomingLimits, TlsIncoming};
+use fender_config::Source;
+use fender_identity::tls::CaPin;
+use fender_identity::{SpiffeId, TrustDomain};
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::{ListenAddress, Listener};
+use tokio::sync::mpsc;
+use tonic::service::interceptor::InterceptedService;
+
+use crate::admin::{self, AdminService};
+use crate::attest::{IdentityService, STRANGER_FAILURES};
+use crate::ca::{Authority, CaError};
+use crate::control::Control;
+use crate::credentials::Sources;
+use crate::datadir::{DataDir, DataDirError, Hold};
+use crate::decisions::{self, Decisions};
+use crate::distribution::DistributionService;
+use crate::documents::{Author, Library, LibraryError, Problem};
+use crate::limit::Failures;
+use crate::own::{Own, OwnError};
+use crate::registry::Registry;
+use crate::store::audit::{self, Action, Chain};
+use crate::store::{Reader, Store, StoreError};
+use crate::{founding, maintenance};
+
+/// What a call to the identity service may weigh: a certificate request and a chain.
+const MAX_IDENTITY_CALL: usize = 64 * 1024;
+/// What one report may weigh.
+const MAX_REPORT: usize = 128 * 1024;
+/// Refused administrative calls on their way to the audit log.
+const REFUSED: usize = 64;
+
+/// What a control plane is told at its start.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Database, keys and the administrator's files; made 0700 if it is not there.
+    pub data_dir: PathBuf,
+    /// The documents of a directory, to be put in force if they differ from what is stored.
+    pub documents: Option<Vec<Source>>,
+    /// A TCP address.
+    pub listen: ListenAddress,
+    /// Names in the control plane's own certificate, for clients that verify names.
+    pub dns_names: Vec<String>,
+    /// For a first start without a `Mesh`, or to be sure which one this is.
+    pub trust_domain: Option<TrustDomain>,
+}
+
+/// A control plane that serves. It ends with the [`Drain`] it was started with.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Where it listens, with the port the kernel chose.
+    pub address: SocketAddr,
+    pub trust_domain: TrustDomain,
+    /// The administrator's `certificate.pem`, `key.pem` and `bundle.pem`.
+    pub admin_dir: PathBuf,
+    /// The revision of documents in force at the start.
+    pub revision: u64,
+    /// What is allowed but probably not meant, one sentence each.
+    pub warnings: Vec<String>,
+    /// What join tokens pin.
+    pub ca_pins: Vec<CaPin>,
+    /// Without the way to the writer, which ends when nobody can reach it any more.
+    reader: Reader,
+}
+
+impl Running {
+    /// Follows the audit log's chain from its first entry.
+    pub async fn verify_audit_log(&self) -> Result<Chain, StoreError> {
+        audit::verify(&self.reader).await
+    }
+
+    /// Transactions committed since the start: many issuances share one.
+    pub fn commits(&self) -> u64 {
+        self.reader.commits()
+    }
+}
+
+/// Starts a control plane. When this returns, it serves.
+pub async fn start(
+    config: ControlConfig,
+    clock: SharedClock,
+    drain: Drain,
+) -> Result<Running, StartError> {
+    let ControlConfig {
+        data_dir,
+        documents,
+        listen,
+        dns_names,
+        trust_domain,
+    } = config;
+    let written = founding::read(documents.as_deref())?;
+
+    let data = DataDir::open(&data_dir, Hold::Alone)?;
+    let store = Store::open(&data.database()?, &drain).await?;
+    let trust_domain =
+        founding::trust_domain(&store, trust_domain.as_ref(), written.as_ref()).await?;
+    let authority = Authority::open(
+        &store,
+        data.sealing_key()?,
+        trust_domain.clone(),
+        clock.now(),
+    )
+    .await?;
+    let authority = Arc::new(authority);
+    let (library, warnings) = Library::open(
+        store.clone(),
+        Arc::clone(&clock),
+        trust_domain.clone(),
+        Arc::clone(&authority.state().bundles),
+        documents,
+        Author {
+            id: SpiffeId::control(&trust_domain),
+            action: Action::LoadDocuments,
+        },
+    )
+    .await?;
+    founding::first_admin(&data, &store, &authority, &clock).await?;
+    check_audit_log(&store).await?;
+    let own = Own::new(
+        Arc::clone(&authority),
+        store.clone(),
+        Arc::clone(&clock),
+        dns_names,
+    )
+    .await?;
+
+    let listener = Listener::bind(&listen).map_err(|source| StartError::Listen {
+        address: listen.clone(),
+        source,
+    })?;
+    let ListenAddress::Tcp(address) = *listener.local_address() else {
+        return Err(StartError::NotTcp { address: listen });
+    };
+    let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
+
+    let (decisions, reported) = Decisions::new();
+    let (refused, refusals) = mpsc::channel(REFUSED);
+    let running = Running {
+        address,
+        trust_domain,
+        admin_dir: data.admin(),
+        revision: library.in_force().revision,
+        warnings,
+        ca_pins: authority.pins(),
+        reader: store.reader().clone(),
+    };
+    let control = Arc::new(Control {
+        sources: Sources::new(data.path(), drain.clone()),
+        clock: Arc::clone(&clock),
+        drain: drain.clone(),
+        store: store.clone(),
+        authority,
+        library,
+        own,
+        registry: Registry::default(),
+        decisions,
+        strangers: Failures::new(STRANGER_FAILURES),
+        intruders: Failures::new(admin::INTRUSIONS),
+        refused,
+        _data: data,
+    });
+    drain.spawn(decisions::write(reported, store.clone(), clock));
+    drain.spawn(maintenance::record_refusals(refusals, store));
+    drain.spawn(maintenance::keep(Arc::clone(&control)));
+    drain.spawn(serve(control, incoming));
+    tracing::info!(%address, revision = running.revision, "control plane serves");
+    Ok(running)
+}
+
+async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
+    let drain = control.drain.clone();
+    let identity = IdentityServer::new(IdentityService(Arc::clone(&control)))
+        .max_decoding_message_size(MAX_IDENTITY_CALL);
+    let distribution = DistributionServer::new(DistributionService(Arc::clone(&control)))
+        .max_decoding_message_size(MAX_REPORT);
+    let administration = AdminServer::new(AdminService(Arc::clone(&control)))
+        .max_decoding_message_size(admin::MAX_DOCUMENTS);
+    let served = fender_api::tls::server()
+        .add_service(identity)
+        .add_service(distribution)
+        .add_service(InterceptedService::new(
+            administration,
+            admin::gate(control),
+        ))
+        .serve_with_incoming_shutdown(incoming, drain.stopping());
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the control plane stopped serving");
+            }
+        }
+        () = drain.forced() => {}
+    }
+}
+
+/// Says loudly that somebody changed the log; refusing to start would help whoever did.
+async fn check_audit_log(store: &Store) -> Result<(), StoreError> {
+    if let Chain::Broken { sequence } = audit::verify(store.reader()).await? {
+        tracing::error!(
+            sequence,
+            "the audit log was tampered with: its chain breaks at this entry"
+        );
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Rendered for a terminal.
+    #[error("the documents are refused\n{rendered}")]
+    Documents { rendered: String },
+    #[error(
+        "a new control plane needs to know its trust domain: write a `Mesh` document with `spec.trustDomain`, \
+         or pass `--trust-domain`"
+    )]
+    NoMesh,
+    #[error("the trust domain asked for is `{asked}`, but the `Mesh` names `{written}`")]
+    TrustDomainsDiffer {
+        asked: TrustDomain,
+        written: TrustDomain,
+    },
+    #[error(
+        "this data directory is of the trust domain `{held}`, not `{wanted}`: a trust domain cannot change, \
+         because every certificate carries it; use a new data directory"
+    )]
+    TrustDomainChanged {
+        held: TrustDomain,
+        wanted: TrustDomain,
+    },
+    #[error("`{}` is not the data directory of a control plane", path.display())]
+    NotADataDir { path: PathBuf },
+    #[error("listen on `{address}`: {source}")]
+    Listen {
+        address: ListenAddress,
+        source: std::io::Error,
+    },
+    #[error("`{address}` is not a TCP address: sidecars reach the control plane over TCP")]
+    NotTcp { address: ListenAddress },
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error("the own certificate: {0}")]
+    Own(#[from] OwnError),
+}
+
+impl StartError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Documents { .. }
+            | Self::NoMesh
+            | Self::TrustDomainsDiffer { .. }
+            | Self::TrustDomainChanged { .. }
+            | Self::NotADataDir { .. }
+            | Self::NotTcp { .. } => fender_api::code::EXIT_USAGE,
+            Self::Listen { .. }
+            | Self::DataDir(_)
+            | Self::Store(_)
+            | Self::Ca(_)
+            | Self::Own(_) => fender_api::code::EXIT_UNAVAILABLE,
+        }
+    }
+}
+
+impl From<LibraryError> for StartError {
+    fn from(error: LibraryError) -> Self {
+        let listed = |problems: Vec<Problem>| {
+            problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        match error {
+            LibraryError::Refused(problems) => Self::Documents {
+                rendered: listed(problems),
+            },
+            LibraryError::Stored(problems) => Self::Documents {
+                rendered: format!(
+                    "the stored revision, by this version of fender:\n{}",
+                    listed(problems)
+                ),
+            },
+            LibraryError::Store(error) => Self::Store(error),
+        }
+    }
+}

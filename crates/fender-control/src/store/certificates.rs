@@ -1,0 +1,189 @@
+//! Every certificate issued, until long after its expiry. Their keys were never here.
+
+use std::time::Duration;
+
+use fender_identity::{Serial, SpiffeId, Validity};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use sqlx::{Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
+
+use super::{Command, Store, StoreError, audit};
+use crate::time::{earlier, moment, seconds};
+
+/// How long after its expiry a certificate is remembered: past any renewal grace, and for whoever asks what happened.
+const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Certificates forgotten in one transaction, so that housekeeping never holds up issuance for long.
+const FORGET: i64 = 1000;
+
+/// A certificate as it is recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct CertificateRow {
+    pub(crate) serial: Serial,
+    pub(crate) identity: SpiffeId,
+    pub(crate) leaf: CertificateDer<'static>,
+    pub(crate) authority: Serial,
+    pub(crate) key_sha256: [u8; 32],
+    pub(crate) validity: Validity,
+    /// What was attested, as JSON.
+    pub(crate) evidence: String,
+}
+
+/// A certificate as it is found again.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) identity: SpiffeId,
+    pub(crate) leaf: CertificateDer<'static>,
+    pub(crate) issuer: CertificateDer<'static>,
+    pub(crate) key_sha256: Vec<u8>,
+    pub(crate) not_after: UnixTime,
+    pub(crate) standing: Standing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Good,
+    Revoked,
+}
+
+/// The certificate with this serial, if it was issued here.
+pub(crate) async fn find<'a>(
+    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    serial: &str,
+) -> Result<Option<Known>, StoreError> {
+    sqlx::query(
+        "SELECT identity, leaf, a.certificate AS issuer, key_sha256, c.not_after, revoked_at \
+         FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = ?",
+    )
+    .bind(serial.to_owned())
+    .fetch_optional(db)
+    .await?
+    .as_ref()
+    .map(read)
+    .transpose()
+}
+
+pub(super) fn read(row: &SqliteRow) -> Result<Known, StoreError> {
+    Ok(Known {
+        identity: row
+            .try_get::<&str, _>("identity")?
+            .parse()
+            .map_err(|_| StoreError::Damaged("certificate record"))?,
+        leaf: row.try_get::<Vec<u8>, _>("leaf")?.into(),
+        issuer: row.try_get::<Vec<u8>, _>("issuer")?.into(),
+        key_sha256: row.try_get("key_sha256")?,
+        not_after: moment(row.try_get("not_after")?),
+        standing: match row.try_get::<Option<i64>, _>("revoked_at")? {
+            Some(_) => Standing::Revoked,
+            None => Standing::Good,
+        },
+    })
+}
+
+pub(super) async fn insert(
+    db: &mut SqliteConnection,
+    row: CertificateRow,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO certificates \
+         (serial, identity, leaf, authority, key_sha256, not_before, not_after, evidence) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(row.serial.to_string())
+    .bind(row.identity.as_str().to_owned())
+    .bind(row.leaf.as_ref().to_vec())
+    .bind(row.authority.to_string())
+    .bind(row.key_sha256.to_vec())
+    .bind(seconds(row.validity.not_before))
+    .bind(seconds(row.validity.not_after))
+    .bind(row.evidence)
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Records a certificate for a caller whose evidence is not used up by it.
+pub(crate) struct Record(pub(crate) CertificateRow);
+
+impl Command for Record {
+    type Output = ();
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        insert(db, self.0).await
+    }
+}
+
+/// Records a certificate an administrator had made, and that they did.
+pub(crate) struct RecordAudited(pub(crate) CertificateRow, pub(crate) audit::Entry);
+
+impl Command for RecordAudited {
+    type Output = ();
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        insert(db, self.0).await?;
+        audit::append(db, self.1).await
+    }
+}
+
+/// Certificates issued to each identity, and when the last of them ends.
+pub(crate) struct Tally {
+    pub(crate) identity: String,
+    pub(crate) issued: u64,
+    pub(crate) last_not_after: i64,
+}
+
+pub(crate) async fn tallies(store: &Store) -> Result<Vec<Tally>, StoreError> {
+    sqlx::query(
+        "SELECT identity, count(*) AS issued, max(not_after) AS last FROM certificates GROUP BY identity",
+    )
+    .fetch_all(store.reads())
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Tally {
+            identity: row.try_get("identity")?,
+            issued: row.try_get::<i64, _>("issued")?.unsigned_abs(),
+            last_not_after: row.try_get("last")?,
+        })
+    })
+    .collect()
+}
+
+/// Forgets what expired long ago. Answers whether there may be more.
+pub(crate) struct Forget {
+    pub(crate) now: UnixTime,
+}
+
+impl Command for Forget {
+    type Output = More;
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<More, StoreError> {
+        let before = seconds(earlier(self.now, KEPT));
+        // Tokens first: a spent one refers to its certificate.
+        sqlx::query(
+            "DELETE FROM tokens WHERE expires_at < ?1 AND (spent_on IS NULL OR spent_on IN \
+             (SELECT serial FROM certificates WHERE not_after < ?1))",
+        )
+        .bind(before)
+        .execute(&mut *db)
+        .await?;
+        let gone = sqlx::query(
+            "DELETE FROM certificates WHERE serial IN (SELECT serial FROM certificates \
+             WHERE not_after < ?1 AND NOT EXISTS (SELECT 1 FROM tokens WHERE spent_on = serial) LIMIT ?2)",
+        )
+        .bind(before)
+        .bind(FORGET)
+        .execute(db)
+        .await?
+        .rows_affected();
+        Ok(if gone < FORGET.unsigned_abs() {
+            More::Nothing
+        } else {
+            More::Perhaps
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum More {
+    Nothing,
+    Perhaps,
+}

@@ -1,0 +1,77 @@
+//! What is decided once: the trust domain, and that the first administrator has been given their files.
+//! Neither can be changed afterwards.
+
+use fender_identity::TrustDomain;
+use rustls::pki_types::UnixTime;
+use sqlx::{Row, SqliteConnection};
+
+use super::{Command, Store, StoreError};
+use crate::time::seconds;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Founded {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) admin: Admin,
+}
+
+/// Whether the first administrator's files are on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admin {
+    Pending,
+    Made,
+}
+
+pub(crate) async fn founded(store: &Store) -> Result<Option<Founded>, StoreError> {
+    let Some(row) = sqlx::query("SELECT trust_domain, admin_made FROM mesh")
+        .fetch_optional(store.reads())
+        .await?
+    else {
+        return Ok(None);
+    };
+    let trust_domain = row
+        .try_get::<&str, _>("trust_domain")?
+        .parse()
+        .map_err(|_| StoreError::Damaged("trust domain"))?;
+    let admin = match row.try_get::<Option<i64>, _>("admin_made")? {
+        Some(_) => Admin::Made,
+        None => Admin::Pending,
+    };
+    Ok(Some(Founded {
+        trust_domain,
+        admin,
+    }))
+}
+
+/// Settles the trust domain of an empty database.
+pub(crate) struct Found {
+    pub(crate) trust_domain: TrustDomain,
+}
+
+impl Command for Found {
+    type Output = ();
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO mesh (singleton, trust_domain) VALUES (1, ?)")
+            .bind(self.trust_domain.as_str())
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
+
+/// The first administrator's files are on disk.
+pub(crate) struct AdminMade {
+    pub(crate) at: UnixTime,
+}
+
+impl Command for AdminMade {
+    type Output = ();
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        sqlx::query("UPDATE mesh SET admin_made = ?")
+            .bind(seconds(self.at))
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
