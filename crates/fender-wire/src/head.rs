@@ -267,6 +267,7 @@ impl HeadReader {
             place.scanned = place.line;
             match (place.start, line) {
                 (None, []) if kind == Kind::Request && !place.skipped => place.skipped = true,
+                (None, []) => return Err(HeadError::BreaksStartLine),
                 (None, _) => place.start = Some(StartLine::parse(line, start, kind, &self.limits)?),
                 (Some(start_line), []) => {
                     let place = std::mem::take(place);

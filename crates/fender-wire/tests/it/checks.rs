@@ -1,0 +1,375 @@
+//! What must hold for any bytes at all: run by the fuzz targets, the corpora and the properties.
+//!
+//! Each check panics when a promise is broken and otherwise says nothing. `fuzz/` includes this
+//! very file.
+
+use bytes::{Buf, Bytes, BytesMut};
+use fender_wire::{
+    BodyLimits, Decoder, Encoder, Fields, Frame, Framing, HeadError, HeadReader, Limits,
+    RequestHead, ResponseHead, Version,
+    body::BodyError,
+    head::TargetForm,
+    path::{EscapedSlash, Exception, Exceptions, MergeSlashes, Rules, normalize, split_query},
+    write::HeadWriter,
+    xfcc,
+};
+
+/// Small limits, so that inputs of a few hundred bytes meet all of them.
+const LIMITS: Limits = Limits {
+    bytes: 700,
+    headers: 12,
+    target: 128,
+};
+
+const BODY_LIMITS: BodyLimits = BodyLimits {
+    extensions: 64,
+    trailer_bytes: 128,
+    trailers: 4,
+};
+
+/// A head reads alike however it is cut, httparse agrees on what is accepted, and what is written
+/// from it reads as itself.
+pub(crate) fn head(data: &[u8]) {
+    let request = |cut| read(data, cut, |reader, buffer| reader.request(buffer));
+    let response = |cut| read(data, cut, |reader, buffer| reader.response(buffer, "GET"));
+    let whole = request(data.len());
+    let answer = response(data.len());
+    for cut in [1, 2, 7] {
+        assert_eq!(
+            format!("{whole:?}"),
+            format!("{:?}", request(cut)),
+            "cut in {cut}"
+        );
+        assert_eq!(
+            format!("{answer:?}"),
+            format!("{:?}", response(cut)),
+            "cut in {cut}"
+        );
+    }
+    if let Outcome::Complete(head, taken) = &whole {
+        agrees_with_httparse(head, *taken, data);
+        survives_rewriting(head);
+    }
+    if let Outcome::Complete(head, taken) = &answer {
+        response_agrees_with_httparse(head, *taken, data);
+    }
+}
+
+#[derive(Debug)]
+enum Outcome<T> {
+    /// A head, and how many bytes it took.
+    Complete(T, usize),
+    Incomplete,
+    Refused(#[expect(dead_code, reason = "compared by its Debug text")] HeadError),
+}
+
+fn read<T>(
+    data: &[u8],
+    cut: usize,
+    mut step: impl FnMut(&mut HeadReader, &mut BytesMut) -> Result<Option<T>, HeadError>,
+) -> Outcome<T> {
+    let mut reader = HeadReader::new(LIMITS);
+    let mut buffer = BytesMut::new();
+    let mut given = 0;
+    for part in data.chunks(cut.max(1)) {
+        buffer.extend_from_slice(part);
+        given += part.len();
+        match step(&mut reader, &mut buffer) {
+            Ok(Some(head)) => return Outcome::Complete(head, given - buffer.len()),
+            Ok(None) => assert!(
+                buffer.len() < LIMITS.bytes,
+                "the limit on bytes does not hold"
+            ),
+            Err(error) => return Outcome::Refused(error),
+        }
+    }
+    Outcome::Incomplete
+}
+
+/// The reference: a lenient parser that many servers use. Whatever we let through, it reads alike.
+fn agrees_with_httparse(head: &RequestHead, taken: usize, data: &[u8]) {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut theirs = httparse::Request::new(&mut headers);
+    assert_eq!(theirs.parse(data), Ok(httparse::Status::Complete(taken)));
+    assert_eq!(theirs.method, Some(head.method()));
+    assert_eq!(
+        theirs.version,
+        Some(u8::from(head.version() == Version::Http11))
+    );
+    let (path, query) = split_query(theirs.path.unwrap());
+    assert!(path.ends_with(head.path()) || head.form() == TargetForm::Absolute);
+    assert_eq!(query, head.query());
+    same_fields(head.fields(), theirs.headers);
+}
+
+fn response_agrees_with_httparse(head: &ResponseHead, taken: usize, data: &[u8]) {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut theirs = httparse::Response::new(&mut headers);
+    assert_eq!(theirs.parse(data), Ok(httparse::Status::Complete(taken)));
+    assert_eq!(theirs.code, Some(head.status()));
+    same_fields(head.fields(), theirs.headers);
+}
+
+fn same_fields(ours: &Fields, theirs: &[httparse::Header<'_>]) {
+    assert_eq!(ours.len(), theirs.len());
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert_eq!((ours.name(), ours.value()), (theirs.name, theirs.value));
+    }
+}
+
+/// Forwarding every field and reading the result again gives the same request.
+fn survives_rewriting(head: &RequestHead) {
+    let mut buffer = BytesMut::new();
+    let mut writer =
+        HeadWriter::request(&mut buffer, head.method(), head.path(), head.query()).unwrap();
+    for field in head.fields().iter() {
+        writer.copy(field);
+    }
+    if !head.fields().contains("host") {
+        writer.field("host", b"absent").unwrap();
+    }
+    writer.end();
+    let limits = Limits {
+        bytes: 4096,
+        headers: 16,
+        target: 256,
+    };
+    let again = HeadReader::new(limits).request(&mut buffer);
+    if head.version() == Version::Http10 {
+        return; // what HTTP/1.0 ignores, HTTP/1.1 may refuse
+    }
+    let again = again.unwrap().unwrap();
+    assert_eq!((again.method(), again.path()), (head.method(), head.path()));
+    assert_eq!(
+        (again.query(), again.framing()),
+        (head.query(), head.framing())
+    );
+    assert_eq!(again.keep_alive(), head.keep_alive());
+    assert!(buffer.is_empty());
+}
+
+/// A chunked body reads alike however it is cut, and what it carried can be encoded and read again.
+pub(crate) fn chunked(data: &[u8]) {
+    let whole = decode(data, data.len(), Framing::Chunked);
+    for cut in [1, 2, 7] {
+        assert_eq!(whole, decode(data, cut, Framing::Chunked), "cut in {cut}");
+    }
+    if let Ok(body) = whole {
+        let again = encode(&body.data, &body.trailers);
+        let read_again = decode(&again, 5, Framing::Chunked).unwrap();
+        assert_eq!(
+            read_again,
+            Body {
+                taken: again.len(),
+                ..body
+            }
+        );
+    }
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Body {
+    pub(crate) data: Vec<u8>,
+    pub(crate) trailers: Vec<(String, Vec<u8>)>,
+    pub(crate) taken: usize,
+}
+
+pub(crate) fn decode(data: &[u8], cut: usize, framing: Framing) -> Result<Body, BodyError> {
+    let mut decoder = Decoder::new(framing, BODY_LIMITS);
+    let mut buffer = BytesMut::new();
+    let mut parts = data.chunks(cut.max(1));
+    let mut given = 0;
+    let mut out = Vec::new();
+    loop {
+        match decoder.decode(&mut buffer)? {
+            Frame::Data(part) => {
+                assert!(!part.is_empty());
+                out.extend_from_slice(&part);
+            }
+            Frame::NeedMore => match parts.next() {
+                Some(part) => {
+                    buffer.extend_from_slice(part);
+                    given += part.len();
+                }
+                None => decoder.end_of_stream()?,
+            },
+            Frame::End(trailers) => {
+                let trailers = trailers
+                    .iter()
+                    .map(|trailer| (trailer.name().to_owned(), trailer.value().to_owned()))
+                    .collect();
+                return Ok(Body {
+                    data: out,
+                    trailers,
+                    taken: given - buffer.len(),
+                });
+            }
+        }
+    }
+}
+
+/// Encodes `data` in chunks of three bytes.
+pub(crate) fn encode(data: &[u8], trailers: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut encoder = Encoder::new(Framing::Chunked);
+    let mut out = Vec::new();
+    for part in data.chunks(3) {
+        let mut framed = encoder.data(Bytes::copy_from_slice(part)).unwrap();
+        while framed.has_remaining() {
+            // One byte at a time: the worst that a socket can do.
+            out.push(framed.get_u8());
+        }
+    }
+    let trailers = trailers
+        .iter()
+        .map(|(name, value)| (name.as_bytes(), value.as_slice()));
+    let trailers = Fields::build(trailers).unwrap();
+    out.extend_from_slice(&encoder.end(&trailers).unwrap());
+    out
+}
+
+/// Under every rule, a normal form is its own normal form and holds nothing that P1 to P3 forbid.
+pub(crate) fn path(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for rules in every_rule() {
+        let Ok(normal) = normalize(text, &rules) else {
+            continue;
+        };
+        assert_eq!(
+            normalize(&normal, &rules).as_deref(),
+            Ok(&*normal),
+            "{rules:?}"
+        );
+        if normal == "*" {
+            continue;
+        }
+        assert!(normal.starts_with('/'));
+        assert!(normal.bytes().all(|byte| byte.is_ascii_graphic()));
+        assert!(!normal.contains(['?', '#', '\\', '<', '>', '"', '{', '}', '|', '^', '`']));
+        assert!(
+            !normal
+                .split('/')
+                .any(|segment| matches!(segment, "." | ".."))
+        );
+        if rules.merge_slashes == MergeSlashes::Always {
+            assert!(!normal.contains("//"));
+        }
+        for escape in normal.split('%').skip(1) {
+            let value = u8::from_str_radix(&escape[..2], 16).unwrap();
+            assert!(
+                !value.is_ascii_control() && !value.is_ascii_alphanumeric(),
+                "{normal}"
+            );
+            assert_eq!(escape[..2].to_ascii_uppercase(), escape[..2], "{normal}");
+            let slash = matches!(value, b'/' | b'\\');
+            assert!(
+                !slash || rules.escaped_slash == EscapedSlash::Keep,
+                "{normal}"
+            );
+        }
+        if rules == Rules::default() {
+            agrees_with_the_obvious(text, &normal);
+        }
+    }
+}
+
+fn every_rule() -> impl Iterator<Item = Rules> {
+    let all = [
+        Exception::DotSegmentParameters,
+        Exception::OverlongUtf8,
+        Exception::DoubleEncoding,
+    ];
+    let exceptions = [Exceptions::default(), all.into_iter().collect()];
+    [
+        EscapedSlash::Reject,
+        EscapedSlash::Keep,
+        EscapedSlash::Decode,
+    ]
+    .into_iter()
+    .flat_map(move |escaped_slash| {
+        [MergeSlashes::Never, MergeSlashes::Always]
+            .into_iter()
+            .flat_map(move |merge_slashes| {
+                exceptions.map(|exceptions| Rules {
+                    escaped_slash,
+                    merge_slashes,
+                    exceptions,
+                })
+            })
+    })
+}
+
+/// The reference model: decode everything, walk the segments, and compare what the two spellings
+/// mean. Under the strict rules an encoded slash never gets this far, so this is exact.
+fn agrees_with_the_obvious(text: &str, normal: &str) {
+    let mut walked: Vec<Vec<u8>> = Vec::new();
+    let segments: Vec<Vec<u8>> = text.split('/').skip(1).map(decode_all).collect();
+    let mut last_is_dots = false;
+    for segment in segments {
+        last_is_dots = segment == b"." || segment == b"..";
+        if segment == b".." {
+            walked.pop();
+        } else if segment != b"." {
+            walked.push(segment);
+        }
+    }
+    if last_is_dots {
+        walked.push(Vec::new());
+    }
+    let ours: Vec<Vec<u8>> = normal.split('/').skip(1).map(decode_all).collect();
+    assert_eq!(ours, walked, "{text} became {normal}");
+}
+
+fn decode_all(text: &str) -> Vec<u8> {
+    let mut pieces = text.split('%');
+    let mut out = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        out.push(u8::from_str_radix(&piece[..2], 16).unwrap());
+        out.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    out
+}
+
+/// The reader survives anything, and the writer's elements read as they were meant.
+///
+/// The first three lines of the input are the URIs and the subject.
+pub(crate) fn xfcc(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let _ = xfcc::parse(text);
+    let mut lines = text.split('\n');
+    let (by, uri) = (
+        lines.next().unwrap_or_default(),
+        lines.next().unwrap_or_default(),
+    );
+    let (subject, cert) = (lines.next(), lines.next());
+    let element = xfcc::Element {
+        by,
+        hash: &[0xab; 32],
+        cert,
+        subject,
+        uri,
+    };
+    let Ok(value) = element.to_value() else {
+        return;
+    };
+    assert!(
+        value.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+        "{value}"
+    );
+    let read = xfcc::parse(&value).unwrap();
+    assert_eq!(read.len(), 1, "{value}");
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let mut expected = vec![pair("By", by), pair("Hash", &"ab".repeat(32))];
+    let encoded = read[0].iter().find(|(key, _)| key == "Cert").cloned();
+    assert_eq!(encoded.is_some(), cert.is_some());
+    if let (Some((_, encoded)), Some(cert)) = (&encoded, cert) {
+        assert_eq!(decode_all(encoded), cert.as_bytes());
+    }
+    expected.extend(encoded);
+    expected.extend(subject.map(|subject| pair("Subject", subject)));
+    expected.push(pair("URI", uri));
+    assert_eq!(read[0], expected);
+}

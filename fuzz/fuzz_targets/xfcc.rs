@@ -1,0 +1,4 @@
+//! Fuzzes the identity header.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fender_fuzz::xfcc(data));

@@ -1,0 +1,24 @@
+//! The checks that the fuzz targets run, which are those of `fender-wire`'s own tests.
+
+#[path = "../../crates/fender-wire/tests/it/checks.rs"]
+mod checks;
+
+/// A head in arbitrary bytes: see `checks::head`.
+pub fn head(data: &[u8]) {
+    checks::head(data);
+}
+
+/// A chunked body in arbitrary bytes: see `checks::chunked`.
+pub fn chunked(data: &[u8]) {
+    checks::chunked(data);
+}
+
+/// A path in arbitrary bytes: see `checks::path`.
+pub fn path(data: &[u8]) {
+    checks::path(data);
+}
+
+/// An identity header in arbitrary bytes: see `checks::xfcc`.
+pub fn xfcc(data: &[u8]) {
+    checks::xfcc(data);
+}
