@@ -1,17 +1,25 @@
 //! The validated documents: what a mesh is made of.
 
+mod diff;
+pub(crate) mod snapshot;
+
+pub use diff::{Change, What};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
-use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
 use crate::snapshot::{
-    ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, Snapshot, UpstreamRoots,
+    ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, UpstreamRoots,
 };
+use crate::problem::{Place, Report};
+use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw};
+use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
 /// Everything that was written, checked together: every reference leads somewhere.
@@ -28,27 +36,108 @@ pub struct Documents {
 
 /// Reads all sources together. Either everything is right, or every problem is told.
 pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
-    let _ = sources;
-    todo!()
+    let mut report = Report::default();
+    let read = read_all(sources, &mut report);
+    let (warnings, documents) = report.finish(sources, Some(read))?;
+    Ok(Documents { warnings, ..documents })
 }
 
-/// JSON Schema of all kinds, for editors.
-pub fn schema() -> serde_json::Value {
-    todo!()
+fn read_all(sources: &[Source], report: &mut Report) -> Documents {
+    let Loaded { documents: pages, known } = read::load(sources, report);
+    let mut documents = Documents::default();
+    let (mut workloads, mut policies) = (Vec::new(), Vec::new());
+    let mut places = BTreeMap::new();
+    for (page, raw) in pages {
+        let reader = &mut Reader { page, report };
+        match raw {
+            Raw::Mesh(raw) => documents.mesh = documents.mesh.take().or(read::mesh(reader, raw)),
+            Raw::Workload(raw) => workloads.extend(read::workload(page, report, raw)),
+            Raw::Upstream(raw) => insert(&mut documents.upstreams, read::upstream(reader, raw), |it| &it.name),
+            Raw::Credential(raw) => insert(&mut documents.credentials, read::credential(reader, raw), |it| &it.name),
+            Raw::AuthorizationPolicy(raw) => policies.push((page, raw)),
+            Raw::Sidecar(_) => report.add(
+                Problem::new(page.start(), "fender::wrong-place", "a `Sidecar` runs without a control plane")
+                    .help("give it to `fender sidecar --config FILE`, or describe a `Workload` here"),
+            ),
+        }
+    }
+    if !known.any(Kind::Mesh) && let Some(first) = workloads.first() {
+        report.add(
+            Problem::new(first.start(), "fender::no-mesh", "there are workloads, but no `Mesh`")
+                .help("a Mesh names the trust domain: `kind: Mesh`, `spec: { trustDomain: example.org }`"),
+        );
+    }
+    let ports = Ports::of(&workloads);
+    for unresolved in workloads {
+        let workload = unresolved.resolve(&known, &ports, report);
+        documents.workloads.insert(workload.name.clone(), workload);
+    }
+    let root_namespace = documents.mesh.as_ref().map_or(ROOT_NAMESPACE, |mesh| &mesh.root_namespace).to_owned();
+    for (page, raw) in policies {
+        let at = page.place(raw.metadata.value.name.location);
+        if let Some(selecting) = read::policy(&mut Reader { page, report }, raw, &root_namespace) {
+            places.insert(selecting.policy.name.clone(), at);
+            documents.policies.insert(selecting.policy.name.clone(), selecting);
+        }
+    }
+    if known.everything_was_read() {
+        documents.warn_of_idle_policies(places, report);
+    }
+    documents.refuse_deliveries_over_each_other(report, &known);
+    documents
+}
+
+fn insert<K: Ord + Clone, V>(all: &mut BTreeMap<K, V>, value: Option<V>, name: impl Fn(&V) -> &K) {
+    if let Some(value) = value {
+        all.insert(name(&value).clone(), value);
+    }
 }
 
 impl Documents {
-    /// What the sidecar of this workload must know, and nothing more. None if there is no such workload.
-    pub fn snapshot(&self, workload: &WorkloadName, version: u64, bundles: Bundles) -> Option<Snapshot> {
-        let _ = (workload, version, bundles);
-        todo!()
+    fn warn_of_idle_policies(&self, places: BTreeMap<PolicyName, Place>, report: &mut Report) {
+        for (name, place) in places {
+            let selects = |policy: &SelectingPolicy| self.workloads.values().any(|workload| policy.selector.selects(workload));
+            if !self.policies.get(&name).is_some_and(selects) {
+                let warning = Problem::new(place, "fender::selects-nobody", format!("the policy `{name}` selects no workload"));
+                report.warn(warning.help("it selects by namespace, and by `selector.matchLabels` against the `metadata.labels` of Workloads"));
+            }
+        }
     }
 
-    /// What applying `new` over `old` would change, in the order of kinds and names.
-    pub fn diff(old: &Self, new: &Self) -> Vec<Change> {
-        let _ = (old, new);
-        todo!()
+    /// Two secrets in one place: the app would get one of them, by chance.
+    fn refuse_deliveries_over_each_other(&self, report: &mut Report, known: &Known<'_>) {
+        for workload in self.workloads.values() {
+            let specs = workload.credentials.iter().filter_map(|name| self.credentials.get(name));
+            for (one, other, what) in collisions(specs) {
+                let place = known.place(Kind::Credential, &other.to_string());
+                let message = format!("the workload `{}` gets two credentials in one place: `{one}` and `{other}` both go to {what}", workload.name);
+                report.add(Problem::new(place, "fender::same-delivery", message).help("deliver one of them elsewhere"));
+            }
+        }
     }
+}
+
+/// Pairs of deliveries to the same place.
+pub(crate) fn collisions<'a>(
+    credentials: impl Iterator<Item = &'a Credential>,
+) -> Vec<(&'a ObjectName, &'a ObjectName, String)> {
+    let mut first: BTreeMap<String, &ObjectName> = BTreeMap::new();
+    let mut found = Vec::new();
+    for credential in credentials {
+        for delivery in &credential.deliver {
+            let what = match delivery {
+                Delivery::File(file) => format!("the file `{}`", file.path.display()),
+                Delivery::Environment { variable } => format!("the variable `{variable}`"),
+            };
+            match first.get(&what) {
+                Some(one) => found.push((*one, &credential.name, what)),
+                None => {
+                    first.insert(what, &credential.name);
+                }
+            }
+        }
+    }
+    found
 }
 
 /// What holds for everyone.
@@ -160,8 +249,12 @@ pub struct Selector {
 
 impl Selector {
     pub fn selects(&self, workload: &Workload) -> bool {
-        self.namespace.as_deref().is_none_or(|namespace| namespace == workload.name.namespace())
-            && self.labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
+        self.selects_labels(workload.name.namespace(), &workload.labels)
+    }
+
+    pub(crate) fn selects_labels(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.namespace.as_deref().is_none_or(|of| of == namespace)
+            && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 
@@ -193,19 +286,4 @@ impl fmt::Display for Kind {
             Self::Sidecar => "Sidecar",
         })
     }
-}
-
-/// One line of a difference.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    pub kind: Kind,
-    pub name: String,
-    pub what: What,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum What {
-    Added,
-    Changed,
-    Removed,
 }

@@ -12,16 +12,22 @@ mod address;
 mod documents;
 mod name;
 mod problem;
+mod raw;
+mod read;
+mod schema;
 pub mod snapshot;
 pub mod standalone;
+mod suggest;
+mod yaml;
 
 pub use address::{AppAddress, HostPort, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use documents::{
     Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh, OutboundPort, OutboundTo,
-    Selector, SelectingPolicy, Upstream, What, Workload, parse, schema,
+    Selector, SelectingPolicy, Upstream, What, Workload, parse,
 };
 pub use name::{InvalidName, ObjectName};
-pub use problem::{Place, Problem, Problems};
+pub use problem::{Problem, Problems};
+pub use schema::schema;
 
 /// One file of documents.
 #[derive(Clone, Debug, PartialEq, Eq)]

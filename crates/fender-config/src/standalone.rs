@@ -3,12 +3,20 @@
 //! The file holds one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs. Who the sidecar is
 //! comes from its certificate, so a [`Snapshot`] can be made only once that was read.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use fender_identity::{Bundles, SpiffeId};
+use fender_policy::PolicySet;
 
-use crate::snapshot::Snapshot;
-use crate::{Problem, Problems, Source};
+use crate::documents::snapshot::selected;
+use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
+use crate::problem::{Place, Report};
+use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
+use crate::snapshot::{DenyList, Destination, Outbound, Profile, Snapshot};
+use crate::yaml::Reader;
+use crate::{InboundPort, ObjectName, Problem, Problems, Source};
 
 /// Where key and certificates lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,22 +26,112 @@ pub struct IdentityFiles {
     pub bundle: PathBuf,
 }
 
+/// What such a file says, checked together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standalone {
     pub identity_files: IdentityFiles,
+    /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
+    sidecar: Alone,
+    policies: Vec<SelectingPolicy>,
+    credentials: Vec<Credential>,
 }
 
 /// Reads all sources together, as [`crate::parse`] does.
 pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
-    let _ = sources;
-    todo!()
+    let mut report = Report::default();
+    let read = read_all(sources, &mut report);
+    if read.is_none() && report.is_clean() {
+        let place = Place::whole_file(sources.first().map_or("", |source| &source.name));
+        let problem = Problem::new(place, "fender::no-sidecar", "there is no `Sidecar` document");
+        report.add(problem.help("a sidecar without a control plane is described by `kind: Sidecar`"));
+    }
+    let (warnings, (sidecar, policies, credentials)) = report.finish(sources, read)?;
+    Ok(Standalone { identity_files: sidecar.identity_files.clone(), warnings, sidecar, policies, credentials })
+}
+
+type Parts = (Alone, Vec<SelectingPolicy>, Vec<Credential>);
+
+fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
+    let Loaded { documents, known } = read::load(sources, report);
+    let (mut sidecar, mut policies, mut all) = (None, Vec::new(), BTreeMap::new());
+    for (page, raw) in documents {
+        let kind = raw.kind();
+        let reader = &mut Reader { page, report };
+        match raw {
+            Raw::Sidecar(raw) => sidecar = sidecar.or(read::sidecar(reader, &known, raw)),
+            Raw::AuthorizationPolicy(raw) => policies.extend(read::policy(reader, raw, ROOT_NAMESPACE)),
+            Raw::Credential(raw) => {
+                let credential = read::credential(reader, raw);
+                all.extend(credential.map(|credential| (credential.name.clone(), credential)));
+            }
+            Raw::Mesh(_) | Raw::Workload(_) | Raw::Upstream(_) => report.add(
+                Problem::new(page.start(), "fender::wrong-place", format!("a `{kind}` belongs to a control plane"))
+                    .help("a sidecar alone has one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs"),
+            ),
+        }
+    }
+    let sidecar = sidecar?;
+    let mut credentials = Vec::new();
+    for credential in sidecar.credentials.iter().filter_map(|name| all.remove(name)) {
+        if let CredentialFrom::ControlFile(_) = credential.source {
+            let place = known.place(Kind::Credential, &credential.name.to_string());
+            let message = format!("the credential `{}` comes `via: control`, and there is no control plane here", credential.name);
+            report.add(Problem::new(place, "fender::wrong-place", message).help("write `via: sidecar`"));
+        }
+        credentials.push(credential);
+    }
+    for (one, other, what) in collisions(credentials.iter()) {
+        let place = known.place(Kind::Credential, &other.to_string());
+        let message = format!("two credentials go to one place: `{one}` and `{other}` both go to {what}");
+        report.add(Problem::new(place, "fender::same-delivery", message).help("deliver one of them elsewhere"));
+    }
+    Some((sidecar, policies, credentials))
 }
 
 impl Standalone {
+    /// Name of the `Sidecar`, for logs.
+    pub fn name(&self) -> &ObjectName {
+        &self.sidecar.name
+    }
+
     /// The same Snapshot a control plane would have sent.
     pub fn snapshot(&self, identity: &SpiffeId, bundles: Bundles, version: u64) -> Snapshot {
-        let _ = (identity, bundles, version);
-        todo!()
+        let sidecar = &self.sidecar;
+        let policies = PolicySet {
+            default: sidecar.authorization,
+            policies: selected(
+                self.policies.iter(),
+                sidecar.name.namespace(),
+                &sidecar.labels,
+                identity.trust_domain(),
+            ),
+        };
+        Snapshot {
+            version,
+            identity: identity.clone(),
+            profile: Profile::Production,
+            bundles: Arc::new(bundles),
+            tls: sidecar.tls,
+            inbound: sidecar.inbound.iter().map(InboundPort::listener).collect(),
+            outbound: sidecar.outbound.iter().map(DirectPort::outbound).collect(),
+            policies: Arc::new(policies),
+            credentials: self.credentials.iter().map(Credential::spec).collect(),
+            drain: sidecar.drain,
+            denied: DenyList::default(),
+        }
+    }
+}
+
+impl DirectPort {
+    fn outbound(&self) -> Outbound {
+        Outbound {
+            listen: self.listen.clone(),
+            to: Destination::Service {
+                id: self.expect.clone(),
+                addresses: vec![self.connect.clone()],
+                protocol: self.protocol,
+            },
+        }
     }
 }

@@ -1,0 +1,124 @@
+//! From documents to the [`Snapshot`] of one workload: its own policies, its declared destinations, nobody else's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
+use fender_policy::{Condition, Policy, PolicySet, TextMatch};
+
+use super::{Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, Upstream};
+use crate::snapshot::{CredentialSource, CredentialSpec, DenyList, Destination, Inbound, Outbound, Snapshot};
+
+impl Documents {
+    /// What the sidecar of this workload must know, and nothing more. None if there is no such workload.
+    pub fn snapshot(&self, workload: &WorkloadName, version: u64, bundles: Bundles) -> Option<Snapshot> {
+        let (mesh, workload) = (self.mesh.as_ref()?, self.workloads.get(workload)?);
+        let namespace = workload.name.namespace();
+        let policies = PolicySet {
+            default: workload.authorization.unwrap_or(mesh.authorization),
+            policies: selected(self.policies.values(), namespace, &workload.labels, &mesh.trust_domain),
+        };
+        let outbound = workload.outbound.iter().filter_map(|port| {
+            let to = self.destination(&port.to, &mesh.trust_domain)?;
+            Some(Outbound { listen: port.listen.clone(), to })
+        });
+        let credentials = workload.credentials.iter().filter_map(|name| self.credentials.get(name));
+        Some(Snapshot {
+            version,
+            identity: workload.spiffe_id(&mesh.trust_domain),
+            profile: mesh.profile,
+            bundles: Arc::new(bundles),
+            tls: mesh.tls,
+            inbound: workload.inbound.iter().map(InboundPort::listener).collect(),
+            outbound: outbound.collect(),
+            policies: Arc::new(policies),
+            credentials: credentials.map(Credential::spec).collect(),
+            drain: workload.drain,
+            denied: DenyList::default(),
+        })
+    }
+
+    fn destination(&self, to: &OutboundTo, trust_domain: &TrustDomain) -> Option<Destination> {
+        match to {
+            OutboundTo::Service { workload, address, protocol } => Some(Destination::Service {
+                id: SpiffeId::for_workload(trust_domain, workload),
+                addresses: vec![address.clone()],
+                protocol: *protocol,
+            }),
+            OutboundTo::Upstream(name) => self.upstreams.get(name).map(Upstream::destination),
+        }
+    }
+}
+
+impl InboundPort {
+    pub(crate) fn listener(&self) -> Inbound {
+        Inbound {
+            listen: self.listen.clone(),
+            app: self.app.clone(),
+            protocol: self.protocol,
+            client_certificate: self.client_certificate,
+            paths: self.paths,
+        }
+    }
+}
+
+impl Upstream {
+    fn destination(&self) -> Destination {
+        Destination::Upstream {
+            name: self.name.clone(),
+            address: self.address.clone(),
+            protocol: self.protocol,
+            roots: self.roots.clone(),
+            certificate: self.certificate,
+        }
+    }
+}
+
+impl Credential {
+    pub(crate) fn spec(&self) -> CredentialSpec {
+        let source = match &self.source {
+            CredentialFrom::SidecarFile(path) => CredentialSource::File { path: path.clone() },
+            CredentialFrom::ControlFile(_) => CredentialSource::Control,
+        };
+        CredentialSpec { name: self.name.clone(), source, deliver: self.deliver.clone() }
+    }
+}
+
+/// The policies among `all` that select this workload, as they read in this trust domain.
+pub(crate) fn selected<'a>(
+    all: impl Iterator<Item = &'a SelectingPolicy>,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    trust_domain: &TrustDomain,
+) -> Vec<Policy> {
+    all.filter(|selecting| selecting.selector.selects_labels(namespace, labels))
+        .map(|selecting| in_mesh(&selecting.policy, trust_domain))
+        .collect()
+}
+
+/// `cluster.local` in a principal stands for the mesh's own trust domain, as in Istio.
+fn in_mesh(policy: &Policy, trust_domain: &TrustDomain) -> Policy {
+    let mut policy = policy.clone();
+    for rule in &mut policy.rules {
+        for source in &mut rule.from {
+            source.principals.iter_mut().chain(&mut source.not_principals).for_each(|text| own(text, trust_domain));
+        }
+        for condition in &mut rule.when {
+            if let Condition::SourcePrincipal { values, not_values } = condition {
+                values.iter_mut().chain(not_values).for_each(|text| own(text, trust_domain));
+            }
+        }
+    }
+    policy
+}
+
+fn own(principal: &mut TextMatch, trust_domain: &TrustDomain) {
+    match principal {
+        TextMatch::Exact(text) | TextMatch::Prefix(text) => {
+            if let Some(path) = text.strip_prefix("cluster.local/") {
+                *text = format!("{trust_domain}/{path}");
+            }
+        }
+        TextMatch::Suffix(_) | TextMatch::Present => {}
+    }
+}

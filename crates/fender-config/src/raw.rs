@@ -1,0 +1,414 @@
+//! The documents as they are written: close to the text, every text still a text.
+//!
+//! Unknown fields are refused here. Fields of Istio that cannot be honoured are known, so that they can be refused by
+//! name.
+
+use std::collections::BTreeMap;
+
+use fender_identity::tls::TlsVersion;
+use fender_policy::{Action, Default as Fallback};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::snapshot::{ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage};
+use crate::yaml::{At, Choice, Word};
+
+/// Enough of any document to know what it is.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Head {
+    pub(crate) api_version: Option<At<String>>,
+    pub(crate) kind: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Document<S> {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub(crate) metadata: At<Metadata>,
+    pub(crate) spec: S,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Metadata {
+    pub(crate) namespace: Option<At<String>>,
+    pub(crate) name: At<String>,
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Ignored; for other tools.
+    #[serde(rename = "annotations")]
+    _annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Mesh {
+    /// The name under which every identity of this mesh stands.
+    pub(crate) trust_domain: At<String>,
+    pub(crate) profile: Option<At<Word<Profile>>>,
+    /// Policies here select workloads of every namespace. Default: fender-system.
+    pub(crate) root_namespace: Option<At<String>>,
+    pub(crate) lifetimes: Option<Lifetimes>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) authorization: Option<Authorization>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Lifetimes {
+    /// Of a workload's certificate: 5m to 24h, default 1h; from 5s in a development mesh.
+    pub(crate) leaf: Option<At<String>>,
+    /// How long after expiry a certificate may still renew itself. Default 24h.
+    pub(crate) renewal_grace: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub(crate) minimum: Option<At<Word<TlsVersion>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Authorization {
+    /// What holds where no ALLOW policy selects the workload. Default: deny.
+    pub(crate) default: Option<At<Word<Fallback>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Workload {
+    /// Who may attest to this identity. Empty: nobody.
+    pub(crate) attest: Option<Vec<At<Attest>>>,
+    /// Names in the certificate, for clients that verify names.
+    #[serde(default)]
+    pub(crate) dns_names: Vec<At<String>>,
+    #[serde(default)]
+    pub(crate) inbound: Vec<At<Inbound>>,
+    #[serde(default)]
+    pub(crate) outbound: Vec<At<Outbound>>,
+    /// Names of Credentials in the same namespace.
+    #[serde(default)]
+    pub(crate) credentials: Vec<At<String>>,
+    /// How long open connections may take to end. Default 30s.
+    pub(crate) drain: Option<At<String>>,
+    pub(crate) authorization: Option<Authorization>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Attest {
+    /// A join token.
+    pub(crate) token: Option<Token>,
+    #[schemars(skip)]
+    pub(crate) docker: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) unix: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) kubernetes: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) x509: Option<At<IgnoredAny>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Token {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Inbound {
+    /// Where clients come in: `0.0.0.0:8443`.
+    pub(crate) listen: At<String>,
+    /// The app, on loopback: `127.0.0.1:8080`, or `unix:/path`.
+    pub(crate) app: At<String>,
+    pub(crate) protocol: At<Word<Protocol>>,
+    /// Where other workloads find it. Default: the first of dnsNames and the port of `listen`.
+    pub(crate) advertise: Option<At<String>>,
+    pub(crate) client_certificate: Option<At<Word<ClientCertificate>>>,
+    pub(crate) paths: Option<At<Paths>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Paths {
+    /// What becomes of `%2F` and `%5C`. Default: reject.
+    pub(crate) escaped_slash: Option<At<Word<EscapedSlash>>>,
+    /// Whether `//` becomes `/`. Default: false.
+    #[serde(default)]
+    pub(crate) merge_slashes: bool,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Outbound {
+    /// Where the app connects, on loopback or `unix:/path`.
+    pub(crate) listen: At<String>,
+    /// A workload of the mesh, `namespace/name` or a name in the same namespace.
+    pub(crate) service: Option<At<String>>,
+    /// Which of its inbound ports, if it has several.
+    pub(crate) port: Option<At<i64>>,
+    /// Where to connect instead of where it says it is found.
+    pub(crate) address: Option<At<String>>,
+    /// The name of an Upstream in the same namespace.
+    pub(crate) upstream: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Upstream {
+    pub(crate) protocol: At<Word<Protocol>>,
+    /// `host:port`
+    pub(crate) address: At<String>,
+    pub(crate) tls: Option<UpstreamTls>,
+    #[schemars(skip)]
+    pub(crate) login: Option<At<IgnoredAny>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct UpstreamTls {
+    pub(crate) verify: Option<At<Word<Verify>>>,
+    /// Default: the roots of the mesh.
+    pub(crate) roots: Option<Roots>,
+    /// Whether the workload shows its own certificate. Default: withhold.
+    pub(crate) certificate: Option<At<Word<OwnCertificate>>>,
+}
+
+/// Chain and name; there is no less.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verify;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Roots {
+    pub(crate) file: At<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Credential {
+    pub(crate) source: At<CredentialSource>,
+    /// How it reaches the app.
+    pub(crate) deliver: At<Vec<At<Delivery>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CredentialSource {
+    pub(crate) file: SourceFile,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceFile {
+    pub(crate) path: At<String>,
+    /// Who reads it. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Sidecar,
+    Control,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Delivery {
+    pub(crate) file: Option<DeliveryFile>,
+    pub(crate) environment: Option<Environment>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliveryFile {
+    pub(crate) path: At<String>,
+    /// Octal. Default: 0400.
+    pub(crate) mode: Option<At<String>>,
+    /// A name or a number.
+    pub(crate) owner: Option<At<String>>,
+    pub(crate) group: Option<At<String>>,
+    /// Default: memory, which refuses a directory that is not on tmpfs.
+    pub(crate) storage: Option<At<Word<Storage>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Environment {
+    pub(crate) variable: At<String>,
+}
+
+/// A sidecar without a control plane.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sidecar {
+    pub(crate) identity: Identity,
+    pub(crate) tls: Option<Tls>,
+    #[serde(default)]
+    pub(crate) inbound: Vec<At<Inbound>>,
+    #[serde(default)]
+    pub(crate) outbound: Vec<At<Direct>>,
+    #[serde(default)]
+    pub(crate) credentials: Vec<At<String>>,
+    pub(crate) drain: Option<At<String>>,
+    pub(crate) authorization: Option<Authorization>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    pub(crate) files: IdentityFiles,
+}
+
+/// PEM files. Trust domain and SPIFFE ID come from the certificate.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IdentityFiles {
+    pub(crate) certificate: At<String>,
+    pub(crate) key: At<String>,
+    pub(crate) bundle: At<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Direct {
+    pub(crate) listen: At<String>,
+    /// `host:port`
+    pub(crate) connect: At<String>,
+    /// The SPIFFE ID the other side must prove.
+    pub(crate) expect: At<String>,
+    pub(crate) protocol: At<Word<Protocol>>,
+}
+
+/// Istio's, with what a cluster adds to it.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct IstioDocument {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub(crate) metadata: At<IstioMetadata>,
+    pub(crate) spec: Option<At<AuthorizationPolicy>>,
+    #[serde(rename = "status")]
+    #[schemars(skip)]
+    _status: Option<IgnoredAny>,
+}
+
+/// Whatever a cluster wrote there is left alone.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct IstioMetadata {
+    pub(crate) namespace: Option<At<String>>,
+    pub(crate) name: At<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct AuthorizationPolicy {
+    pub(crate) selector: Option<At<Selector>>,
+    pub(crate) action: Option<At<Word<Action>>>,
+    pub(crate) rules: Option<Vec<At<Rule>>>,
+    #[schemars(skip)]
+    pub(crate) target_ref: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) target_refs: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) provider: Option<At<IgnoredAny>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Selector {
+    #[serde(default)]
+    pub(crate) match_labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rule {
+    pub(crate) from: Option<At<Vec<At<From>>>>,
+    pub(crate) to: Option<At<Vec<At<To>>>>,
+    pub(crate) when: Option<At<Vec<At<Condition>>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct From {
+    pub(crate) source: At<RuleSource>,
+}
+
+/// Texts of a rule.
+pub(crate) type Texts = Option<At<Vec<At<String>>>>;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleSource {
+    pub(crate) principals: Texts,
+    pub(crate) not_principals: Texts,
+    pub(crate) namespaces: Texts,
+    pub(crate) not_namespaces: Texts,
+    pub(crate) service_accounts: Texts,
+    pub(crate) not_service_accounts: Texts,
+    pub(crate) ip_blocks: Texts,
+    pub(crate) not_ip_blocks: Texts,
+    #[schemars(skip)]
+    pub(crate) request_principals: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) not_request_principals: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) remote_ip_blocks: Option<At<IgnoredAny>>,
+    #[schemars(skip)]
+    pub(crate) not_remote_ip_blocks: Option<At<IgnoredAny>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct To {
+    pub(crate) operation: At<RuleOperation>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RuleOperation {
+    pub(crate) hosts: Texts,
+    pub(crate) not_hosts: Texts,
+    pub(crate) ports: Texts,
+    pub(crate) not_ports: Texts,
+    pub(crate) methods: Texts,
+    pub(crate) not_methods: Texts,
+    pub(crate) paths: Texts,
+    pub(crate) not_paths: Texts,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Condition {
+    pub(crate) key: At<String>,
+    pub(crate) values: Texts,
+    pub(crate) not_values: Texts,
+}
+
+macro_rules! words {
+    ($type:ty: $($word:literal => $choice:expr),+) => {
+        impl Choice for $type {
+            const WORDS: &'static [(&'static str, Self)] = &[$(($word, $choice)),+];
+        }
+    };
+}
+
+words!(Profile: "production" => Self::Production, "development" => Self::Development);
+words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
+words!(Fallback: "deny" => Self::Deny, "allow" => Self::Allow, "audit" => Self::Audit);
+words!(Protocol: "http" => Self::Http, "tcp" => Self::Tcp);
+words!(ClientCertificate: "require" => Self::Require, "accept" => Self::Accept, "ignore" => Self::Ignore);
+words!(EscapedSlash: "reject" => Self::Reject, "keep" => Self::Keep, "decode" => Self::Decode);
+words!(OwnCertificate: "present" => Self::Present, "withhold" => Self::Withhold);
+words!(Verify: "full" => Self);
+words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
+words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
+words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);

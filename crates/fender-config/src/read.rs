@@ -1,0 +1,313 @@
+//! From text to meaning: every document by itself, then the references between them.
+//!
+//! A document whose structure is broken gives one problem and is then out of the way: what refers to it is not
+//! reported missing.
+
+mod credential;
+mod mesh;
+mod policy;
+mod port;
+mod sidecar;
+mod upstream;
+mod workload;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(crate) use credential::credential;
+pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
+pub(crate) use policy::policy;
+pub(crate) use sidecar::{Alone, DirectPort, sidecar};
+pub(crate) use upstream::upstream;
+pub(crate) use workload::{Ports, workload};
+
+use crate::documents::Kind;
+use crate::problem::{Place, Problem, Report};
+use crate::raw::{self, Document, Head, IstioDocument};
+use crate::suggest::{either, nearest};
+use crate::yaml::{At, Page, Reader};
+use crate::{MAX_SOURCE_BYTES, Source};
+
+/// All sources of one call.
+const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
+
+/// A document whose structure is right.
+pub(crate) enum Raw {
+    Mesh(Document<raw::Mesh>),
+    Workload(Document<raw::Workload>),
+    Upstream(Document<raw::Upstream>),
+    Credential(Document<raw::Credential>),
+    AuthorizationPolicy(IstioDocument),
+    Sidecar(Document<raw::Sidecar>),
+}
+
+impl Raw {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Mesh(_) => Kind::Mesh,
+            Self::Workload(_) => Kind::Workload,
+            Self::Upstream(_) => Kind::Upstream,
+            Self::Credential(_) => Kind::Credential,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::Sidecar(_) => Kind::Sidecar,
+        }
+    }
+
+    fn name(&self) -> (Option<&At<String>>, &At<String>) {
+        match self {
+            Self::Mesh(document) => named(&document.metadata),
+            Self::Workload(document) => named(&document.metadata),
+            Self::Upstream(document) => named(&document.metadata),
+            Self::Credential(document) => named(&document.metadata),
+            Self::Sidecar(document) => named(&document.metadata),
+            Self::AuthorizationPolicy(document) => {
+                (document.metadata.value.namespace.as_ref(), &document.metadata.value.name)
+            }
+        }
+    }
+}
+
+fn named(metadata: &At<raw::Metadata>) -> (Option<&At<String>>, &At<String>) {
+    (metadata.value.namespace.as_ref(), &metadata.value.name)
+}
+
+/// Everything that could be read, and what is known of the rest.
+pub(crate) struct Loaded<'a> {
+    pub(crate) documents: Vec<(Page<'a>, Raw)>,
+    pub(crate) known: Known<'a>,
+}
+
+/// What a reference may lead to.
+pub(crate) struct Known<'a> {
+    names: BTreeMap<(Kind, String), Place>,
+    /// Texts of documents that could not be read.
+    broken: Vec<&'a str>,
+}
+
+impl Known<'_> {
+    /// Certainly not there: neither read, nor possibly in a document that could not be read.
+    pub(crate) fn misses(&self, kind: Kind, namespace: &str, name: &str) -> bool {
+        !self.names.contains_key(&(kind, format!("{namespace}/{name}")))
+            && !self.broken.iter().any(|text| text.contains(name))
+    }
+
+    /// The nearest name of this kind, as a reference from `namespace` would write it.
+    pub(crate) fn nearest(&self, kind: Kind, namespace: &str, name: &str) -> Option<&str> {
+        let names = || self.names.keys().filter(|(of, _)| *of == kind).map(|(_, full)| full.as_str());
+        let within = |full: &'_ str| full.split_once('/').is_some_and(|(of, _)| of == namespace);
+        nearest(name, names().filter(|full| within(full)).filter_map(|full| Some(full.split_once('/')?.1)))
+    }
+
+    /// Where an object is described; the first file if that is not known.
+    pub(crate) fn place(&self, kind: Kind, name: &str) -> Place {
+        let place = self.names.get(&(kind, name.to_owned()));
+        place.cloned().unwrap_or_else(|| Place::whole_file(""))
+    }
+
+    pub(crate) fn everything_was_read(&self) -> bool {
+        self.broken.is_empty()
+    }
+
+    pub(crate) fn any(&self, kind: Kind) -> bool {
+        self.names.keys().any(|(of, _)| *of == kind) || !self.broken.is_empty()
+    }
+}
+
+pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a> {
+    let mut documents = Vec::new();
+    let mut known = Known { names: BTreeMap::new(), broken: Vec::new() };
+    let mut total = 0;
+    for source in sources {
+        total += source.text.len();
+        if source.text.len() > MAX_SOURCE_BYTES || total > MAX_TOTAL_BYTES {
+            report.add(too_large(source));
+            known.broken.push(&source.text);
+            continue;
+        }
+        for page in Page::split(source) {
+            match read(&page) {
+                Ok(raw) => documents.push((page, raw)),
+                Err(problem) => {
+                    report.add(problem);
+                    known.broken.push(page.text);
+                }
+            }
+        }
+    }
+    for (page, raw) in &documents {
+        register(page, raw, &mut known, report);
+    }
+    Loaded { documents, known }
+}
+
+fn too_large(source: &Source) -> Problem {
+    let message = format!(
+        "the file has {} bytes; one may have {MAX_SOURCE_BYTES}, all together {MAX_TOTAL_BYTES}",
+        source.text.len()
+    );
+    Problem::new(Place::whole_file(&source.name), "fender::too-large", message).help("split it into several files")
+}
+
+const FENDER: &str = "fender.dev/v1";
+const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+const KINDS: [&str; 6] = ["Mesh", "Workload", "Upstream", "Credential", "AuthorizationPolicy", "Sidecar"];
+
+fn read(page: &Page<'_>) -> Result<Raw, Problem> {
+    let head: Head = page.read()?;
+    let missing = |field: &str| {
+        Problem::new(page.start(), "fender::missing-field", format!("the document has no `{field}`"))
+            .help(format!("it begins with `apiVersion: {FENDER}` and `kind:`, which is {}", either(KINDS)))
+    };
+    let kind = head.kind.ok_or_else(|| missing("kind"))?;
+    let version = head.api_version.ok_or_else(|| missing("apiVersion"))?;
+    let wants = |right: &[&str]| {
+        if right.contains(&version.value.as_str()) {
+            return Ok(());
+        }
+        let message = format!("`{}` is not an apiVersion of `{}`", version.value, kind.value);
+        Err(Problem::new(page.place(version.location), "fender::unknown-version", message)
+            .help(format!("it is {}", either(right.iter().copied()))))
+    };
+    let fender = || wants(&[FENDER]);
+    match kind.value.as_str() {
+        "Mesh" => fender().and_then(|()| page.read().map(Raw::Mesh)),
+        "Workload" => fender().and_then(|()| page.read().map(Raw::Workload)),
+        "Upstream" => fender().and_then(|()| page.read().map(Raw::Upstream)),
+        "Credential" => fender().and_then(|()| page.read().map(Raw::Credential)),
+        "Sidecar" => fender().and_then(|()| page.read().map(Raw::Sidecar)),
+        "AuthorizationPolicy" => wants(&ISTIO).and_then(|()| page.read().map(Raw::AuthorizationPolicy)),
+        other => {
+            let problem = |message| Problem::new(page.place(kind.location), "fender::unknown-kind", message);
+            Err(match nearest(other, KINDS) {
+                _ if version.value.contains("istio.io/") => problem(format!("Istio's `{other}` is not supported"))
+                    .help("of Istio's kinds, `AuthorizationPolicy` is; remove this document, and what it asked for with it"),
+                Some(meant) => problem(format!("unknown kind `{other}`")).help(format!("did you mean `{meant}`?")),
+                None => problem(format!("unknown kind `{other}`")).help(format!("it is {}", either(KINDS))),
+            })
+        }
+    }
+}
+
+fn register(page: &Page<'_>, raw: &Raw, known: &mut Known<'_>, report: &mut Report) {
+    let (namespace, name) = raw.name();
+    let place = page.place(name.location);
+    let kind = raw.kind();
+    let full = match (kind, namespace) {
+        (Kind::Mesh | Kind::Sidecar, _) => String::new(),
+        (_, Some(namespace)) => format!("{}/{}", namespace.value, name.value),
+        (_, None) => return,
+    };
+    let first = known.names.entry((kind, full.clone())).or_insert_with(|| place.clone());
+    if *first == place {
+        return;
+    }
+    let problem = match kind {
+        Kind::Mesh | Kind::Sidecar => Problem::new(place, "fender::duplicate", format!("there is more than one `{kind}`")),
+        _ => Problem::new(place, "fender::duplicate", format!("the {kind} `{full}` is there twice")),
+    };
+    report.add(problem.help(format!("the first one is at {first}; keep one of them")));
+}
+
+/// Namespace and name, if both are there and right.
+fn full_name<T, E: std::fmt::Display>(
+    reader: &mut Reader<'_>,
+    metadata: &At<impl Named>,
+    make: impl Fn(&str, &str) -> Result<T, E>,
+) -> Option<T> {
+    let Some(namespace) = metadata.value.namespace() else {
+        reader.wrong_with(
+            metadata,
+            "fender::missing-field",
+            "the metadata has no `namespace`",
+            "every object but the Mesh belongs to a namespace: `metadata: { namespace: shop, name: orders }`",
+        );
+        return None;
+    };
+    match make(&namespace.value, &metadata.value.name().value) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            let at = if make(&namespace.value, "x").is_ok() { metadata.value.name() } else { namespace };
+            reader.wrong(at, "fender::bad-name", error.to_string());
+            None
+        }
+    }
+}
+
+trait Named {
+    fn namespace(&self) -> Option<&At<String>>;
+    fn name(&self) -> &At<String>;
+}
+
+impl Named for raw::Metadata {
+    fn namespace(&self) -> Option<&At<String>> {
+        self.namespace.as_ref()
+    }
+
+    fn name(&self) -> &At<String> {
+        &self.name
+    }
+}
+
+impl Named for raw::IstioMetadata {
+    fn namespace(&self) -> Option<&At<String>> {
+        self.namespace.as_ref()
+    }
+
+    fn name(&self) -> &At<String> {
+        &self.name
+    }
+}
+
+/// A span of time within bounds.
+fn duration(reader: &mut Reader<'_>, field: &str, at: &At<String>, min: Duration, max: Duration) -> Option<Duration> {
+    let Ok(duration) = humantime::parse_duration(&at.value) else {
+        let message = format!("`{}` is not a span of time", at.value);
+        reader.wrong_with(at, "fender::bad-duration", message, "write it like `30s`, `5m` or `1h`");
+        return None;
+    };
+    if (min..=max).contains(&duration) {
+        return Some(duration);
+    }
+    let message = format!("`{field}` may not be `{}`", at.value);
+    let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+    reader.wrong_with(at, "fender::bad-duration", message, format!("it lies between `{min}` and `{max}`"));
+    None
+}
+
+/// The path of a file: absolute, without `..`.
+fn file_path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathBuf> {
+    let refused = if !at.value.starts_with('/') {
+        Some("it is relative, and no two processes agree on where it begins: write it from `/`")
+    } else if at.value.split('/').any(|part| part == "..") {
+        Some("it may not contain `..`: write where it leads")
+    } else if at.value.ends_with('/') || at.value.contains('\0') {
+        Some("it does not name a file")
+    } else {
+        None
+    };
+    match refused {
+        None => Some(PathBuf::from(&at.value)),
+        Some(help) => {
+            reader.wrong_with(at, "fender::bad-path", format!("`{}` is not usable as a path", at.value), help);
+            None
+        }
+    }
+}
+
+fn fallback(reader: &mut Reader<'_>, authorization: Option<&raw::Authorization>) -> Option<fender_policy::Default> {
+    let at = authorization?.default.as_ref()?;
+    reader.choose("default", at)
+}
+
+fn tls(reader: &mut Reader<'_>, tls: Option<&raw::Tls>) -> fender_identity::tls::TlsProfile {
+    let minimum = tls.and_then(|tls| tls.minimum.as_ref()).and_then(|at| reader.choose("minimum", at));
+    fender_identity::tls::TlsProfile { minimum: minimum.unwrap_or(fender_identity::tls::TlsVersion::Tls13) }
+}
+
+const DRAIN: Duration = Duration::from_secs(30);
+const MAX_DRAIN: Duration = Duration::from_secs(3600);
+
+fn drain(reader: &mut Reader<'_>, at: Option<&At<String>>) -> Duration {
+    at.and_then(|at| duration(reader, "drain", at, Duration::ZERO, MAX_DRAIN)).unwrap_or(DRAIN)
+}

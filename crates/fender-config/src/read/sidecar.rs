@@ -1,0 +1,82 @@
+//! The `Sidecar`: one that runs alone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fender_identity::SpiffeId;
+use fender_identity::tls::TlsProfile;
+
+use super::port::{Taken, inbound};
+use super::workload::refer;
+use super::{Known, drain, fallback, file_path, full_name, tls};
+use crate::documents::{InboundPort, Kind};
+use crate::raw::{self, Document};
+use crate::snapshot::Protocol;
+use crate::standalone::IdentityFiles;
+use crate::yaml::{At, Reader};
+use crate::{HostPort, ListenAddr, ObjectName};
+
+/// A validated `Sidecar`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Alone {
+    pub(crate) name: ObjectName,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) identity_files: IdentityFiles,
+    pub(crate) tls: TlsProfile,
+    pub(crate) inbound: Vec<InboundPort>,
+    pub(crate) outbound: Vec<DirectPort>,
+    pub(crate) credentials: Vec<ObjectName>,
+    pub(crate) drain: Duration,
+    pub(crate) authorization: fender_policy::Default,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct DirectPort {
+    pub(crate) listen: ListenAddr,
+    pub(crate) connect: HostPort,
+    pub(crate) expect: SpiffeId,
+    pub(crate) protocol: Protocol,
+}
+
+pub(crate) fn sidecar(reader: &mut Reader<'_>, known: &Known<'_>, document: Document<raw::Sidecar>) -> Option<Alone> {
+    let Document { metadata, spec, .. } = document;
+    let name = full_name(reader, &metadata, ObjectName::new);
+    let raw::IdentityFiles { certificate, key, bundle } = &spec.identity.files;
+    let certificate = file_path(reader, certificate);
+    let key = file_path(reader, key);
+    let bundle = file_path(reader, bundle);
+    let tls = tls(reader, spec.tls.as_ref());
+    let mut taken = Taken::default();
+    let ports = spec
+        .inbound
+        .iter()
+        .filter_map(|at| {
+            if let Some(advertise) = &at.value.advertise {
+                let help = "remove it: it tells other workloads of a mesh where to connect, and this sidecar is alone";
+                reader.wrong_with(advertise, "fender::unsupported", "`advertise` has no meaning here", help);
+            }
+            inbound(reader, &mut taken, &at.value, None)
+        })
+        .collect();
+    let outbound = spec.outbound.iter().filter_map(|at| direct(reader, &mut taken, at)).collect();
+    spec.inbound.iter().for_each(|at| taken.refuse_circle(reader, &at.value.app));
+    let drain = drain(reader, spec.drain.as_ref());
+    let authorization = fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
+    let name = name?;
+    let credentials = spec
+        .credentials
+        .iter()
+        .filter_map(|at| refer(reader, known, Kind::Credential, name.namespace(), at))
+        .collect();
+    let identity_files = IdentityFiles { certificate: certificate?, key: key?, bundle: bundle? };
+    let labels = metadata.value.labels;
+    Some(Alone { name, labels, identity_files, tls, inbound: ports, outbound, credentials, drain, authorization })
+}
+
+fn direct(reader: &mut Reader<'_>, taken: &mut Taken, at: &At<raw::Direct>) -> Option<DirectPort> {
+    let listen = taken.listen_locally(reader, &at.value.listen);
+    let connect = reader.parse(&at.value.connect, "fender::bad-address");
+    let expect = reader.parse(&at.value.expect, "fender::bad-spiffe-id");
+    let protocol = reader.choose("protocol", &at.value.protocol);
+    Some(DirectPort { listen: listen?, connect: connect?, expect: expect?, protocol: protocol? })
+}

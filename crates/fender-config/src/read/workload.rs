@@ -1,0 +1,273 @@
+//! The `Workload`, in two steps: by itself, then its references, once all documents are known.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fender_identity::WorkloadName;
+
+use super::port::{Taken, inbound};
+use super::{Known, drain, fallback, full_name};
+use crate::address::is_host_name;
+use crate::documents::{Attestor, Kind, OutboundPort, OutboundTo, Workload};
+use crate::problem::{Place, Report};
+use crate::raw::{self, Document};
+use crate::yaml::{At, Page, Reader};
+use crate::{HostPort, InboundPort, ListenAddr, ObjectName};
+
+/// Human certificates live there: `spiffe://TRUST/ns/people/sa/NAME`.
+const PEOPLE: &str = "people";
+
+/// A workload whose references are not looked up yet.
+pub(crate) struct Unresolved<'a> {
+    page: Page<'a>,
+    /// Its `outbound` and `credentials` are still empty.
+    workload: Workload,
+    outbound: Vec<(ListenAddr, At<raw::Outbound>)>,
+    credentials: Vec<At<String>>,
+    /// A port that could not be read may be the one somebody means.
+    knows_its_ports: bool,
+}
+
+pub(crate) fn workload<'a>(
+    page: Page<'a>,
+    report: &mut Report,
+    document: Document<raw::Workload>,
+) -> Option<Unresolved<'a>> {
+    let reader = &mut Reader { page, report };
+    let Document { metadata, spec, .. } = document;
+    let name = full_name(reader, &metadata, WorkloadName::new);
+    if let Some(at) = metadata.value.namespace.as_ref().filter(|at| at.value == PEOPLE) {
+        let help = "choose another namespace; people get theirs with `fender svid write`";
+        reader.wrong_with(at, "fender::reserved", "the namespace `people` is reserved for the certificates of people", help);
+    }
+    let attest = attest(reader, &metadata, spec.attest.as_deref());
+    let dns_names = dns_names(reader, &spec.dns_names);
+    let mut taken = Taken::default();
+    let ports: Vec<InboundPort> = spec
+        .inbound
+        .iter()
+        .filter_map(|at| inbound(reader, &mut taken, &at.value, dns_names.first().map(String::as_str)))
+        .collect();
+    let knows_its_ports = ports.len() == spec.inbound.len();
+    let outbound = spec
+        .outbound
+        .into_iter()
+        .filter_map(|at| Some((taken.listen_locally(reader, &at.value.listen)?, at)))
+        .collect();
+    spec.inbound.iter().for_each(|at| taken.refuse_circle(reader, &at.value.app));
+    let drain = drain(reader, spec.drain.as_ref());
+    let authorization = fallback(reader, spec.authorization.as_ref());
+    let workload = Workload {
+        name: name?,
+        labels: metadata.value.labels,
+        attest,
+        dns_names,
+        inbound: ports,
+        outbound: Vec::new(),
+        credentials: Vec::new(),
+        drain,
+        authorization,
+    };
+    Some(Unresolved { page, workload, outbound, credentials: spec.credentials, knows_its_ports })
+}
+
+fn attest(reader: &mut Reader<'_>, metadata: &At<raw::Metadata>, written: Option<&[At<raw::Attest>]>) -> BTreeSet<Attestor> {
+    let written = written.unwrap_or_default();
+    if written.is_empty() {
+        reader.warn(
+            &metadata.value.name,
+            "fender::no-attest",
+            "without `attest`, nobody can become this workload",
+            "to let join tokens be made for it, write `attest: [ { token: {} } ]`",
+        );
+    }
+    const PLANNED: &str = "only join tokens are, so far: `attest: [ { token: {} } ]`";
+    let mut attestors = BTreeSet::new();
+    for at in written {
+        let raw::Attest { token, docker, unix, kubernetes, x509 } = &at.value;
+        let planned = [("docker", docker), ("unix", unix), ("kubernetes", kubernetes), ("x509", x509)];
+        for (field, value) in planned {
+            reader.unsupported(field, value, PLANNED);
+        }
+        match token {
+            Some(raw::Token {}) => {
+                attestors.insert(Attestor::Token);
+            }
+            None if planned.iter().all(|(_, value)| value.is_none()) => {
+                reader.wrong_with(at, "fender::one-of", "this entry of `attest` names no way to attest", "write `{ token: {} }`");
+            }
+            None => {}
+        }
+    }
+    attestors
+}
+
+fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for at in written {
+        let name = at.value.to_ascii_lowercase();
+        if !is_host_name(&name) {
+            let message = format!("`{}` is not a DNS name that a certificate may carry", at.value);
+            let help = "labels of letters, digits and `-`, joined by dots; no `*`, no IP address, no dot at the end";
+            reader.wrong_with(at, "fender::bad-dns-name", message, help);
+        } else if names.contains(&name) {
+            reader.wrong(at, "fender::duplicate", format!("the DNS name `{name}` is there twice"));
+        } else {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// What is known of the workloads others refer to.
+pub(crate) struct Ports(BTreeMap<WorkloadName, Option<Vec<InboundPort>>>);
+
+impl Ports {
+    pub(crate) fn of(workloads: &[Unresolved<'_>]) -> Self {
+        let ports = |unresolved: &Unresolved<'_>| unresolved.knows_its_ports.then(|| unresolved.workload.inbound.clone());
+        Self(workloads.iter().map(|unresolved| (unresolved.workload.name.clone(), ports(unresolved))).collect())
+    }
+}
+
+impl Unresolved<'_> {
+    pub(crate) fn start(&self) -> Place {
+        self.page.start()
+    }
+
+    pub(crate) fn resolve(self, known: &Known<'_>, ports: &Ports, report: &mut Report) -> Workload {
+        let Self { page, mut workload, outbound, credentials, .. } = self;
+        let reader = &mut Reader { page, report };
+        let namespace = workload.name.namespace();
+        let outbound: Vec<OutboundPort> = outbound
+            .into_iter()
+            .filter_map(|(listen, at)| Some(OutboundPort { listen, to: destination(reader, known, ports, namespace, &at)? }))
+            .collect();
+        let credentials: Vec<ObjectName> =
+            credentials.iter().filter_map(|at| refer(reader, known, Kind::Credential, namespace, at)).collect();
+        workload.outbound = outbound;
+        workload.credentials = credentials;
+        workload
+    }
+}
+
+fn destination(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    ports: &Ports,
+    namespace: &str,
+    at: &At<raw::Outbound>,
+) -> Option<OutboundTo> {
+    match (&at.value.service, &at.value.upstream) {
+        (Some(service), None) => self::service(reader, known, ports, namespace, &at.value, service),
+        (None, Some(upstream)) => {
+            for (field, value) in [("port", at.value.port.is_some()), ("address", at.value.address.is_some())] {
+                if value {
+                    let help = "the Upstream says where it is";
+                    reader.wrong_with(at, "fender::one-of", format!("`{field}` belongs to a `service`, not to an `upstream`"), help);
+                }
+            }
+            refer(reader, known, Kind::Upstream, namespace, upstream).map(OutboundTo::Upstream)
+        }
+        (None, None) | (Some(_), Some(_)) => {
+            let help = "write `service: namespace/name` for a workload of the mesh, or `upstream: name` for an external service";
+            reader.wrong_with(at, "fender::one-of", "an outbound listener leads either to a `service` or to an `upstream`", help);
+            None
+        }
+    }
+}
+
+/// A reference within the namespace, written `name` or `namespace/name`.
+pub(super) fn refer(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    kind: Kind,
+    namespace: &str,
+    at: &At<String>,
+) -> Option<ObjectName> {
+    let (of, name) = at.value.split_once('/').unwrap_or((namespace, &at.value));
+    let full = reader.take(at, "fender::bad-name", ObjectName::new(of, name))?;
+    if of != namespace {
+        let message = format!("the {kind} `{full}` belongs to another namespace");
+        let help = format!("references across namespaces need a grant, and grants are not supported yet: describe it in `{namespace}` too");
+        reader.wrong_with(at, "fender::foreign-namespace", message, help);
+        return None;
+    }
+    if known.misses(kind, of, name) {
+        let help = match known.nearest(kind, of, name) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("write a `kind: {kind}` document with this name in the namespace `{of}`"),
+        };
+        reader.wrong_with(at, "fender::missing-reference", format!("there is no {kind} `{full}`"), help);
+        return None;
+    }
+    Some(full)
+}
+
+fn service(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    ports: &Ports,
+    namespace: &str,
+    outbound: &raw::Outbound,
+    at: &At<String>,
+) -> Option<OutboundTo> {
+    let (of, name) = at.value.split_once('/').unwrap_or((namespace, &at.value));
+    let workload = reader.take(at, "fender::bad-name", WorkloadName::new(of, name))?;
+    let address: Option<HostPort> = match &outbound.address {
+        Some(written) => Some(reader.parse(written, "fender::bad-address")?),
+        None => None,
+    };
+    if known.misses(Kind::Workload, of, name) {
+        let help = match known.nearest(Kind::Workload, of, name) {
+            Some(meant) => format!("did you mean `{of}/{meant}`?"),
+            None => format!("write a `kind: Workload` document with this name in the namespace `{of}`"),
+        };
+        reader.wrong_with(at, "fender::missing-reference", format!("there is no Workload `{workload}`"), help);
+        return None;
+    }
+    // Unknown because its own document is wrong, which was told there.
+    let inbound = ports.0.get(&workload)?.as_ref()?;
+    let port = choose_port(reader, outbound, at, &workload, inbound)?;
+    let Some(address) = address.or_else(|| port.advertise.clone()) else {
+        let message = format!("nobody knows where `{workload}` is found");
+        let help = "give it `dnsNames` or its inbound port `advertise: host:port`, or write `address: host:port` here";
+        reader.wrong_with(at, "fender::no-address", message, help);
+        return None;
+    };
+    Some(OutboundTo::Service { workload, address, protocol: port.protocol })
+}
+
+fn choose_port<'p>(
+    reader: &mut Reader<'_>,
+    outbound: &raw::Outbound,
+    at: &At<String>,
+    workload: &WorkloadName,
+    inbound: &'p [InboundPort],
+) -> Option<&'p InboundPort> {
+    let number = |port: &InboundPort| match &port.listen {
+        ListenAddr::Tcp(tcp) => Some(tcp.port()),
+        ListenAddr::Unix(_) => port.advertise.as_ref().map(HostPort::port),
+    };
+    let listed = || {
+        let ports: Vec<String> = inbound.iter().filter_map(number).map(|port| format!("`{port}`")).collect();
+        ports.join(", ")
+    };
+    let found = match (&outbound.port, inbound) {
+        (_, []) => {
+            let help = "give it an `inbound` port, or remove this outbound listener";
+            reader.wrong_with(at, "fender::no-inbound", format!("`{workload}` has no inbound port, so it cannot be called"), help);
+            return None;
+        }
+        (None, [only]) => return Some(only),
+        (None, _) => {
+            let help = format!("write `port:` with one of {}", listed());
+            reader.wrong_with(at, "fender::which-port", format!("`{workload}` has several inbound ports"), help);
+            return None;
+        }
+        (Some(port), _) => inbound.iter().find(|candidate| number(candidate).map(i64::from) == Some(port.value)),
+    };
+    if let (None, Some(port)) = (found, &outbound.port) {
+        let help = format!("its inbound ports are {}", listed());
+        reader.wrong_with(port, "fender::missing-reference", format!("`{workload}` has no inbound port `{}`", port.value), help);
+    }
+    found
+}

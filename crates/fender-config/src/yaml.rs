@@ -1,0 +1,277 @@
+//! From the text of a file to its documents, each read by itself, so that a broken one hides no other.
+//!
+//! Limits are set before anything is read: size, depth, number of nodes, what aliases may expand to.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::{Location, MessageFormatter, Spanned};
+
+use crate::problem::{Place, Problem, Report};
+use crate::suggest::{either, nearest};
+use crate::Source;
+
+/// One document of a file, not yet read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Page<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) text: &'a str,
+    /// Lines of the file before it.
+    lines_before: usize,
+}
+
+impl<'a> Page<'a> {
+    /// A line that begins with `---` begins a document wherever it stands: YAML allows it nowhere else, not even
+    /// inside a quoted text.
+    pub(crate) fn split(source: &'a Source) -> Vec<Self> {
+        let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
+        let page = |from: usize, to: usize, lines_before: usize| Self {
+            file: &source.name,
+            text: text.get(from..to).unwrap_or_default(),
+            lines_before,
+        };
+        let (mut pages, mut from, mut lines_before, mut offset) = (Vec::new(), 0, 0, 0);
+        for (number, line) in text.split_inclusive('\n').enumerate() {
+            let next = offset + line.len();
+            if is_marker(line, "---") && offset > from {
+                pages.push(page(from, offset, lines_before));
+                (from, lines_before) = (offset, number);
+            } else if is_marker(line, "...") {
+                pages.push(page(from, next, lines_before));
+                (from, lines_before) = (next, number + 1);
+            }
+            offset = next;
+        }
+        pages.push(page(from, text.len(), lines_before));
+        pages.retain(|page| !page.is_empty());
+        pages
+    }
+
+    /// Nothing but comments and markers.
+    fn is_empty(&self) -> bool {
+        self.text.lines().map(str::trim).all(|line| {
+            let line = line.strip_prefix("---").or_else(|| line.strip_prefix("...")).unwrap_or(line).trim_start();
+            line.is_empty() || line.starts_with('#')
+        })
+    }
+
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        serde_saphyr::from_str_with_options(self.text, options()).map_err(|error| self.problem(&error))
+    }
+
+    pub(crate) fn place(&self, location: Location) -> Place {
+        let line = usize::try_from(location.line()).unwrap_or_default().max(1);
+        let column = usize::try_from(location.column()).unwrap_or_default().max(1);
+        let length = usize::try_from(location.span().len()).unwrap_or_default();
+        // A text over several lines is marked on its first one.
+        let to_end = self.text.lines().nth(line - 1).map_or(0, |text| text.chars().count().saturating_sub(column - 1));
+        Place::new(self.file, self.lines_before + line, column, length.min(to_end))
+    }
+
+    /// Where the document begins.
+    pub(crate) fn start(&self) -> Place {
+        let content = |line: &&str| !(line.trim().is_empty() || line.starts_with('#') || is_marker(line, "---"));
+        let line = self.text.lines().position(|line| content(&line)).unwrap_or_default();
+        let length = self.text.lines().nth(line).map_or(0, |text| text.trim_end().chars().count());
+        Place::new(self.file, self.lines_before + line + 1, 1, length)
+    }
+
+    fn problem(&self, error: &serde_saphyr::Error) -> Problem {
+        use serde_saphyr::Error;
+        let place = error.location().map_or_else(|| self.start(), |location| self.place(location));
+        let told = |code, message: String| Problem::new(place.clone(), code, message);
+        match error.without_snippet() {
+            Error::AliasError { error, .. } => self.problem(error),
+            Error::SerdeUnknownField { field, expected, .. } => {
+                let problem = told("fender::unknown-field", format!("unknown field `{field}`"));
+                match nearest(field, expected.iter().copied()) {
+                    Some(meant) => problem.help(format!("did you mean `{meant}`?")),
+                    None if expected.is_empty() => problem.help("nothing belongs here"),
+                    None => problem.help(format!("what belongs here is {}", either(expected.iter().copied()))),
+                }
+            }
+            Error::SerdeMissingField { field, .. } => {
+                told("fender::missing-field", format!("the field `{field}` is missing here"))
+            }
+            Error::DuplicateMappingKey { key: Some(key), .. } => {
+                told("fender::duplicate-field", format!("the field `{key}` is there twice"))
+                    .help("keep one of them: YAML would silently take only one")
+            }
+            Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
+                told("fender::wrong-type", format!("expected {expected}, found {unexpected}"))
+            }
+            Error::Budget { .. }
+            | Error::AliasReplayLimitExceeded { .. }
+            | Error::AliasExpansionLimitExceeded { .. }
+            | Error::AliasReplayStackDepthExceeded { .. } => {
+                told("fender::too-large", one_line(error)).help("write it out, flatter and smaller: documents are kept small so that no file can exhaust the control plane")
+            }
+            _ => told("fender::yaml", one_line(error)),
+        }
+    }
+}
+
+fn one_line(error: &serde_saphyr::Error) -> String {
+    let message = serde_saphyr::UserMessageFormatter.format_message(error.without_snippet()).into_owned();
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn is_marker(line: &str, marker: &str) -> bool {
+    line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: 32,
+            max_events: 500_000,
+            max_nodes: 250_000,
+            max_aliases: 1_000,
+            max_anchors: 1_000,
+            max_merge_keys: 1_000,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 50_000,
+            max_replay_stack_depth: 16,
+        },
+        strict_booleans: true,
+        with_snippet: false,
+    }
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug)]
+pub(crate) struct At<T> {
+    pub(crate) value: T,
+    pub(crate) location: Location,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value, referenced, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { value, location: referenced })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for At<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// One of a few words.
+pub(crate) trait Choice: Copy + 'static {
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+/// A text that should be one of the words of `T`. Whether it is, is a question of meaning, told with all others.
+#[derive(Clone, Debug)]
+pub(crate) struct Word<T> {
+    pub(crate) text: String,
+    choice: PhantomData<T>,
+}
+
+impl<T: Choice> Word<T> {
+    pub(crate) fn choice(&self) -> Option<T> {
+        T::WORDS.iter().find(|(word, _)| *word == self.text).map(|(_, choice)| *choice)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { text: String::deserialize(deserializer)?, choice: PhantomData })
+    }
+}
+
+impl<T: Choice> JsonSchema for Word<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join("_or_").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+        json_schema!({ "type": "string", "enum": words })
+    }
+}
+
+/// One document while its meaning is checked: where it is, and where problems go.
+pub(crate) struct Reader<'a> {
+    pub(crate) page: Page<'a>,
+    pub(crate) report: &'a mut Report,
+}
+
+impl Reader<'_> {
+    pub(crate) fn place<T>(&self, at: &At<T>) -> Place {
+        self.page.place(at.location)
+    }
+
+    pub(crate) fn wrong<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>) {
+        let problem = Problem::new(self.place(at), code, message);
+        self.report.add(problem);
+    }
+
+    pub(crate) fn wrong_with<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+        let problem = Problem::new(self.place(at), code, message).help(help);
+        self.report.add(problem);
+    }
+
+    pub(crate) fn warn<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+        let problem = Problem::new(self.place(at), code, message).help(help);
+        self.report.warn(problem);
+    }
+
+    /// Parses the text, or says why not.
+    pub(crate) fn parse<T: std::str::FromStr<Err: fmt::Display>>(&mut self, at: &At<String>, code: &'static str) -> Option<T> {
+        self.take(at, code, at.value.parse())
+    }
+
+    pub(crate) fn take<T, U, E: fmt::Display>(&mut self, at: &At<U>, code: &'static str, result: Result<T, E>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.wrong(at, code, error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(crate) fn choose<T: Choice>(&mut self, field: &str, at: &At<Word<T>>) -> Option<T> {
+        let choice = at.value.choice();
+        if choice.is_none() {
+            let words = || T::WORDS.iter().map(|(word, _)| *word);
+            let help = match nearest(&at.value.text, words()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("it is {}", either(words())),
+            };
+            self.wrong_with(at, "fender::unknown-word", format!("`{}` is not a value of `{field}`", at.value.text), help);
+        }
+        choice
+    }
+
+    /// A field of which nothing may be said yet.
+    pub(crate) fn unsupported<T>(&mut self, field: &str, at: &Option<At<T>>, help: &str) {
+        if let Some(at) = at {
+            self.wrong_with(at, "fender::unsupported", format!("`{field}` is not supported"), help);
+        }
+    }
+}
