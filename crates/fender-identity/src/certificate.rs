@@ -224,6 +224,7 @@ fn key_usage(certificate: &X509Certificate<'_>) -> Result<Option<KeyUsage>, Malf
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::root;
 
     #[test]
     fn a_serial_is_shown_in_hex_and_read_back() {
@@ -243,6 +244,28 @@ mod tests {
         assert_eq!(longest.parse::<Serial>().unwrap().to_string(), longest);
         for bad in ["", "00", "0", "abc", "0x0a", "+1", "zz", &"f".repeat(42)] {
             assert_eq!(bad.parse::<Serial>(), Err(SerialError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn attack_bytes_after_the_end() {
+        let mut der = root("root").der().to_vec();
+        assert!(Certificate::read(&der).is_ok());
+        der.push(0);
+        assert_eq!(Certificate::read(&der).unwrap_err(), Malformed::NotX509);
+    }
+
+    #[test]
+    fn attack_certificate_of_an_older_version() {
+        let mut der = root("root").der().to_vec();
+        let version = der
+            .windows(5)
+            .position(|bytes| bytes == [0xa0, 3, 2, 1, 2])
+            .unwrap()
+            + 4;
+        for older in [0, 1] {
+            der[version] = older;
+            assert_eq!(Certificate::read(&der).unwrap_err(), Malformed::NotX509);
         }
     }
 }

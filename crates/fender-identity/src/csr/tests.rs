@@ -119,51 +119,65 @@ fn attack_request_for_a_key_one_does_not_hold() {
     }
 }
 
-/// An element of DER, shorter than 256 bytes.
+/// An element of DER.
 fn der(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let content = parts.concat();
-    let length = u8::try_from(content.len()).unwrap();
-    let header: &[u8] = if length < 0x80 {
-        &[tag, length]
-    } else {
-        &[tag, 0x81, length]
+    let header = match u16::try_from(content.len()).unwrap().to_be_bytes() {
+        [0, low] if low < 0x80 => vec![tag, low],
+        [0, low] => vec![tag, 0x81, low],
+        [high, low] => vec![tag, 0x82, high, low],
     };
-    [header, &content].concat()
+    [header, content].concat()
+}
+
+const P256: [u8; 19] = [
+    0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, // id-ecPublicKey
+    0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, // prime256v1
+];
+const ECDSA_SHA256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
+const ED25519: [u8; 5] = [0x06, 0x03, 0x2b, 0x65, 0x70];
+
+/// A request by hand, signed by the key it shows, under any labels.
+fn labelled(key: &KeyPair, key_label: &[u8], signature_label: &[u8]) -> Vec<u8> {
+    let names = der(0x30, &[&der(0x86, &[ORDERS.as_bytes()])]);
+    let extension = der(
+        0x30,
+        &[&[0x06, 0x03, 0x55, 0x1d, 0x11], &der(0x04, &[&names])],
+    );
+    let extensions = der(0x31, &[&der(0x30, &[&extension])]);
+    let request = [
+        0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e,
+    ];
+    let attributes = der(0xa0, &[&der(0x30, &[&request, &extensions])]);
+
+    let bits = der(0x03, &[&[0], key.public_key_raw()]);
+    let public_key = der(0x30, &[&der(0x30, &[key_label]), &bits]);
+    let version_and_subject = [0x02, 0x01, 0x00, 0x30, 0x00];
+    let info = der(0x30, &[&version_and_subject, &public_key, &attributes]);
+    let signature = der(0x03, &[&[0], &key.sign(&info).unwrap()]);
+    der(0x30, &[&info, &der(0x30, &[signature_label]), &signature])
 }
 
 #[test]
 fn attack_key_labelled_as_another_type() {
-    // Everything is signed by the Ed25519 key that is shown, only the key claims to be P-256.
     let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-    let p256 = [0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01]
-        .into_iter()
-        .chain([0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07])
-        .collect::<Vec<u8>>();
-    let ed25519 = [0x06, 0x03, 0x2b, 0x65, 0x70];
-    let names = der(0x30, &[&der(0x86, &[ORDERS.as_bytes()])]);
-    let extension = [
-        &[0x06, 0x03, 0x55, 0x1d, 0x11],
-        der(0x04, &[&names]).as_slice(),
-    ]
-    .concat();
-    let extensions = der(0x31, &[&der(0x30, &[&der(0x30, &[&extension])])]);
-    let request_oid = [
-        0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e,
-    ];
-    let attributes = der(0xa0, &[&der(0x30, &[&request_oid, &extensions])]);
-    let labelled = |label: &[u8]| {
-        let bits = der(0x03, &[&[0], key.public_key_raw()]);
-        let public_key = der(0x30, &[&der(0x30, &[label]), &bits]);
-        let info = der(
-            0x30,
-            &[&[0x02, 0x01, 0x00, 0x30, 0x00], &public_key, &attributes],
-        );
-        let signature = der(0x03, &[&[0], &key.sign(&info).unwrap()]);
-        der(0x30, &[&info, &der(0x30, &[&ed25519]), &signature])
-    };
-    assert_eq!(parse(&labelled(&p256)), Err(CsrError::WrongSignature));
-    let honest = parse(&labelled(&ed25519)).unwrap();
+    let honest = parse(&labelled(&key, &ED25519, &ED25519)).unwrap();
     assert_eq!(honest.public_key_der, key.subject_public_key_info());
+    assert_eq!(
+        parse(&labelled(&key, &P256, &ED25519)),
+        Err(CsrError::WrongSignature)
+    );
+}
+
+#[test]
+fn attack_more_than_a_key_where_the_key_belongs() {
+    let key = KeyPair::generate().unwrap();
+    assert!(parse(&labelled(&key, &P256, &ECDSA_SHA256)).is_ok());
+    let more = [P256.as_slice(), &[0x05, 0x00]].concat();
+    assert_eq!(
+        parse(&labelled(&key, &more, &ECDSA_SHA256)),
+        Err(CsrError::Malformed)
+    );
 }
 
 #[test]

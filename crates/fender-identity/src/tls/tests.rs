@@ -284,6 +284,52 @@ fn no_session_is_ever_resumed() {
 }
 
 #[test]
+fn no_session_is_resumed_with_a_server_that_would() {
+    let mesh = Mesh::new();
+    let ours = mesh.root.leaf(BILLING).svid();
+    let mut eager = ServerConfig::clone(&mesh.server(ClientCertificate::Require));
+    eager.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    eager.send_tls13_tickets = 2;
+    let (eager, client) = (Arc::new(eager), mesh.client(Some(&ours)));
+    for _ in 0..3 {
+        let done = handshake(&client, &eager).unwrap();
+        assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
+    }
+}
+
+#[test]
+fn nobody_is_known_before_the_handshake_is_over() {
+    let mesh = Mesh::new();
+    let ours = mesh.root.leaf(BILLING).svid();
+    // In small records, so that there is a moment between the certificate and the end.
+    let mut client = ClientConfig::clone(&mesh.client(Some(&ours)));
+    client.max_fragment_size = Some(40);
+    let name = server_name(&id(ORDERS));
+    let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+    let server = mesh.server(ClientCertificate::Require);
+    let mut server = ServerConnection::new(server).unwrap();
+    let mut unfinished = 0;
+    while server.is_handshaking() {
+        let mut flight = Vec::new();
+        client.write_tls(&mut flight).unwrap();
+        for byte in &flight {
+            server.read_tls(&mut std::slice::from_ref(byte)).unwrap();
+            server.process_new_packets().unwrap();
+            if server.is_handshaking() {
+                unfinished += usize::from(server.peer_certificates().is_some());
+                assert_eq!(peer_of(&server), Peer::Anonymous);
+            }
+        }
+        let mut flight = Vec::new();
+        server.write_tls(&mut flight).unwrap();
+        client.read_tls(&mut flight.as_slice()).unwrap();
+        client.process_new_packets().unwrap();
+    }
+    assert!(unfinished > 0, "the certificate was there before the end");
+    assert_eq!(peer_of(&server).id(), Some(&id(BILLING)));
+}
+
+#[test]
 fn the_clock_of_the_configuration_decides_what_has_expired() {
     let mesh = Mesh::new();
     let ours = mesh.root.leaf(BILLING).svid();

@@ -195,7 +195,7 @@ impl ServerCertVerifier for ExpectedServer {
     }
 }
 
-/// The roots among what a server sent. Its leaf cannot be one.
+/// The roots among what a server sent. What is pinned and no CA is no root.
 fn pinned_roots(
     chain: &[CertificateDer<'_>],
     trust_domain: &TrustDomain,
@@ -206,8 +206,7 @@ fn pinned_roots(
             length: chain.len(),
         });
     }
-    let issuers = chain.iter().skip(1);
-    let pinned = issuers.filter(|der| pins.contains(&CaPin::of(der)));
+    let pinned = chain.iter().filter(|der| pins.contains(&CaPin::of(der)));
     let roots = pinned.map(|der| der.clone().into_owned()).collect();
     Bundle::new(trust_domain.clone(), roots)
         .map(Bundles::from)

@@ -253,6 +253,21 @@ fn attack_names_in_two_extensions() {
 }
 
 #[test]
+fn attack_name_that_is_not_text() {
+    // A good URI, beside a DNS name that is no text.
+    let mut content = vec![0x30, 2 + 39 + 3, 0x86, 39];
+    content.extend(ORDERS.as_bytes());
+    content.extend([0x82, 0x01, 0xff]);
+    assert_eq!(ORDERS.len(), 39);
+    let names = CustomExtension::from_oid_content(&[2, 5, 29, 17], content);
+    let refusal = odd(|leaf| {
+        leaf.subject_alt_names.clear();
+        leaf.custom_extensions.push(names);
+    });
+    assert_eq!(refusal, Refusal::Malformed(Malformed::Name));
+}
+
+#[test]
 fn attack_uri_that_is_almost_an_identity() {
     for name in [
         "SPIFFE://mesh.example/ns/shop/sa/orders",

@@ -299,4 +299,11 @@ fn attack_stolen_certificate_without_its_key_in_tls_12() {
     let lenient = server(TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
     let broken = handshake(&Arc::new(old_client), &lenient).unwrap_err();
     assert_eq!(broken.server_refusal(), Refusal::KeyNotProven);
+
+    let mut stolen = mesh.root.leaf(ORDERS);
+    stolen.key = mesh.root.leaf(ORDERS).key;
+    let mut lenient = ServerConfig::clone(&lenient);
+    lenient.cert_resolver = Arc::new(SingleCertAndKey::from(shown_as(&stolen)));
+    let broken = handshake(&only_tls12(&mesh, &ours), &Arc::new(lenient)).unwrap_err();
+    assert_eq!(broken.client_refusal(), Refusal::KeyNotProven);
 }
