@@ -19,7 +19,7 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::{mpsc, watch};
 
-use crate::code::{Code, EXIT_TIMEOUT, EXIT_USAGE};
+use crate::code::{Code, EXIT_USAGE};
 use crate::decision::DecisionRecord;
 use crate::token::{TokenFile, TokenFileError};
 use crate::url::ControlUrl;
@@ -313,18 +313,21 @@ async fn retry<T>(
     attempt: impl AsyncFn(Deadline) -> Result<T, CallError>,
 ) -> Result<T, OpenError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut before = None;
     loop {
         let limit = Deadline::after(CALL.min(deadline.remaining()));
         let error = match attempt(limit).await {
             Ok(done) => return Ok(done),
             Err(error) if !error.code().is_passing() => return Err(OpenError::Refused(error)),
-            Err(error) => error,
+            // An attempt cut short by our own deadline says less than the one before it.
+            Err(_) if deadline.remaining().is_zero() && before.is_some() => None,
+            Err(error) => Some(error),
         };
+        before = error.or(before);
         let wait = backoff.next();
         if deadline.remaining() <= wait {
-            return Err(OpenError::Unavailable(error));
+            return Err(OpenError::Unavailable(before.unwrap_or(CallError::Timeout)));
         }
-        tracing::debug!(%error, "trying again");
         tokio::time::sleep(wait).await;
     }
 }
@@ -371,15 +374,7 @@ impl OpenError {
 
     /// What the process exits with.
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Unavailable(CallError::Timeout) => EXIT_TIMEOUT,
-            Self::NoEvidence
-            | Self::TokenFile(_)
-            | Self::State(_)
-            | Self::WrongWorkload { .. }
-            | Self::Refused(_)
-            | Self::Unavailable(_) => self.code().map_or(EXIT_USAGE, Code::exit_code),
-        }
+        self.code().map_or(EXIT_USAGE, Code::exit_code)
     }
 }
 

@@ -14,3 +14,6 @@ pub mod proto;
 pub mod tls;
 pub mod token;
 pub mod url;
+
+#[cfg(test)]
+mod testing;

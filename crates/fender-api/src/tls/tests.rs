@@ -1,1 +1,195 @@
+use std::sync::Arc;
 
+use fender_identity::tls::{ClientCertificate, TlsProfile, server_name};
+use fender_identity::{Peer, SpiffeId, Svid};
+use fender_runtime::clock::TlsClock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::ListenAddress;
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
+use tonic::transport::server::Connected as _;
+
+use super::*;
+use crate::code::Code;
+use crate::testing::{Authority, DOMAIN, ORDERS, TokioClock, id, listener};
+use crate::url::ControlUrl;
+
+struct Bench {
+    ca: Authority,
+    clock: Arc<TokioClock>,
+    config: watch::Sender<Arc<ServerConfig>>,
+    incoming: TlsIncoming,
+    drain: Drain,
+    url: ControlUrl,
+}
+
+fn server_config(ca: &Authority, svid: &Svid, clock: &Arc<TokioClock>) -> Arc<ServerConfig> {
+    let clock = Arc::new(TlsClock(clock.clone()));
+    let mode = ClientCertificate::Accept;
+    fender_identity::tls::server(TlsProfile::default(), svid, ca.bundles(), mode, ALPN, clock)
+        .unwrap()
+}
+
+fn control() -> SpiffeId {
+    SpiffeId::control(&DOMAIN.parse().unwrap())
+}
+
+impl Bench {
+    fn new(limits: IncomingLimits) -> Self {
+        let (ca, clock, drain) = (Authority::new(), TokioClock::new(), Drain::new());
+        let config = watch::Sender::new(server_config(&ca, &ca.svid(&control()), &clock));
+        let incoming = TlsIncoming::new(listener(), config.subscribe(), limits, &drain);
+        let url = format!("https://{}", incoming.local_address())
+            .parse()
+            .unwrap();
+        Self {
+            ca,
+            clock,
+            config,
+            incoming,
+            drain,
+            url,
+        }
+    }
+
+    async fn raw(&self) -> TcpStream {
+        let ListenAddress::Tcp(address) = self.incoming.local_address() else {
+            unreachable!()
+        };
+        TcpStream::connect(address).await.unwrap()
+    }
+
+    /// Both ends of one connection.
+    async fn join(&mut self, svid: Option<&Svid>) -> (Result<Connection, ConnectError>, Peer) {
+        let config = fender_identity::tls::client(
+            TlsProfile::default(),
+            svid,
+            self.ca.bundles(),
+            control(),
+            ALPN,
+            Arc::new(TlsClock(self.clock.clone())),
+        );
+        let (url, deadline) = (self.url.clone(), Deadline::after(Duration::from_secs(20)));
+        let (done, mut finished) = tokio::sync::oneshot::channel();
+        self.drain.spawn(async move {
+            let name = server_name(&control());
+            drop(done.send(connect(&url, config.unwrap(), name, deadline).await));
+        });
+        // The client's HTTP/2 preface waits for the server's answer only once it is asked something.
+        let stream = self.incoming.next().await.unwrap().unwrap();
+        let peer = stream.connect_info().peer;
+        self.drain.spawn(async move {
+            let (mut stream, mut buffer) = (stream, [0; 512]);
+            let _ = stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+            while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        });
+        let connection = (&mut finished).await.unwrap();
+        (connection, peer)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_is_who_its_certificate_says_and_nobody_without_one() {
+    let mut bench = Bench::new(IncomingLimits::default());
+    let svid = bench.ca.svid(&id(ORDERS));
+    let (connection, peer) = bench.join(Some(&svid)).await;
+    assert_eq!(peer.id(), Some(&id(ORDERS)));
+    let leaf = connection.unwrap().server_leaf;
+    assert!(!leaf.is_empty());
+
+    let (connection, peer) = bench.join(None).await;
+    connection.unwrap();
+    assert_eq!(peer, Peer::Anonymous);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotated_certificate_is_shown_to_the_next_connection() {
+    let mut bench = Bench::new(IncomingLimits::default());
+    let first = bench.join(None).await.0.unwrap().server_leaf;
+    let rotated = bench.ca.svid(&control());
+    bench
+        .config
+        .send_replace(server_config(&bench.ca, &rotated, &bench.clock));
+    let second = bench.join(None).await.0.unwrap().server_leaf;
+    assert_ne!(first, second);
+    assert_eq!(second, rotated.chain()[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_finishes_its_handshake_holds_up_nobody_and_is_cut() {
+    let limits = IncomingLimits {
+        handshakes: 2,
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let mut silent = bench.raw().await;
+    bench.join(None).await.0.unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(
+        silent.read(&mut buffer).await.unwrap_or(0),
+        0,
+        "the server gave up on it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn handshakes_beyond_their_places_wait_until_the_stalled_ones_are_cut() {
+    let limits = IncomingLimits {
+        handshakes: 1,
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let _silent = bench.raw().await;
+    let began = tokio::time::Instant::now();
+    bench.join(None).await.0.unwrap();
+    assert!(began.elapsed() >= limits.handshake);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_tls_never_reaches_grpc() {
+    let mut bench = Bench::new(IncomingLimits::default());
+    let mut plain = bench.raw().await;
+    plain
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer).await;
+    // The next one that arrives is the honest one.
+    let (connection, peer) = bench.join(None).await;
+    connection.unwrap();
+    assert_eq!(peer, Peer::Anonymous);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_ends_the_connections_to_come() {
+    let mut bench = Bench::new(IncomingLimits::default());
+    bench.drain.stop();
+    assert!(bench.incoming.next().await.is_none());
+    bench.drain.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_nobody_listens_on_is_unavailable() {
+    let bench = Bench::new(IncomingLimits::default());
+    bench.drain.stop();
+    bench.drain.drained().await;
+    let config = fender_identity::tls::client(
+        TlsProfile::default(),
+        None,
+        bench.ca.bundles(),
+        control(),
+        ALPN,
+        Arc::new(TlsClock(bench.clock.clone())),
+    );
+    let deadline = Deadline::after(Duration::from_secs(5));
+    let url = &bench.url;
+    let error = connect(url, config.unwrap(), server_name(&control()), deadline)
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+}
