@@ -1,7 +1,7 @@
 //! The generated half of the documentation: `docs/reference/`.
 //!
 //! It is written from the binary itself, so it says what the binary does; `--check` fails when it
-//! no longer does.
+//! no longer does, or when a link in any page leads nowhere.
 
 use std::fs;
 use std::path::Path;
@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::{build, command, schema};
+
+mod links;
 
 const DIRECTORY: &str = "docs/reference";
 
@@ -24,6 +26,7 @@ pub(crate) fn write(root: &Path) -> Result<()> {
 }
 
 pub(crate) fn check(root: &Path) -> Result<()> {
+    links::check(root)?;
     let mut stale = Vec::new();
     for (name, text) in generate(root)? {
         let there = fs::read_to_string(root.join(DIRECTORY).join(name)).unwrap_or_default();
