@@ -1,7 +1,7 @@
 //! The roots by which a trust domain is recognised.
 //!
-//! Roots are parsed here, when a bundle is made, so that a handshake only looks them up. A root of one
-//! trust domain says nothing about another: [`Bundles`] is asked by name and has no "any".
+//! Roots are parsed here, when a bundle is made, so that a handshake only looks them up. A root of
+//! one trust domain says nothing about another: [`Bundles`] is asked by name and has no "any".
 
 use std::collections::BTreeMap;
 
@@ -78,8 +78,8 @@ impl Bundle {
         &self.anchors
     }
 
-    /// Is this anchor one of ours and may it still vouch? Two roots can share name and key and differ in
-    /// their validity; one that is valid is enough.
+    /// Is this anchor one of ours and may it still vouch? Two roots can share name and key and
+    /// differ in their validity; one that is valid is enough.
     pub(crate) fn vouches(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
         let mut known = self.anchors.iter().zip(&self.validities);
         known.any(|(ours, validity)| ours == anchor && validity.includes(now))

@@ -1,7 +1,8 @@
 //! Asking for a certificate, and reading such a request.
 //!
-//! A request says two things: this is my name, this is my key. Everything else in it is either refused (a
-//! second name) or ignored (what it would like to be allowed): the authority decides that.
+//! A request says two things: this is my name, this is my key. Everything else in it is either
+//! refused (a second name) or ignored (what it would like to be allowed): the authority decides
+//! that.
 //!
 //! PKCS#10: <https://www.rfc-editor.org/rfc/rfc2986>
 

@@ -1,7 +1,7 @@
 //! Bytes that must not be seen.
 //!
-//! No `Display`, no serialization, no equality operator; wiped from memory on drop. There is one way
-//! to read a secret, [`Secret::expose`], so that a search for that word finds every reader.
+//! No `Display`, no serialization, no equality operator; wiped from memory on drop. There is one
+//! way to read a secret, [`Secret::expose`], so that a search for that word finds every reader.
 
 use std::fmt;
 

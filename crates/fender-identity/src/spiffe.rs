@@ -1,8 +1,8 @@
 //! Names: trust domains, SPIFFE IDs and workload names.
 //!
 //! The grammar is the SPIFFE ID standard's, read strictly: nothing is lower-cased, decoded or
-//! trimmed, so two IDs are the same if and only if their bytes are. A [`SpiffeId`] always has a path:
-//! the bare trust domain is a [`TrustDomain`] and never names anybody.
+//! trimmed, so two IDs are the same if and only if their bytes are. A [`SpiffeId`] always has a
+//! path: the bare trust domain is a [`TrustDomain`] and never names anybody.
 //!
 //! <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE-ID.md>
 

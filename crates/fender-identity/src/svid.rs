@@ -1,7 +1,7 @@
 //! Our own identity: a chain of certificates and the key that belongs to its leaf.
 //!
-//! Holding an [`Svid`] means the key was matched with the leaf and the leaf has the shape other peers
-//! will demand of it. It does not mean anybody trusts the chain: that is [`crate::verify`].
+//! Holding an [`Svid`] means the key was matched with the leaf and the leaf has the shape other
+//! peers will demand of it. It does not mean anybody trusts the chain: that is [`crate::verify`].
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! A small PKI for tests: authorities that sign whatever they are asked, and a clock that stands still.
+//! A small PKI for tests: authorities that sign whatever they are asked, and a clock that stands
+//! still.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

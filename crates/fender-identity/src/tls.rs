@@ -1,9 +1,9 @@
 //! TLS configurations: who we are, whom we believe, and nothing else to decide in a handshake.
 //!
-//! Verifiers and their roots are built here, whenever an SVID or a bundle changes; a handshake only reads
-//! them. Sessions are never resumed, so every connection proves the peer anew, and no ticket key
-//! outlives a rotation. What the peer learns from a refusal is a TLS alert; what we learn is a [`Refusal`],
-//! which [`refusal_of`] takes back out of the error.
+//! Verifiers and their roots are built here, whenever an SVID or a bundle changes; a handshake only
+//! reads them. Sessions are never resumed, so every connection proves the peer anew, and no ticket
+//! key outlives a rotation. What the peer learns from a refusal is a TLS alert; what we learn is a
+//! [`Refusal`], which [`refusal_of`] takes back out of the error.
 
 mod verifier;
 
@@ -75,7 +75,8 @@ pub fn server(
     Ok(Arc::new(config))
 }
 
-/// For a client of the mesh: M4, the server must be `expected`, not merely signed by the right root.
+/// For a client of the mesh: M4, the server must be `expected`, not merely signed by the right
+/// root.
 pub fn client(
     profile: TlsProfile,
     svid: Option<&Svid>,
@@ -95,8 +96,8 @@ pub fn client(
     Ok(finish(config, svid, alpn))
 }
 
-/// First contact with a control plane: trusts only a root whose SHA-256 is pinned, and then demands the control
-/// plane's own identity. The server has to send its root in the chain.
+/// First contact with a control plane: trusts only a root whose SHA-256 is pinned, and then demands
+/// the control plane's own identity. The server has to send its root in the chain.
 pub fn client_pinned(
     profile: TlsProfile,
     trust_domain: TrustDomain,
@@ -154,6 +155,7 @@ pub fn server_name(id: &SpiffeId) -> ServerName<'static> {
     };
     DnsName::try_from(trust_domain.to_owned())
         .or_else(|_| hashed())
+        // A hash always makes a name. If not, an address means that no SNI is sent.
         .map_or_else(
             |_| ServerName::IpAddress(std::net::IpAddr::from([0, 0, 0, 0]).into()),
             ServerName::DnsName,
@@ -162,8 +164,8 @@ pub fn server_name(id: &SpiffeId) -> ServerName<'static> {
 
 /// Who is on the other side of a connection made with [`server`], [`client`] or [`client_pinned`].
 ///
-/// Takes the connection rather than a chain, because only a connection's chain has been verified. Before the
-/// handshake is over, everybody is anonymous.
+/// Takes the connection rather than a chain, because only a connection's chain has been verified.
+/// Before the handshake is over, everybody is anonymous.
 pub fn peer_of(connection: &CommonState) -> Peer {
     let leaf = connection
         .peer_certificates()

@@ -1,8 +1,8 @@
 //! Does this chain of certificates prove an identity? One function, in numbered steps.
 //!
-//! X.509-SVID verification by the SPIFFE standard. Path building and signatures are webpki's; the rules
-//! that make a certificate an SVID are ours. Nothing is asked of anybody: no network, no clock, and no
-//! authorization before the chain holds.
+//! X.509-SVID verification by the SPIFFE standard. Path building and signatures are webpki's; the
+//! rules that make a certificate an SVID are ours. Nothing is asked of anybody: no network, no
+//! clock, and no authorization before the chain holds.
 //!
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>
 
@@ -20,7 +20,7 @@ use crate::{Bundle, Bundles, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDom
 /// Certificates in a chain, leaf included.
 pub const MAX_CHAIN: usize = 6;
 
-/// How a key proves itself outside a handshake. Which of them follows from the key, never from the peer.
+/// How a key of ours proves itself outside a handshake: the one that fits the key.
 pub(crate) const PROOF_SCHEMES: [SignatureScheme; 3] = [
     SignatureScheme::ECDSA_NISTP256_SHA256,
     SignatureScheme::ECDSA_NISTP384_SHA384,
@@ -59,7 +59,8 @@ pub fn verify(
     Ok(peer)
 }
 
-/// What somebody shows who is too late for a handshake: the chain, and a signature by its leaf's key.
+/// What somebody shows who is too late for a handshake: the chain, and a signature by its leaf's
+/// key.
 #[derive(Clone, Copy, Debug)]
 pub struct Proof<'a> {
     pub chain: &'a [CertificateDer<'a>],
@@ -67,8 +68,8 @@ pub struct Proof<'a> {
     pub signature: &'a [u8],
 }
 
-/// Like [`verify`] for a client, for a leaf that may have expired up to `grace` ago, proven by the signature
-/// [`crate::Svid::sign`] makes. The chain is judged at the leaf's last moment.
+/// Like [`verify`] for a client, for a leaf that may have expired up to `grace` ago, proven by the
+/// signature [`crate::Svid::sign`] makes. The chain is judged at the leaf's last moment.
 pub fn lapsed(
     proof: Proof<'_>,
     bundles: &Bundles,
@@ -304,8 +305,8 @@ fn find_path(
         .map_err(|error| refusal(error, role, now))
 }
 
-/// What webpki does not look at: that intermediates may sign by their key usage, and that the root itself
-/// is valid.
+/// What webpki does not look at: that intermediates may sign by their key usage, and that the root
+/// itself is valid.
 fn check_path(
     path: &VerifiedPath<'_>,
     bundle: &Bundle,
@@ -326,14 +327,8 @@ fn check_path(
 
 fn check_signature(leaf: &CertificateDer<'_>, proof: Proof<'_>) -> Result<(), Refusal> {
     let leaf = EndEntityCert::try_from(leaf).map_err(|_| Refusal::Malformed(Malformed::NotX509))?;
-    let algorithms = signature_algorithms();
-    let accepted = algorithms
-        .mapping
-        .iter()
-        .filter(|(scheme, _)| PROOF_SCHEMES.contains(scheme))
-        .filter_map(|(_, algorithms)| algorithms.first());
-    for algorithm in accepted {
-        // An algorithm for another type of key is an error like a wrong signature.
+    for algorithm in signature_algorithms().all {
+        // One for another type of key errs like a wrong signature: the key decides, not the peer.
         if leaf
             .verify_signature(*algorithm, proof.message, proof.signature)
             .is_ok()

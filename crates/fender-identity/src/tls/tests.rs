@@ -30,8 +30,8 @@ struct Connected {
     server: ServerConnection,
 }
 
-/// What each end makes of a handshake that did not work out. An end that only read the other's alert has
-/// that as its error.
+/// What each end makes of a handshake that did not work out. An end that only read the other's
+/// alert has that as its error.
 #[derive(Debug)]
 struct Broken {
     client: Option<rustls::Error>,
@@ -137,7 +137,8 @@ impl Mesh {
         .unwrap()
     }
 
-    /// A client that shows whatever it is given and believes every server of this mesh named `orders`.
+    /// A client that shows whatever it is given and believes every server of this mesh named
+    /// `orders`.
     fn attacker(&self, shown: &Issued) -> Arc<ClientConfig> {
         let mut config = ClientConfig::clone(&self.client(None));
         config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown_as(shown)));

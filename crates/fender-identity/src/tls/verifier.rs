@@ -128,7 +128,8 @@ impl ExpectedServer {
         Self::believing(Trust::Bundles(bundles), expected)
     }
 
-    /// The control plane of `trust_domain`. A leaf of the mesh under the same root is somebody else.
+    /// The control plane of `trust_domain`. A leaf of the mesh under the same root is somebody
+    /// else.
     pub(super) fn pinned_control(trust_domain: TrustDomain, pins: Vec<CaPin>) -> Self {
         let control = SpiffeId::control(&trust_domain);
         Self::believing(Trust::Pinned { trust_domain, pins }, control)
@@ -221,8 +222,9 @@ fn chain<'a>(
     all.map(|der| CertificateDer::from(der.as_ref())).collect()
 }
 
-/// The error that makes rustls send the alert the standard has for it: expired, unknown CA, bad certificate.
-/// For all that is ours alone the peer reads "certificate unknown", and the refusal stays inside.
+/// The error that makes rustls send the alert the standard has for it: expired, unknown CA, bad
+/// certificate. For all that is ours alone the peer reads "certificate unknown", and the refusal
+/// stays inside.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "a new refusal is silent until decided"
