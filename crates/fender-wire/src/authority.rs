@@ -2,9 +2,10 @@
 //!
 //! Far narrower than RFC 3986 §3.2: a registered name is letters, digits, `-`, `_` and `.`; no
 //! user information, no escapes, no sub-delimiters, no empty port. The text kept is the canonical
-//! one (lower case, no trailing dot), because the same text is matched and forwarded.
+//! one (lower case, no trailing dot, IPv6 in its shortest form), because the same text is matched and forwarded.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{Ipv4Addr, Ipv6Addr},
     str::FromStr,
@@ -45,26 +46,28 @@ pub struct Authority {
 impl Authority {
     /// Parses `text`, sharing it when it is canonical already.
     pub fn parse(text: Bytes) -> Result<Self, AuthorityError> {
-        let (host_len, port) = check(&text)?;
-        let dotted = host_len > 0 && text.get(host_len - 1) == Some(&b'.');
-        if !dotted && !text.iter().any(u8::is_ascii_uppercase) {
+        let (host, rest) = split_host(&text)?;
+        let port = match rest {
+            [] => None,
+            [b':', digits @ ..] => Some(check_port(digits)?),
+            _ => return Err(AuthorityError::BreaksHost),
+        };
+        let canonical = match host {
+            [b'[', ..] => canonical_ipv6(host)?,
+            _ => canonical_name(host)?,
+        };
+        let host_len = canonical.len();
+        if *canonical == *host {
             return Ok(Self {
                 text,
                 host_len,
                 port,
             });
         }
-        let (host, rest) = text.split_at(host_len);
-        let host = if dotted {
-            host.strip_suffix(b".").unwrap_or(host)
-        } else {
-            host
-        };
-        let mut canonical = host.to_ascii_lowercase();
-        canonical.extend_from_slice(rest);
+        let text = [&*canonical, rest].concat().into();
         Ok(Self {
-            text: canonical.into(),
-            host_len: host.len(),
+            text,
+            host_len,
             port,
         })
     }
@@ -107,31 +110,42 @@ impl fmt::Debug for Authority {
     }
 }
 
-/// The length of the host and the port.
-fn check(text: &[u8]) -> Result<(usize, Option<u16>), AuthorityError> {
-    let (host_len, rest) = if let [b'[', inner @ ..] = text {
-        let end = inner
+/// The host, with the brackets of an IPv6 address, and what follows it.
+fn split_host(text: &[u8]) -> Result<(&[u8], &[u8]), AuthorityError> {
+    if text.starts_with(b"[") {
+        let end = text
             .iter()
             .position(|byte| *byte == b']')
             .ok_or(AuthorityError::BreaksIpv6)?;
-        let (address, rest) = inner.split_at(end);
-        check_ipv6(address)?;
-        (address.len() + 2, rest.strip_prefix(b"]").unwrap_or(rest))
-    } else {
-        let end = text
-            .iter()
+        return Ok(text.split_at(end + 1));
+    }
+    Ok(text.split_at(
+        text.iter()
             .position(|byte| *byte == b':')
-            .unwrap_or(text.len());
-        let (host, rest) = text.split_at(end);
-        check_name(host)?;
-        (host.len(), rest)
-    };
-    let port = match rest {
-        [] => None,
-        [b':', digits @ ..] => Some(check_port(digits)?),
-        _ => return Err(AuthorityError::BreaksHost),
-    };
-    Ok((host_len, port))
+            .unwrap_or(text.len()),
+    ))
+}
+
+/// Lower case, without a trailing dot.
+fn canonical_name(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
+    check_name(host)?;
+    let relative = host.strip_suffix(b".").unwrap_or(host);
+    Ok(match relative.iter().any(u8::is_ascii_uppercase) {
+        true => Cow::Owned(relative.to_ascii_lowercase()),
+        false => Cow::Borrowed(relative),
+    })
+}
+
+/// RFC 5952: `[0:0::1]` and `[::1]` are one host.
+fn canonical_ipv6(host: &[u8]) -> Result<Cow<'_, [u8]>, AuthorityError> {
+    let inner = host
+        .strip_prefix(b"[")
+        .and_then(|rest| rest.strip_suffix(b"]"));
+    let address: Ipv6Addr = inner
+        .and_then(|inner| std::str::from_utf8(inner).ok())
+        .and_then(|text| text.parse().ok())
+        .ok_or(AuthorityError::BreaksIpv6)?;
+    Ok(Cow::Owned(format!("[{address}]").into_bytes()))
 }
 
 fn check_name(host: &[u8]) -> Result<(), AuthorityError> {
@@ -163,19 +177,11 @@ fn check_name(host: &[u8]) -> Result<(), AuthorityError> {
     Ok(())
 }
 
-fn check_ipv6(address: &[u8]) -> Result<(), AuthorityError> {
-    let text = std::str::from_utf8(address).map_err(|_| AuthorityError::BreaksIpv6)?;
-    text.parse::<Ipv6Addr>()
-        .map(drop)
-        .map_err(|_| AuthorityError::BreaksIpv6)
-}
-
 fn check_port(digits: &[u8]) -> Result<u16, AuthorityError> {
-    if digits.is_empty() || digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.len() > 5 || digits.starts_with(b"0") || !digits.iter().all(u8::is_ascii_digit) {
         return Err(AuthorityError::BreaksPort);
     }
-    match grammar::ascii(digits).parse() {
-        Ok(0) | Err(_) => Err(AuthorityError::BreaksPort),
-        Ok(port) => Ok(port),
-    }
+    grammar::ascii(digits)
+        .parse()
+        .map_err(|_| AuthorityError::BreaksPort)
 }

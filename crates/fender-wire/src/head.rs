@@ -157,11 +157,12 @@ impl HeadError {
 ///
 /// Between two calls the caller only appends to the buffer; when a head is complete it is split off
 /// and what remains is the body. The outcome does not depend on how the bytes were cut into reads.
-/// After an error the reader and the connection are spent.
+/// After an error the connection is spent, and the reader repeats that error for ever.
 #[derive(Debug)]
 pub struct HeadReader {
     limits: Limits,
     place: Place,
+    refused: Option<HeadError>,
 }
 
 /// How far a head has been read.
@@ -193,6 +194,9 @@ enum Kind {
 /// What a request line takes beside its target: method, version, two spaces, and some to spare.
 const BESIDE_TARGET: usize = 64;
 
+/// Room for the fields of most heads, in one allocation.
+const USUAL_FIELDS: usize = 16;
+
 /// Positions in a head are kept in 32 bits.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 
@@ -206,18 +210,23 @@ impl HeadReader {
         Self {
             limits,
             place: Place::default(),
+            refused: None,
         }
     }
 
     /// Takes a request head from the front of `buffer`, or `None` while it is incomplete.
     pub fn request(&mut self, buffer: &mut BytesMut) -> Result<Option<RequestHead>, HeadError> {
-        match self.advance(buffer, Kind::Request)? {
-            Some((StartLine::Request(line), bytes, fields)) => {
-                RequestHead::new(line, &bytes, fields).map(Some)
-            }
-            Some((StartLine::Response(_), ..)) => Err(HeadError::BreaksStartLine),
-            None => Ok(None),
-        }
+        let read = self
+            .advance(buffer, Kind::Request)
+            .and_then(|read| match read {
+                Some((StartLine::Request(line), bytes, fields)) => {
+                    RequestHead::new(line, &bytes, fields).map(Some)
+                }
+                Some((StartLine::Response(_), ..)) => Err(HeadError::BreaksStartLine),
+                None => Ok(None),
+            });
+        self.refused = read.as_ref().err().cloned();
+        read
     }
 
     /// Takes the head of the response to a request of method `method` from the front of `buffer`,
@@ -229,13 +238,17 @@ impl HeadReader {
         buffer: &mut BytesMut,
         method: &str,
     ) -> Result<Option<ResponseHead>, HeadError> {
-        match self.advance(buffer, Kind::Response)? {
-            Some((StartLine::Response(line), bytes, fields)) => {
-                ResponseHead::new(line, &bytes, fields, method).map(Some)
-            }
-            Some((StartLine::Request(_), ..)) => Err(HeadError::BreaksStartLine),
-            None => Ok(None),
-        }
+        let read = self
+            .advance(buffer, Kind::Response)
+            .and_then(|read| match read {
+                Some((StartLine::Response(line), bytes, fields)) => {
+                    ResponseHead::new(line, &bytes, fields, method).map(Some)
+                }
+                Some((StartLine::Request(_), ..)) => Err(HeadError::BreaksStartLine),
+                None => Ok(None),
+            });
+        self.refused = read.as_ref().err().cloned();
+        read
     }
 
     /// Says whether part of a head has arrived: the connection is no longer idle.
@@ -250,6 +263,9 @@ impl HeadReader {
         buffer: &mut BytesMut,
         kind: Kind,
     ) -> Result<Option<(StartLine, Bytes, Fields)>, HeadError> {
+        if let Some(error) = &self.refused {
+            return Err(error.clone());
+        }
         if buffer
             .first()
             .is_some_and(|byte| !byte.is_ascii_graphic() && !is_blank(*byte))
@@ -268,7 +284,10 @@ impl HeadReader {
             match (place.start, line) {
                 (None, []) if kind == Kind::Request && !place.skipped => place.skipped = true,
                 (None, []) => return Err(HeadError::BreaksStartLine),
-                (None, _) => place.start = Some(StartLine::parse(line, start, kind, &self.limits)?),
+                (None, _) => {
+                    place.start = Some(StartLine::parse(line, start, kind, &self.limits)?);
+                    place.spans.reserve(USUAL_FIELDS);
+                }
                 (Some(start_line), []) => {
                     let place = std::mem::take(place);
                     let bytes = buffer.split_to(place.line).freeze();

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 use fender_wire::{
-    Authority, BodyLimits, Decoder, Encoder, Fields, Frame, Framing, HeadReader, Limits,
+    Authority, BodyLimits, Decoder, Encoder, Fields, Frame, Framing, HeadError, HeadReader, Limits,
     RequestHead,
     body::EncodeError,
     connection::{Connection, ConnectionError},
@@ -50,6 +50,47 @@ fn an_empty_line_alone_does_not_begin_a_request() {
     let reader = HeadReader::new(Limits::default());
     assert!(!reader.has_begun(&BytesMut::from("\r\n")));
     assert!(reader.has_begun(&BytesMut::from("\r\nG")));
+}
+
+#[test]
+fn a_head_may_be_exactly_as_large_as_its_limits() {
+    let text = "GET /abc HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n";
+    let exact = Limits {
+        bytes: text.len(),
+        headers: 2,
+        target: 4,
+    };
+    let read = |limits| {
+        HeadReader::new(limits)
+            .request(&mut BytesMut::from(text))
+            .map(drop)
+    };
+    assert_eq!(read(exact), Ok(()));
+    let too_few_bytes = Limits {
+        bytes: exact.bytes - 1,
+        ..exact
+    };
+    assert_eq!(read(too_few_bytes), Err(HeadError::ExceedsBytes));
+    assert_eq!(
+        read(Limits {
+            headers: 1,
+            ..exact
+        }),
+        Err(HeadError::ExceedsFields)
+    );
+    assert_eq!(
+        read(Limits { target: 3, ..exact }),
+        Err(HeadError::ExceedsTarget)
+    );
+}
+
+#[test]
+fn a_refused_head_cannot_be_resumed_behind_its_fault() {
+    let mut reader = HeadReader::new(Limits::default());
+    let mut buffer = BytesMut::from("GET / HTTP/1.1\r\nHost: a\r\nX y\r\n");
+    let error = reader.request(&mut buffer).unwrap_err();
+    buffer.extend_from_slice(b"X: y\r\n\r\n");
+    assert_eq!(reader.request(&mut buffer).unwrap_err(), error);
 }
 
 #[test]

@@ -80,6 +80,12 @@ proptest! {
     }
 
     #[test]
+    fn heads_read_alike_when_cut_in_two_anywhere(data in heads(), at in any::<sample::Index>()) {
+        let (first, second) = data.split_at(at.index(data.len() + 1));
+        checks::head_reads_alike_in_parts(&[first, second]);
+    }
+
+    #[test]
     fn chunked_bodies_read_alike_however_they_are_cut(data in bodies()) {
         checks::chunked(&data);
     }
@@ -106,7 +112,7 @@ proptest! {
     fn what_is_encoded_decodes_to_itself(data in vec(any::<u8>(), 0..300), cut in 1..40_usize) {
         let trailers = vec![("x-sum".to_owned(), b"9".to_vec())];
         let wire = checks::encode(&data, &trailers);
-        let body = checks::decode(&wire, cut, Framing::Chunked).unwrap();
+        let body = checks::decode(&wire, cut, Framing::Chunked, checks::BODY_LIMITS).unwrap();
         prop_assert_eq!(body, checks::Body { data, trailers, taken: wire.len() });
     }
 
