@@ -10,7 +10,7 @@
 //! - [`connection`] says which fields belong to one hop only;
 //! - [`path`] gives the one spelling of a path that is both matched and forwarded;
 //! - [`xfcc`] writes and recognises the identity header;
-//! - [`write`] builds heads that cannot carry an injected line.
+//! - [`mod@write`] builds heads that cannot carry an injected line.
 
 pub mod authority;
 pub mod body;
