@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Delivery of credentials, their rotation, and the supervision of the application.
+//!
+//! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
+//! ([`RemoteSecrets`]); they leave as files ([`deliver`]) or as the environment of a command
+//! ([`environment`]). [`engine`] keeps the files right while the sidecar runs, [`supervise`] is the
+//! parent of the application and of the proxy beside it.
+//!
+//! It knows nothing of listeners, TLS or policies, writes nowhere that was not allowed on this
+//! machine, and keeps no secret longer than it must.
+
+mod allow;
+mod sources;
+
+pub mod deliver;
+pub mod engine;
+pub mod environment;
+pub mod supervise;
+
+pub use allow::{AllowDirs, NotAllowed};
+pub use sources::{Gathered, NoRemote, RemoteSecrets, Sources, StartError, gather};

@@ -7,15 +7,17 @@
 //! Changes are found by looking every half second. File notifications do not cross network file
 //! systems or bind mounts reliably, and looking costs little.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_identity::Secret;
 use fender_runtime::deadline::Deadline;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use tokio::sync::Mutex;
 
 use crate::{FetchError, Fetched, Generation, Source};
@@ -28,22 +30,32 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// A file system that takes longer than this is away.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The kernel's `O_NONBLOCK`: opening a pipe returns at once, to be refused.
-const NONBLOCK: i32 = 0o4000;
-
 /// A secret in a file.
 #[derive(Debug)]
 pub struct FileSource {
     path: Arc<Path>,
+    /// The directory that no link may lead out of.
+    root: Option<Arc<Path>>,
     /// Also held by the thread that reads, so that a file system that hangs holds up one only.
     last: Arc<Mutex<Option<Fetched>>>,
 }
 
 impl FileSource {
+    /// The file at `path`, wherever its links lead.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into().into(),
+            root: None,
             last: Arc::default(),
+        }
+    }
+
+    /// The file at `path`, as long as it lies below `root`, links included. An absolute link counts
+    /// as one that leads out.
+    pub fn below(root: &Path, path: impl Into<PathBuf>) -> Self {
+        Self {
+            root: Some(root.into()),
+            ..Self::new(path)
         }
     }
 }
@@ -53,9 +65,9 @@ impl Source for FileSource {
         let away = |why: &str| FetchError::Outage(format!("`{}` {why}", self.path.display()));
         let read = async {
             let mut last = self.last.clone().lock_owned().await;
-            let path = self.path.clone();
+            let (path, root) = (self.path.clone(), self.root.clone());
             tokio::task::spawn_blocking(move || {
-                let value = read(&path)?;
+                let value = read(&path, root.as_deref())?;
                 let known = last.take().filter(|known| known.value.ct_eq(&value));
                 let fetched = known.unwrap_or_else(|| Fetched {
                     value,
@@ -78,15 +90,11 @@ impl Source for FileSource {
     }
 }
 
-fn read(path: &Path) -> Result<Secret, FetchError> {
+fn read(path: &Path, root: Option<&Path>) -> Result<Secret, FetchError> {
     let failed = |error| blame(path, &error);
     let malformed = |why: &str| FetchError::Malformed(format!("`{}` {why}", path.display()));
 
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(NONBLOCK)
-        .open(path)
-        .map_err(failed)?;
+    let file = open(path, root).map_err(failed)?;
     let before = file.metadata().map_err(failed)?;
     if !before.is_file() {
         return Err(malformed("is not a regular file"));
@@ -103,6 +111,22 @@ fn read(path: &Path) -> Result<Secret, FetchError> {
         return Err(malformed("is empty"));
     }
     Ok(value)
+}
+
+fn open(path: &Path, root: Option<&Path>) -> io::Result<File> {
+    // Opening a pipe returns at once, to be refused.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let Some(root) = root else {
+        return Ok(rustix::fs::open(path, flags, Mode::empty())?.into());
+    };
+    let outside = || io::Error::new(io::ErrorKind::PermissionDenied, "outside its directory");
+    let relative = path.strip_prefix(root).map_err(|_| outside())?;
+    let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let below = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, relative, flags, Mode::empty(), below) {
+        Err(Errno::XDEV) => Err(outside()),
+        opened => Ok(opened?.into()),
+    }
 }
 
 /// Whose failure it is.

@@ -55,9 +55,17 @@ fn configure_lookup(database: &CStr, services: &CStr) {
     }
 }
 
-/// Keeps the process's memory from other processes of its user, and from core files.
+/// Keeps the process's memory from other processes of its user; the kernel writes no core file of
+/// it either. A program it starts is not affected.
+pub fn forbid_inspection() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(
+        DumpableBehavior::NotDumpable,
+    )?)
+}
+
+/// The same, with core files forbidden to everything it starts as well.
 pub fn harden_process() -> io::Result<()> {
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    forbid_inspection()?;
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -119,6 +127,17 @@ pub fn default_signals(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec; it calls only an async-signal-safe function
     // and neither allocates nor locks.
     unsafe { command.pre_exec(reset) };
+}
+
+/// The signal of a number, real-time signals included; nothing for numbers the kernel does not know
+/// or the C library keeps for itself.
+pub fn signal_numbered(number: i32) -> Option<Signal> {
+    const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+    if REAL_TIME.contains(&number) {
+        // SAFETY: a number that `kill` takes, and none of the two (32, 33) that the C library uses.
+        return Some(unsafe { Signal::from_raw_unchecked(number) });
+    }
+    Signal::from_named_raw(number)
 }
 
 /// Takes the descriptors 3, 4, … that the parent left open for us, as by `sd_listen_fds(3)`.

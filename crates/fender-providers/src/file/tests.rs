@@ -124,6 +124,35 @@ async fn an_empty_file_is_no_secret() {
     ));
 }
 
+#[tokio::test]
+async fn a_link_never_leads_out_of_the_directory_a_source_is_held_to() {
+    let place = place();
+    let root = place.directory.path().join("root");
+    fs::create_dir_all(root.join("..data")).unwrap();
+    fs::write(place.directory.path().join("outside"), "stolen").unwrap();
+    fs::write(root.join("..data/secret"), "ours").unwrap();
+    symlink("..data/secret", root.join("inside")).unwrap();
+    symlink("../outside", root.join("climbing")).unwrap();
+    symlink(
+        place.directory.path().join("outside"),
+        root.join("absolute"),
+    )
+    .unwrap();
+    symlink("/proc/self/environ", root.join("magic")).unwrap();
+
+    let source = FileSource::below(&root, root.join("inside"));
+    assert_eq!(source.fetch().await.unwrap().value.expose(), b"ours");
+    for name in ["climbing", "absolute", "magic", "../outside"] {
+        let error = FileSource::below(&root, root.join(name))
+            .fetch()
+            .await
+            .unwrap_err();
+        assert!(matches!(&error, FetchError::Denied(_)), "{name}: {error}");
+    }
+    let elsewhere = FileSource::below(&root, "/etc/hostname").fetch().await;
+    assert!(matches!(elsewhere, Err(FetchError::Denied(_))));
+}
+
 async fn value(states: &mut Receiver<State>) -> String {
     states.changed().await.unwrap();
     let state = states.borrow_and_update();

@@ -1,0 +1,105 @@
+//! Which directories documents may name.
+//!
+//! A document that came from a control plane is not trusted with the whole file system: it reads and
+//! writes only below directories that somebody on this machine allowed. A document that lies on this
+//! machine was written by whoever could allow everything.
+
+use std::path::{Component, Path, PathBuf};
+
+/// The directories below which documents may name files.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AllowDirs {
+    /// Any: the documents are local.
+    Any,
+    /// These and what lies below them; an empty list allows nothing.
+    Below(Vec<PathBuf>),
+}
+
+impl AllowDirs {
+    /// Nothing.
+    pub fn none() -> Self {
+        Self::Below(Vec::new())
+    }
+
+    /// Whether `path` may be named. Returns the allowed directory it lies in, if there are any.
+    ///
+    /// This looks at the text alone. Whoever opens the path also keeps links from leading out of the
+    /// directory.
+    pub fn check(&self, path: &Path) -> Result<Option<&Path>, NotAllowed> {
+        let refuse = |why: &'static str| NotAllowed {
+            path: path.to_owned(),
+            why,
+        };
+        if !path.is_absolute() {
+            return Err(refuse("is not an absolute path"));
+        }
+        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        if !path.components().all(plain) {
+            return Err(refuse("goes through `..`; write the path it leads to"));
+        }
+        match self {
+            Self::Any => Ok(None),
+            Self::Below(allowed) => allowed
+                .iter()
+                .map(PathBuf::as_path)
+                .find(|directory| path.starts_with(directory) && path != *directory)
+                .map(Some)
+                .ok_or_else(|| {
+                    refuse("is in no directory that documents may use; name one with --allow-dir")
+                }),
+        }
+    }
+}
+
+/// A document names a path it may not.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{}` {why}", path.display())]
+pub struct NotAllowed {
+    path: PathBuf,
+    why: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_from_elsewhere_names_nothing_by_default() {
+        assert!(
+            AllowDirs::none()
+                .check(Path::new("/run/app/secret"))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_path_below_an_allowed_directory_may_be_named() {
+        let allow = AllowDirs::Below(vec!["/srv".into(), "/run/app".into()]);
+        let found = allow.check(Path::new("/run/app/tls/key.pem")).unwrap();
+        assert_eq!(found, Some(Path::new("/run/app")));
+    }
+
+    #[test]
+    fn no_spelling_leads_out_of_an_allowed_directory() {
+        let allow = AllowDirs::Below(vec!["/run/app".into()]);
+        for path in [
+            "/run/app",
+            "/run/app/",
+            "/run/application/secret",
+            "/run/app/../../etc/passwd",
+            "/run/app/x/../../../etc/passwd",
+            "run/app/secret",
+            "",
+            "/",
+        ] {
+            assert!(allow.check(Path::new(path)).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn even_local_documents_name_plain_absolute_paths() {
+        assert_eq!(AllowDirs::Any.check(Path::new("/etc/app/secret")), Ok(None));
+        assert!(AllowDirs::Any.check(Path::new("secret")).is_err());
+        assert!(AllowDirs::Any.check(Path::new("/etc/../secret")).is_err());
+    }
+}

@@ -1,0 +1,226 @@
+//! Keeps the files of a workload's credentials right for as long as the sidecar runs.
+//!
+//! At start all of them are there or none. Later each credential has a keeper of its own, so that
+//! one that fails delays no other: a new value is written, an outage changes nothing, a refusal of
+//! the source removes the files. When the Snapshot drops a credential its files go too, and at the
+//! end all of them if [`OnExit::Wipe`] says so.
+//!
+//! Credentials that are delivered as environment only are not its business: an environment cannot
+//! change while its process lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fender_config::ObjectName;
+use fender_config::snapshot::{CredentialSpec, Delivery, Snapshot};
+use fender_providers::Generation;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use tokio::sync::watch;
+
+use crate::deliver::{DeliveryError, Place};
+use crate::sources::{Gathered, Sources, StartError, gather};
+use files::Files;
+use keeper::Keeper;
+
+mod files;
+mod keeper;
+
+/// What becomes of the files when the sidecar ends.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnExit {
+    #[default]
+    Wipe,
+    Keep,
+}
+
+/// What the engine works with.
+#[derive(Clone)]
+pub struct Settings {
+    pub sources: Sources,
+    pub on_exit: OnExit,
+}
+
+/// What the workload holds of one credential.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Holding {
+    /// Nothing yet.
+    Waiting,
+    /// This generation, in every place the document names.
+    Delivered(Generation),
+    /// This one, while a newer cannot be fetched or written.
+    Outdated { generation: Generation, why: String },
+    /// Nothing any more, by the word of the source.
+    Withdrawn { why: String },
+    /// Nothing, because it cannot be had or written.
+    Failed { why: String },
+}
+
+impl Holding {
+    /// The generation in use, if any.
+    pub fn generation(&self) -> Option<&Generation> {
+        match self {
+            Self::Delivered(generation) | Self::Outdated { generation, .. } => Some(generation),
+            Self::Waiting | Self::Withdrawn { .. } | Self::Failed { .. } => None,
+        }
+    }
+}
+
+/// What the workload holds, by credential.
+pub type Holdings = BTreeMap<ObjectName, Holding>;
+
+/// Delivers every credential of the present Snapshot within `deadline` and keeps following. Either
+/// all are delivered, or an error says which was not and nothing is left behind.
+///
+/// Ends, and wipes, when `drain` stops; the drain is not drained before that is done.
+pub async fn start(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    settings: Settings,
+    deadline: Deadline,
+    drain: &Drain,
+) -> Result<watch::Receiver<Holdings>, StartError> {
+    let specs = filed(&snapshots.borrow_and_update());
+    let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
+    let delivered = deliver_all(gathered, &settings).await?;
+
+    let (holdings, held) = watch::channel(Holdings::new());
+    let mut engine = Engine {
+        settings,
+        holdings,
+        keepers: BTreeMap::new(),
+        drain: drain.clone(),
+    };
+    for (gathered, files) in delivered {
+        engine.keep(gathered.spec.clone(), |keeper| {
+            keeper.holding(gathered, files)
+        });
+    }
+    drain.spawn(engine.run(snapshots));
+    Ok(held)
+}
+
+struct Engine {
+    settings: Settings,
+    holdings: watch::Sender<Holdings>,
+    /// A keeper stays when its credential is dropped, so that one that comes back never has two.
+    keepers: BTreeMap<ObjectName, watch::Sender<Option<CredentialSpec>>>,
+    drain: Drain,
+}
+
+impl Engine {
+    async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.drain.stopping() => return,
+                // A feed that ended is stale, not empty: what there is stays until the end.
+                Ok(()) = snapshots.changed() => {
+                    let specs = filed(&snapshots.borrow_and_update());
+                    self.follow(specs);
+                }
+            }
+        }
+    }
+
+    fn follow(&mut self, specs: Vec<CredentialSpec>) {
+        let kept: BTreeSet<_> = specs.iter().map(|spec| spec.name.clone()).collect();
+        for (_, spec) in self.keepers.iter().filter(|(name, _)| !kept.contains(name)) {
+            spec.send_if_modified(|spec| spec.take().is_some());
+        }
+        for spec in specs {
+            let Some(known) = self.keepers.get(&spec.name) else {
+                self.keep(spec, |keeper| keeper);
+                continue;
+            };
+            known.send_if_modified(|known| {
+                let news = known.as_ref() != Some(&spec);
+                *known = Some(spec);
+                news
+            });
+        }
+    }
+
+    fn keep(&mut self, spec: CredentialSpec, prepare: impl FnOnce(Keeper) -> Keeper) {
+        let name = spec.name.clone();
+        let (publish, specs) = watch::channel(Some(spec));
+        let ledger = Ledger {
+            name: name.clone(),
+            holdings: self.holdings.clone(),
+        };
+        let keeper = Keeper::new(specs, self.settings.clone(), ledger, self.drain.clone());
+        self.keepers.insert(name, publish);
+        self.drain.spawn(prepare(keeper).run());
+    }
+}
+
+/// One credential's line in the holdings.
+struct Ledger {
+    name: ObjectName,
+    holdings: watch::Sender<Holdings>,
+}
+
+impl Ledger {
+    fn enter(&self, holding: Option<Holding>) {
+        self.holdings.send_if_modified(|holdings| match holding {
+            Some(holding) if holdings.get(&self.name) == Some(&holding) => false,
+            Some(holding) => {
+                holdings.insert(self.name.clone(), holding);
+                true
+            }
+            None => holdings.remove(&self.name).is_some(),
+        });
+    }
+}
+
+/// The credentials that are delivered as files.
+fn filed(snapshot: &Snapshot) -> Vec<CredentialSpec> {
+    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(_));
+    let filed = |spec: &&CredentialSpec| spec.deliver.iter().any(in_file);
+    snapshot.credentials.iter().filter(filed).cloned().collect()
+}
+
+/// Every place of every credential, or none: what was written before a failure is removed again.
+async fn deliver_all(
+    gathered: Vec<Gathered>,
+    settings: &Settings,
+) -> Result<Vec<(Gathered, Files)>, StartError> {
+    let mut planned = Vec::with_capacity(gathered.len());
+    for one in gathered {
+        match places(&one.spec, settings) {
+            Ok(places) => planned.push((one, places)),
+            Err(error) => {
+                return Err(StartError::Delivery {
+                    name: one.spec.name,
+                    error,
+                });
+            }
+        }
+    }
+    let mut delivered = Vec::with_capacity(planned.len());
+    for (one, places) in planned {
+        let name = one.spec.name.clone();
+        let written = Files::default()
+            .write(places, one.fetched.value.clone())
+            .await;
+        let failure = written.failure;
+        delivered.push((one, written.files));
+        if let Some(error) = failure {
+            for (one, files) in delivered {
+                files.remove(&one.spec.name).await;
+            }
+            return Err(StartError::Delivery { name, error });
+        }
+    }
+    Ok(delivered)
+}
+
+fn places(spec: &CredentialSpec, settings: &Settings) -> Result<Vec<Place>, DeliveryError> {
+    let place = |delivery: &Delivery| match delivery {
+        Delivery::File(file) => Some(Place::new(file, &settings.sources.allow)),
+        Delivery::Environment { .. } => None,
+    };
+    spec.deliver.iter().filter_map(place).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,201 @@
+//! One credential's keeper: follows its document and its source, and keeps its files right.
+
+use std::time::Duration;
+
+use fender_config::snapshot::CredentialSpec;
+use fender_providers::{FetchError, Fetched, Generation, State};
+use fender_runtime::backoff::Backoff;
+use fender_runtime::drain::Drain;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::files::{Files, Written};
+use super::{Holding, Ledger, OnExit, Settings, places};
+use crate::deliver::{Change, Place};
+use crate::sources::Gathered;
+
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+pub(super) struct Keeper {
+    specs: watch::Receiver<Option<CredentialSpec>>,
+    settings: Settings,
+    ledger: Ledger,
+    drain: Drain,
+    /// What is known of the secret; nothing when the feed ended or may not be followed.
+    states: Option<watch::Receiver<State>>,
+    places: Vec<Place>,
+    files: Files,
+    /// What all of `places` hold.
+    delivered: Option<Generation>,
+    backoff: Backoff,
+    retry: Option<Instant>,
+}
+
+impl Keeper {
+    /// Keeps nothing yet; the document is read first thing.
+    pub(super) fn new(
+        mut specs: watch::Receiver<Option<CredentialSpec>>,
+        settings: Settings,
+        ledger: Ledger,
+        drain: Drain,
+    ) -> Self {
+        specs.mark_changed();
+        Self {
+            specs,
+            settings,
+            ledger,
+            drain,
+            states: None,
+            places: Vec::new(),
+            files: Files::default(),
+            delivered: None,
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            retry: None,
+        }
+    }
+
+    /// Takes over what was gathered and delivered at start.
+    pub(super) fn holding(mut self, gathered: Gathered, files: Files) -> Self {
+        let generation = gathered.fetched.generation;
+        self.ledger
+            .enter(Some(Holding::Delivered(generation.clone())));
+        self.delivered = Some(generation);
+        self.states = Some(gathered.states);
+        self.files = files;
+        // Resolving the places once more costs little and keeps one path for documents.
+        self.places = places(&gathered.spec, &self.settings).unwrap_or_default();
+        self.specs.mark_unchanged();
+        self
+    }
+
+    pub(super) async fn run(mut self) {
+        let drain = self.drain.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.stopping() => return self.end().await,
+                Ok(()) = self.specs.changed() => self.adopt().await,
+                known = changed(&mut self.states) => match known {
+                    Ok(()) => self.settle().await,
+                    Err(_) => self.states = None,
+                },
+                () = due(self.retry) => self.settle().await,
+            }
+        }
+    }
+
+    async fn end(self) {
+        match self.settings.on_exit {
+            OnExit::Wipe => self.files.remove(&self.ledger.name).await,
+            OnExit::Keep => {}
+        }
+    }
+
+    /// Follows a changed document. What is delivered stays until the new value is.
+    async fn adopt(&mut self) {
+        let Some(spec) = self.specs.borrow_and_update().clone() else {
+            self.forget().await;
+            self.states = None;
+            self.ledger.enter(None);
+            return;
+        };
+        match places(&spec, &self.settings) {
+            Ok(places) => self.places = places,
+            Err(error) => return self.fail(error.to_string()),
+        }
+        match self.settings.sources.follow(&spec, &self.drain) {
+            Ok(mut states) => {
+                states.mark_changed();
+                self.states = Some(states);
+                if self.delivered.is_none() {
+                    self.ledger.enter(Some(Holding::Waiting));
+                }
+            }
+            Err(error) => self.fail(format!("source {error}")),
+        }
+    }
+
+    /// Brings the files to what is known of the secret.
+    async fn settle(&mut self) {
+        self.retry = None;
+        let Some(states) = &mut self.states else {
+            return;
+        };
+        let state = states.borrow_and_update().clone();
+        match state {
+            State::Pending => {}
+            State::Current(fetched) => self.deliver(fetched, None).await,
+            State::Stale {
+                last: Some(fetched),
+                error,
+            } => self.deliver(fetched, Some(error)).await,
+            State::Stale { last: None, error } => self.fail(error.to_string()),
+            State::Withdrawn(error) => {
+                tracing::warn!(credential = %self.ledger.name, %error, "credential withdrawn");
+                self.forget().await;
+                self.ledger.enter(Some(Holding::Withdrawn {
+                    why: error.to_string(),
+                }));
+            }
+        }
+    }
+
+    async fn deliver(&mut self, fetched: Fetched, stale: Option<FetchError>) {
+        let Fetched { value, generation } = fetched;
+        let files = std::mem::take(&mut self.files);
+        let Written {
+            files,
+            change,
+            failure,
+        } = files.write(self.places.clone(), value).await;
+        self.files = files;
+        if let Some(error) = failure {
+            self.retry = Some(Instant::now() + self.backoff.next());
+            return self.fail(error.to_string());
+        }
+        self.backoff.reset();
+        if change == Change::Written {
+            tracing::info!(credential = %self.ledger.name, %generation, "credential delivered");
+        }
+        self.delivered = Some(generation.clone());
+        match stale {
+            None => self.ledger.enter(Some(Holding::Delivered(generation))),
+            Some(error) => self.fail(error.to_string()),
+        }
+    }
+
+    /// Something is wrong; what was delivered before stays.
+    fn fail(&self, why: String) {
+        tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
+        let holding = match self.delivered.clone() {
+            Some(generation) => Holding::Outdated { generation, why },
+            None => Holding::Failed { why },
+        };
+        self.ledger.enter(Some(holding));
+    }
+
+    async fn forget(&mut self) {
+        self.retry = None;
+        self.delivered = None;
+        std::mem::take(&mut self.files)
+            .remove(&self.ledger.name)
+            .await;
+    }
+}
+
+async fn changed(
+    states: &mut Option<watch::Receiver<State>>,
+) -> Result<(), watch::error::RecvError> {
+    match states {
+        Some(states) => states.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn due(retry: Option<Instant>) {
+    match retry {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,419 @@
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fender_config::snapshot::{
+    CredentialSource, DenyList, FileDelivery, Profile, Snapshot, Storage,
+};
+use fender_identity::tls::TlsProfile;
+use fender_identity::{Bundles, Secret};
+use fender_policy::PolicySet;
+use fender_providers::{FetchError, Fetched, State};
+use tempfile::TempDir;
+
+use super::*;
+use crate::allow::AllowDirs;
+use crate::sources::RemoteSecrets;
+
+/// A control plane whose answers the test gives.
+#[derive(Default)]
+struct Remote(Mutex<HashMap<String, watch::Sender<State>>>);
+
+impl Remote {
+    fn says(&self, name: &str, state: State) {
+        let mut feeds = self.0.lock().unwrap();
+        let feed = feeds
+            .entry(name.to_owned())
+            .or_insert_with(|| watch::channel(State::Pending).0);
+        feed.send_replace(state);
+    }
+}
+
+impl RemoteSecrets for Remote {
+    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
+        let mut feeds = self.0.lock().unwrap();
+        let feed = feeds
+            .entry(name.name().to_owned())
+            .or_insert_with(|| watch::channel(State::Pending).0);
+        feed.subscribe()
+    }
+}
+
+struct Bench {
+    directory: TempDir,
+    remote: Arc<Remote>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    drain: Drain,
+    settings: Settings,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let remote = Arc::new(Remote::default());
+        let sources = Sources {
+            allow: AllowDirs::Any,
+            remote: remote.clone(),
+        };
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            remote,
+            snapshots: watch::channel(Arc::new(snapshot(Vec::new()))).0,
+            drain: Drain::new(),
+            settings: Settings {
+                sources,
+                on_exit: OnExit::Wipe,
+            },
+        }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    fn spec(&self, name: &str, files: &[&str]) -> CredentialSpec {
+        let deliver = files
+            .iter()
+            .map(|file| file_delivery(&self.path(file)))
+            .collect();
+        let name = ObjectName::new("shop", name).unwrap();
+        CredentialSpec {
+            name,
+            source: CredentialSource::Control,
+            deliver,
+        }
+    }
+
+    fn publish(&self, specs: Vec<CredentialSpec>) {
+        self.snapshots.send_replace(Arc::new(snapshot(specs)));
+    }
+
+    async fn start(&self) -> Result<watch::Receiver<Holdings>, StartError> {
+        let deadline = Deadline::after(Duration::from_secs(5));
+        start(
+            self.snapshots.subscribe(),
+            self.settings.clone(),
+            deadline,
+            &self.drain,
+        )
+        .await
+    }
+
+    fn files(&self) -> Vec<(String, String)> {
+        let mut files: Vec<_> = fs::read_dir(self.directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_type().unwrap().is_file())
+            .map(|entry| {
+                let name = entry.file_name().into_string().unwrap();
+                (name, fs::read_to_string(entry.path()).unwrap())
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    #[track_caller]
+    fn holds(&self, expected: &[(&str, &str)]) {
+        let files = self.files();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, text)| (&**name, &**text))
+            .collect();
+        assert_eq!(files, expected);
+    }
+
+    async fn end(self) {
+        self.drain.stop();
+        self.drain.drained().await;
+        self.holds(&[]);
+    }
+}
+
+fn file_delivery(path: &Path) -> Delivery {
+    Delivery::File(FileDelivery {
+        path: path.to_owned(),
+        mode: 0o400,
+        owner: None,
+        group: None,
+        storage: Storage::Disk,
+    })
+}
+
+fn snapshot(credentials: Vec<CredentialSpec>) -> Snapshot {
+    Snapshot {
+        version: 1,
+        identity: "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap(),
+        profile: Profile::Development,
+        bundles: Arc::new(Bundles::default()),
+        tls: TlsProfile::default(),
+        inbound: Vec::new(),
+        outbound: Vec::new(),
+        policies: Arc::new(PolicySet {
+            default: fender_policy::Default::Deny,
+            policies: Vec::new(),
+        }),
+        credentials,
+        drain: Duration::from_secs(1),
+        denied: DenyList::default(),
+    }
+}
+
+fn fetched(text: &str) -> Fetched {
+    Fetched {
+        value: Secret::from(text.to_owned()),
+        generation: Generation::named(text),
+    }
+}
+
+fn current(text: &str) -> State {
+    State::Current(fetched(text))
+}
+
+fn delivered(text: &str) -> Holding {
+    Holding::Delivered(Generation::named(text))
+}
+
+/// Waits until the holding of `name` is what `expected` wants.
+async fn holding(
+    held: &mut watch::Receiver<Holdings>,
+    name: &str,
+    expected: impl Fn(Option<&Holding>) -> bool,
+) {
+    let name = ObjectName::new("shop", name).unwrap();
+    let reached = held.wait_for(|holdings| expected(holdings.get(&name)));
+    if tokio::time::timeout(Duration::from_secs(3600), reached)
+        .await
+        .is_err()
+    {
+        panic!("never reached; instead: {:?}", held.borrow());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_value_reaches_every_place_and_is_reported() {
+    let bench = Bench::new();
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a", "b"])]);
+    let mut held = bench.start().await.unwrap();
+    bench.holds(&[("a", "one"), ("b", "one")]);
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("one"))
+    })
+    .await;
+    bench.remote.says("db", current("two"));
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("two"))
+    })
+    .await;
+    bench.holds(&[("a", "two"), ("b", "two")]);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_source_file_reaches_the_delivered_one_within_two_seconds() {
+    let bench = Bench::new();
+    let source = tempfile::tempdir().unwrap();
+    let path = source.path().join("source");
+    fs::write(&path, "one").unwrap();
+    let from_file = CredentialSource::File { path: path.clone() };
+    bench.publish(vec![CredentialSpec {
+        source: from_file,
+        ..bench.spec("db", &["a"])
+    }]);
+    let mut held = bench.start().await.unwrap();
+    bench.holds(&[("a", "one")]);
+
+    held.mark_unchanged();
+    fs::write(&path, "two").unwrap();
+    let changed = tokio::time::Instant::now();
+    held.changed().await.unwrap();
+    assert!(
+        changed.elapsed() <= Duration::from_secs(1),
+        "{:?}",
+        changed.elapsed()
+    );
+    bench.holds(&[("a", "two")]);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_keeps_good_files_and_says_so() {
+    let bench = Bench::new();
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let mut held = bench.start().await.unwrap();
+    let error = FetchError::Outage("away".to_owned());
+    bench.remote.says(
+        "db",
+        State::Stale {
+            last: Some(fetched("one")),
+            error,
+        },
+    );
+    let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { generation, .. }) if generation.as_str() == "one");
+    holding(&mut held, "db", outdated).await;
+    bench.holds(&[("a", "one")]);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_withdraws_the_files_and_a_new_value_brings_them_back() {
+    let bench = Bench::new();
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a", "b"])]);
+    let mut held = bench.start().await.unwrap();
+    bench
+        .remote
+        .says("db", State::Withdrawn(FetchError::Denied("403".to_owned())));
+    let withdrawn = |holding: Option<&Holding>| matches!(holding, Some(Holding::Withdrawn { .. }));
+    holding(&mut held, "db", withdrawn).await;
+    bench.holds(&[]);
+    bench.remote.says("db", current("two"));
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("two"))
+    })
+    .await;
+    bench.holds(&[("a", "two"), ("b", "two")]);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_start_all_are_delivered_or_nothing_is() {
+    let bench = Bench::new();
+    bench.remote.says("good", current("one"));
+    bench.remote.says("bad", current("two"));
+    bench.publish(vec![
+        bench.spec("good", &["a"]),
+        bench.spec("bad", &["absent/b"]),
+    ]);
+    let error = bench.start().await.unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    assert!(error.to_string().contains("shop/bad"), "{error}");
+    bench.holds(&[]);
+
+    bench.publish(vec![bench.spec("good", &["a"]), bench.spec("late", &["b"])]);
+    let error = bench.start().await.unwrap_err();
+    assert_eq!(error.exit_code(), 75);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_cannot_be_written_is_tried_again_and_delays_no_other() {
+    let bench = Bench::new();
+    let below = bench.path("dir");
+    fs::create_dir(&below).unwrap();
+    bench.remote.says("stuck", current("one"));
+    bench.remote.says("free", current("one"));
+    bench.publish(vec![
+        bench.spec("stuck", &["dir/a"]),
+        bench.spec("free", &["b"]),
+    ]);
+    let mut held = bench.start().await.unwrap();
+
+    fs::rename(&below, bench.path("away")).unwrap();
+    bench.remote.says("stuck", current("two"));
+    bench.remote.says("free", current("two"));
+    holding(&mut held, "free", |holding| {
+        holding == Some(&delivered("two"))
+    })
+    .await;
+    let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { .. }));
+    holding(&mut held, "stuck", outdated).await;
+    fs::rename(bench.path("away"), &below).unwrap();
+    holding(&mut held, "stuck", |holding| {
+        holding == Some(&delivered("two"))
+    })
+    .await;
+    assert_eq!(fs::read_to_string(below.join("a")).unwrap(), "two");
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_adds_moves_and_drops_credentials() {
+    let bench = Bench::new();
+    bench.remote.says("db", current("db"));
+    bench.remote.says("mail", current("mail"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let mut held = bench.start().await.unwrap();
+
+    bench.publish(vec![
+        bench.spec("db", &["moved"]),
+        bench.spec("mail", &["m"]),
+    ]);
+    holding(&mut held, "mail", |holding| {
+        holding == Some(&delivered("mail"))
+    })
+    .await;
+    while bench.files().len() != 2 || bench.path("a").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.holds(&[("m", "mail"), ("moved", "db")]);
+
+    bench.publish(vec![bench.spec("mail", &["m"])]);
+    holding(&mut held, "db", |holding| holding.is_none()).await;
+    bench.holds(&[("m", "mail")]);
+    bench.publish(vec![
+        bench.spec("mail", &["m"]),
+        bench.spec("db", &["back"]),
+    ]);
+    holding(&mut held, "db", |holding| holding == Some(&delivered("db"))).await;
+    bench.holds(&[("back", "db"), ("m", "mail")]);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_kept_at_the_end_if_that_is_asked_for() {
+    let mut bench = Bench::new();
+    bench.settings.on_exit = OnExit::Keep;
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    bench.start().await.unwrap();
+    bench.drain.stop();
+    bench.drain.drained().await;
+    bench.holds(&[("a", "one")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_feed_that_ends_takes_nothing_away() {
+    let bench = Bench::new();
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let Bench {
+        snapshots,
+        remote,
+        drain,
+        directory,
+        settings,
+    } = bench;
+    let deadline = Deadline::after(Duration::from_secs(5));
+    let _held = start(snapshots.subscribe(), settings, deadline, &drain)
+        .await
+        .unwrap();
+    drop(snapshots);
+    remote.0.lock().unwrap().clear();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(
+        fs::read_to_string(directory.path().join("a")).unwrap(),
+        "one"
+    );
+    drain.stop();
+    drain.drained().await;
+    assert!(!directory.path().join("a").exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_for_the_environment_is_left_to_exec() {
+    let bench = Bench::new();
+    let deliver = vec![Delivery::Environment {
+        variable: "PASSWORD".to_owned(),
+    }];
+    bench.publish(vec![CredentialSpec {
+        deliver,
+        ..bench.spec("db", &[])
+    }]);
+    let held = bench.start().await.unwrap();
+    assert!(held.borrow().is_empty());
+    bench.end().await;
+}

@@ -1,0 +1,169 @@
+//! Where the secrets of a Snapshot come from, and getting all of them at start.
+
+use std::sync::Arc;
+
+use fender_config::ObjectName;
+use fender_config::snapshot::{CredentialSource, CredentialSpec};
+use fender_providers::file::FileSource;
+use fender_providers::{FetchError, Fetched, State};
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use futures_util::future::select_all;
+use tokio::sync::watch;
+
+use crate::allow::{AllowDirs, NotAllowed};
+use crate::deliver::DeliveryError;
+
+/// Secrets that somebody else fetches for us: the control plane, for `via: control`.
+pub trait RemoteSecrets: Send + Sync + 'static {
+    /// What is known of the secret, from now on.
+    fn watch(&self, name: &ObjectName) -> watch::Receiver<State>;
+}
+
+/// Nobody does: a sidecar without a control plane.
+#[derive(Clone, Copy, Debug)]
+pub struct NoRemote;
+
+impl RemoteSecrets for NoRemote {
+    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
+        let why = format!("`{name}` is fetched by a control plane, and there is none");
+        watch::channel(State::Withdrawn(FetchError::Missing(why))).1
+    }
+}
+
+/// Everything secrets can come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Which files documents may name.
+    pub allow: AllowDirs,
+    pub remote: Arc<dyn RemoteSecrets>,
+}
+
+impl Sources {
+    /// What is known of a credential, from now on.
+    pub(crate) fn follow(
+        &self,
+        spec: &CredentialSpec,
+        drain: &Drain,
+    ) -> Result<watch::Receiver<State>, NotAllowed> {
+        match &spec.source {
+            CredentialSource::Control => Ok(self.remote.watch(&spec.name)),
+            CredentialSource::File { path } => {
+                let source = match self.allow.check(path)? {
+                    None => FileSource::new(path),
+                    Some(root) => FileSource::below(root, path),
+                };
+                Ok(fender_providers::watch(source, drain))
+            }
+        }
+    }
+}
+
+/// Why the credentials are not there at start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The sources said no.
+    #[error("credential `{name}`: {error}")]
+    Missing { name: ObjectName, error: FetchError },
+    /// The sources did not say yes in time.
+    #[error("credential `{name}` did not come in time: {why}")]
+    Timeout { name: ObjectName, why: String },
+    /// The document may not read that file.
+    #[error("credential `{name}`: source {error}")]
+    NotAllowed { name: ObjectName, error: NotAllowed },
+    /// It came, but cannot be put where the document says.
+    #[error("credential `{name}`: {error}")]
+    Delivery {
+        name: ObjectName,
+        error: DeliveryError,
+    },
+}
+
+impl StartError {
+    /// What the process exits with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Missing { .. } => 66,
+            Self::Timeout { .. } => 75,
+            Self::NotAllowed { .. } => 77,
+            Self::Delivery { error, .. } => match error {
+                DeliveryError::NotAllowed(_) => 77,
+                DeliveryError::Unfit { .. } => 64,
+                DeliveryError::Failed { .. } => 69,
+            },
+        }
+    }
+}
+
+/// A credential with its value.
+#[derive(Debug)]
+pub struct Gathered {
+    pub spec: CredentialSpec,
+    pub fetched: Fetched,
+    pub(crate) states: watch::Receiver<State>,
+}
+
+/// Gets all of `specs`, or none: the first refusal ends it, and so does the deadline.
+pub async fn gather(
+    specs: &[CredentialSpec],
+    sources: &Sources,
+    deadline: Deadline,
+    drain: &Drain,
+) -> Result<Vec<Gathered>, StartError> {
+    let mut followed = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let states = sources
+            .follow(spec, drain)
+            .map_err(|error| StartError::NotAllowed {
+                name: spec.name.clone(),
+                error,
+            })?;
+        followed.push((spec, states));
+    }
+    loop {
+        let (gathered, late) = progress(&mut followed)?;
+        let Some(late) = late else {
+            return Ok(gathered);
+        };
+        let changed = followed
+            .iter_mut()
+            .filter(|(_, states)| states.borrow().value().is_none())
+            .map(|(_, states)| Box::pin(states.changed()));
+        // A feed that ended says nothing more: there is nothing left to wait for.
+        let Ok((Ok(()), _, _)) = deadline.bound(select_all(changed)).await else {
+            return Err(late);
+        };
+    }
+}
+
+/// What is there, and what to say if the rest does not come.
+fn progress(
+    followed: &mut [(&CredentialSpec, watch::Receiver<State>)],
+) -> Result<(Vec<Gathered>, Option<StartError>), StartError> {
+    let mut gathered = Vec::new();
+    let mut late = None;
+    for (spec, states) in followed {
+        let state = states.borrow_and_update().clone();
+        let name = spec.name.clone();
+        if let State::Withdrawn(error) = state {
+            return Err(StartError::Missing { name, error });
+        }
+        match state.value() {
+            Some(fetched) => gathered.push(Gathered {
+                spec: spec.clone(),
+                fetched: fetched.clone(),
+                states: states.clone(),
+            }),
+            None => {
+                let why = state
+                    .error()
+                    .map_or("no answer yet".to_owned(), ToString::to_string);
+                late.get_or_insert(StartError::Timeout { name, why });
+            }
+        }
+    }
+    Ok((gathered, late))
+}
+
+#[cfg(test)]
+mod tests;

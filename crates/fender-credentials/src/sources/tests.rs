@@ -1,0 +1,168 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use fender_config::snapshot::Delivery;
+use fender_identity::Secret;
+use fender_providers::Generation;
+use tokio::time::Instant;
+
+use super::*;
+
+struct Remote(HashMap<&'static str, watch::Sender<State>>);
+
+impl RemoteSecrets for Remote {
+    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
+        self.0[name.name()].subscribe()
+    }
+}
+
+fn remote(states: impl IntoIterator<Item = (&'static str, State)>) -> Arc<Remote> {
+    let feeds = states
+        .into_iter()
+        .map(|(name, state)| (name, watch::channel(state).0));
+    Arc::new(Remote(feeds.collect()))
+}
+
+fn spec(name: &str) -> CredentialSpec {
+    let deliver = vec![Delivery::Environment {
+        variable: "PASSWORD".to_owned(),
+    }];
+    let name = ObjectName::new("shop", name).unwrap();
+    CredentialSpec {
+        name,
+        source: CredentialSource::Control,
+        deliver,
+    }
+}
+
+fn value(text: &str) -> State {
+    State::Current(Fetched {
+        value: Secret::from(text.to_owned()),
+        generation: Generation::random(),
+    })
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(10))
+}
+
+fn sources(remote: Arc<Remote>) -> Sources {
+    Sources {
+        allow: AllowDirs::none(),
+        remote,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_required_secrets_come_together() {
+    let remote = remote([
+        ("a", value("one")),
+        ("b", State::Pending),
+        ("c", State::Pending),
+    ]);
+    let drain = Drain::new();
+    let comes = async {
+        for (name, after) in [("c", 2), ("b", 3)] {
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            remote.0[name].send_replace(value(name));
+        }
+    };
+    let specs = [spec("a"), spec("b"), spec("c")];
+    let sources = sources(remote.clone());
+    let (gathered, ()) = tokio::join!(gather(&specs, &sources, soon(), &drain), comes);
+    let gathered = gathered.unwrap();
+    let texts: Vec<_> = gathered
+        .iter()
+        .map(|one| one.fetched.value.expose_str())
+        .collect();
+    assert_eq!(texts, [Some("one"), Some("b"), Some("c")]);
+    assert!(!format!("{gathered:?}").contains("one"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_secret_ends_the_start_at_once() {
+    let gone = FetchError::Missing("no such file".to_owned());
+    let remote = remote([("a", State::Pending), ("b", State::Withdrawn(gone))]);
+    let began = Instant::now();
+    let error = gather(
+        &[spec("a"), spec("b")],
+        &sources(remote),
+        soon(),
+        &Drain::new(),
+    )
+    .await;
+    let error = error.unwrap_err();
+    assert_eq!(error.exit_code(), 66);
+    assert_eq!(
+        error.to_string(),
+        "credential `shop/b`: secret is missing: no such file"
+    );
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_does_not_come_ends_the_start_at_the_deadline() {
+    let error = FetchError::Outage("connection refused".to_owned());
+    let remote = remote([("a", value("x")), ("b", State::Stale { last: None, error })]);
+    let began = Instant::now();
+    let sources = sources(remote.clone());
+    let error = gather(&[spec("a"), spec("b")], &sources, soon(), &Drain::new())
+        .await
+        .unwrap_err();
+    assert_eq!(error.exit_code(), 75);
+    assert!(error.to_string().contains("shop/b") && error.to_string().contains("refused"));
+    assert_eq!(began.elapsed(), Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_control_plane_its_secrets_are_missing() {
+    let sources = Sources {
+        allow: AllowDirs::Any,
+        remote: Arc::new(NoRemote),
+    };
+    let error = gather(&[spec("a")], &sources, soon(), &Drain::new())
+        .await
+        .unwrap_err();
+    assert_eq!(error.exit_code(), 66);
+    assert!(
+        gather(&[], &sources, soon(), &Drain::new())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(directory.path().join("shadow"), "stolen").unwrap();
+    std::os::unix::fs::symlink("../shadow", root.join("link")).unwrap();
+    std::fs::write(root.join("secret"), "ours").unwrap();
+    let file = |path: &Path| CredentialSpec {
+        source: CredentialSource::File {
+            path: path.to_owned(),
+        },
+        ..spec("a")
+    };
+    let drain = Drain::new();
+    let gather = async |allow: AllowDirs, path: &Path| {
+        let sources = Sources {
+            allow,
+            remote: Arc::new(NoRemote),
+        };
+        gather(&[file(path)], &sources, soon(), &drain).await
+    };
+    let refused = gather(AllowDirs::none(), &root.join("secret"))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.exit_code(), 77);
+    let allow = AllowDirs::Below(vec![root.clone()]);
+    let escaped = gather(allow.clone(), &root.join("link")).await.unwrap_err();
+    assert!(matches!(escaped, StartError::Missing { .. }), "{escaped}");
+    let gathered = gather(allow, &root.join("secret")).await.unwrap();
+    assert_eq!(gathered[0].fetched.value.expose(), b"ours");
+    drain.stop();
+}

@@ -1,0 +1,179 @@
+//! What supervisor and proxy say to each other: short lines over a pair of sockets.
+//!
+//! The proxy's end is its standard input, which it has no other use for; no number of a descriptor
+//! has to be agreed on. Its end of file means that the supervisor is gone.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use tokio::net::UnixStream;
+
+/// Longer lines are nobody's.
+const LONGEST: usize = 64;
+
+/// What the supervisor asks of the proxy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Order {
+    /// Take no new inbound work and end what there is; outbound goes on.
+    DrainInbound,
+}
+
+/// The proxy's view of its supervisor.
+#[derive(Debug)]
+pub struct Superior {
+    channel: Channel,
+}
+
+impl Superior {
+    /// Finds the supervisor at the other end of standard input.
+    pub fn from_stdin() -> io::Result<Self> {
+        let descriptor = io::stdin().as_fd().try_clone_to_owned()?;
+        let stream = std::os::unix::net::UnixStream::from(descriptor);
+        // Fails on anything but such a socket.
+        stream.peer_addr()?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            channel: Channel::new(UnixStream::from_std(stream)?),
+        })
+    }
+
+    /// Says that everything needed to serve is there.
+    pub fn ready(&self) -> io::Result<()> {
+        self.channel.say(Word::Ready)
+    }
+
+    /// The next order, or nothing once the supervisor is gone. Cancel safe.
+    pub async fn next_order(&mut self) -> Option<Order> {
+        loop {
+            match self.channel.next().await? {
+                Word::DrainInbound => return Some(Order::DrainInbound),
+                Word::Ready | Word::Unknown => {}
+            }
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Word {
+    Ready,
+    DrainInbound,
+    /// From another version.
+    Unknown,
+}
+
+impl Word {
+    fn line(self) -> &'static [u8] {
+        match self {
+            Self::Ready => b"ready\n",
+            Self::DrainInbound => b"drain-inbound\n",
+            Self::Unknown => b"\n",
+        }
+    }
+
+    fn from_line(line: &[u8]) -> Self {
+        let known = [Self::Ready, Self::DrainInbound];
+        known
+            .into_iter()
+            .find(|word| word.line() == line)
+            .unwrap_or(Self::Unknown)
+    }
+}
+
+impl From<Order> for Word {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::DrainInbound => Self::DrainInbound,
+        }
+    }
+}
+
+/// One end.
+#[derive(Debug)]
+pub(super) struct Channel {
+    stream: UnixStream,
+    heard: Vec<u8>,
+}
+
+impl Channel {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            heard: Vec::new(),
+        }
+    }
+
+    /// Says a line. Does not wait: a channel that is full has an end that does not listen.
+    pub(super) fn say(&self, word: Word) -> io::Result<()> {
+        let line = word.line();
+        // Past tokio, which does not try before it has once seen the socket writable.
+        let said = rustix::io::write(&self.stream, line)?;
+        if said == line.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+
+    /// The next line, or nothing once the other end is closed or makes no sense. Cancel safe.
+    pub(super) async fn next(&mut self) -> Option<Word> {
+        loop {
+            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.heard.drain(..=end).collect();
+                return Some(Word::from_line(&line));
+            }
+            if self.heard.len() > LONGEST {
+                return None;
+            }
+            self.stream.readable().await.ok()?;
+            let mut more = [0; LONGEST];
+            match self.stream.try_read(&mut more) {
+                Ok(0) => return None,
+                Ok(read) => self.heard.extend(more.iter().take(read)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn words_arrive_whole_however_they_are_cut() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(there);
+        for part in [&b"rea"[..], b"dy\nnews\ndrain-", b"inbound\n"] {
+            here.write_all(part).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        drop(here);
+        assert_eq!(channel.next().await, Some(Word::Ready));
+        assert_eq!(channel.next().await, Some(Word::Unknown));
+        assert_eq!(channel.next().await, Some(Word::DrainInbound));
+        assert_eq!(channel.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_not_collected() {
+        let (mut here, there) = UnixStream::pair().unwrap();
+        let mut channel = Channel::new(there);
+        here.write_all(&[b'x'; 200]).await.unwrap();
+        assert_eq!(channel.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_superior_that_is_gone_is_noticed() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut superior = Superior {
+            channel: Channel::new(there),
+        };
+        Channel::new(here).say(Word::DrainInbound).unwrap();
+        assert_eq!(superior.next_order().await, Some(Order::DrainInbound));
+        assert_eq!(superior.next_order().await, None);
+    }
+}
