@@ -1,1 +1,36 @@
-//! Placeholder.
+//! The data plane: what stands between the network and one application.
+//!
+//! *Inbound* (the adapter) ends mTLS, decides who may call what, and hands the call to the app on
+//! loopback. *Outbound* (the ambassador) carries the app's own calls to other workloads with the
+//! workload's identity, and accepts only the identity it expects there.
+//!
+//! This crate has never heard of the control plane: it follows two watches, the SVID and the
+//! Snapshot, and says what happened in access lines and decision records. It makes no key, reads no
+//! document, and keeps no connection whose permission ended.
+//!
+//! [`Proxy::start`] is the door. A connection's day is written in `inbound.rs`.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod body;
+mod fault;
+mod headers;
+mod http1;
+mod http2;
+mod inbound;
+mod limits;
+mod node;
+mod outbound;
+mod permit;
+mod proxy;
+mod record;
+mod relay;
+mod request;
+mod tcp;
+mod tls;
+
+pub use limits::Limits;
+pub use node::Counts;
+pub use proxy::{Inputs, ListenerStatus, Proxy, Running, StartError, Status};
+pub use record::{Direction, Reason, Record, RecordedFacts, RecordedRequest};

@@ -1,0 +1,205 @@
+//! What went wrong, by blame: the peer, the upstream (the app, or the other workload), policy, or us.
+//!
+//! Two audiences. [`Fault`]'s `Display` is for our own log and says everything; what the peer is told
+//! is [`Fault::answer`], poorer, and nothing at all by default. An address, a policy's name or a
+//! library's words never cross over.
+
+use std::io;
+use std::sync::Arc;
+
+use fender_identity::tls::refusal_of;
+use fender_runtime::deadline::Elapsed;
+use fender_wire::HeadError;
+use fender_wire::body::BodyError;
+use fender_wire::path::PathError;
+use http::StatusCode;
+
+use crate::permit::Denied;
+use crate::relay::{Broken, Side};
+
+/// Why a connection or a request did not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Peer(#[from] PeerFault),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamFault),
+    #[error(transparent)]
+    Policy(#[from] Denied),
+    #[error(transparent)]
+    Ours(#[from] OurFault),
+}
+
+/// The peer did not keep to the protocol, or left.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum PeerFault {
+    #[error("handshake refused: {0}")]
+    Handshake(String),
+    #[error("handshake or decision took too long")]
+    EstablishesTooSlowly,
+    #[error("request head refused: {0}")]
+    Head(#[from] HeadError),
+    #[error("request head took too long")]
+    SendsHeadTooSlowly,
+    #[error("path refused: {0}")]
+    Path(#[from] PathError),
+    #[error("request refused: {0}")]
+    Request(&'static str),
+    #[error("request body refused: {0}")]
+    Body(#[from] BodyError),
+    #[error("no byte moved for too long")]
+    Stalls,
+    #[error("connection lost: {0}")]
+    Leaves(Arc<io::Error>),
+    #[error("left before the response was complete")]
+    Abandons,
+    #[error("HTTP/2 connection failed: {0}")]
+    Http2(String),
+}
+
+/// The other side of us did not answer, or not properly.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamFault {
+    #[error("cannot reach {address}: {error}")]
+    Unreachable { address: String, error: io::Error },
+    #[error("none of {0} addresses could be reached in time")]
+    TakesTooLong(usize),
+    #[error("{address} is not `{expected}`: {reason}")]
+    ProvesWrongIdentity {
+        address: String,
+        expected: String,
+        reason: String,
+    },
+    #[error("connection failed: {0}")]
+    Breaks(String),
+    #[error("no response in time")]
+    StaysSilent,
+    #[error("connection lost: {0}")]
+    Leaves(io::Error),
+}
+
+/// Neither side's doing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OurFault {
+    #[error("ended by the drain")]
+    Drained,
+    #[error("not configured any more")]
+    Removed,
+    #[error("the message could not be written: {0}")]
+    Unwritable(String),
+}
+
+/// Who is to blame: a label for lines and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    Peer,
+    Upstream,
+    Policy,
+    Ours,
+}
+
+impl Blame {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Upstream => "upstream",
+            Self::Policy => "policy",
+            Self::Ours => "ours",
+        }
+    }
+}
+
+impl Fault {
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            Self::Peer(_) => Blame::Peer,
+            Self::Upstream(_) => Blame::Upstream,
+            Self::Policy(_) => Blame::Policy,
+            Self::Ours(_) => Blame::Ours,
+        }
+    }
+
+    /// What an HTTP peer is told: a status and a few words. Nothing where nobody listens any more.
+    pub(crate) fn answer(&self) -> Option<(StatusCode, &'static str)> {
+        match self {
+            Self::Peer(fault) => fault.answer(),
+            Self::Upstream(fault) => Some(fault.answer()),
+            Self::Policy(_) => Some((StatusCode::FORBIDDEN, "denied")),
+            Self::Ours(OurFault::Drained | OurFault::Removed) => {
+                Some((StatusCode::SERVICE_UNAVAILABLE, "going away"))
+            }
+            Self::Ours(OurFault::Unwritable(_)) => {
+                Some((StatusCode::INTERNAL_SERVER_ERROR, "internal error"))
+            }
+        }
+    }
+}
+
+impl PeerFault {
+    /// A handshake that failed, with the attack it looks like where the certificate was the reason.
+    pub(crate) fn handshake(error: &io::Error) -> Self {
+        match refusal_of(error) {
+            Some(refusal) => Self::Handshake(refusal.to_string()),
+            None => Self::Handshake(error.to_string()),
+        }
+    }
+
+    fn answer(&self) -> Option<(StatusCode, &'static str)> {
+        match self {
+            Self::Head(error) => {
+                let status =
+                    StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                Some((status, "malformed request"))
+            }
+            Self::Path(_) | Self::Request(_) | Self::Body(_) => {
+                Some((StatusCode::BAD_REQUEST, "malformed request"))
+            }
+            Self::SendsHeadTooSlowly | Self::Stalls => {
+                Some((StatusCode::REQUEST_TIMEOUT, "request took too long"))
+            }
+            Self::Handshake(_)
+            | Self::EstablishesTooSlowly
+            | Self::Leaves(_)
+            | Self::Abandons
+            | Self::Http2(_) => None,
+        }
+    }
+}
+
+impl UpstreamFault {
+    fn answer(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream unreachable"),
+            Self::TakesTooLong(_) | Self::StaysSilent => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream did not answer in time",
+            ),
+            Self::ProvesWrongIdentity { .. } => {
+                (StatusCode::BAD_GATEWAY, "upstream could not be verified")
+            }
+            Self::Breaks(_) | Self::Leaves(_) => (StatusCode::BAD_GATEWAY, "upstream failed"),
+        }
+    }
+}
+
+impl From<io::Error> for PeerFault {
+    fn from(error: io::Error) -> Self {
+        Self::Leaves(Arc::new(error))
+    }
+}
+
+impl From<Elapsed> for PeerFault {
+    fn from(_: Elapsed) -> Self {
+        Self::EstablishesTooSlowly
+    }
+}
+
+impl From<Broken> for Fault {
+    fn from(Broken { side, error }: Broken) -> Self {
+        match (side, error.kind()) {
+            (Side::Peer, io::ErrorKind::TimedOut) => PeerFault::Stalls.into(),
+            (Side::Peer, _) => PeerFault::from(error).into(),
+            (Side::Upstream, _) => UpstreamFault::Leaves(error).into(),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! HTTP/2 connections from peers, on hyper and h2 with every limit set.
+//!
+//! Streams are requests like those of HTTP/1 and go the same way. Not offered: server push, extended
+//! CONNECT. A drain sends GOAWAY and lets open streams finish; a connection without streams ends
+//! after the idle limit; a silent peer is pinged.
+
+use std::convert::Infallible;
+use std::pin::pin;
+
+use fender_runtime::drain::Drain;
+use fender_wire::{Authority, head};
+use http::header::{CONTENT_LENGTH, HOST};
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use crate::Limits;
+use crate::body::{RequestBody, ResponseBody};
+use crate::fault::{Fault, PeerFault};
+use crate::node::{Activity, Closing, Token};
+use crate::request::{Asked, Gate};
+use crate::tls::Stream;
+
+const PROTOCOL: &str = "h2";
+
+/// Serves the streams of one connection until either side ends it.
+pub(crate) async fn serve(
+    gate: Gate,
+    stream: Stream,
+    closing: &Closing,
+    drain: &Drain,
+) -> Result<(), Fault> {
+    let limits = gate.node.limits.clone();
+    let activity = Activity::new();
+    let service = service_fn(|request| {
+        let (gate, token) = (gate.clone(), activity.enter());
+        async move { Ok::<_, Infallible>(answer(gate, request, token).await) }
+    });
+    let builder = builder(&limits, drain);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+
+    tokio::select! {
+        ended = connection.as_mut() => return outcome(ended),
+        () = closing.begins() => {}
+        () = activity.idle(limits.idle) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    outcome(connection.await)
+}
+
+fn builder(limits: &Limits, drain: &Drain) -> http2::Builder<Tracked> {
+    let mut builder = http2::Builder::new(Tracked(drain.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .max_pending_accept_reset_streams(limits.peer_resets)
+        .max_local_error_reset_streams(limits.own_resets)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_send_buf_size(usize::try_from(limits.stream_window).unwrap_or(usize::MAX))
+        .keep_alive_interval(limits.ping)
+        .keep_alive_timeout(limits.ping)
+        .auto_date_header(false);
+    builder
+}
+
+fn outcome(ended: hyper::Result<()>) -> Result<(), Fault> {
+    match ended {
+        Ok(()) => Ok(()),
+        // A peer that hangs up without GOAWAY between two requests has done no harm.
+        Err(error) if error.is_incomplete_message() || error.is_closed() => Ok(()),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            let text = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+            Err(PeerFault::Http2(text).into())
+        }
+    }
+}
+
+/// One stream.
+async fn answer(
+    mut gate: Gate,
+    request: Request<Incoming>,
+    token: Token,
+) -> Response<ResponseBody> {
+    let (parts, body) = request.into_parts();
+    let asked = match authority(&parts.uri, &parts.headers) {
+        Ok(authority) => Asked {
+            protocol: PROTOCOL,
+            method: parts.method,
+            path: parts.uri.path(),
+            query: parts.uri.query(),
+            authority: Some(authority),
+            headers: parts.headers,
+            upgrade: None,
+        },
+        Err(fault) => return refused(&gate, fault),
+    };
+    if let Err(fault) = check(&asked) {
+        return refused(&gate, fault);
+    }
+    match gate.admit(asked, |_| false, Some(token)) {
+        Ok(admitted) => gate.forward(admitted, RequestBody::http2(body)).await,
+        Err(response) => *response,
+    }
+}
+
+fn refused(gate: &Gate, fault: PeerFault) -> Response<ResponseBody> {
+    gate.refuse(fault, PROTOCOL)
+}
+
+/// What HTTP/2 allows and HTTP/1, which the app speaks, would read in two ways.
+fn check(asked: &Asked<'_>) -> Result<(), PeerFault> {
+    if asked.method == Method::CONNECT {
+        return Err(head::HeadError::AsksTunnel.into());
+    }
+    if !head::is_method(asked.method.as_str().as_bytes()) {
+        return Err(head::HeadError::BreaksMethod.into());
+    }
+    if asked.path == "*" && asked.method != Method::OPTIONS {
+        return Err(head::HeadError::MisfitsTarget.into());
+    }
+    let mut lengths = asked.headers.get_all(CONTENT_LENGTH).iter();
+    let (first, second) = (lengths.next(), lengths.next());
+    if second.is_some() {
+        return Err(head::HeadError::RepeatsContentLength.into());
+    }
+    let plain = |value: &http::HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    if !first.is_none_or(plain) {
+        return Err(head::HeadError::BreaksContentLength.into());
+    }
+    Ok(())
+}
+
+/// The one host a request is for: `:authority`, and `Host` only if it says the same.
+fn authority(uri: &http::Uri, headers: &HeaderMap) -> Result<Authority, PeerFault> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return Err(head::HeadError::RepeatsHost.into());
+    }
+    let parse = |text: &[u8]| {
+        Authority::parse(bytes::Bytes::copy_from_slice(text))
+            .map_err(|error| PeerFault::from(head::HeadError::from(error)))
+    };
+    let host = host.map(|host| parse(host.as_bytes())).transpose()?;
+    let named = uri
+        .authority()
+        .map(|named| parse(named.as_str().as_bytes()))
+        .transpose()?;
+    match (named, host) {
+        (Some(named), Some(host)) if named.as_str() != host.as_str() => {
+            Err(head::HeadError::DisagreesOnHost.into())
+        }
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority),
+        (None, None) => Err(head::HeadError::LacksHost.into()),
+    }
+}
+
+/// hyper's tasks belong to the drain like all others.
+#[derive(Clone, Debug)]
+struct Tracked(Drain);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}

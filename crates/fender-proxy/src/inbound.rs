@@ -1,0 +1,221 @@
+//! The adapter: a day in the life of a connection from a peer.
+//!
+//! Each step consumes the proof made by the last: who it is (a finished handshake), whether it may (a
+//! `Permit`), where it goes (only a permit leads to the app). An HTTP connection asks again for each
+//! request; every connection is cut when its peer is revoked.
+
+use std::sync::Arc;
+
+use fender_config::snapshot::Protocol;
+use fender_identity::Peer;
+use fender_runtime::accept::Accept;
+use fender_runtime::clock::UnixTime;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
+use tokio::time::Instant;
+
+use crate::fault::{Fault, OurFault, PeerFault};
+use crate::node::{Closing, Node};
+use crate::permit::{Ask, Caller};
+use crate::record::{ConnectionLine, Direction};
+use crate::relay::Carried;
+use crate::request::Gate;
+use crate::tls::{self, H2, InboundTerms, Stream};
+use crate::{http1, http2, tcp};
+
+/// Takes connections until the drain stops.
+pub(crate) async fn serve(mut accept: Accept, door: Arc<Door>, drain: Drain) {
+    while let Some((socket, from, slot)) = accept.next(&drain).await {
+        let conn = Conn::new(&door, &drain, from);
+        drain.spawn(async move {
+            conn.run(socket).await;
+            drop(slot);
+        });
+    }
+}
+
+/// One inbound listener.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) node: Arc<Node>,
+    /// As it is configured: the key to its terms.
+    pub(crate) listen: Arc<ListenAddress>,
+    /// The port peers reach.
+    pub(crate) port: u16,
+}
+
+/// One connection.
+struct Conn {
+    door: Arc<Door>,
+    drain: Drain,
+    from: PeerAddr,
+    line: ConnectionLine,
+    /// Known once the handshake is over.
+    caller: Option<Arc<Caller>>,
+    kind: Kind,
+}
+
+/// What a connection leaves when it ends well: an HTTP connection has left a line for each request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Requests,
+    Bytes,
+}
+
+impl Conn {
+    fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
+        door.node.counters.connection();
+        let line = ConnectionLine {
+            direction: Direction::Inbound,
+            protocol: "tls",
+            listen: door.listen.clone(),
+            from,
+            peer: None,
+            destination: None,
+            notes: None,
+            carried: Carried::default(),
+            began: Instant::now(),
+        };
+        let (door, drain) = (door.clone(), drain.clone());
+        Self {
+            door,
+            drain,
+            from,
+            line,
+            caller: None,
+            kind: Kind::Bytes,
+        }
+    }
+
+    async fn run(mut self, socket: Socket) {
+        let outcome = self.carry(socket).await;
+        self.record(outcome); // the one line and the decision record
+    }
+
+    async fn carry(&mut self, socket: Socket) -> Result<(), Fault> {
+        let node = self.door.node.clone();
+        let deadline = Deadline::after(node.limits.establish); // one, for all steps to come
+        let mut policy = node.policy.clone();
+        let current = node.terms.load_full();
+        let terms = current
+            .inbound
+            .get(&*self.door.listen)
+            .ok_or(OurFault::Removed)?
+            .clone();
+
+        let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
+        let expires = expires(&peer, current.svid.validity().not_after);
+        let caller = self.identified(peer);
+        let mut gate = Gate {
+            node: node.clone(),
+            listen: self.door.listen.clone(),
+            terms,
+            svid: current.svid.clone(),
+            caller: caller.clone(),
+            policy: policy.clone(),
+        };
+        let closing = Closing::new(self.drain.clone(), node.clock.clone(), expires);
+        let drain = self.drain.clone();
+
+        tokio::select! {
+            biased; // a revoked peer loses even a race it was about to win
+            denied = caller.lapsed(&mut policy) => Err(denied.into()),
+            () = drain.forced() => Err(OurFault::Drained.into()),
+            carried = self.converse(&mut gate, stream, deadline, &closing) => carried, // may it, where
+        }
+    }
+
+    /// Speaks what the port is for.
+    async fn converse(
+        &mut self,
+        gate: &mut Gate,
+        stream: Stream,
+        deadline: Deadline,
+        closing: &Closing,
+    ) -> Result<(), Fault> {
+        match gate.terms.protocol {
+            Protocol::Tcp => {
+                self.line.protocol = "tcp";
+                tcp::carry(gate, stream, deadline, &mut self.line).await
+            }
+            Protocol::Http => {
+                self.kind = Kind::Requests;
+                if stream.get_ref().1.alpn_protocol() == Some(H2) {
+                    self.line.protocol = "h2";
+                    http2::serve(gate.clone(), stream, closing, &self.drain).await
+                } else {
+                    self.line.protocol = "http/1.1";
+                    http1::serve(gate.clone(), stream, closing).await
+                }
+            }
+        }
+    }
+
+    async fn accept(
+        &self,
+        socket: Socket,
+        terms: &InboundTerms,
+        deadline: Deadline,
+    ) -> Result<(Stream, Peer), Fault> {
+        // Small answers are not held back; a socket that refuses this is about to fail anyway.
+        let _ = socket.set_nodelay();
+        tokio::select! {
+            biased;
+            () = self.drain.forced() => Err(OurFault::Drained.into()),
+            accepted = tls::accept(socket, terms, deadline) => Ok(accepted?),
+        }
+    }
+
+    fn identified(&mut self, peer: Peer) -> Arc<Caller> {
+        self.line.peer = peer.id().cloned();
+        let caller = Arc::new(Caller {
+            peer,
+            from: self.from,
+            port: self.door.port,
+        });
+        self.caller = Some(caller.clone());
+        caller
+    }
+
+    fn record(&self, outcome: Result<(), Fault>) {
+        let node = &self.door.node;
+        match outcome {
+            Ok(()) if self.kind == Kind::Requests => {}
+            Ok(()) => self.line.write(Ok(()), None),
+            Err(fault) => {
+                node.counters.fault(fault.blame());
+                if let (Fault::Policy(denied), Some(caller)) = (&fault, &self.caller) {
+                    let ask = Ask {
+                        caller: caller.clone(),
+                        request: None,
+                    };
+                    node.records.leave(denied, &ask);
+                }
+                if is_handshake(&fault) {
+                    // Anybody can cause these, so they are held to a pace.
+                    let Some(suppressed) = node.handshakes.admit() else {
+                        return;
+                    };
+                    if suppressed > 0 {
+                        tracing::info!(suppressed, "lines about failed handshakes were held back");
+                    }
+                }
+                self.line.write(Err(&fault), None);
+            }
+        }
+    }
+}
+
+fn is_handshake(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Peer(PeerFault::Handshake(_) | PeerFault::EstablishesTooSlowly)
+    )
+}
+
+/// When the first of the two certificates of a connection expires. An anonymous peer's connection
+/// lives by ours.
+fn expires(peer: &Peer, own: UnixTime) -> Option<UnixTime> {
+    Some(peer.svid().map_or(own, |svid| svid.not_after().min(own)))
+}

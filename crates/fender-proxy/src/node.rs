@@ -1,0 +1,167 @@
+//! What all connections of one proxy share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
+use fender_runtime::drain::Drain;
+use tokio::sync::watch;
+
+use crate::Limits;
+use crate::fault::Blame;
+use crate::permit::Policy;
+use crate::record::{Pace, Records};
+use crate::tls::Terms;
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) limits: Limits,
+    pub(crate) clock: SharedClock,
+    pub(crate) records: Records,
+    /// What new connections are served with.
+    pub(crate) terms: ArcSwap<Terms>,
+    /// Where each connection begins to follow policy.
+    pub(crate) policy: Policy,
+    pub(crate) counters: Counters,
+    pub(crate) handshakes: Pace,
+}
+
+/// Counts since the start, for status.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    peer: AtomicU64,
+    upstream: AtomicU64,
+    policy: AtomicU64,
+    ours: AtomicU64,
+}
+
+/// A copy of the counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub connections: u64,
+    pub requests: u64,
+    /// Faults by blame; `denied` is policy's.
+    pub peer_faults: u64,
+    pub upstream_faults: u64,
+    pub denied: u64,
+    pub own_faults: u64,
+}
+
+impl Counters {
+    pub(crate) fn connection(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn fault(&self, blame: Blame) {
+        let counter = match blame {
+            Blame::Peer => &self.peer,
+            Blame::Upstream => &self.upstream,
+            Blame::Policy => &self.policy,
+            Blame::Ours => &self.ours,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            connections: read(&self.connections),
+            requests: read(&self.requests),
+            peer_faults: read(&self.peer),
+            upstream_faults: read(&self.upstream),
+            denied: read(&self.policy),
+            own_faults: read(&self.ours),
+        }
+    }
+}
+
+/// When a kept connection should take no further request: at a drain, or well before one of its two
+/// certificates expires, so that its end never meets a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Closing {
+    drain: Drain,
+    clock: SharedClock,
+    retires: Option<UnixTime>,
+}
+
+impl Closing {
+    /// `expires` is the moment the connection will be cut, if there is one.
+    pub(crate) fn new(drain: Drain, clock: SharedClock, expires: Option<UnixTime>) -> Self {
+        let now = clock.now().as_secs();
+        let retires = expires.map(|expires| {
+            let left = expires.as_secs().saturating_sub(now);
+            let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(retires))
+        });
+        Self {
+            drain,
+            clock,
+            retires,
+        }
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.drain.is_stopping() || self.retires.is_some_and(|at| at <= self.clock.now())
+    }
+
+    /// Cancel safe.
+    pub(crate) async fn begins(&self) {
+        let retires = async {
+            match self.retires {
+                Some(at) => sleep_until(&*self.clock, at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.drain.stopping() => {}
+            () = retires => {}
+        }
+    }
+}
+
+/// How many requests of one HTTP/2 connection are open.
+#[derive(Clone, Debug)]
+pub(crate) struct Activity(Arc<watch::Sender<usize>>);
+
+/// One open request.
+#[derive(Debug)]
+pub(crate) struct Token(Activity);
+
+impl Activity {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+
+    pub(crate) fn enter(&self) -> Token {
+        self.0.send_modify(|open| *open += 1);
+        Token(self.clone())
+    }
+
+    /// Resolves when nothing has been open for `limit`.
+    pub(crate) async fn idle(&self, limit: std::time::Duration) {
+        let mut open = self.0.subscribe();
+        loop {
+            if open.wait_for(|open| *open == 0).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                _ = open.changed() => {}
+                () = tokio::time::sleep(limit) => return,
+            }
+        }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open = open.saturating_sub(1));
+    }
+}

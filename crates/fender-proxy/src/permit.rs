@@ -1,0 +1,281 @@
+//! May it? A [`Permit`] is the proof that policy said yes, and the only thing that leads to the app.
+//!
+//! Its fields are private and [`Policy::authorize`] is its one constructor. A permit lives as long as
+//! the policy that gave it: [`Permit::revoked`] asks again on every snapshot, and [`Caller::lapsed`]
+//! ends a connection whose peer was deny-listed or whose certificate expired. A feed that closed is
+//! stale, not revoked.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_config::snapshot::Snapshot;
+use fender_identity::{Peer, PeerSvid};
+use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
+use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
+use fender_runtime::id::OpaqueId;
+use fender_runtime::listen::PeerAddr;
+use http::{HeaderMap, Method};
+use tokio::sync::watch;
+
+/// Who asks: one for each connection.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) peer: Peer,
+    pub(crate) from: PeerAddr,
+    /// The port it reached.
+    pub(crate) port: u16,
+}
+
+/// What is asked: the facts of one request or of one TCP connection, kept to be judged again.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) request: Option<Arc<AskedRequest>>,
+}
+
+/// The facts of one request as the app will see them.
+#[derive(Debug)]
+pub(crate) struct AskedRequest {
+    method: Method,
+    host: String,
+    path: String,
+    headers: HeaderMap,
+    /// Values that are not UTF-8, readable: one that were left out would escape a DENY rule.
+    lossy: Vec<(String, String)>,
+}
+
+impl AskedRequest {
+    pub(crate) fn new(method: Method, host: String, path: String, headers: HeaderMap) -> Self {
+        let lossy = headers
+            .iter()
+            .filter(|(_, value)| std::str::from_utf8(value.as_bytes()).is_err())
+            .map(|(name, value)| {
+                (
+                    name.as_str().to_owned(),
+                    String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                )
+            })
+            .collect();
+        Self {
+            method,
+            host,
+            path,
+            headers,
+            lossy,
+        }
+    }
+
+    pub(crate) fn method(&self) -> &str {
+        self.method.as_str()
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Every value by itself (A7).
+    fn header(&self, name: &str) -> Vec<&str> {
+        let text = self.headers.get_all(name).into_iter();
+        let text = text.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok());
+        let lossy = self.lossy.iter().filter(|(lossy, _)| lossy == name);
+        text.chain(lossy.map(|(_, value)| value.as_str())).collect()
+    }
+}
+
+impl Ask {
+    pub(crate) fn source_ip(&self) -> Option<IpAddr> {
+        self.caller.from.ip()
+    }
+
+    /// The question as policy takes it.
+    pub(crate) fn with_facts<R>(&self, judge: impl FnOnce(&Facts<'_>) -> R) -> R {
+        let (peer, source_ip, port) = (&self.caller.peer, self.source_ip(), self.caller.port);
+        match &self.request {
+            None => judge(&Facts {
+                peer,
+                source_ip,
+                port,
+                http: None,
+            }),
+            Some(request) => {
+                let header = |name: &str| request.header(name);
+                let http = HttpFacts {
+                    method: request.method(),
+                    host: request.host(),
+                    path: request.path(),
+                    header: &header,
+                };
+                judge(&Facts {
+                    peer,
+                    source_ip,
+                    port,
+                    http: Some(http),
+                })
+            }
+        }
+    }
+}
+
+/// Policy said yes to one [`Ask`].
+#[derive(Debug)]
+#[must_use = "a permit that leads nowhere was not needed"]
+pub(crate) struct Permit {
+    by: By,
+    audits: Vec<PolicyName>,
+}
+
+impl Permit {
+    /// Notes for the access line: AUDIT policies that matched, and a default that only audits.
+    pub(crate) fn notes(&self) -> Option<String> {
+        let mut notes: Vec<String> = self.audits.iter().map(ToString::to_string).collect();
+        if self.by == By::Default(fender_policy::Default::Audit) {
+            notes.push("default".to_owned());
+        }
+        (!notes.is_empty()).then(|| notes.join(","))
+    }
+
+    /// Resolves when a newer policy says no to the same question.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn revoked(&self, policy: &mut Policy, ask: &Ask) -> Denied {
+        loop {
+            policy.changed().await;
+            if let Err(denied) = policy.authorize(ask) {
+                return denied;
+            }
+        }
+    }
+}
+
+/// Policy said no, or does not say yes any more.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub(crate) struct Denied {
+    pub(crate) id: OpaqueId,
+    pub(crate) why: Why,
+    pub(crate) snapshot: Arc<Snapshot>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("{}", described(.0))]
+    Policy(Decision),
+    #[error("the peer's certificate is on the deny list")]
+    Revoked,
+    #[error("the peer's certificate has expired")]
+    Expired,
+}
+
+fn described(decision: &Decision) -> String {
+    match &decision.by {
+        By::Policy { name, action, rule } => {
+            format!("denied by {action} policy `{name}`, rule {rule}")
+        }
+        By::NoMatch { considered } => {
+            format!("denied: none of {considered} ALLOW policies matched")
+        }
+        By::Default(default) => format!("denied: no ALLOW policy, and the default is {default}"),
+    }
+}
+
+/// The newest policy, as one connection follows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    feed: watch::Receiver<Arc<Snapshot>>,
+    newest: Arc<Snapshot>,
+    clock: SharedClock,
+}
+
+impl Policy {
+    pub(crate) fn new(mut feed: watch::Receiver<Arc<Snapshot>>, clock: SharedClock) -> Self {
+        let newest = feed.borrow_and_update().clone();
+        Self {
+            feed,
+            newest,
+            clock,
+        }
+    }
+
+    /// Only takes the channel's lock when there is something new.
+    pub(crate) fn newest(&mut self) -> &Arc<Snapshot> {
+        if self.feed.has_changed().unwrap_or(true) {
+            self.newest = self.feed.borrow_and_update().clone();
+        }
+        &self.newest
+    }
+
+    /// Answers with the newest policy.
+    pub(crate) fn authorize(&mut self, ask: &Ask) -> Result<Permit, Denied> {
+        let snapshot = self.newest().clone();
+        if let Some(why) = self.disqualified(ask.caller.peer.svid(), &snapshot) {
+            return Err(Denied::because(why, snapshot));
+        }
+        let decision = ask.with_facts(|facts| snapshot.policies.decide(facts));
+        if decision.is_allowed() {
+            let Decision { by, audits, .. } = decision;
+            Ok(Permit { by, audits })
+        } else {
+            Err(Denied::because(Why::Policy(decision), snapshot))
+        }
+    }
+
+    /// Resolves when a newer snapshot is there; never once the feed has closed.
+    async fn changed(&mut self) {
+        if self.feed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn disqualified(&self, svid: Option<&PeerSvid>, snapshot: &Snapshot) -> Option<Why> {
+        let svid = svid?;
+        if snapshot.denied.denies(svid.serial()) {
+            Some(Why::Revoked)
+        } else if svid.not_after() < self.clock.now() {
+            Some(Why::Expired)
+        } else {
+            None
+        }
+    }
+}
+
+impl Denied {
+    fn because(why: Why, snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            id: OpaqueId::random(),
+            why,
+            snapshot,
+        }
+    }
+}
+
+impl Caller {
+    /// Resolves when this connection must end whatever it carries: its peer was deny-listed (I4), or
+    /// its certificate has expired.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn lapsed(&self, policy: &mut Policy) -> Denied {
+        let Some(svid) = self.peer.svid() else {
+            return std::future::pending().await;
+        };
+        let clock = policy.clock.clone();
+        // Its last second still counts.
+        let end = svid.not_after().as_secs().saturating_add(1);
+        let end = UnixTime::since_unix_epoch(Duration::from_secs(end));
+        loop {
+            let snapshot = policy.newest().clone();
+            if let Some(why) = policy.disqualified(Some(svid), &snapshot) {
+                return Denied::because(why, snapshot);
+            }
+            tokio::select! {
+                biased;
+                () = policy.changed() => {}
+                () = sleep_until(&*clock, end) => {}
+            }
+        }
+    }
+}

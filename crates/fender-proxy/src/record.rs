@@ -1,0 +1,328 @@
+//! What a connection or a request leaves behind: one access line, and a decision record if it was
+//! denied.
+//!
+//! Access lines have the target `access`. Decision records go into a bounded channel; when nobody
+//! takes them they are counted and dropped, because a flood of denials must not cost memory.
+//! Query strings, header values and anything secret never get here.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fender_identity::{Serial, SpiffeId};
+use fender_policy::Explanation;
+use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::id::OpaqueId;
+use fender_runtime::listen::{ListenAddress, PeerAddr};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::fault::Fault;
+use crate::permit::{Ask, Denied, Why};
+use crate::relay::Carried;
+
+/// One denial, for whoever asks *why was I denied?* A peer only ever learns its `id`.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub id: OpaqueId,
+    pub time: UnixTime,
+    /// The workload that was called.
+    pub workload: SpiffeId,
+    /// The version of the snapshot that decided.
+    pub snapshot: u64,
+    pub facts: RecordedFacts,
+    pub reason: Reason,
+}
+
+/// The facts of the denied call, without header values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedFacts {
+    /// None: the peer was anonymous.
+    pub peer: Option<SpiffeId>,
+    pub serial: Option<Serial>,
+    pub source_ip: Option<IpAddr>,
+    pub port: u16,
+    /// None on a `tcp` port.
+    pub request: Option<RecordedRequest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedRequest {
+    pub method: String,
+    pub host: String,
+    /// As it was matched, without the query.
+    pub path: String,
+}
+
+/// Why the call was denied.
+#[derive(Clone, Debug)]
+pub enum Reason {
+    Policy(Explanation),
+    /// The peer's certificate is on the deny list.
+    Revoked,
+    /// The peer's certificate expired while the connection was open.
+    Expired,
+}
+
+/// The way out for decision records.
+#[derive(Debug)]
+pub(crate) struct Records {
+    sender: mpsc::Sender<Record>,
+    dropped: AtomicU64,
+    clock: SharedClock,
+}
+
+impl Records {
+    pub(crate) fn new(sender: mpsc::Sender<Record>, clock: SharedClock) -> Self {
+        Self {
+            sender,
+            dropped: AtomicU64::new(0),
+            clock,
+        }
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the record of one denial. It is only put together when somebody has room for it.
+    pub(crate) fn leave(&self, denied: &Denied, ask: &Ask) {
+        match self.sender.try_reserve() {
+            Ok(room) => room.send(self.record(denied, ask)),
+            Err(_) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn record(&self, denied: &Denied, ask: &Ask) -> Record {
+        let svid = ask.caller.peer.svid();
+        let request = ask.request.as_ref().map(|request| RecordedRequest {
+            method: request.method().to_owned(),
+            host: request.host().to_owned(),
+            path: request.path().to_owned(),
+        });
+        Record {
+            id: denied.id,
+            time: self.clock.now(),
+            workload: denied.snapshot.identity.clone(),
+            snapshot: denied.snapshot.version,
+            facts: RecordedFacts {
+                peer: svid.map(|svid| svid.id().clone()),
+                serial: svid.map(|svid| svid.serial().clone()),
+                source_ip: ask.source_ip(),
+                port: ask.caller.port,
+                request,
+            },
+            reason: match denied.why {
+                Why::Policy(_) => {
+                    Reason::Policy(ask.with_facts(|facts| denied.snapshot.policies.explain(facts)))
+                }
+                Why::Revoked => Reason::Revoked,
+                Why::Expired => Reason::Expired,
+            },
+        }
+    }
+}
+
+/// Which way a connection was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// The access line of one connection, while it is being lived.
+#[derive(Debug)]
+pub(crate) struct ConnectionLine {
+    pub(crate) direction: Direction,
+    pub(crate) protocol: &'static str,
+    pub(crate) listen: Arc<ListenAddress>,
+    pub(crate) from: PeerAddr,
+    /// Who the other side proved to be.
+    pub(crate) peer: Option<SpiffeId>,
+    /// What an outbound connection was for.
+    pub(crate) destination: Option<String>,
+    pub(crate) notes: Option<String>,
+    pub(crate) carried: Carried,
+    pub(crate) began: Instant,
+}
+
+impl ConnectionLine {
+    /// Writes the line. `fault` is the id the peer was told, if it was told one.
+    pub(crate) fn write(&self, outcome: Result<(), &Fault>, fault: Option<OpaqueId>) {
+        let Outcome {
+            outcome,
+            reason,
+            decision,
+        } = Outcome::of(outcome);
+        tracing::info!(
+            target: "access",
+            direction = self.direction.label(),
+            protocol = self.protocol,
+            listen = %self.listen,
+            source = %self.from,
+            peer = self.peer.as_ref().map(tracing::field::display),
+            destination = self.destination.as_deref(),
+            received = self.carried.received,
+            sent = self.carried.sent,
+            duration_ms = milliseconds(self.began),
+            audit = self.notes.as_deref(),
+            decision = decision.map(tracing::field::display),
+            fault = fault.map(tracing::field::display),
+            reason = reason.map(tracing::field::display),
+            outcome,
+            "connection"
+        );
+    }
+}
+
+/// The access line of one request, while it is being lived.
+#[derive(Debug)]
+pub(crate) struct RequestLine {
+    pub(crate) protocol: &'static str,
+    pub(crate) listen: Arc<ListenAddress>,
+    pub(crate) from: PeerAddr,
+    pub(crate) peer: Option<SpiffeId>,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) status: Option<u16>,
+    pub(crate) notes: Option<String>,
+    /// Shared with the request body, which counts it.
+    pub(crate) received: Arc<AtomicU64>,
+    pub(crate) sent: u64,
+    pub(crate) began: Instant,
+}
+
+impl RequestLine {
+    /// Writes the line. `fault` is the id the peer was told, if it was told one.
+    pub(crate) fn write(&self, outcome: Result<(), &Fault>, fault: Option<OpaqueId>) {
+        let Outcome {
+            outcome,
+            reason,
+            decision,
+        } = Outcome::of(outcome);
+        tracing::info!(
+            target: "access",
+            direction = Direction::Inbound.label(),
+            protocol = self.protocol,
+            listen = %self.listen,
+            source = %self.from,
+            peer = self.peer.as_ref().map(tracing::field::display),
+            method = self.method,
+            path = self.path,
+            status = self.status,
+            received = self.received.load(Ordering::Relaxed),
+            sent = self.sent,
+            duration_ms = milliseconds(self.began),
+            audit = self.notes.as_deref(),
+            decision = decision.map(tracing::field::display),
+            fault = fault.map(tracing::field::display),
+            reason = reason.map(tracing::field::display),
+            outcome,
+            "request"
+        );
+    }
+}
+
+struct Outcome<'a> {
+    outcome: &'static str,
+    reason: Option<&'a Fault>,
+    decision: Option<OpaqueId>,
+}
+
+impl<'a> Outcome<'a> {
+    fn of(result: Result<(), &'a Fault>) -> Self {
+        match result {
+            Ok(()) => Self {
+                outcome: "ok",
+                reason: None,
+                decision: None,
+            },
+            Err(fault) => Self {
+                outcome: fault.blame().label(),
+                reason: Some(fault),
+                decision: match fault {
+                    Fault::Policy(denied) => Some(denied.id),
+                    Fault::Peer(_) | Fault::Upstream(_) | Fault::Ours(_) => None,
+                },
+            },
+        }
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Lets so many lines a second through and counts the rest.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    started: Instant,
+    limit: u64,
+    /// The second in the upper half, the lines of it in the lower.
+    state: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Pace {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            started: Instant::now(),
+            limit: u64::from(limit),
+            state: AtomicU64::new(0),
+            suppressed: AtomicU64::new(0),
+        }
+    }
+
+    /// How many lines were held back before this one, or nothing if it is to be held back itself.
+    pub(crate) fn admit(&self) -> Option<u64> {
+        let second = self.started.elapsed().as_secs() & u64::from(u32::MAX);
+        let next = |state: u64| {
+            let lines = if state >> 32 == second {
+                state & u64::from(u32::MAX)
+            } else {
+                0
+            };
+            (lines < self.limit).then_some(second << 32 | (lines + 1))
+        };
+        match self
+            .state
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+        {
+            Ok(_) => Some(self.suppressed.swap(0, Ordering::Relaxed)),
+            Err(_) => {
+                self.suppressed.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_lines_is_held_back_and_counted() {
+        let pace = Pace::new(2);
+        assert_eq!((pace.admit(), pace.admit()), (Some(0), Some(0)));
+        assert_eq!((pace.admit(), pace.admit()), (None, None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(
+            (pace.admit(), pace.admit(), pace.admit()),
+            (Some(2), Some(0), None)
+        );
+    }
+}

@@ -1,0 +1,38 @@
+//! A TCP connection from a peer, once it is known who that is: one decision, then bytes both ways.
+//!
+//! Only facts of the connection are judged; an HTTP-only attribute never allows here (A3). A denied
+//! peer learns nothing: the connection closes.
+
+use fender_runtime::deadline::Deadline;
+
+use crate::fault::Fault;
+use crate::permit::Ask;
+use crate::record::ConnectionLine;
+use crate::relay::relay;
+use crate::request::Gate;
+use crate::tls::Stream;
+
+/// Not cancel safe: losing it ends the connection.
+pub(crate) async fn carry(
+    gate: &mut Gate,
+    stream: Stream,
+    deadline: Deadline,
+    line: &mut ConnectionLine,
+) -> Result<(), Fault> {
+    let ask = Ask {
+        caller: gate.caller.clone(),
+        request: None,
+    };
+
+    let permit = gate.policy.authorize(&ask)?; // may it
+    line.notes = permit.notes();
+    let app = gate.terms.app.connect(&permit, deadline).await?; // where
+
+    tokio::select! {
+        biased; // a revoked peer loses even a race it was about to win
+        denied = permit.revoked(&mut gate.policy, &ask) => Err(denied.into()),
+        carried = relay(stream, app, gate.node.limits.half_closed, &mut line.carried) => {
+            Ok(carried?)
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Who: handshakes, and what they are made with.
+//!
+//! [`Terms`] are everything a new connection is served with: the SVID of the moment, one TLS
+//! configuration for each listener, the way to the app or the destination. One worker builds them
+//! from the newest SVID and snapshot, complete, before anybody can see them; a handshake only reads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use fender_config::snapshot::{
+    ClientCertificate, Destination, EscapedSlash, Inbound, OwnCertificate, PathRules, Protocol,
+    Snapshot, UpstreamRoots,
+};
+use fender_config::{HostPort, ListenAddr};
+use fender_identity::tls::{self, TlsError};
+use fender_identity::{Peer, Svid};
+use fender_runtime::clock::{SharedClock, TlsClock};
+use fender_runtime::deadline::Deadline;
+use fender_runtime::listen::{ListenAddress, Socket};
+use fender_wire::path;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::Limits;
+use crate::app::App;
+use crate::fault::{PeerFault, UpstreamFault};
+
+/// A connection from a peer, once it is known who that is.
+pub(crate) type Stream = tokio_rustls::server::TlsStream<Socket>;
+/// A connection to another workload or an upstream, once it has proven what it must.
+pub(crate) type UpstreamStream = tokio_rustls::client::TlsStream<Socket>;
+
+pub(crate) const H1: &[u8] = b"http/1.1";
+pub(crate) const H2: &[u8] = b"h2";
+
+/// The largest file of roots that is read.
+const MAX_ROOTS: u64 = 1024 * 1024;
+
+/// What new connections are served with.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) version: u64,
+    pub(crate) svid: Arc<Svid>,
+    pub(crate) inbound: BTreeMap<ListenAddress, Arc<InboundTerms>>,
+    pub(crate) outbound: BTreeMap<ListenAddress, Arc<OutboundTerms>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct InboundTerms {
+    pub(crate) protocol: Protocol,
+    pub(crate) paths: path::Rules,
+    pub(crate) app: Arc<App>,
+    config: Arc<ServerConfig>,
+}
+
+#[derive(Debug)]
+pub(crate) struct OutboundTerms {
+    /// In words, for lines.
+    pub(crate) name: String,
+    pub(crate) protocol: Protocol,
+    /// Tried in this order.
+    pub(crate) addresses: Vec<HostPort>,
+    config: Arc<ClientConfig>,
+    server: ServerName<'static>,
+}
+
+/// Why a snapshot cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TermsError {
+    #[error("TLS for `{listen}`")]
+    Tls {
+        listen: ListenAddr,
+        source: TlsError,
+    },
+    #[error("roots of upstream `{name}`: {why}")]
+    Roots { name: String, why: String },
+    #[error("upstream address `{0}` is not a name that can be verified")]
+    Name(HostPort),
+    #[error("two listeners on `{0}`")]
+    Twice(ListenAddr),
+}
+
+impl Terms {
+    /// Builds everything a snapshot asks for. Apps that stay where they were keep their connections.
+    pub(crate) fn build(
+        svid: &Arc<Svid>,
+        snapshot: &Snapshot,
+        before: Option<&Self>,
+        clock: &SharedClock,
+        limits: &Limits,
+    ) -> Result<Self, TermsError> {
+        let mut terms = Self {
+            version: snapshot.version,
+            svid: svid.clone(),
+            inbound: BTreeMap::new(),
+            outbound: BTreeMap::new(),
+        };
+        for inbound in &snapshot.inbound {
+            let listen = listen_address(&inbound.listen);
+            let before = before.and_then(|before| before.inbound.get(&listen));
+            let built = InboundTerms::build(inbound, svid, snapshot, before, clock, limits)?;
+            if terms.inbound.insert(listen, Arc::new(built)).is_some() {
+                return Err(TermsError::Twice(inbound.listen.clone()));
+            }
+        }
+        for outbound in &snapshot.outbound {
+            let built = OutboundTerms::build(
+                &outbound.to,
+                |source| TermsError::Tls {
+                    listen: outbound.listen.clone(),
+                    source,
+                },
+                svid,
+                snapshot,
+                clock,
+            )?;
+            let listen = listen_address(&outbound.listen);
+            let taken = terms.inbound.contains_key(&listen);
+            if terms.outbound.insert(listen, Arc::new(built)).is_some() || taken {
+                return Err(TermsError::Twice(outbound.listen.clone()));
+            }
+        }
+        Ok(terms)
+    }
+}
+
+impl InboundTerms {
+    fn build(
+        inbound: &Inbound,
+        svid: &Svid,
+        snapshot: &Snapshot,
+        before: Option<&Arc<Self>>,
+        clock: &SharedClock,
+        limits: &Limits,
+    ) -> Result<Self, TermsError> {
+        let alpn: &[&[u8]] = match inbound.protocol {
+            Protocol::Http => &[H2, H1],
+            Protocol::Tcp => &[],
+        };
+        let mode = match inbound.client_certificate {
+            ClientCertificate::Require => tls::ClientCertificate::Require,
+            ClientCertificate::Accept => tls::ClientCertificate::Accept,
+            ClientCertificate::Ignore => tls::ClientCertificate::Ignore,
+        };
+        let time = Arc::new(TlsClock(clock.clone()));
+        let bundles = snapshot.bundles.clone();
+        let config =
+            tls::server(snapshot.tls, svid, bundles, mode, alpn, time).map_err(|source| {
+                TermsError::Tls {
+                    listen: inbound.listen.clone(),
+                    source,
+                }
+            })?;
+        let app = match before.map(|before| &before.app) {
+            Some(app) if *app.address() == inbound.app => app.clone(),
+            Some(_) | None => Arc::new(App::new(inbound.app.clone(), limits.clone())),
+        };
+        Ok(Self {
+            protocol: inbound.protocol,
+            paths: rules(inbound.paths),
+            app,
+            config,
+        })
+    }
+}
+
+impl OutboundTerms {
+    fn build(
+        destination: &Destination,
+        tls_error: impl Fn(TlsError) -> TermsError,
+        svid: &Svid,
+        snapshot: &Snapshot,
+        clock: &SharedClock,
+    ) -> Result<Self, TermsError> {
+        let time = Arc::new(TlsClock(clock.clone()));
+        let alpn = |protocol| -> &[&[u8]] {
+            match protocol {
+                Protocol::Http => &[H1],
+                Protocol::Tcp => &[],
+            }
+        };
+        match destination {
+            Destination::Service {
+                id,
+                addresses,
+                protocol,
+            } => {
+                let (bundles, alpn) = (snapshot.bundles.clone(), alpn(*protocol));
+                let config = tls::client(snapshot.tls, Some(svid), bundles, id.clone(), alpn, time)
+                    .map_err(tls_error)?;
+                Ok(Self {
+                    name: id.to_string(),
+                    protocol: *protocol,
+                    addresses: addresses.clone(),
+                    config,
+                    server: tls::server_name(id),
+                })
+            }
+            Destination::Upstream {
+                name,
+                address,
+                protocol,
+                roots,
+                certificate,
+            } => {
+                let roots = match roots {
+                    UpstreamRoots::Mesh => snapshot
+                        .bundles
+                        .iter()
+                        .flat_map(|bundle| bundle.roots())
+                        .cloned()
+                        .collect(),
+                    UpstreamRoots::File(path) => {
+                        read_roots(path).map_err(|why| TermsError::Roots {
+                            name: name.to_string(),
+                            why,
+                        })?
+                    }
+                };
+                let own = match certificate {
+                    OwnCertificate::Present => Some(svid),
+                    OwnCertificate::Withhold => None,
+                };
+                let config = tls::client_dns(snapshot.tls, own, roots, alpn(*protocol), time)
+                    .map_err(tls_error)?;
+                let server = ServerName::try_from(address.host().to_owned())
+                    .map_err(|_| TermsError::Name(address.clone()))?;
+                Ok(Self {
+                    name: name.to_string(),
+                    protocol: *protocol,
+                    addresses: vec![address.clone()],
+                    config,
+                    server,
+                })
+            }
+        }
+    }
+}
+
+/// The same address as the runtime writes it.
+pub(crate) fn listen_address(address: &ListenAddr) -> ListenAddress {
+    match address {
+        ListenAddr::Tcp(address) => ListenAddress::Tcp(*address),
+        ListenAddr::Unix(path) => ListenAddress::Unix(path.clone()),
+    }
+}
+
+fn rules(rules: PathRules) -> path::Rules {
+    path::Rules {
+        escaped_slash: match rules.escaped_slash {
+            EscapedSlash::Reject => path::EscapedSlash::Reject,
+            EscapedSlash::Keep => path::EscapedSlash::Keep,
+            EscapedSlash::Decode => path::EscapedSlash::Decode,
+        },
+        merge_slashes: if rules.merge_slashes {
+            path::MergeSlashes::Always
+        } else {
+            path::MergeSlashes::Never
+        },
+        exceptions: path::Exceptions::default(),
+    }
+}
+
+fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = path.display();
+    let size = std::fs::metadata(path)
+        .map_err(|error| format!("`{shown}`: {error}"))?
+        .len();
+    if size > MAX_ROOTS {
+        return Err(format!("`{shown}` is larger than {MAX_ROOTS} bytes"));
+    }
+    let text = std::fs::read(path).map_err(|error| format!("`{shown}`: {error}"))?;
+    CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| format!("`{shown}` is not PEM: {error}"))
+}
+
+/// Ends the peer's TLS and says who it is.
+pub(crate) async fn accept(
+    socket: Socket,
+    terms: &InboundTerms,
+    deadline: Deadline,
+) -> Result<(Stream, Peer), PeerFault> {
+    let acceptor = TlsAcceptor::from(terms.config.clone());
+    let stream = deadline
+        .bound(acceptor.accept(socket))
+        .await?
+        .map_err(|error| PeerFault::handshake(&error))?;
+    let peer = tls::peer_of(stream.get_ref().1);
+    Ok((stream, peer))
+}
+
+/// Begins TLS with a destination, which must prove to be the expected one (M4).
+pub(crate) async fn connect(
+    socket: Socket,
+    terms: &OutboundTerms,
+    address: &HostPort,
+) -> Result<(UpstreamStream, Peer), UpstreamFault> {
+    let connector = TlsConnector::from(terms.config.clone());
+    let stream = connector
+        .connect(terms.server.clone(), socket)
+        .await
+        .map_err(|error| {
+            let address = address.to_string();
+            match tls::refusal_of(&error) {
+                Some(refusal) => UpstreamFault::ProvesWrongIdentity {
+                    address,
+                    expected: terms.name.clone(),
+                    reason: refusal.to_string(),
+                },
+                None => UpstreamFault::Unreachable { address, error },
+            }
+        })?;
+    let peer = tls::peer_of(stream.get_ref().1);
+    Ok((stream, peer))
+}
