@@ -267,8 +267,10 @@ async fn first_snapshot(
     };
     match first(Deadline::after(PREFER_FRESH.min(deadline.remaining()))).await {
         Ok((snapshot, subscription)) => Ok((snapshot, Some(subscription))),
-        Err(error @ OpenError::Refused(_)) => Err(error),
+        // The control plane's own word counts. A stranger at its address is an outage like any other.
+        Err(error @ OpenError::Refused(CallError::Answered { .. })) => Err(error),
         Err(error) => {
+            let error = renewal::error_chain(&error);
             tracing::warn!(%error, version = stored.version, "serving the stored snapshot");
             // What was learned about trust since then still counts.
             Ok((

@@ -144,6 +144,7 @@ fn valid(params: &mut CertificateParams, from: u64, until: u64) {
 
 /// What the control plane was told.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "patterns do not look into a box")]
 pub(crate) enum Heard {
     Attest { spki: [u8; 32] },
     Renew { by_proof: bool },
@@ -361,6 +362,15 @@ impl Control {
 
 pub(crate) fn listener() -> Listener {
     Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+impl Heard {
+    pub(crate) fn report(&self) -> Option<&proto::report::Kind> {
+        match self {
+            Self::Report(kind) => Some(kind),
+            Self::Attest { .. } | Self::Renew { .. } => None,
+        }
+    }
 }
 
 /// A small Snapshot that can be served.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fender_identity::{Svid, Validity};
 use fender_runtime::backoff::Backoff;
-use fender_runtime::clock::sleep_until;
+use fender_runtime::clock::{UnixTime, sleep_until};
 use fender_runtime::deadline::Deadline;
 
 use super::call::CALL;
@@ -19,10 +19,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(core: Arc<Core>) {
     let work = async {
+        let mut received = None;
         loop {
             let svid = core.svid.borrow().clone();
-            sleep_until(&*core.caller.clock, svid.renew_at(jitter())).await;
+            sleep_until(&*core.caller.clock, due(&svid, received, jitter())).await;
             renew(&core, &svid).await;
+            received = Some(core.caller.clock.now());
             tokio::time::sleep(PAUSE).await;
         }
     };
@@ -31,6 +33,20 @@ pub(crate) async fn run(core: Arc<Core>) {
         () = core.drain.stopping() => {}
         () = work => {}
     }
+}
+
+/// Half of its life; for one just received not before half of what was left of it then, because an authority may date
+/// certificates back by more than a short life.
+fn due(svid: &Svid, received: Option<UnixTime>, jitter: f64) -> UnixTime {
+    let due = svid.renew_at(jitter);
+    let Some(received) = received.map(|moment| moment.as_secs()) else {
+        return due;
+    };
+    let left = svid.validity().not_after.as_secs().saturating_sub(received);
+    let wait = Duration::from_secs(left).mul_f64(0.5 + 0.05 * jitter.clamp(-1.0, 1.0));
+    due.max(UnixTime::since_unix_epoch(
+        Duration::from_secs(received).saturating_add(wait),
+    ))
 }
 
 /// Until it succeeds.
@@ -93,15 +109,27 @@ pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fender_runtime::clock::UnixTime;
-
     use super::*;
+    use crate::testing::{Authority, ORDERS, START, id};
+
+    fn at(seconds: u64) -> UnixTime {
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn a_certificate_dated_back_by_more_than_its_life_is_not_renewed_at_once() {
+        let life = Duration::from_secs(70);
+        let svid = Authority::new().svid_for(&id(ORDERS), at(START - 60), life, false);
+        assert_eq!(due(&svid, Some(at(START)), 0.0), at(START + 5));
+        // One that was found in the state directory is as old as it says.
+        assert_eq!(due(&svid, None, 0.0), at(START - 25));
+    }
 
     #[test]
     fn a_short_life_is_retried_faster_and_never_slower_than_once_a_minute() {
         let validity = |seconds| Validity {
-            not_before: UnixTime::since_unix_epoch(Duration::ZERO),
-            not_after: UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
+            not_before: at(0),
+            not_after: at(seconds),
         };
         let slowest = |seconds| {
             let mut backoff = patience(validity(seconds));

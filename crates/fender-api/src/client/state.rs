@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
@@ -36,6 +36,8 @@ pub struct StateDir(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    /// Two writers of one file would share the file beside it.
+    writing: Mutex<()>,
     _lock: File,
 }
 
@@ -74,7 +76,11 @@ impl StateDir {
             source,
         })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self(Arc::new(Inner { path, _lock: lock }))),
+            Ok(()) => Ok(Self(Arc::new(Inner {
+                path,
+                writing: Mutex::new(()),
+                _lock: lock,
+            }))),
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path }),
             Err(TryLockError::Error(source)) => Err(StateError::Io {
                 act: "lock",
@@ -204,6 +210,11 @@ impl StateDir {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.0.path.join(name);
         let beside = self.0.path.join(format!(".{name}.new"));
+        let _writing = self
+            .0
+            .writing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let replace = || -> io::Result<()> {
             match fs::remove_file(&beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -30,6 +30,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// A stream that lived this long was a good one: the next failure is a new one.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// How much is told of why a Snapshot was refused.
+const MAX_REASON: usize = 1024;
+
 /// Credentials whose generation is repeated after a reconnect.
 const MAX_GENERATIONS: usize = 256;
 
@@ -147,7 +150,8 @@ fn ack(version: u64) -> Kind {
     Kind::Ack(proto::Ack { version })
 }
 
-fn nack(version: u64, reason: String) -> Kind {
+fn nack(version: u64, mut reason: String) -> Kind {
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
     Kind::Nack(proto::Nack { version, reason })
 }
 

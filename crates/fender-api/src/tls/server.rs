@@ -26,6 +26,9 @@ use tonic::transport::server::Connected;
 
 use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_HEADER_LIST};
 
+/// A sidecar holds one stream for itself and one for each credential it watches.
+const MAX_STREAMS: u32 = 512;
+
 /// The server half of gRPC, bounded. Services still set [`MAX_MESSAGE`](super::MAX_MESSAGE) themselves:
 /// `IdentityServer::new(…).max_decoding_message_size(MAX_MESSAGE)`.
 pub fn server() -> Server {
@@ -35,7 +38,7 @@ pub fn server() -> Server {
         .http2_max_header_list_size(MAX_HEADER_LIST)
         .http2_max_pending_accept_reset_streams(Some(32))
         .http2_max_local_error_reset_streams(Some(256))
-        .max_concurrent_streams(64)
+        .max_concurrent_streams(MAX_STREAMS)
         .concurrency_limit_per_connection(64)
 }
 

@@ -1,0 +1,84 @@
+use super::*;
+
+fn value(text: &str, generation: &str) -> proto::CredentialValue {
+    use proto::credential_value::State;
+    proto::CredentialValue {
+        state: Some(State::Value(proto::Secret {
+            value: text.as_bytes().to_vec(),
+            generation: generation.to_owned(),
+        })),
+    }
+}
+
+fn shown(state: &CredentialState) -> Option<(String, String)> {
+    match state {
+        CredentialState::Value { value, generation } => {
+            Some((value.expose_str().unwrap().to_owned(), generation.clone()))
+        }
+        CredentialState::Pending
+        | CredentialState::Withdrawn(_)
+        | CredentialState::Unavailable(_) => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_follows_its_source_and_survives_an_outage() {
+    let bench = Bench::new();
+    bench.control.credential.send_replace(value("one", "1"));
+    let session = bench.joined().await;
+    let mut credential = session.watch_credential(&"shop/smtp".parse().unwrap());
+    let one = credential
+        .wait_for(|state| shown(state).is_some())
+        .await
+        .unwrap()
+        .clone();
+    assert_eq!(shown(&one).unwrap(), ("one".to_owned(), "1".to_owned()));
+    assert!(!format!("{one:?}").contains("one"));
+
+    bench.control.credential.send_replace(value("two", "2"));
+    credential
+        .wait_for(|state| shown(state).is_some_and(|(value, _)| value == "two"))
+        .await
+        .unwrap();
+
+    let mut link = session.link.clone();
+    bench.kill().await;
+    link.wait_for(|link| matches!(link, Link::Lost { .. }))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(shown(&credential.borrow()).unwrap().0, "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_is_withdrawn_is_not_an_outage() {
+    let bench = Bench::new();
+    bench.control.credential.send_replace(value("one", "1"));
+    let session = bench.joined().await;
+    let mut credential = session.watch_credential(&"shop/smtp".parse().unwrap());
+    credential
+        .wait_for(|state| shown(state).is_some())
+        .await
+        .unwrap();
+    bench
+        .control
+        .credential
+        .send_replace(proto::CredentialValue {
+            state: Some(proto::credential_value::State::Withdrawn("gone".to_owned())),
+        });
+    credential
+        .wait_for(|state| matches!(state, CredentialState::Withdrawn(_)))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_of_somebody_else_is_withheld() {
+    let bench = Bench::new();
+    let session = bench.joined().await;
+    let mut credential = session.watch_credential(&"shop/other".parse().unwrap());
+    credential
+        .wait_for(|state| matches!(state, CredentialState::Withdrawn(_)))
+        .await
+        .unwrap();
+}

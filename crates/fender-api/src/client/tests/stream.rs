@@ -1,0 +1,147 @@
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_new_snapshot_is_published_and_acknowledged() {
+    let mut bench = Bench::new();
+    let mut session = bench.joined().await;
+    assert_eq!(bench.ack().await, 1);
+    bench.control.push((&snapshot(2, &bench.control.ca)).into());
+    session
+        .snapshot
+        .wait_for(|snapshot| snapshot.version == 2)
+        .await
+        .unwrap();
+    assert_eq!(bench.ack().await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invalid_snapshot_is_refused_with_its_reason_but_what_it_says_about_trust_applies() {
+    let mut bench = Bench::new();
+    let mut session = bench.joined().await;
+
+    let mut bad = proto::Snapshot::from(&snapshot(2, &bench.control.ca));
+    bad.tls = None;
+    bad.drain_millis = 1;
+    bad.denied_serials = vec!["2a".to_owned()];
+    bad.bundles[0].roots.push(Authority::new().root.to_vec());
+    bench.control.push(bad);
+
+    let (version, reason) = bench.nack().await;
+    assert_eq!(version, 2);
+    assert!(reason.contains("`tls`"), "{reason}");
+    let snapshot = session.snapshot.borrow_and_update().clone();
+    assert_eq!(snapshot.version, 1, "the old one stays");
+    assert_eq!(snapshot.drain, Duration::from_secs(10));
+    assert!(snapshot.denied.denies(&"2a".parse().unwrap()));
+    assert_eq!(
+        snapshot
+            .bundles
+            .get(&"acme.test".parse().unwrap())
+            .unwrap()
+            .roots()
+            .len(),
+        2
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_snapshot_forgives_nobody() {
+    let mut bench = Bench::new();
+    let session = bench.joined().await;
+    let mut denying = proto::Snapshot::from(&snapshot(2, &bench.control.ca));
+    denying.denied_serials = vec!["2a".to_owned()];
+    bench.control.push(denying);
+    while bench.ack().await != 2 {}
+
+    let mut bad = proto::Snapshot::from(&snapshot(3, &bench.control.ca));
+    bad.policies = None;
+    bench.control.push(bad);
+    assert_eq!(bench.nack().await.0, 3);
+    assert!(
+        session
+            .snapshot
+            .borrow()
+            .denied
+            .denies(&"2a".parse().unwrap())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_another_workload_is_refused() {
+    let mut bench = Bench::new();
+    let session = bench.joined().await;
+    let mut other = proto::Snapshot::from(&snapshot(2, &bench.control.ca));
+    other.identity = "spiffe://acme.test/ns/shop/sa/web".to_owned();
+    bench.control.push(other);
+    let (_, reason) = bench.nack().await;
+    assert!(reason.contains("identity"), "{reason}");
+    assert_eq!(session.snapshot.borrow().version, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_any_usable_snapshot_nothing_starts_and_the_reason_is_told() {
+    let bench = Bench::new();
+    let mut bad = proto::Snapshot::from(&snapshot(1, &bench.control.ca));
+    bad.policies = None;
+    bench.control.push(bad);
+    let file = bench.token(&bench.control.token(1, None));
+    let error = bench
+        .open(bench.config(Some(file), None))
+        .await
+        .unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_UNAVAILABLE);
+    assert!(format!("{error:?}").contains("policies"), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_comes_back_is_found_and_told_again_what_is_in_use() {
+    let mut bench = Bench::new();
+    let queue = listener();
+    let (first, second) = (Drain::new(), Drain::new());
+    // Two lives of one address: the descriptor outlives the first server.
+    let again = fender_runtime::listen::Listener::from_fd(duplicate(&queue)).unwrap();
+    bench.url = bench.control.serve(queue, &first);
+    let mut session = bench.joined().await;
+    let report = Report::Credential {
+        name: "shop/smtp".parse().unwrap(),
+        generation: "g1".to_owned(),
+    };
+    session.reports.try_send(report).unwrap();
+    let in_use = |kind: &Kind| {
+        if let Kind::Credential(used) = kind {
+            Some(used.generation.clone())
+        } else {
+            None
+        }
+    };
+    assert_eq!(bench.reported(in_use).await, "g1");
+
+    first.force();
+    first.drained().await;
+    session
+        .link
+        .wait_for(|link| matches!(link, Link::Lost { .. }))
+        .await
+        .unwrap();
+    assert_eq!(
+        session.snapshot.borrow().version,
+        1,
+        "an outage changes nothing"
+    );
+
+    bench.control.serve(again, &second);
+    session
+        .link
+        .wait_for(|link| *link == Link::Connected)
+        .await
+        .unwrap();
+    let hello =
+        |kind: &Kind| matches!(kind, Kind::Hello(it) if it.snapshot_version == 1).then_some(());
+    bench.reported(hello).await;
+    assert_eq!(bench.reported(in_use).await, "g1");
+}
+
+fn duplicate(listener: &fender_runtime::listen::Listener) -> std::os::fd::OwnedFd {
+    use std::os::fd::AsFd as _;
+    listener.as_fd().try_clone_to_owned().unwrap()
+}
