@@ -22,7 +22,10 @@ impl FromStr for ListenAddr {
             return unix_path(text, path).map(Self::Unix);
         }
         text.parse().map(Self::Tcp).map_err(|_| {
-            InvalidAddress::new(text, "it is an IP address with a port, such as `0.0.0.0:8443`, or `unix:/path`")
+            InvalidAddress::new(
+                text,
+                "it is neither an IP address with a port nor `unix:` with a path",
+            )
         })
     }
 }
@@ -60,7 +63,9 @@ impl TryFrom<SocketAddr> for LoopbackAddr {
     fn try_from(address: SocketAddr) -> Result<Self, Self::Error> {
         let refuse = |why| InvalidAddress::new(&address.to_string(), why);
         if !address.ip().to_canonical().is_loopback() {
-            return Err(refuse("it is not on loopback, so the app could be reached past the sidecar"));
+            return Err(refuse(
+                "it is not on loopback, so the app could be reached past the sidecar",
+            ));
         }
         if address.port() == 0 {
             return Err(refuse("port 0 is no port"));
@@ -105,7 +110,10 @@ impl HostPort {
         if host.parse::<IpAddr>().is_err() && !is_host_name(host) {
             return refuse("its host is neither a DNS name nor an IP address");
         }
-        Ok(Self { host: host.to_ascii_lowercase(), port })
+        Ok(Self {
+            host: host.to_ascii_lowercase(),
+            port,
+        })
     }
 
     /// Without brackets.
@@ -123,7 +131,7 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = |why| InvalidAddress::new(text, why);
-        let form = "it has the form `host:port`";
+        let form = "it does not have the form `host:port`";
         let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse(form))?;
         let port = port
             .parse::<u16>()
@@ -132,7 +140,11 @@ impl FromStr for HostPort {
             .ok_or_else(|| refuse("its port is not a number from 1 to 65535"))?;
         let host = match host.strip_prefix('[') {
             Some(bracketed) => bracketed.strip_suffix(']').ok_or_else(|| refuse(form))?,
-            None if host.contains(':') => return Err(refuse("an IPv6 address stands in brackets: `[2001:db8::1]:443`")),
+            None if host.contains(':') => {
+                return Err(refuse(
+                    "an IPv6 address stands in brackets: `[2001:db8::1]:443`",
+                ));
+            }
             None => host,
         };
         Self::new(host, port).map_err(|invalid| InvalidAddress::new(text, invalid.why))
@@ -155,11 +167,16 @@ pub(crate) fn is_host_name(text: &str) -> bool {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     text.len() <= 253
         && text.split('.').all(is_label)
-        && text.rsplit('.').next().is_some_and(|last| !last.bytes().all(|b| b.is_ascii_digit()))
+        && text
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| !last.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `sun_path` holds 108 bytes with its terminator.
@@ -167,10 +184,16 @@ const UNIX_PATH_MAX: usize = 107;
 
 fn unix_path(text: &str, path: &str) -> Result<PathBuf, InvalidAddress> {
     if !path.starts_with('/') {
-        return Err(InvalidAddress::new(text, "the path of a Unix socket is absolute"));
+        return Err(InvalidAddress::new(
+            text,
+            "the path of a Unix socket is absolute",
+        ));
     }
     if path.len() > UNIX_PATH_MAX || path.contains('\0') {
-        return Err(InvalidAddress::new(text, "the path of a Unix socket is at most 107 bytes, none of them zero"));
+        return Err(InvalidAddress::new(
+            text,
+            "the path of a Unix socket is at most 107 bytes, none of them zero",
+        ));
     }
     Ok(path.into())
 }
@@ -185,6 +208,9 @@ pub struct InvalidAddress {
 
 impl InvalidAddress {
     fn new(text: &str, why: &'static str) -> Self {
-        Self { text: text.to_owned(), why }
+        Self {
+            text: text.to_owned(),
+            why,
+        }
     }
 }

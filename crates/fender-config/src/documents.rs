@@ -14,11 +14,11 @@ use fender_identity::tls::TlsProfile;
 use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
+use crate::problem::{Place, Report};
+use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw};
 use crate::snapshot::{
     ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, UpstreamRoots,
 };
-use crate::problem::{Place, Report};
-use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw};
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
@@ -39,11 +39,17 @@ pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
     let mut report = Report::default();
     let read = read_all(sources, &mut report);
     let (warnings, documents) = report.finish(sources, Some(read))?;
-    Ok(Documents { warnings, ..documents })
+    Ok(Documents {
+        warnings,
+        ..documents
+    })
 }
 
 fn read_all(sources: &[Source], report: &mut Report) -> Documents {
-    let Loaded { documents: pages, known } = read::load(sources, report);
+    let Loaded {
+        documents: pages,
+        known,
+    } = read::load(sources, report);
     let mut documents = Documents::default();
     let (mut workloads, mut policies) = (Vec::new(), Vec::new());
     let mut places = BTreeMap::new();
@@ -52,19 +58,39 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
         match raw {
             Raw::Mesh(raw) => documents.mesh = documents.mesh.take().or(read::mesh(reader, raw)),
             Raw::Workload(raw) => workloads.extend(read::workload(page, report, raw)),
-            Raw::Upstream(raw) => insert(&mut documents.upstreams, read::upstream(reader, raw), |it| &it.name),
-            Raw::Credential(raw) => insert(&mut documents.credentials, read::credential(reader, raw), |it| &it.name),
+            Raw::Upstream(raw) => insert(
+                &mut documents.upstreams,
+                read::upstream(reader, raw),
+                |it| &it.name,
+            ),
+            Raw::Credential(raw) => insert(
+                &mut documents.credentials,
+                read::credential(reader, raw),
+                |it| &it.name,
+            ),
             Raw::AuthorizationPolicy(raw) => policies.push((page, raw)),
             Raw::Sidecar(_) => report.add(
-                Problem::new(page.start(), "fender::wrong-place", "a `Sidecar` runs without a control plane")
-                    .help("give it to `fender sidecar --config FILE`, or describe a `Workload` here"),
+                Problem::new(
+                    page.start(),
+                    "fender::wrong-place",
+                    "a `Sidecar` runs without a control plane",
+                )
+                .help("give it to `fender sidecar --config FILE`, or describe a `Workload` here"),
             ),
         }
     }
-    if !known.any(Kind::Mesh) && let Some(first) = workloads.first() {
+    if !known.any(Kind::Mesh)
+        && let Some(first) = workloads.first()
+    {
         report.add(
-            Problem::new(first.start(), "fender::no-mesh", "there are workloads, but no `Mesh`")
-                .help("a Mesh names the trust domain: `kind: Mesh`, `spec: { trustDomain: example.org }`"),
+            Problem::new(
+                first.start(),
+                "fender::no-mesh",
+                "there are workloads, but no `Mesh`",
+            )
+            .help(
+                "a Mesh names the trust domain: `kind: Mesh`, `spec: { trustDomain: example.org }`",
+            ),
         );
     }
     let ports = Ports::of(&workloads);
@@ -72,12 +98,18 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
         let workload = unresolved.resolve(&known, &ports, report);
         documents.workloads.insert(workload.name.clone(), workload);
     }
-    let root_namespace = documents.mesh.as_ref().map_or(ROOT_NAMESPACE, |mesh| &mesh.root_namespace).to_owned();
+    let root_namespace = documents
+        .mesh
+        .as_ref()
+        .map_or(ROOT_NAMESPACE, |mesh| &mesh.root_namespace)
+        .to_owned();
     for (page, raw) in policies {
         let at = page.place(raw.metadata.value.name.location);
         if let Some(selecting) = read::policy(&mut Reader { page, report }, raw, &root_namespace) {
             places.insert(selecting.policy.name.clone(), at);
-            documents.policies.insert(selecting.policy.name.clone(), selecting);
+            documents
+                .policies
+                .insert(selecting.policy.name.clone(), selecting);
         }
     }
     if known.everything_was_read() {
@@ -96,9 +128,17 @@ fn insert<K: Ord + Clone, V>(all: &mut BTreeMap<K, V>, value: Option<V>, name: i
 impl Documents {
     fn warn_of_idle_policies(&self, places: BTreeMap<PolicyName, Place>, report: &mut Report) {
         for (name, place) in places {
-            let selects = |policy: &SelectingPolicy| self.workloads.values().any(|workload| policy.selector.selects(workload));
+            let selects = |policy: &SelectingPolicy| {
+                self.workloads
+                    .values()
+                    .any(|workload| policy.selector.selects(workload))
+            };
             if !self.policies.get(&name).is_some_and(selects) {
-                let warning = Problem::new(place, "fender::selects-nobody", format!("the policy `{name}` selects no workload"));
+                let warning = Problem::new(
+                    place,
+                    "fender::selects-nobody",
+                    format!("the policy `{name}` selects no workload"),
+                );
                 report.warn(warning.help("it selects by namespace, and by `selector.matchLabels` against the `metadata.labels` of Workloads"));
             }
         }
@@ -107,11 +147,20 @@ impl Documents {
     /// Two secrets in one place: the app would get one of them, by chance.
     fn refuse_deliveries_over_each_other(&self, report: &mut Report, known: &Known<'_>) {
         for workload in self.workloads.values() {
-            let specs = workload.credentials.iter().filter_map(|name| self.credentials.get(name));
+            let specs = workload
+                .credentials
+                .iter()
+                .filter_map(|name| self.credentials.get(name));
             for (one, other, what) in collisions(specs) {
                 let place = known.place(Kind::Credential, &other.to_string());
-                let message = format!("the workload `{}` gets two credentials in one place: `{one}` and `{other}` both go to {what}", workload.name);
-                report.add(Problem::new(place, "fender::same-delivery", message).help("deliver one of them elsewhere"));
+                let message = format!(
+                    "the workload `{}` gets two credentials in one place: `{one}` and `{other}` both go to {what}",
+                    workload.name
+                );
+                report.add(
+                    Problem::new(place, "fender::same-delivery", message)
+                        .help("deliver one of them elsewhere"),
+                );
             }
         }
     }
@@ -204,7 +253,11 @@ pub struct OutboundPort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboundTo {
     /// Resolved already: whom to expect, where, speaking what.
-    Service { workload: WorkloadName, address: HostPort, protocol: Protocol },
+    Service {
+        workload: WorkloadName,
+        address: HostPort,
+        protocol: Protocol,
+    },
     Upstream(ObjectName),
 }
 
@@ -252,9 +305,16 @@ impl Selector {
         self.selects_labels(workload.name.namespace(), &workload.labels)
     }
 
-    pub(crate) fn selects_labels(&self, namespace: &str, labels: &BTreeMap<String, String>) -> bool {
+    pub(crate) fn selects_labels(
+        &self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> bool {
         self.namespace.as_deref().is_none_or(|of| of == namespace)
-            && self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
     }
 }
 

@@ -6,8 +6,6 @@
 //!
 //! Nothing here opens a file, resolves a name or knows the time: sources come in as text, paths stay paths.
 
-#![forbid(unsafe_code)]
-
 mod address;
 mod documents;
 mod name;
@@ -22,8 +20,8 @@ mod yaml;
 
 pub use address::{AppAddress, HostPort, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use documents::{
-    Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh, OutboundPort, OutboundTo,
-    Selector, SelectingPolicy, Upstream, What, Workload, parse,
+    Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh,
+    OutboundPort, OutboundTo, SelectingPolicy, Selector, Upstream, What, Workload, parse,
 };
 pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};

@@ -14,7 +14,10 @@ impl ObjectName {
     pub fn new(namespace: &str, name: &str) -> Result<Self, InvalidName> {
         check_label(namespace)?;
         check_label(name)?;
-        Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
     }
 
     pub fn namespace(&self) -> &str {
@@ -30,9 +33,10 @@ impl FromStr for ObjectName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (namespace, name) = text
-            .split_once('/')
-            .ok_or_else(|| InvalidName { text: text.to_owned(), why: "it has the form `namespace/name`" })?;
+        let (namespace, name) = text.split_once('/').ok_or_else(|| InvalidName {
+            text: text.to_owned(),
+            why: "it does not have the form `namespace/name`",
+        })?;
         Self::new(namespace, name)
     }
 }
@@ -45,14 +49,22 @@ impl fmt::Display for ObjectName {
 
 /// RFC 1123: what Kubernetes and DNS both take.
 pub(crate) fn check_label(text: &str) -> Result<(), InvalidName> {
-    let refuse = |why| Err(InvalidName { text: text.to_owned(), why });
+    let refuse = |why| {
+        Err(InvalidName {
+            text: text.to_owned(),
+            why,
+        })
+    };
     if text.is_empty() {
         return refuse("it is empty");
     }
     if text.len() > 63 {
         return refuse("it is longer than 63 characters");
     }
-    if !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+    if !text
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    {
         return refuse("it may hold only lower-case letters, digits and `-`");
     }
     if text.starts_with('-') || text.ends_with('-') {

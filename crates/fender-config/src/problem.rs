@@ -3,9 +3,12 @@
 //! A problem is one thing a person can fix. Rendering shows the line it is about; nothing here decides what is wrong.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
+use miette::{
+    GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity,
+};
 
 use crate::Source;
 
@@ -42,7 +45,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(file: &str, line: usize, column: usize, length: usize) -> Self {
-        Self { file: file.to_owned(), line, column, length }
+        Self {
+            file: file.to_owned(),
+            line,
+            column,
+            length,
+        }
     }
 
     pub(crate) fn whole_file(file: &str) -> Self {
@@ -114,8 +122,14 @@ impl Problems {
 
     /// For a terminal: each problem with the line it is about.
     pub fn render(&self) -> String {
-        let errors = self.problems.iter().map(|problem| (problem, Severity::Error));
-        let warnings = self.warnings.iter().map(|warning| (warning, Severity::Warning));
+        let errors = self
+            .problems
+            .iter()
+            .map(|problem| (problem, Severity::Error));
+        let warnings = self
+            .warnings
+            .iter()
+            .map(|warning| (warning, Severity::Warning));
         render(&errors.chain(warnings).collect::<Vec<_>>(), &self.texts)
     }
 }
@@ -138,7 +152,10 @@ impl fmt::Display for Problems {
 /// Without the text of the documents.
 impl fmt::Debug for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Problems").field("problems", &self.problems).field("warnings", &self.warnings).finish()
+        f.debug_struct("Problems")
+            .field("problems", &self.problems)
+            .field("warnings", &self.warnings)
+            .finish()
     }
 }
 
@@ -165,9 +182,15 @@ impl Report {
     }
 
     /// The warnings and what was read, if nothing was wrong.
-    pub(crate) fn finish<T>(mut self, sources: &[Source], read: Option<T>) -> Result<(Vec<Problem>, T), Problems> {
+    pub(crate) fn finish<T>(
+        mut self,
+        sources: &[Source],
+        read: Option<T>,
+    ) -> Result<(Vec<Problem>, T), Problems> {
         let order = |problem: &Problem| {
-            let file = sources.iter().position(|source| source.name == problem.file);
+            let file = sources
+                .iter()
+                .position(|source| source.name == problem.file);
             (file, problem.line, problem.column)
         };
         self.problems.sort_by_key(order);
@@ -179,10 +202,16 @@ impl Report {
         if let Some(last) = self.problems.get(MAX_PROBLEMS).cloned() {
             self.problems.truncate(MAX_PROBLEMS);
             let place = Place::new(&last.file, last.line, last.column, last.length);
-            let message = format!("more than {MAX_PROBLEMS} problems; from here on they are not listed");
-            self.problems.push(Problem::new(place, "fender::too-many-problems", message));
+            let message =
+                format!("more than {MAX_PROBLEMS} problems; from here on they are not listed");
+            self.problems
+                .push(Problem::new(place, "fender::too-many-problems", message));
         }
-        Err(Problems { problems: self.problems, warnings: self.warnings, texts: Texts::of(sources) })
+        Err(Problems {
+            problems: self.problems,
+            warnings: self.warnings,
+            texts: Texts::of(sources),
+        })
     }
 }
 
@@ -192,13 +221,40 @@ struct Texts(Vec<(String, Arc<str>)>);
 
 impl Texts {
     fn of(sources: &[Source]) -> Self {
-        Self(sources.iter().map(|source| (source.name.clone(), source.text.as_str().into())).collect())
+        Self(
+            sources
+                .iter()
+                .map(|source| (source.name.clone(), source.text.as_str().into()))
+                .collect(),
+        )
     }
 
-    fn line(&self, file: &str, line: usize) -> Option<&str> {
+    /// The line and its neighbours, if it is there and short enough to be quoted.
+    fn around(&self, file: &str, line: usize) -> Option<Quote> {
         let (_, text) = self.0.iter().find(|(name, _)| name == file)?;
-        text.split('\n').nth(line.checked_sub(1)?)
+        let above = line.saturating_sub(2);
+        let mut text_around = "\n".repeat(above);
+        let mut at = None;
+        for (number, quoted) in (above + 1..=line + 1).zip(text.lines().skip(above)) {
+            let fits = quoted.chars().count() <= MAX_QUOTED;
+            if number == line {
+                at = fits.then_some(text_around.len()..text_around.len() + quoted.len());
+            }
+            text_around.push_str(if fits { quoted } else { "…" });
+            text_around.push('\n');
+        }
+        Some(Quote {
+            text: text_around,
+            line: at?,
+        })
     }
+}
+
+/// A few lines of a file, with their numbers kept right by empty lines before them.
+struct Quote {
+    text: String,
+    /// Which bytes of it are the line in question.
+    line: Range<usize>,
 }
 
 fn render(problems: &[(&Problem, Severity)], texts: &Texts) -> String {
@@ -212,7 +268,11 @@ fn render(problems: &[(&Problem, Severity)], texts: &Texts) -> String {
         let _ = handler.render_report(&mut out, report.as_ref());
         out.push('\n');
     }
-    if let Some(more) = problems.len().checked_sub(MAX_RENDERED).filter(|more| *more > 0) {
+    if let Some(more) = problems
+        .len()
+        .checked_sub(MAX_RENDERED)
+        .filter(|more| *more > 0)
+    {
         out.push_str(&format!("… and {more} more\n"));
     }
     out
@@ -223,10 +283,11 @@ const MAX_QUOTED: usize = 200;
 
 impl Problem {
     fn diagnostic(&self, severity: Severity, texts: &Texts) -> miette::Report {
-        let mut diagnostic = MietteDiagnostic::new(self.message.clone()).with_code(self.code).with_severity(severity);
+        let mut diagnostic = MietteDiagnostic::new(self.message.clone())
+            .with_code(self.code)
+            .with_severity(severity);
         diagnostic.help = self.help.clone();
-        let quoted = texts.line(&self.file, self.line).filter(|line| line.chars().count() <= MAX_QUOTED);
-        let Some(line) = quoted else {
+        let Some(quote) = texts.around(&self.file, self.line) else {
             let place = match self.line {
                 0 => self.file.clone(),
                 line => format!("{}:{line}:{}", self.file, self.column),
@@ -234,14 +295,19 @@ impl Problem {
             diagnostic.message = format!("{place}: {}", self.message);
             return diagnostic.into();
         };
-        // Only the line itself is quoted: newlines before it keep its number right.
-        let above = self.line.saturating_sub(1);
-        let characters: Vec<usize> = line.char_indices().map(|(at, _)| at).chain([line.len()]).collect();
+        let line = quote.text.get(quote.line.clone()).unwrap_or_default();
+        let characters: Vec<usize> = line
+            .char_indices()
+            .map(|(at, _)| at)
+            .chain([line.len()])
+            .collect();
         let nth = |n: usize| characters.get(n).copied().unwrap_or(line.len());
         let from = self.column.saturating_sub(1);
         let (start, end) = (nth(from), nth(from + self.length.max(1)));
-        diagnostic.labels = Some(vec![LabeledSpan::underline((above + start, end - start))]);
-        let text = format!("{}{line}", "\n".repeat(above));
-        miette::Report::new(diagnostic).with_source_code(NamedSource::new(&self.file, text))
+        diagnostic.labels = Some(vec![LabeledSpan::underline((
+            quote.line.start + start,
+            end - start,
+        ))]);
+        miette::Report::new(diagnostic).with_source_code(NamedSource::new(&self.file, quote.text))
     }
 }

@@ -11,7 +11,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::snapshot::{ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage};
+use crate::snapshot::{
+    ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
+};
 use crate::yaml::{At, Choice, Word};
 
 /// Enough of any document to know what it is.

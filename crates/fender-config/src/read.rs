@@ -12,6 +12,7 @@ mod upstream;
 mod workload;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -61,9 +62,10 @@ impl Raw {
             Self::Upstream(document) => named(&document.metadata),
             Self::Credential(document) => named(&document.metadata),
             Self::Sidecar(document) => named(&document.metadata),
-            Self::AuthorizationPolicy(document) => {
-                (document.metadata.value.namespace.as_ref(), &document.metadata.value.name)
-            }
+            Self::AuthorizationPolicy(document) => (
+                document.metadata.value.namespace.as_ref(),
+                &document.metadata.value.name,
+            ),
         }
     }
 }
@@ -88,15 +90,27 @@ pub(crate) struct Known<'a> {
 impl Known<'_> {
     /// Certainly not there: neither read, nor possibly in a document that could not be read.
     pub(crate) fn misses(&self, kind: Kind, namespace: &str, name: &str) -> bool {
-        !self.names.contains_key(&(kind, format!("{namespace}/{name}")))
+        !self
+            .names
+            .contains_key(&(kind, format!("{namespace}/{name}")))
             && !self.broken.iter().any(|text| text.contains(name))
     }
 
     /// The nearest name of this kind, as a reference from `namespace` would write it.
     pub(crate) fn nearest(&self, kind: Kind, namespace: &str, name: &str) -> Option<&str> {
-        let names = || self.names.keys().filter(|(of, _)| *of == kind).map(|(_, full)| full.as_str());
+        let names = || {
+            self.names
+                .keys()
+                .filter(|(of, _)| *of == kind)
+                .map(|(_, full)| full.as_str())
+        };
         let within = |full: &'_ str| full.split_once('/').is_some_and(|(of, _)| of == namespace);
-        nearest(name, names().filter(|full| within(full)).filter_map(|full| Some(full.split_once('/')?.1)))
+        nearest(
+            name,
+            names()
+                .filter(|full| within(full))
+                .filter_map(|full| Some(full.split_once('/')?.1)),
+        )
     }
 
     /// Where an object is described; the first file if that is not known.
@@ -116,7 +130,10 @@ impl Known<'_> {
 
 pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a> {
     let mut documents = Vec::new();
-    let mut known = Known { names: BTreeMap::new(), broken: Vec::new() };
+    let mut known = Known {
+        names: BTreeMap::new(),
+        broken: Vec::new(),
+    };
     let mut total = 0;
     for source in sources {
         total += source.text.len();
@@ -146,18 +163,37 @@ fn too_large(source: &Source) -> Problem {
         "the file has {} bytes; one may have {MAX_SOURCE_BYTES}, all together {MAX_TOTAL_BYTES}",
         source.text.len()
     );
-    Problem::new(Place::whole_file(&source.name), "fender::too-large", message).help("split it into several files")
+    Problem::new(
+        Place::whole_file(&source.name),
+        "fender::too-large",
+        message,
+    )
+    .help("split it into several files")
 }
 
 const FENDER: &str = "fender.dev/v1";
 const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
-const KINDS: [&str; 6] = ["Mesh", "Workload", "Upstream", "Credential", "AuthorizationPolicy", "Sidecar"];
+const KINDS: [&str; 6] = [
+    "Mesh",
+    "Workload",
+    "Upstream",
+    "Credential",
+    "AuthorizationPolicy",
+    "Sidecar",
+];
 
 fn read(page: &Page<'_>) -> Result<Raw, Problem> {
     let head: Head = page.read()?;
     let missing = |field: &str| {
-        Problem::new(page.start(), "fender::missing-field", format!("the document has no `{field}`"))
-            .help(format!("it begins with `apiVersion: {FENDER}` and `kind:`, which is {}", either(KINDS)))
+        Problem::new(
+            page.start(),
+            "fender::missing-field",
+            format!("the document has no `{field}`"),
+        )
+        .help(format!(
+            "it begins with `apiVersion: {FENDER}` and `kind:`, which is {}",
+            either(KINDS)
+        ))
     };
     let kind = head.kind.ok_or_else(|| missing("kind"))?;
     let version = head.api_version.ok_or_else(|| missing("apiVersion"))?;
@@ -165,9 +201,16 @@ fn read(page: &Page<'_>) -> Result<Raw, Problem> {
         if right.contains(&version.value.as_str()) {
             return Ok(());
         }
-        let message = format!("`{}` is not an apiVersion of `{}`", version.value, kind.value);
-        Err(Problem::new(page.place(version.location), "fender::unknown-version", message)
-            .help(format!("it is {}", either(right.iter().copied()))))
+        let message = format!(
+            "`{}` is not an apiVersion of `{}`",
+            version.value, kind.value
+        );
+        Err(Problem::new(
+            page.place(version.location),
+            "fender::unknown-version",
+            message,
+        )
+        .help(format!("it is {}", either(right.iter().copied()))))
     };
     let fender = || wants(&[FENDER]);
     match kind.value.as_str() {
@@ -176,9 +219,12 @@ fn read(page: &Page<'_>) -> Result<Raw, Problem> {
         "Upstream" => fender().and_then(|()| page.read().map(Raw::Upstream)),
         "Credential" => fender().and_then(|()| page.read().map(Raw::Credential)),
         "Sidecar" => fender().and_then(|()| page.read().map(Raw::Sidecar)),
-        "AuthorizationPolicy" => wants(&ISTIO).and_then(|()| page.read().map(Raw::AuthorizationPolicy)),
+        "AuthorizationPolicy" => {
+            wants(&ISTIO).and_then(|()| page.read().map(Raw::AuthorizationPolicy))
+        }
         other => {
-            let problem = |message| Problem::new(page.place(kind.location), "fender::unknown-kind", message);
+            let problem =
+                |message| Problem::new(page.place(kind.location), "fender::unknown-kind", message);
             Err(match nearest(other, KINDS) {
                 _ if version.value.contains("istio.io/") => problem(format!("Istio's `{other}` is not supported"))
                     .help("of Istio's kinds, `AuthorizationPolicy` is; remove this document, and what it asked for with it"),
@@ -198,15 +244,20 @@ fn register(page: &Page<'_>, raw: &Raw, known: &mut Known<'_>, report: &mut Repo
         (_, Some(namespace)) => format!("{}/{}", namespace.value, name.value),
         (_, None) => return,
     };
-    let first = known.names.entry((kind, full.clone())).or_insert_with(|| place.clone());
-    if *first == place {
-        return;
-    }
-    let problem = match kind {
-        Kind::Mesh | Kind::Sidecar => Problem::new(place, "fender::duplicate", format!("there is more than one `{kind}`")),
-        _ => Problem::new(place, "fender::duplicate", format!("the {kind} `{full}` is there twice")),
+    let first = match known.names.entry((kind, full.clone())) {
+        Entry::Occupied(first) => first,
+        Entry::Vacant(free) => {
+            free.insert(place);
+            return;
+        }
     };
-    report.add(problem.help(format!("the first one is at {first}; keep one of them")));
+    let message = if full.is_empty() {
+        format!("there is more than one `{kind}`")
+    } else {
+        format!("the {kind} `{full}` is there twice")
+    };
+    let help = format!("the first one is at {}; keep one of them", first.get());
+    report.add(Problem::new(place, "fender::duplicate", message).help(help));
 }
 
 /// Namespace and name, if both are there and right.
@@ -216,7 +267,7 @@ fn full_name<T, E: std::fmt::Display>(
     make: impl Fn(&str, &str) -> Result<T, E>,
 ) -> Option<T> {
     let Some(namespace) = metadata.value.namespace() else {
-        reader.wrong_with(
+        reader.wrong(
             metadata,
             "fender::missing-field",
             "the metadata has no `namespace`",
@@ -227,8 +278,12 @@ fn full_name<T, E: std::fmt::Display>(
     match make(&namespace.value, &metadata.value.name().value) {
         Ok(name) => Some(name),
         Err(error) => {
-            let at = if make(&namespace.value, "x").is_ok() { metadata.value.name() } else { namespace };
-            reader.wrong(at, "fender::bad-name", error.to_string());
+            let at = if make(&namespace.value, "x").is_ok() {
+                metadata.value.name()
+            } else {
+                namespace
+            };
+            reader.wrong(at, "fender::bad-name", error.to_string(), NAME_HELP);
             None
         }
     }
@@ -259,19 +314,44 @@ impl Named for raw::IstioMetadata {
     }
 }
 
+/// How names are written.
+const NAME_HELP: &str =
+    "lower-case letters, digits and `-`, at most 63, such as `orders` or `orders-v2`";
+/// How the other side of a connection is written.
+const HOST_HELP: &str = "write `inventory.internal:8443`, `10.0.0.9:8443` or `[2001:db8::9]:8443`";
+
 /// A span of time within bounds.
-fn duration(reader: &mut Reader<'_>, field: &str, at: &At<String>, min: Duration, max: Duration) -> Option<Duration> {
+fn duration(
+    reader: &mut Reader<'_>,
+    field: &str,
+    at: &At<String>,
+    min: Duration,
+    max: Duration,
+) -> Option<Duration> {
     let Ok(duration) = humantime::parse_duration(&at.value) else {
         let message = format!("`{}` is not a span of time", at.value);
-        reader.wrong_with(at, "fender::bad-duration", message, "write it like `30s`, `5m` or `1h`");
+        reader.wrong(
+            at,
+            "fender::bad-duration",
+            message,
+            "write it like `30s`, `5m` or `1h`",
+        );
         return None;
     };
     if (min..=max).contains(&duration) {
         return Some(duration);
     }
     let message = format!("`{field}` may not be `{}`", at.value);
-    let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
-    reader.wrong_with(at, "fender::bad-duration", message, format!("it lies between `{min}` and `{max}`"));
+    let (min, max) = (
+        humantime::format_duration(min),
+        humantime::format_duration(max),
+    );
+    reader.wrong(
+        at,
+        "fender::bad-duration",
+        message,
+        format!("it lies between `{min}` and `{max}`"),
+    );
     None
 }
 
@@ -289,25 +369,38 @@ fn file_path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathBuf> {
     match refused {
         None => Some(PathBuf::from(&at.value)),
         Some(help) => {
-            reader.wrong_with(at, "fender::bad-path", format!("`{}` is not usable as a path", at.value), help);
+            reader.wrong(
+                at,
+                "fender::bad-path",
+                format!("`{}` is not usable as a path", at.value),
+                help,
+            );
             None
         }
     }
 }
 
-fn fallback(reader: &mut Reader<'_>, authorization: Option<&raw::Authorization>) -> Option<fender_policy::Default> {
+fn fallback(
+    reader: &mut Reader<'_>,
+    authorization: Option<&raw::Authorization>,
+) -> Option<fender_policy::Default> {
     let at = authorization?.default.as_ref()?;
     reader.choose("default", at)
 }
 
 fn tls(reader: &mut Reader<'_>, tls: Option<&raw::Tls>) -> fender_identity::tls::TlsProfile {
-    let minimum = tls.and_then(|tls| tls.minimum.as_ref()).and_then(|at| reader.choose("minimum", at));
-    fender_identity::tls::TlsProfile { minimum: minimum.unwrap_or(fender_identity::tls::TlsVersion::Tls13) }
+    let minimum = tls
+        .and_then(|tls| tls.minimum.as_ref())
+        .and_then(|at| reader.choose("minimum", at));
+    fender_identity::tls::TlsProfile {
+        minimum: minimum.unwrap_or(fender_identity::tls::TlsVersion::Tls13),
+    }
 }
 
 const DRAIN: Duration = Duration::from_secs(30);
 const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 fn drain(reader: &mut Reader<'_>, at: Option<&At<String>>) -> Duration {
-    at.and_then(|at| duration(reader, "drain", at, Duration::ZERO, MAX_DRAIN)).unwrap_or(DRAIN)
+    at.and_then(|at| duration(reader, "drain", at, Duration::ZERO, MAX_DRAIN))
+        .unwrap_or(DRAIN)
 }

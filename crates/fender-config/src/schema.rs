@@ -16,7 +16,10 @@ pub fn schema() -> Value {
         of::<raw::Document<raw::Upstream>>("Upstream", &["fender.dev/v1"]),
         of::<raw::Document<raw::Credential>>("Credential", &["fender.dev/v1"]),
         of::<raw::Document<raw::Sidecar>>("Sidecar", &["fender.dev/v1"]),
-        of::<raw::IstioDocument>("AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"]),
+        of::<raw::IstioDocument>(
+            "AuthorizationPolicy",
+            &["security.istio.io/v1", "security.istio.io/v1beta1"],
+        ),
     ];
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

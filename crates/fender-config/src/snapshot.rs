@@ -108,7 +108,11 @@ pub struct Outbound {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// A workload of the mesh: it must prove to be exactly `id` (M4).
-    Service { id: SpiffeId, addresses: Vec<HostPort>, protocol: Protocol },
+    Service {
+        id: SpiffeId,
+        addresses: Vec<HostPort>,
+        protocol: Protocol,
+    },
     /// An external service, verified by its DNS name.
     Upstream {
         name: ObjectName,
@@ -156,7 +160,9 @@ pub enum CredentialSource {
 pub enum Delivery {
     File(FileDelivery),
     /// For `fender exec`.
-    Environment { variable: String },
+    Environment {
+        variable: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

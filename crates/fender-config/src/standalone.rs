@@ -43,11 +43,22 @@ pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
     let read = read_all(sources, &mut report);
     if read.is_none() && report.is_clean() {
         let place = Place::whole_file(sources.first().map_or("", |source| &source.name));
-        let problem = Problem::new(place, "fender::no-sidecar", "there is no `Sidecar` document");
-        report.add(problem.help("a sidecar without a control plane is described by `kind: Sidecar`"));
+        let problem = Problem::new(
+            place,
+            "fender::no-sidecar",
+            "there is no `Sidecar` document",
+        );
+        report
+            .add(problem.help("a sidecar without a control plane is described by `kind: Sidecar`"));
     }
     let (warnings, (sidecar, policies, credentials)) = report.finish(sources, read)?;
-    Ok(Standalone { identity_files: sidecar.identity_files.clone(), warnings, sidecar, policies, credentials })
+    Ok(Standalone {
+        identity_files: sidecar.identity_files.clone(),
+        warnings,
+        sidecar,
+        policies,
+        credentials,
+    })
 }
 
 type Parts = (Alone, Vec<SelectingPolicy>, Vec<Credential>);
@@ -60,7 +71,10 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
         let reader = &mut Reader { page, report };
         match raw {
             Raw::Sidecar(raw) => sidecar = sidecar.or(read::sidecar(reader, &known, raw)),
-            Raw::AuthorizationPolicy(raw) => policies.extend(read::policy(reader, raw, ROOT_NAMESPACE)),
+            Raw::AuthorizationPolicy(raw) => {
+                let place = page.place(raw.metadata.value.name.location);
+                policies.extend(read::policy(reader, raw, ROOT_NAMESPACE).map(|policy| (place, policy)));
+            }
             Raw::Credential(raw) => {
                 let credential = read::credential(reader, raw);
                 all.extend(credential.map(|credential| (credential.name.clone(), credential)));
@@ -72,21 +86,53 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
         }
     }
     let sidecar = sidecar?;
+    let idle = |policy: &SelectingPolicy| {
+        !policy
+            .selector
+            .selects_labels(sidecar.name.namespace(), &sidecar.labels)
+    };
+    for (place, policy) in policies.iter().filter(|(_, policy)| idle(policy)) {
+        let message = format!(
+            "the policy `{}` does not select this sidecar",
+            policy.policy.name
+        );
+        report.warn(
+            Problem::new(place.clone(), "fender::selects-nobody", message)
+                .help("it selects by namespace, and by `selector.matchLabels` against the `metadata.labels` of the Sidecar"),
+        );
+    }
     let mut credentials = Vec::new();
-    for credential in sidecar.credentials.iter().filter_map(|name| all.remove(name)) {
+    for credential in sidecar
+        .credentials
+        .iter()
+        .filter_map(|name| all.remove(name))
+    {
         if let CredentialFrom::ControlFile(_) = credential.source {
             let place = known.place(Kind::Credential, &credential.name.to_string());
-            let message = format!("the credential `{}` comes `via: control`, and there is no control plane here", credential.name);
-            report.add(Problem::new(place, "fender::wrong-place", message).help("write `via: sidecar`"));
+            let message = format!(
+                "the credential `{}` comes `via: control`, and there is no control plane here",
+                credential.name
+            );
+            report.add(
+                Problem::new(place, "fender::wrong-place", message).help("write `via: sidecar`"),
+            );
         }
         credentials.push(credential);
     }
     for (one, other, what) in collisions(credentials.iter()) {
         let place = known.place(Kind::Credential, &other.to_string());
-        let message = format!("two credentials go to one place: `{one}` and `{other}` both go to {what}");
-        report.add(Problem::new(place, "fender::same-delivery", message).help("deliver one of them elsewhere"));
+        let message =
+            format!("two credentials go to one place: `{one}` and `{other}` both go to {what}");
+        report.add(
+            Problem::new(place, "fender::same-delivery", message)
+                .help("deliver one of them elsewhere"),
+        );
     }
-    Some((sidecar, policies, credentials))
+    Some((
+        sidecar,
+        policies.into_iter().map(|(_, policy)| policy).collect(),
+        credentials,
+    ))
 }
 
 impl Standalone {

@@ -5,8 +5,15 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     let lower = word.to_lowercase();
     // A third of the letters may be wrong, at least one, never more than three.
     let limit = (word.chars().count() / 3).clamp(1, 3);
+    // Another number is another thing, not a slip.
+    let digits = |text: &str| {
+        text.chars()
+            .filter(char::is_ascii_digit)
+            .collect::<String>()
+    };
     known
         .into_iter()
+        .filter(|candidate| digits(candidate) == digits(word))
         .map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= limit && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)
@@ -25,7 +32,8 @@ pub(crate) fn either<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
 
 /// Insertions, deletions, replacements, and neighbours swapped.
 fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let (a, b): (Vec<char>, Vec<char>) =
+        (a.chars().take(64).collect(), b.chars().take(64).collect());
     let mut before: Vec<usize> = Vec::new();
     let mut above: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {
@@ -52,10 +60,15 @@ mod tests {
     #[test]
     fn a_slip_is_recognised_and_another_word_is_not() {
         let known = ["listen", "app", "protocol", "advertise"];
-        for (slip, meant) in [("listne", "listen"), ("Listen", "listen"), ("protocl", "protocol"), ("ap", "app")] {
+        for (slip, meant) in [
+            ("listne", "listen"),
+            ("Listen", "listen"),
+            ("protocl", "protocol"),
+            ("ap", "app"),
+        ] {
             assert_eq!(nearest(slip, known), Some(meant), "{slip}");
         }
-        for other in ["port", "x", "", "upstream"] {
+        for other in ["port", "x", "", "upstream", "app1"] {
             assert_eq!(nearest(other, known), None, "{other}");
         }
     }

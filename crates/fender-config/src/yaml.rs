@@ -11,9 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Location, MessageFormatter, Spanned};
 
+use crate::Source;
 use crate::problem::{Place, Problem, Report};
 use crate::suggest::{either, nearest};
-use crate::Source;
 
 /// One document of a file, not yet read.
 #[derive(Clone, Copy, Debug)]
@@ -54,35 +54,67 @@ impl<'a> Page<'a> {
     /// Nothing but comments and markers.
     fn is_empty(&self) -> bool {
         self.text.lines().map(str::trim).all(|line| {
-            let line = line.strip_prefix("---").or_else(|| line.strip_prefix("...")).unwrap_or(line).trim_start();
+            let line = line
+                .strip_prefix("---")
+                .or_else(|| line.strip_prefix("..."))
+                .unwrap_or(line)
+                .trim_start();
             line.is_empty() || line.starts_with('#')
         })
     }
 
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        serde_saphyr::from_str_with_options(self.text, options()).map_err(|error| self.problem(&error))
+        serde_saphyr::from_str_with_options(self.text, options())
+            .map_err(|error| self.problem(&error))
     }
 
     pub(crate) fn place(&self, location: Location) -> Place {
         let line = usize::try_from(location.line()).unwrap_or_default().max(1);
-        let column = usize::try_from(location.column()).unwrap_or_default().max(1);
+        let column = usize::try_from(location.column())
+            .unwrap_or_default()
+            .max(1);
         let length = usize::try_from(location.span().len()).unwrap_or_default();
         // A text over several lines is marked on its first one.
-        let to_end = self.text.lines().nth(line - 1).map_or(0, |text| text.chars().count().saturating_sub(column - 1));
-        Place::new(self.file, self.lines_before + line, column, length.min(to_end))
+        let to_end = self
+            .text
+            .lines()
+            .nth(line - 1)
+            .map_or(0, |text| text.chars().count().saturating_sub(column - 1));
+        Place::new(
+            self.file,
+            self.lines_before + line,
+            column,
+            length.min(to_end),
+        )
     }
 
     /// Where the document begins.
     pub(crate) fn start(&self) -> Place {
-        let content = |line: &&str| !(line.trim().is_empty() || line.starts_with('#') || is_marker(line, "---"));
-        let line = self.text.lines().position(|line| content(&line)).unwrap_or_default();
-        let length = self.text.lines().nth(line).map_or(0, |text| text.trim_end().chars().count());
+        let content = |line: &&str| {
+            !(line.trim().is_empty() || line.starts_with('#') || is_marker(line, "---"))
+        };
+        let line = self
+            .text
+            .lines()
+            .position(|line| content(&line))
+            .unwrap_or_default();
+        let length = self
+            .text
+            .lines()
+            .nth(line)
+            .map_or(0, |text| text.trim_end().chars().count());
         Place::new(self.file, self.lines_before + line + 1, 1, length)
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "of the library's dozens of errors a few deserve words of ours"
+    )]
     fn problem(&self, error: &serde_saphyr::Error) -> Problem {
         use serde_saphyr::Error;
-        let place = error.location().map_or_else(|| self.start(), |location| self.place(location));
+        let place = error
+            .location()
+            .map_or_else(|| self.start(), |location| self.place(location));
         let told = |code, message: String| Problem::new(place.clone(), code, message);
         match error.without_snippet() {
             Error::AliasError { error, .. } => self.problem(error),
@@ -96,6 +128,7 @@ impl<'a> Page<'a> {
             }
             Error::SerdeMissingField { field, .. } => {
                 told("fender::missing-field", format!("the field `{field}` is missing here"))
+                    .help("it has no default; `fender schema` prints what belongs where")
             }
             Error::DuplicateMappingKey { key: Some(key), .. } => {
                 told("fender::duplicate-field", format!("the field `{key}` is there twice"))
@@ -103,6 +136,19 @@ impl<'a> Page<'a> {
             }
             Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
                 told("fender::wrong-type", format!("expected {expected}, found {unexpected}"))
+                    .help("`fender schema` prints what belongs where")
+            }
+            Error::Unexpected { expected: "mapping start", .. } => {
+                told("fender::wrong-type", "expected fields, found something else".to_owned())
+                    .help("write `name: value` lines below, or `{ name: value }`")
+            }
+            Error::Unexpected { expected: "sequence start", .. } => {
+                told("fender::wrong-type", "expected a list, found something else".to_owned())
+                    .help("write `- …` lines below, or `[ … ]`")
+            }
+            Error::UnknownAnchor { .. } => {
+                told("fender::yaml", "this refers to an anchor that the document does not have".to_owned())
+                    .help("a text that begins with `*` stands in quotes; anchors do not reach across documents")
             }
             Error::Budget { .. }
             | Error::AliasReplayLimitExceeded { .. }
@@ -110,18 +156,22 @@ impl<'a> Page<'a> {
             | Error::AliasReplayStackDepthExceeded { .. } => {
                 told("fender::too-large", one_line(error)).help("write it out, flatter and smaller: documents are kept small so that no file can exhaust the control plane")
             }
-            _ => told("fender::yaml", one_line(error)),
+            _ => told("fender::yaml", one_line(error))
+                .help("this is not YAML that can be read; look for indentation, quotes and brackets here and just above"),
         }
     }
 }
 
 fn one_line(error: &serde_saphyr::Error) -> String {
-    let message = serde_saphyr::UserMessageFormatter.format_message(error.without_snippet()).into_owned();
+    let message = serde_saphyr::UserMessageFormatter
+        .format_message(error.without_snippet())
+        .into_owned();
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn is_marker(line: &str, marker: &str) -> bool {
-    line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+    line.strip_prefix(marker)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
 }
 
 fn options() -> serde_saphyr::Options {
@@ -152,8 +202,13 @@ pub(crate) struct At<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned { value, referenced, .. } = Spanned::deserialize(deserializer)?;
-        Ok(Self { value, location: referenced })
+        let Spanned {
+            value, referenced, ..
+        } = Spanned::deserialize(deserializer)?;
+        Ok(Self {
+            value,
+            location: referenced,
+        })
     }
 }
 
@@ -189,13 +244,19 @@ pub(crate) struct Word<T> {
 
 impl<T: Choice> Word<T> {
     pub(crate) fn choice(&self) -> Option<T> {
-        T::WORDS.iter().find(|(word, _)| *word == self.text).map(|(_, choice)| *choice)
+        T::WORDS
+            .iter()
+            .find(|(word, _)| *word == self.text)
+            .map(|(_, choice)| *choice)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Word<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self { text: String::deserialize(deserializer)?, choice: PhantomData })
+        Ok(Self {
+            text: String::deserialize(deserializer)?,
+            choice: PhantomData,
+        })
     }
 }
 
@@ -205,7 +266,12 @@ impl<T: Choice> JsonSchema for Word<T> {
     }
 
     fn schema_name() -> Cow<'static, str> {
-        T::WORDS.iter().map(|(word, _)| *word).collect::<Vec<_>>().join("_or_").into()
+        T::WORDS
+            .iter()
+            .map(|(word, _)| *word)
+            .collect::<Vec<_>>()
+            .join("_or_")
+            .into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -225,31 +291,49 @@ impl Reader<'_> {
         self.page.place(at.location)
     }
 
-    pub(crate) fn wrong<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>) {
-        let problem = Problem::new(self.place(at), code, message);
-        self.report.add(problem);
-    }
-
-    pub(crate) fn wrong_with<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn wrong<T>(
+        &mut self,
+        at: &At<T>,
+        code: &'static str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         let problem = Problem::new(self.place(at), code, message).help(help);
         self.report.add(problem);
     }
 
-    pub(crate) fn warn<T>(&mut self, at: &At<T>, code: &'static str, message: impl Into<String>, help: impl Into<String>) {
+    pub(crate) fn warn<T>(
+        &mut self,
+        at: &At<T>,
+        code: &'static str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
         let problem = Problem::new(self.place(at), code, message).help(help);
         self.report.warn(problem);
     }
 
     /// Parses the text, or says why not.
-    pub(crate) fn parse<T: std::str::FromStr<Err: fmt::Display>>(&mut self, at: &At<String>, code: &'static str) -> Option<T> {
-        self.take(at, code, at.value.parse())
+    pub(crate) fn parse<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        at: &At<String>,
+        code: &'static str,
+        help: &str,
+    ) -> Option<T> {
+        self.take(at, code, help, at.value.parse())
     }
 
-    pub(crate) fn take<T, U, E: fmt::Display>(&mut self, at: &At<U>, code: &'static str, result: Result<T, E>) -> Option<T> {
+    pub(crate) fn take<T, U, E: fmt::Display>(
+        &mut self,
+        at: &At<U>,
+        code: &'static str,
+        help: &str,
+        result: Result<T, E>,
+    ) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.wrong(at, code, error.to_string());
+                self.wrong(at, code, error.to_string(), help);
                 None
             }
         }
@@ -263,7 +347,12 @@ impl Reader<'_> {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => format!("it is {}", either(words())),
             };
-            self.wrong_with(at, "fender::unknown-word", format!("`{}` is not a value of `{field}`", at.value.text), help);
+            self.wrong(
+                at,
+                "fender::unknown-word",
+                format!("`{}` is not a value of `{field}`", at.value.text),
+                help,
+            );
         }
         choice
     }
@@ -271,7 +360,12 @@ impl Reader<'_> {
     /// A field of which nothing may be said yet.
     pub(crate) fn unsupported<T>(&mut self, field: &str, at: &Option<At<T>>, help: &str) {
         if let Some(at) = at {
-            self.wrong_with(at, "fender::unsupported", format!("`{field}` is not supported"), help);
+            self.wrong(
+                at,
+                "fender::unsupported",
+                format!("`{field}` is not supported"),
+                help,
+            );
         }
     }
 }

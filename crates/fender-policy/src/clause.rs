@@ -101,10 +101,20 @@ impl Source {
             SourceClause::NotPrincipals => none_of(&self.not_principals, seen.principal(), text),
             SourceClause::Namespaces => one_of(&self.namespaces, seen.namespace(), text),
             SourceClause::NotNamespaces => none_of(&self.not_namespaces, seen.namespace(), text),
-            SourceClause::ServiceAccounts => one_of(&self.service_accounts, seen.account(), account),
-            SourceClause::NotServiceAccounts => none_of(&self.not_service_accounts, seen.account(), account),
-            SourceClause::IpBlocks => one_of(&self.ip_blocks, seen.source_ip, |block, ip| block.contains(&ip)),
-            SourceClause::NotIpBlocks => none_of(&self.not_ip_blocks, seen.source_ip, |block, ip| block.contains(&ip)),
+            SourceClause::ServiceAccounts => {
+                one_of(&self.service_accounts, seen.account(), account)
+            }
+            SourceClause::NotServiceAccounts => {
+                none_of(&self.not_service_accounts, seen.account(), account)
+            }
+            SourceClause::IpBlocks => one_of(&self.ip_blocks, seen.source_ip, |block, ip| {
+                block.contains(&ip)
+            }),
+            SourceClause::NotIpBlocks => {
+                none_of(&self.not_ip_blocks, seen.source_ip, |block, ip| {
+                    block.contains(&ip)
+                })
+            }
         }
     }
 }
@@ -124,12 +134,22 @@ impl Operation {
         match clause {
             OperationClause::Hosts => one_of(&self.hosts, seen.host(), host),
             OperationClause::NotHosts => none_of(&self.not_hosts, seen.host(), host),
-            OperationClause::Ports => one_of(&self.ports, Some(seen.port), |wanted, port| *wanted == port),
-            OperationClause::NotPorts => none_of(&self.not_ports, Some(seen.port), |wanted, port| *wanted == port),
+            OperationClause::Ports => {
+                one_of(&self.ports, Some(seen.port), |wanted, port| *wanted == port)
+            }
+            OperationClause::NotPorts => {
+                none_of(&self.not_ports, Some(seen.port), |wanted, port| {
+                    *wanted == port
+                })
+            }
             OperationClause::Methods => one_of(&self.methods, seen.method(), text),
             OperationClause::NotMethods => none_of(&self.not_methods, seen.method(), text),
-            OperationClause::Paths => one_of(&self.paths, seen.path(), |pattern, path| pattern.matches(path)),
-            OperationClause::NotPaths => none_of(&self.not_paths, seen.path(), |pattern, path| pattern.matches(path)),
+            OperationClause::Paths => one_of(&self.paths, seen.path(), |pattern, path| {
+                pattern.matches(path)
+            }),
+            OperationClause::NotPaths => none_of(&self.not_paths, seen.path(), |pattern, path| {
+                pattern.matches(path)
+            }),
         }
     }
 }
@@ -138,26 +158,38 @@ impl Condition {
     /// Values and notValues together. A condition that lists neither cannot be evaluated.
     pub(crate) fn test(&self, seen: &Seen<'_>) -> Outcome {
         match self {
-            Self::Header { name, values, not_values } => {
+            Self::Header {
+                name,
+                values,
+                not_values,
+            } => {
                 let present = seen.header(name);
                 let present = present.as_deref();
                 // Each value by itself (A7), so that a second value cannot hide the first.
-                let any = |pattern: &TextMatch, present: &[&str]| present.iter().any(|value| pattern.matches(value));
-                both(one_of(values, present, any), none_of(not_values, present, any))
+                let any = |pattern: &TextMatch, present: &[&str]| {
+                    present.iter().any(|value| pattern.matches(value))
+                };
+                both(
+                    one_of(values, present, any),
+                    none_of(not_values, present, any),
+                )
             }
             Self::SourceIp { values, not_values } => both(
                 one_of(values, seen.source_ip, |block, ip| block.contains(&ip)),
                 none_of(not_values, seen.source_ip, |block, ip| block.contains(&ip)),
             ),
-            Self::SourceNamespace { values, not_values } => {
-                both(one_of(values, seen.namespace(), text), none_of(not_values, seen.namespace(), text))
-            }
-            Self::SourcePrincipal { values, not_values } => {
-                both(one_of(values, seen.principal(), text), none_of(not_values, seen.principal(), text))
-            }
-            Self::SourceServiceAccount { values, not_values } => {
-                both(one_of(values, seen.account(), account), none_of(not_values, seen.account(), account))
-            }
+            Self::SourceNamespace { values, not_values } => both(
+                one_of(values, seen.namespace(), text),
+                none_of(not_values, seen.namespace(), text),
+            ),
+            Self::SourcePrincipal { values, not_values } => both(
+                one_of(values, seen.principal(), text),
+                none_of(not_values, seen.principal(), text),
+            ),
+            Self::SourceServiceAccount { values, not_values } => both(
+                one_of(values, seen.account(), account),
+                none_of(not_values, seen.account(), account),
+            ),
             Self::DestinationPort { values, not_values } => both(
                 one_of(values, Some(seen.port), |wanted, port| *wanted == port),
                 none_of(not_values, Some(seen.port), |wanted, port| *wanted == port),
@@ -167,7 +199,11 @@ impl Condition {
 }
 
 /// None if the list asks nothing.
-fn one_of<T, V: Copy>(list: &[T], value: Option<V>, matches: impl Fn(&T, V) -> bool) -> Option<Outcome> {
+fn one_of<T, V: Copy>(
+    list: &[T],
+    value: Option<V>,
+    matches: impl Fn(&T, V) -> bool,
+) -> Option<Outcome> {
     if list.is_empty() {
         return None;
     }
@@ -177,7 +213,11 @@ fn one_of<T, V: Copy>(list: &[T], value: Option<V>, matches: impl Fn(&T, V) -> b
     })
 }
 
-fn none_of<T, V: Copy>(list: &[T], value: Option<V>, matches: impl Fn(&T, V) -> bool) -> Option<Outcome> {
+fn none_of<T, V: Copy>(
+    list: &[T],
+    value: Option<V>,
+    matches: impl Fn(&T, V) -> bool,
+) -> Option<Outcome> {
     one_of(list, value, matches).map(|outcome| match outcome {
         Outcome::Holds => Outcome::Misses,
         Outcome::Misses => Outcome::Holds,
@@ -206,7 +246,11 @@ fn account(wanted: &WorkloadName, (namespace, name): (&str, &str)) -> bool {
 /// A pattern that names no port is about the host alone; otherwise `Host: bad.example:80` would slip past a DENY of
 /// `bad.example`.
 fn host(pattern: &TextMatch, host: &str) -> bool {
-    let names_port = pattern.literal().rsplit(']').next().is_some_and(|end| end.contains(':'));
+    let names_port = pattern
+        .literal()
+        .rsplit(']')
+        .next()
+        .is_some_and(|end| end.contains(':'));
     pattern.matches_ignoring_case(if names_port { host } else { without_port(host) })
 }
 
@@ -226,7 +270,12 @@ mod tests {
 
     #[test]
     fn a_host_without_port_in_the_pattern_matches_whatever_the_port() {
-        for seen in ["bad.example", "BAD.example:80", "bad.example.", "bad.example.:8443"] {
+        for seen in [
+            "bad.example",
+            "BAD.example:80",
+            "bad.example.",
+            "bad.example.:8443",
+        ] {
             assert!(host(&"bad.example".into(), seen), "{seen}");
             assert!(host(&"*.EXAMPLE".into(), seen), "{seen}");
             assert!(host(&"bad.*".into(), seen), "{seen}");

@@ -23,7 +23,11 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// The rule with this index, from 0.
-    Policy { name: PolicyName, action: Action, rule: usize },
+    Policy {
+        name: PolicyName,
+        action: Action,
+        rule: usize,
+    },
     /// ALLOW policies select the workload, this many, and none matched.
     NoMatch { considered: usize },
     /// No ALLOW policy selects the workload.
@@ -49,7 +53,11 @@ impl PolicySet {
             .filter(|policy| policy.matching_rule(seen).is_some())
             .map(|policy| policy.name.clone())
             .collect();
-        Decision { verdict, by, audits }
+        Decision {
+            verdict,
+            by,
+            audits,
+        }
     }
 
     fn settle(&self, seen: &Seen<'_>) -> (Verdict, By) {
@@ -68,27 +76,40 @@ impl PolicySet {
     fn first_match(&self, action: Action, seen: &Seen<'_>) -> Option<By> {
         self.with_action(action).find_map(|policy| {
             let rule = policy.matching_rule(seen)?;
-            Some(By::Policy { name: policy.name.clone(), action, rule })
+            Some(By::Policy {
+                name: policy.name.clone(),
+                action,
+                rule,
+            })
         })
     }
 
     pub(crate) fn with_action(&self, action: Action) -> impl Iterator<Item = &Policy> {
-        self.policies.iter().filter(move |policy| policy.action == action)
+        self.policies
+            .iter()
+            .filter(move |policy| policy.action == action)
     }
 }
 
 impl Policy {
     fn matching_rule(&self, seen: &Seen<'_>) -> Option<usize> {
-        self.rules.iter().position(|rule| rule.matches(self.action, seen))
+        self.rules
+            .iter()
+            .position(|rule| rule.matches(self.action, seen))
     }
 }
 
 impl Rule {
     fn matches(&self, action: Action, seen: &Seen<'_>) -> bool {
         let counts = |outcome: Outcome| outcome.counts_for(action);
-        any_or_unasked(&self.from, |source| source.clauses(seen).all(|(_, outcome)| counts(outcome)))
-            && any_or_unasked(&self.to, |operation| operation.clauses(seen).all(|(_, outcome)| counts(outcome)))
-            && self.when.iter().all(|condition| counts(condition.test(seen)))
+        any_or_unasked(&self.from, |source| {
+            source.clauses(seen).all(|(_, outcome)| counts(outcome))
+        }) && any_or_unasked(&self.to, |operation| {
+            operation.clauses(seen).all(|(_, outcome)| counts(outcome))
+        }) && self
+            .when
+            .iter()
+            .all(|condition| counts(condition.test(seen)))
     }
 }
 

@@ -7,7 +7,9 @@ use std::fmt;
 
 use crate::clause::{OperationClause, Outcome, SourceClause};
 use crate::facts::Seen;
-use crate::{Action, By, Condition, Decision, Default, Facts, Operation, Policy, PolicySet, Rule, Source};
+use crate::{
+    Action, By, Condition, Decision, Default, Facts, Operation, Policy, PolicySet, Rule, Source,
+};
 
 /// A decision in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +30,16 @@ impl PolicySet {
     pub(crate) fn explain_seen(&self, seen: &Seen<'_>) -> Explanation {
         let decision = self.decide_seen(seen);
         let decided_by = self.decided_by(&decision.by, seen);
-        let nearest = if decision.is_allowed() { Vec::new() } else { self.nearest(seen) };
-        Explanation { decision, decided_by, nearest }
+        let nearest = if decision.is_allowed() {
+            Vec::new()
+        } else {
+            self.nearest(seen)
+        };
+        Explanation {
+            decision,
+            decided_by,
+            nearest,
+        }
     }
 
     fn decided_by(&self, by: &By, seen: &Seen<'_>) -> String {
@@ -43,16 +53,23 @@ impl PolicySet {
                     .map(|matched| matched.reasons(*rule, *action, seen))
                     .unwrap_or_default();
                 if reasons.is_empty() {
-                    format!("rules[{rule}] of the {action} policy `{name}` matched: it asks nothing")
+                    format!(
+                        "rules[{rule}] of the {action} policy `{name}` matched: it asks nothing"
+                    )
                 } else {
-                    format!("rules[{rule}] of the {action} policy `{name}` matched: {}", reasons.join("; "))
+                    format!(
+                        "rules[{rule}] of the {action} policy `{name}` matched: {}",
+                        reasons.join("; ")
+                    )
                 }
             }
             By::NoMatch { considered: 1 } => {
                 "an ALLOW policy selects this workload, and it did not match".to_owned()
             }
             By::NoMatch { considered } => {
-                format!("{considered} ALLOW policies select this workload, and none of them matched")
+                format!(
+                    "{considered} ALLOW policies select this workload, and none of them matched"
+                )
             }
             By::Default(Default::Deny) => {
                 "no ALLOW policy selects this workload, and the default is to deny".to_owned()
@@ -61,7 +78,8 @@ impl PolicySet {
                 "no ALLOW policy selects this workload, and the default is to allow".to_owned()
             }
             By::Default(Default::Audit) => {
-                "no ALLOW policy selects this workload, and the default is to allow and record".to_owned()
+                "no ALLOW policy selects this workload, and the default is to allow and record"
+                    .to_owned()
             }
         }
     }
@@ -71,24 +89,41 @@ impl PolicySet {
         let allows: Vec<&Policy> = self.with_action(Action::Allow).collect();
         let near = allows
             .iter()
-            .flat_map(|policy| policy.rules.iter().enumerate().map(move |(index, rule)| (*policy, index, rule)))
+            .flat_map(|policy| {
+                policy
+                    .rules
+                    .iter()
+                    .enumerate()
+                    .map(move |(index, rule)| (*policy, index, rule))
+            })
             .map(|(policy, index, rule)| (policy, index, rule.missed(index, seen)))
             .min_by_key(|(_, _, missed)| missed.len());
         match near {
             Some((policy, index, missed)) if missed.is_empty() => {
-                vec![format!("without it, rules[{index}] of the ALLOW policy `{}` would have allowed this", policy.name)]
+                vec![format!(
+                    "without it, rules[{index}] of the ALLOW policy `{}` would have allowed this",
+                    policy.name
+                )]
             }
             Some((policy, index, missed)) => {
                 let count = match missed.len() {
                     1 => "one clause".to_owned(),
                     more => format!("{more} clauses"),
                 };
-                let head = format!("the nearest is rules[{index}] of the ALLOW policy `{}`; it missed by {count}", policy.name);
+                let head = format!(
+                    "the nearest is rules[{index}] of the ALLOW policy `{}`; it missed by {count}",
+                    policy.name
+                );
                 std::iter::once(head).chain(missed).collect()
             }
             None => allows
                 .iter()
-                .map(|policy| format!("the ALLOW policy `{}` has no rules, so it allows nobody", policy.name))
+                .map(|policy| {
+                    format!(
+                        "the ALLOW policy `{}` has no rules, so it allows nobody",
+                        policy.name
+                    )
+                })
                 .collect(),
         }
     }
@@ -99,18 +134,34 @@ impl Rule {
     fn reasons(&self, index: usize, action: Action, seen: &Seen<'_>) -> Vec<String> {
         let counts = |outcome: Outcome| outcome.counts_for(action);
         let mut reasons = Vec::new();
-        let from = self.from.iter().enumerate().find(|(_, s)| s.clauses(seen).all(|(_, outcome)| counts(outcome)));
+        let from = self
+            .from
+            .iter()
+            .enumerate()
+            .find(|(_, s)| s.clauses(seen).all(|(_, outcome)| counts(outcome)));
         if let Some((at, source)) = from {
             let place = format!("rules[{index}].from[{at}].source");
-            reasons.extend(source.clauses(seen).map(|(clause, outcome)| source.describe(clause, &place, seen).sentence(outcome)));
+            reasons.extend(
+                source.clauses(seen).map(|(clause, outcome)| {
+                    source.describe(clause, &place, seen).sentence(outcome)
+                }),
+            );
         }
-        let to = self.to.iter().enumerate().find(|(_, o)| o.clauses(seen).all(|(_, outcome)| counts(outcome)));
+        let to = self
+            .to
+            .iter()
+            .enumerate()
+            .find(|(_, o)| o.clauses(seen).all(|(_, outcome)| counts(outcome)));
         if let Some((at, operation)) = to {
             let place = format!("rules[{index}].to[{at}].operation");
-            reasons.extend(operation.clauses(seen).map(|(clause, outcome)| operation.describe(clause, &place, seen).sentence(outcome)));
+            reasons.extend(operation.clauses(seen).map(|(clause, outcome)| {
+                operation.describe(clause, &place, seen).sentence(outcome)
+            }));
         }
         reasons.extend(self.when.iter().enumerate().map(|(at, condition)| {
-            condition.describe(&format!("rules[{index}].when[{at}]"), seen).sentence(condition.test(seen))
+            condition
+                .describe(&format!("rules[{index}].when[{at}]"), seen)
+                .sentence(condition.test(seen))
         }));
         reasons
     }
@@ -121,16 +172,26 @@ impl Rule {
         let from = self.from.iter().enumerate().map(|(at, source)| {
             let place = format!("rules[{index}].from[{at}].source");
             let missed = source.clauses(seen).filter(|(_, outcome)| misses(*outcome));
-            missed.map(|(clause, outcome)| source.describe(clause, &place, seen).sentence(outcome)).collect::<Vec<_>>()
+            missed
+                .map(|(clause, outcome)| source.describe(clause, &place, seen).sentence(outcome))
+                .collect::<Vec<_>>()
         });
         let to = self.to.iter().enumerate().map(|(at, operation)| {
             let place = format!("rules[{index}].to[{at}].operation");
-            let missed = operation.clauses(seen).filter(|(_, outcome)| misses(*outcome));
-            missed.map(|(clause, outcome)| operation.describe(clause, &place, seen).sentence(outcome)).collect::<Vec<_>>()
+            let missed = operation
+                .clauses(seen)
+                .filter(|(_, outcome)| misses(*outcome));
+            missed
+                .map(|(clause, outcome)| operation.describe(clause, &place, seen).sentence(outcome))
+                .collect::<Vec<_>>()
         });
         let when = self.when.iter().enumerate().filter_map(|(at, condition)| {
             let outcome = condition.test(seen);
-            misses(outcome).then(|| condition.describe(&format!("rules[{index}].when[{at}]"), seen).sentence(outcome))
+            misses(outcome).then(|| {
+                condition
+                    .describe(&format!("rules[{index}].when[{at}]"), seen)
+                    .sentence(outcome)
+            })
         });
         let mut missed = from.min_by_key(Vec::len).unwrap_or_default();
         missed.extend(to.min_by_key(Vec::len).unwrap_or_default());
@@ -153,7 +214,12 @@ struct Clause {
 
 impl Clause {
     fn sentence(&self, outcome: Outcome) -> String {
-        let Self { place, saw, wants, lacks } = self;
+        let Self {
+            place,
+            saw,
+            wants,
+            lacks,
+        } = self;
         match outcome {
             Outcome::Holds => format!("{saw}, and `{place}` wants {wants}"),
             Outcome::Misses => format!("`{place}` wants {wants}, but {saw}"),
@@ -166,26 +232,74 @@ impl Source {
     fn describe(&self, clause: SourceClause, place: &str, seen: &Seen<'_>) -> Clause {
         let lacks = lacks_workload(seen);
         let (field, saw, wants, lacks) = match clause {
-            SourceClause::Principals => ("principals", principal(seen), one_of(&self.principals), NO_IDENTITY),
-            SourceClause::NotPrincipals => ("notPrincipals", principal(seen), none_of(&self.not_principals), NO_IDENTITY),
-            SourceClause::Namespaces => ("namespaces", namespace(seen), one_of(&self.namespaces), lacks),
-            SourceClause::NotNamespaces => ("notNamespaces", namespace(seen), none_of(&self.not_namespaces), lacks),
-            SourceClause::ServiceAccounts => ("serviceAccounts", account(seen), one_of(&self.service_accounts), lacks),
-            SourceClause::NotServiceAccounts => {
-                ("notServiceAccounts", account(seen), none_of(&self.not_service_accounts), lacks)
-            }
-            SourceClause::IpBlocks => ("ipBlocks", source_ip(seen), one_of(&self.ip_blocks), NO_ADDRESS),
-            SourceClause::NotIpBlocks => ("notIpBlocks", source_ip(seen), none_of(&self.not_ip_blocks), NO_ADDRESS),
+            SourceClause::Principals => (
+                "principals",
+                principal(seen),
+                one_of(&self.principals),
+                NO_IDENTITY,
+            ),
+            SourceClause::NotPrincipals => (
+                "notPrincipals",
+                principal(seen),
+                none_of(&self.not_principals),
+                NO_IDENTITY,
+            ),
+            SourceClause::Namespaces => (
+                "namespaces",
+                namespace(seen),
+                one_of(&self.namespaces),
+                lacks,
+            ),
+            SourceClause::NotNamespaces => (
+                "notNamespaces",
+                namespace(seen),
+                none_of(&self.not_namespaces),
+                lacks,
+            ),
+            SourceClause::ServiceAccounts => (
+                "serviceAccounts",
+                account(seen),
+                one_of(&self.service_accounts),
+                lacks,
+            ),
+            SourceClause::NotServiceAccounts => (
+                "notServiceAccounts",
+                account(seen),
+                none_of(&self.not_service_accounts),
+                lacks,
+            ),
+            SourceClause::IpBlocks => (
+                "ipBlocks",
+                source_ip(seen),
+                one_of(&self.ip_blocks),
+                NO_ADDRESS,
+            ),
+            SourceClause::NotIpBlocks => (
+                "notIpBlocks",
+                source_ip(seen),
+                none_of(&self.not_ip_blocks),
+                NO_ADDRESS,
+            ),
         };
-        Clause { place: format!("{place}.{field}"), saw, wants, lacks }
+        Clause {
+            place: format!("{place}.{field}"),
+            saw,
+            wants,
+            lacks,
+        }
     }
 }
 
 impl Operation {
     fn describe(&self, clause: OperationClause, place: &str, seen: &Seen<'_>) -> Clause {
-        let http = |what: &str, value: Option<&str>| format!("the {what} is `{}`", value.unwrap_or_default());
-        let (host, method, path) =
-            (|| http("host", seen.host()), || http("method", seen.method()), || http("path", seen.path()));
+        let http = |what: &str, value: Option<&str>| {
+            format!("the {what} is `{}`", value.unwrap_or_default())
+        };
+        let (host, method, path) = (
+            || http("host", seen.host()),
+            || http("method", seen.method()),
+            || http("path", seen.path()),
+        );
         let (field, saw, wants) = match clause {
             OperationClause::Hosts => ("hosts", host(), one_of(&self.hosts)),
             OperationClause::NotHosts => ("notHosts", host(), none_of(&self.not_hosts)),
@@ -196,7 +310,12 @@ impl Operation {
             OperationClause::Paths => ("paths", path(), one_of(&self.paths)),
             OperationClause::NotPaths => ("notPaths", path(), none_of(&self.not_paths)),
         };
-        Clause { place: format!("{place}.{field}"), saw, wants, lacks: NOT_HTTP }
+        Clause {
+            place: format!("{place}.{field}"),
+            saw,
+            wants,
+            lacks: NOT_HTTP,
+        }
     }
 }
 
@@ -211,8 +330,17 @@ impl Condition {
             Self::DestinationPort { .. } => (port(seen), "it has no values"),
         };
         let wanted = [one_of(&self.values()), none_of(&self.not_values())];
-        let wants = wanted.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" and ");
-        Clause { place: format!("{place} ({})", self.key()), saw, wants, lacks }
+        let wants = wanted
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" and ");
+        Clause {
+            place: format!("{place} ({})", self.key()),
+            saw,
+            wants,
+            lacks,
+        }
     }
 }
 
@@ -222,15 +350,25 @@ const NO_ADDRESS: &str = "the connection came over a Unix socket and has no sour
 const NOT_HTTP: &str = "this is a `tcp` port, where nothing is known of HTTP";
 
 fn lacks_workload(seen: &Seen<'_>) -> &'static str {
-    if seen.caller.is_some() { NO_WORKLOAD } else { NO_IDENTITY }
+    if seen.caller.is_some() {
+        NO_WORKLOAD
+    } else {
+        NO_IDENTITY
+    }
 }
 
 fn principal(seen: &Seen<'_>) -> String {
-    format!("the principal is `{}`", seen.principal().unwrap_or_default())
+    format!(
+        "the principal is `{}`",
+        seen.principal().unwrap_or_default()
+    )
 }
 
 fn namespace(seen: &Seen<'_>) -> String {
-    format!("the namespace is `{}`", seen.namespace().unwrap_or_default())
+    format!(
+        "the namespace is `{}`",
+        seen.namespace().unwrap_or_default()
+    )
 }
 
 fn account(seen: &Seen<'_>) -> String {
@@ -277,7 +415,12 @@ fn none_of<T: fmt::Display>(list: &[T]) -> String {
 }
 
 fn listed<T: fmt::Display>(list: &[T]) -> String {
-    let mut text = list.iter().take(SHOWN).map(|item| format!("`{item}`")).collect::<Vec<_>>().join(", ");
+    let mut text = list
+        .iter()
+        .take(SHOWN)
+        .map(|item| format!("`{item}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
     if list.len() > SHOWN {
         text.push_str(&format!(" and {} more", list.len() - SHOWN));
     }

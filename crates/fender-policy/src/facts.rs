@@ -107,7 +107,13 @@ impl<'a> Caller<'a> {
     pub(crate) fn of(spiffe_id: &'a str) -> Self {
         let principal = spiffe_id.strip_prefix("spiffe://").unwrap_or(spiffe_id);
         let mut parts = principal.split('/').skip(1);
-        let account = match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        let account = match (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) {
             (Some("ns"), Some(namespace), Some("sa"), Some(name), None) => Some((namespace, name)),
             _ => None,
         };

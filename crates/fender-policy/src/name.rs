@@ -14,7 +14,9 @@ impl PolicyName {
     }
 
     pub fn namespace(&self) -> &str {
-        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+        self.0
+            .split_once('/')
+            .map_or("", |(namespace, _)| namespace)
     }
 
     pub fn name(&self) -> &str {
@@ -54,7 +56,9 @@ fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
         && !text.starts_with('-')
         && !text.ends_with('-')
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// What Kubernetes allows as the name of an object: labels joined by dots.
@@ -70,7 +74,17 @@ mod tests {
     fn a_policy_name_is_a_namespace_and_a_name() {
         let name: PolicyName = "shop/allow-web.v2".parse().unwrap();
         assert_eq!((name.namespace(), name.name()), ("shop", "allow-web.v2"));
-        for wrong in ["", "shop", "/x", "shop/", "Shop/x", "shop/x/y", "shop/-x", "a.b/c", "shop/x..y"] {
+        for wrong in [
+            "",
+            "shop",
+            "/x",
+            "shop/",
+            "Shop/x",
+            "shop/x/y",
+            "shop/-x",
+            "a.b/c",
+            "shop/x..y",
+        ] {
             assert!(wrong.parse::<PolicyName>().is_err(), "{wrong}");
         }
     }

@@ -64,7 +64,9 @@ impl PathTemplate {
     pub fn matches(&self, path: &str) -> bool {
         let mut rest = path;
         for segment in &self.head {
-            let Some(after_slash) = rest.strip_prefix('/') else { return false };
+            let Some(after_slash) = rest.strip_prefix('/') else {
+                return false;
+            };
             let end = after_slash.find('/').unwrap_or(after_slash.len());
             let (value, left) = after_slash.split_at(end);
             let matched = match segment {
@@ -78,7 +80,9 @@ impl PathTemplate {
         }
         match &self.tail {
             None => rest.is_empty(),
-            Some(tail) => rest.strip_prefix('/').is_some_and(|any| any.ends_with(tail.as_str())),
+            Some(tail) => rest
+                .strip_prefix('/')
+                .is_some_and(|any| any.ends_with(tail.as_str())),
         }
     }
 }
@@ -87,16 +91,25 @@ impl FromStr for PathTemplate {
     type Err = InvalidTemplate;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = |why| InvalidTemplate { template: text.to_owned(), why };
-        let body = text.strip_prefix('/').ok_or_else(|| refuse("it does not begin with `/`"))?;
+        let refuse = |why| InvalidTemplate {
+            template: text.to_owned(),
+            why,
+        };
+        let body = text
+            .strip_prefix('/')
+            .ok_or_else(|| refuse("it does not begin with `/`"))?;
         let (mut head, mut tail) = (Vec::new(), None::<String>);
         for part in body.split('/') {
             match (part, &mut tail) {
-                ("{*}" | "{**}", Some(_)) => return Err(refuse("`{**}` must be the last operator")),
+                ("{*}" | "{**}", Some(_)) => {
+                    return Err(refuse("`{**}` must be the last operator"));
+                }
                 ("{**}", None) => tail = Some(String::new()),
                 ("{*}", None) => head.push(Segment::Any),
                 (literal, _) if literal.contains(['{', '}', '*']) => {
-                    return Err(refuse("`{*}` and `{**}` stand alone between two slashes, and no other `*`, `{` or `}` may appear"));
+                    return Err(refuse(
+                        "`{*}` and `{**}` stand alone between two slashes, and no other `*`, `{` or `}` may appear",
+                    ));
                 }
                 (literal, None) => head.push(Segment::Literal(literal.to_owned())),
                 (literal, Some(tail)) => {
@@ -163,14 +176,26 @@ mod tests {
 
     #[test]
     fn a_template_that_could_be_misread_is_refused() {
-        for template in ["/{**}/{*}", "/{**}/{**}", "/a{*}", "/{*}b", "/{x}", "{*}", "/{*}/b*", "/{**}/b*"] {
+        for template in [
+            "/{**}/{*}",
+            "/{**}/{**}",
+            "/a{*}",
+            "/{*}b",
+            "/{x}",
+            "{*}",
+            "/{*}/b*",
+            "/{**}/b*",
+        ] {
             assert!(template.parse::<PathTemplate>().is_err(), "{template}");
         }
     }
 
     #[test]
     fn a_path_without_operators_is_text() {
-        assert_eq!("/a*".parse(), Ok(PathMatch::Text(TextMatch::Prefix("/a".to_owned()))));
+        assert_eq!(
+            "/a*".parse(),
+            Ok(PathMatch::Text(TextMatch::Prefix("/a".to_owned())))
+        );
         assert_eq!("*".parse(), Ok(PathMatch::Text(TextMatch::Present)));
         assert!("a{*}".parse::<PathMatch>().is_err());
     }

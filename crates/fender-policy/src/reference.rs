@@ -11,8 +11,8 @@ use proptest::sample::{select, subsequence};
 
 use crate::facts::{Caller, Seen};
 use crate::{
-    Action, By, Condition, Default, HttpFacts, Operation, PathMatch, Policy, PolicySet, Rule, Source, TextMatch,
-    Verdict,
+    Action, By, Condition, Default, HttpFacts, Operation, PathMatch, Policy, PolicySet, Rule,
+    Source, TextMatch, Verdict,
 };
 
 const IDS: [&str; 5] = [
@@ -33,7 +33,12 @@ const PATHS: [&str; 5] = ["/", "/a", "/a/b", "/a/b/c", "/b"];
 const HEADER_VALUES: [&str; 3] = ["x", "xy", "z"];
 
 /// What is asked of one field: the wanted list, the unwanted list.
-fn field<T, V: Copy>(wanted: &[T], unwanted: &[T], value: Option<V>, is: impl Fn(&T, V) -> bool) -> Option<bool> {
+fn field<T, V: Copy>(
+    wanted: &[T],
+    unwanted: &[T],
+    value: Option<V>,
+    is: impl Fn(&T, V) -> bool,
+) -> Option<bool> {
     if wanted.is_empty() && unwanted.is_empty() {
         return Some(true);
     }
@@ -47,7 +52,9 @@ fn text(pattern: &TextMatch, value: &str) -> bool {
     match pattern {
         TextMatch::Exact(exact) => exact == value,
         TextMatch::Prefix(prefix) => value.find(prefix.as_str()) == Some(0),
-        TextMatch::Suffix(suffix) => value.len() >= suffix.len() && &value[value.len() - suffix.len()..] == suffix,
+        TextMatch::Suffix(suffix) => {
+            value.len() >= suffix.len() && &value[value.len() - suffix.len()..] == suffix
+        }
         TextMatch::Present => true,
     }
 }
@@ -59,14 +66,19 @@ fn path(pattern: &PathMatch, value: &str) -> bool {
             let template = template.to_string();
             let wanted: Vec<&str> = template.split('/').collect();
             let given: Vec<&str> = value.split('/').collect();
-            let same = |(wanted, given): (&&str, &&str)| wanted == given || (*wanted == "{*}" && !given.is_empty());
+            let same = |(wanted, given): (&&str, &&str)| {
+                wanted == given || (*wanted == "{*}" && !given.is_empty())
+            };
             match wanted.iter().position(|part| *part == "{**}") {
                 None => wanted.len() == given.len() && wanted.iter().zip(&given).all(same),
                 Some(at) => {
                     let after = wanted[at + 1..].len();
                     given.len() > at + after
                         && wanted[..at].iter().zip(&given[..at]).all(same)
-                        && wanted[at + 1..].iter().zip(&given[given.len() - after..]).all(same)
+                        && wanted[at + 1..]
+                            .iter()
+                            .zip(&given[given.len() - after..])
+                            .all(same)
                 }
             }
         }
@@ -89,45 +101,107 @@ fn host(pattern: &TextMatch, value: &str) -> bool {
 }
 
 fn source(source: &Source, seen: &Seen<'_>) -> Vec<Option<bool>> {
-    let namespace = seen.caller.and_then(|c| c.account).map(|(namespace, _)| namespace);
-    let account = seen.caller.and_then(|c| c.account).map(|(namespace, name)| format!("{namespace}/{name}"));
+    let namespace = seen
+        .caller
+        .and_then(|c| c.account)
+        .map(|(namespace, _)| namespace);
+    let account = seen
+        .caller
+        .and_then(|c| c.account)
+        .map(|(namespace, name)| format!("{namespace}/{name}"));
     vec![
-        field(&source.principals, &source.not_principals, seen.caller.map(|c| c.principal), text),
+        field(
+            &source.principals,
+            &source.not_principals,
+            seen.caller.map(|c| c.principal),
+            text,
+        ),
         field(&source.namespaces, &source.not_namespaces, namespace, text),
-        field(&source.service_accounts, &source.not_service_accounts, account.as_deref(), |a, b| a.to_string() == b),
-        field(&source.ip_blocks, &source.not_ip_blocks, seen.source_ip, |block, ip| block.contains(&ip)),
+        field(
+            &source.service_accounts,
+            &source.not_service_accounts,
+            account.as_deref(),
+            |a, b| a.to_string() == b,
+        ),
+        field(
+            &source.ip_blocks,
+            &source.not_ip_blocks,
+            seen.source_ip,
+            |block, ip| block.contains(&ip),
+        ),
     ]
 }
 
 fn operation(operation: &Operation, seen: &Seen<'_>) -> Vec<Option<bool>> {
     vec![
-        field(&operation.hosts, &operation.not_hosts, seen.http.map(|http| http.host), host),
-        field(&operation.ports, &operation.not_ports, Some(seen.port), |a, b| *a == b),
-        field(&operation.methods, &operation.not_methods, seen.http.map(|http| http.method), text),
-        field(&operation.paths, &operation.not_paths, seen.http.map(|http| http.path), path),
+        field(
+            &operation.hosts,
+            &operation.not_hosts,
+            seen.http.map(|http| http.host),
+            host,
+        ),
+        field(
+            &operation.ports,
+            &operation.not_ports,
+            Some(seen.port),
+            |a, b| *a == b,
+        ),
+        field(
+            &operation.methods,
+            &operation.not_methods,
+            seen.http.map(|http| http.method),
+            text,
+        ),
+        field(
+            &operation.paths,
+            &operation.not_paths,
+            seen.http.map(|http| http.path),
+            path,
+        ),
     ]
 }
 
 fn condition(condition: &Condition, seen: &Seen<'_>) -> Option<bool> {
-    let namespace = seen.caller.and_then(|c| c.account).map(|(namespace, _)| namespace);
-    let account = seen.caller.and_then(|c| c.account).map(|(namespace, name)| format!("{namespace}/{name}"));
+    let namespace = seen
+        .caller
+        .and_then(|c| c.account)
+        .map(|(namespace, _)| namespace);
+    let account = seen
+        .caller
+        .and_then(|c| c.account)
+        .map(|(namespace, name)| format!("{namespace}/{name}"));
     match condition {
-        Condition::Header { name, values, not_values } => {
+        Condition::Header {
+            name,
+            values,
+            not_values,
+        } => {
             let http = seen.http?;
             let present = (http.header)(name);
-            let wanted = values.is_empty() || present.iter().any(|v| values.iter().any(|pattern| text(pattern, v)));
-            let unwanted = present.iter().any(|v| not_values.iter().any(|pattern| text(pattern, v)));
+            let wanted = values.is_empty()
+                || present
+                    .iter()
+                    .any(|v| values.iter().any(|pattern| text(pattern, v)));
+            let unwanted = present
+                .iter()
+                .any(|v| not_values.iter().any(|pattern| text(pattern, v)));
             Some(wanted && !unwanted)
         }
         Condition::SourceIp { values, not_values } => {
-            field(values, not_values, seen.source_ip, |block, ip| block.contains(&ip))
+            field(values, not_values, seen.source_ip, |block, ip| {
+                block.contains(&ip)
+            })
         }
-        Condition::SourceNamespace { values, not_values } => field(values, not_values, namespace, text),
+        Condition::SourceNamespace { values, not_values } => {
+            field(values, not_values, namespace, text)
+        }
         Condition::SourcePrincipal { values, not_values } => {
             field(values, not_values, seen.caller.map(|c| c.principal), text)
         }
         Condition::SourceServiceAccount { values, not_values } => {
-            field(values, not_values, account.as_deref(), |a, b| a.to_string() == b)
+            field(values, not_values, account.as_deref(), |a, b| {
+                a.to_string() == b
+            })
         }
         Condition::DestinationPort { values, not_values } => {
             field(values, not_values, Some(seen.port), |a, b| *a == b)
@@ -137,8 +211,16 @@ fn condition(condition: &Condition, seen: &Seen<'_>) -> Option<bool> {
 
 fn matches(rule: &Rule, action: Action, seen: &Seen<'_>) -> bool {
     let unknown = action != Action::Allow;
-    let from = if rule.from.is_empty() { vec![Source::default()] } else { rule.from.clone() };
-    let to = if rule.to.is_empty() { vec![Operation::default()] } else { rule.to.clone() };
+    let from = if rule.from.is_empty() {
+        vec![Source::default()]
+    } else {
+        rule.from.clone()
+    };
+    let to = if rule.to.is_empty() {
+        vec![Operation::default()]
+    } else {
+        rule.to.clone()
+    };
     let when: Vec<_> = rule.when.iter().map(|c| condition(c, seen)).collect();
     from.iter().any(|s| {
         to.iter().any(|o| {
@@ -151,7 +233,10 @@ fn matches(rule: &Rule, action: Action, seen: &Seen<'_>) -> bool {
 
 fn decide(set: &PolicySet, seen: &Seen<'_>) -> Verdict {
     let any = |action: Action| {
-        set.policies.iter().filter(|p| p.action == action).any(|p| p.rules.iter().any(|r| matches(r, action, seen)))
+        set.policies
+            .iter()
+            .filter(|p| p.action == action)
+            .any(|p| p.rules.iter().any(|r| matches(r, action, seen)))
     };
     let has_allow = set.policies.iter().any(|p| p.action == Action::Allow);
     if any(Action::Deny) {
@@ -176,19 +261,39 @@ struct World {
 
 impl World {
     fn with<T>(&self, ask: impl FnOnce(&Seen<'_>) -> T) -> T {
-        let headers = self.http.as_ref().map(|(_, _, _, values)| values.clone()).unwrap_or_default();
-        let header = |name: &str| if name == "x-team" { headers.clone() } else { Vec::new() };
+        let headers = self
+            .http
+            .as_ref()
+            .map(|(_, _, _, values)| values.clone())
+            .unwrap_or_default();
+        let header = |name: &str| {
+            if name == "x-team" {
+                headers.clone()
+            } else {
+                Vec::new()
+            }
+        };
         ask(&Seen {
             caller: self.id.map(Caller::of),
             source_ip: self.ip.map(|ip| ip.parse::<IpAddr>().unwrap()),
             port: self.port,
-            http: self.http.as_ref().map(|(method, host, path, _)| HttpFacts { method, host, path, header: &header }),
+            http: self.http.as_ref().map(|(method, host, path, _)| HttpFacts {
+                method,
+                host,
+                path,
+                header: &header,
+            }),
         })
     }
 }
 
 fn world() -> impl Strategy<Value = World> {
-    let http = (select(&METHODS[..]), select(&HOSTS[..]), select(&PATHS[..]), vec(select(&HEADER_VALUES[..]), 0..3));
+    let http = (
+        select(&METHODS[..]),
+        select(&HOSTS[..]),
+        select(&PATHS[..]),
+        vec(select(&HEADER_VALUES[..]), 0..3),
+    );
     (
         prop::option::of(select(&IDS[..])),
         prop::option::of(select(&IPS[..])),
@@ -212,7 +317,9 @@ fn texts(words: &'static [&'static str]) -> impl Strategy<Value = Vec<TextMatch>
     prop_oneof![3 => Just(Vec::new()), 2 => vec(one, 1..3)]
 }
 
-fn some<T: Clone + std::fmt::Debug + std::str::FromStr + 'static>(words: &'static [&'static str]) -> impl Strategy<Value = Vec<T>>
+fn some<T: Clone + std::fmt::Debug + std::str::FromStr + 'static>(
+    words: &'static [&'static str],
+) -> impl Strategy<Value = Vec<T>>
 where
     T::Err: std::fmt::Debug,
 {
@@ -224,8 +331,11 @@ fn ports() -> impl Strategy<Value = Vec<u16>> {
     prop_oneof![3 => Just(Vec::new()), 1 => subsequence(PORTS.to_vec(), 1..=2)]
 }
 
-const PRINCIPALS: [&str; 3] =
-    ["example.org/ns/shop/sa/orders", "example.org/ns/ops/sa/web", "other.org/ns/shop/sa/orders"];
+const PRINCIPALS: [&str; 3] = [
+    "example.org/ns/shop/sa/orders",
+    "example.org/ns/ops/sa/web",
+    "other.org/ns/shop/sa/orders",
+];
 
 fn any_source() -> impl Strategy<Value = Source> {
     (
@@ -247,7 +357,14 @@ fn any_source() -> impl Strategy<Value = Source> {
 }
 
 fn paths() -> impl Strategy<Value = Vec<PathMatch>> {
-    let templates = ["/{*}", "/a/{*}", "/{**}", "/a/{**}", "/{*}/{**}/c", "/a/{**}/"];
+    let templates = [
+        "/{*}",
+        "/a/{*}",
+        "/{**}",
+        "/a/{**}",
+        "/{*}/{**}/c",
+        "/a/{**}/",
+    ];
     let template = select(templates.to_vec()).prop_map(|text| text.parse::<PathMatch>().unwrap());
     prop_oneof![
         texts(&PATHS).prop_map(|texts| texts.into_iter().map(PathMatch::Text).collect()),
@@ -277,31 +394,59 @@ fn any_operation() -> impl Strategy<Value = Operation> {
 }
 
 fn any_condition() -> impl Strategy<Value = Condition> {
-    let filled = |(values, not_values): &(Vec<TextMatch>, Vec<TextMatch>)| !(values.is_empty() && not_values.is_empty());
+    let filled = |(values, not_values): &(Vec<TextMatch>, Vec<TextMatch>)| {
+        !(values.is_empty() && not_values.is_empty())
+    };
     let exact = |words: &'static [&'static str]| {
-        let texts: Vec<TextMatch> = words.iter().map(|word| TextMatch::Exact((*word).to_owned())).collect();
+        let texts: Vec<TextMatch> = words
+            .iter()
+            .map(|word| TextMatch::Exact((*word).to_owned()))
+            .collect();
         (subsequence(texts.clone(), 0..=2), subsequence(texts, 0..=2))
     };
     let of = |key: &'static str| {
-        move |(values, not_values): (Vec<TextMatch>, Vec<TextMatch>)| Condition::new(key, values, not_values).unwrap()
+        move |(values, not_values): (Vec<TextMatch>, Vec<TextMatch>)| {
+            Condition::new(key, values, not_values).unwrap()
+        }
     };
     prop_oneof![
-        (texts(&HEADER_VALUES), texts(&HEADER_VALUES)).prop_filter("empty", filled).prop_map(of("request.headers[X-Team]")),
-        (texts(&NAMESPACES), texts(&NAMESPACES)).prop_filter("empty", filled).prop_map(of("source.namespace")),
-        (texts(&PRINCIPALS), texts(&PRINCIPALS)).prop_filter("empty", filled).prop_map(of("source.principal")),
-        exact(&BLOCKS).prop_filter("empty", filled).prop_map(of("source.ip")),
-        exact(&ACCOUNTS).prop_filter("empty", filled).prop_map(of("source.serviceAccount")),
-        exact(&["8443", "9443"]).prop_filter("empty", filled).prop_map(of("destination.port")),
+        (texts(&HEADER_VALUES), texts(&HEADER_VALUES))
+            .prop_filter("empty", filled)
+            .prop_map(of("request.headers[X-Team]")),
+        (texts(&NAMESPACES), texts(&NAMESPACES))
+            .prop_filter("empty", filled)
+            .prop_map(of("source.namespace")),
+        (texts(&PRINCIPALS), texts(&PRINCIPALS))
+            .prop_filter("empty", filled)
+            .prop_map(of("source.principal")),
+        exact(&BLOCKS)
+            .prop_filter("empty", filled)
+            .prop_map(of("source.ip")),
+        exact(&ACCOUNTS)
+            .prop_filter("empty", filled)
+            .prop_map(of("source.serviceAccount")),
+        exact(&["8443", "9443"])
+            .prop_filter("empty", filled)
+            .prop_map(of("destination.port")),
     ]
 }
 
 fn rule() -> impl Strategy<Value = Rule> {
-    (vec(any_source(), 0..3), vec(any_operation(), 0..3), vec(any_condition(), 0..2))
+    (
+        vec(any_source(), 0..3),
+        vec(any_operation(), 0..3),
+        vec(any_condition(), 0..2),
+    )
         .prop_map(|(from, to, when)| Rule { from, to, when })
 }
 
 fn policies() -> impl Strategy<Value = PolicySet> {
-    let actions = select(vec![Action::Allow, Action::Allow, Action::Deny, Action::Audit]);
+    let actions = select(vec![
+        Action::Allow,
+        Action::Allow,
+        Action::Deny,
+        Action::Audit,
+    ]);
     let policy = (actions, vec(rule(), 0..3));
     let defaults = select(vec![Default::Deny, Default::Allow, Default::Audit]);
     (defaults, vec(policy, 0..4)).prop_map(|(default, policies)| PolicySet {
@@ -309,7 +454,11 @@ fn policies() -> impl Strategy<Value = PolicySet> {
         policies: policies
             .into_iter()
             .enumerate()
-            .map(|(at, (action, rules))| Policy { name: format!("shop/p{at}").parse().unwrap(), action, rules })
+            .map(|(at, (action, rules))| Policy {
+                name: format!("shop/p{at}").parse().unwrap(),
+                action,
+                rules,
+            })
             .collect(),
     })
 }

@@ -81,17 +81,36 @@ pub struct Operation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// `request.headers[NAME]`; the name is in lower case.
-    Header { name: String, values: Vec<TextMatch>, not_values: Vec<TextMatch> },
+    Header {
+        name: String,
+        values: Vec<TextMatch>,
+        not_values: Vec<TextMatch>,
+    },
     /// `source.ip`
-    SourceIp { values: Vec<IpNet>, not_values: Vec<IpNet> },
+    SourceIp {
+        values: Vec<IpNet>,
+        not_values: Vec<IpNet>,
+    },
     /// `source.namespace`
-    SourceNamespace { values: Vec<TextMatch>, not_values: Vec<TextMatch> },
+    SourceNamespace {
+        values: Vec<TextMatch>,
+        not_values: Vec<TextMatch>,
+    },
     /// `source.principal`
-    SourcePrincipal { values: Vec<TextMatch>, not_values: Vec<TextMatch> },
+    SourcePrincipal {
+        values: Vec<TextMatch>,
+        not_values: Vec<TextMatch>,
+    },
     /// `source.serviceAccount`
-    SourceServiceAccount { values: Vec<WorkloadName>, not_values: Vec<WorkloadName> },
+    SourceServiceAccount {
+        values: Vec<WorkloadName>,
+        not_values: Vec<WorkloadName>,
+    },
     /// `destination.port`
-    DestinationPort { values: Vec<u16>, not_values: Vec<u16> },
+    DestinationPort {
+        values: Vec<u16>,
+        not_values: Vec<u16>,
+    },
 }
 
 impl Condition {
@@ -102,19 +121,40 @@ impl Condition {
         not_values: Vec<TextMatch>,
     ) -> Result<Self, InvalidCondition> {
         if values.is_empty() && not_values.is_empty() {
-            return Err(InvalidCondition::NoValues { key: key.to_owned() });
+            return Err(InvalidCondition::NoValues {
+                key: key.to_owned(),
+            });
         }
-        if let Some(name) = key.strip_prefix("request.headers[").and_then(|k| k.strip_suffix(']')) {
+        if let Some(name) = key
+            .strip_prefix("request.headers[")
+            .and_then(|k| k.strip_suffix(']'))
+        {
             return if is_header_name(name) {
-                Ok(Self::Header { name: name.to_ascii_lowercase(), values, not_values })
+                Ok(Self::Header {
+                    name: name.to_ascii_lowercase(),
+                    values,
+                    not_values,
+                })
             } else {
-                Err(InvalidCondition::HeaderName { name: name.to_owned() })
+                Err(InvalidCondition::HeaderName {
+                    name: name.to_owned(),
+                })
             };
         }
         match key {
             "source.ip" => Ok(Self::SourceIp {
-                values: exact(key, values, "an IP address or block such as `10.0.0.0/8`", ip_block)?,
-                not_values: exact(key, not_values, "an IP address or block such as `10.0.0.0/8`", ip_block)?,
+                values: exact(
+                    key,
+                    values,
+                    "an IP address or block such as `10.0.0.0/8`",
+                    ip_block,
+                )?,
+                not_values: exact(
+                    key,
+                    not_values,
+                    "an IP address or block such as `10.0.0.0/8`",
+                    ip_block,
+                )?,
             }),
             "source.namespace" => Ok(Self::SourceNamespace { values, not_values }),
             "source.principal" => Ok(Self::SourcePrincipal { values, not_values }),
@@ -126,7 +166,9 @@ impl Condition {
                 values: exact(key, values, "a port from 1 to 65535", port)?,
                 not_values: exact(key, not_values, "a port from 1 to 65535", port)?,
             }),
-            _ => Err(InvalidCondition::UnknownKey { key: key.to_owned() }),
+            _ => Err(InvalidCondition::UnknownKey {
+                key: key.to_owned(),
+            }),
         }
     }
 
@@ -166,7 +208,10 @@ impl Condition {
 }
 
 fn written<T: fmt::Display>(values: &[T]) -> Vec<TextMatch> {
-    values.iter().map(|value| TextMatch::Exact(value.to_string())).collect()
+    values
+        .iter()
+        .map(|value| TextMatch::Exact(value.to_string()))
+        .collect()
 }
 
 fn exact<T>(
@@ -177,21 +222,25 @@ fn exact<T>(
 ) -> Result<Vec<T>, InvalidCondition> {
     values
         .into_iter()
-        .map(|value| match &value {
-            TextMatch::Exact(text) => parse(text),
-            TextMatch::Prefix(_) | TextMatch::Suffix(_) | TextMatch::Present => None,
-        }
-        .ok_or_else(|| InvalidCondition::Value {
-            key: key.to_owned(),
-            value: value.to_string(),
-            wanted,
-        }))
+        .map(|value| {
+            match &value {
+                TextMatch::Exact(text) => parse(text),
+                TextMatch::Prefix(_) | TextMatch::Suffix(_) | TextMatch::Present => None,
+            }
+            .ok_or_else(|| InvalidCondition::Value {
+                key: key.to_owned(),
+                value: value.to_string(),
+                wanted,
+            })
+        })
         .collect()
 }
 
 /// An address alone is the block of that one address.
 fn ip_block(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
 
 fn port(text: &str) -> Option<u16> {
@@ -201,7 +250,9 @@ fn port(text: &str) -> Option<u16> {
 /// RFC 9110 token.
 fn is_header_name(name: &str) -> bool {
     !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 impl fmt::Display for Default {
@@ -234,7 +285,11 @@ pub enum InvalidCondition {
     #[error("`{name}` is not the name of a header")]
     HeaderName { name: String },
     #[error("`{value}` cannot be a value of `{key}`: it must be {wanted}")]
-    Value { key: String, value: String, wanted: &'static str },
+    Value {
+        key: String,
+        value: String,
+        wanted: &'static str,
+    },
     #[error("the condition on `{key}` has neither values nor notValues")]
     NoValues { key: String },
 }

@@ -26,19 +26,36 @@ impl Documents {
     pub fn diff(old: &Self, new: &Self) -> Vec<Change> {
         let mesh = |documents: &Self| {
             let mesh = documents.mesh.iter();
-            mesh.map(|mesh| (mesh.name.clone(), mesh.clone())).collect::<BTreeMap<_, _>>()
+            mesh.map(|mesh| (mesh.name.clone(), mesh.clone()))
+                .collect::<BTreeMap<_, _>>()
         };
         let mut changes = compare(Kind::Mesh, &mesh(old), &mesh(new));
         changes.extend(compare(Kind::Workload, &old.workloads, &new.workloads));
         changes.extend(compare(Kind::Upstream, &old.upstreams, &new.upstreams));
-        changes.extend(compare(Kind::Credential, &old.credentials, &new.credentials));
-        changes.extend(compare(Kind::AuthorizationPolicy, &old.policies, &new.policies));
+        changes.extend(compare(
+            Kind::Credential,
+            &old.credentials,
+            &new.credentials,
+        ));
+        changes.extend(compare(
+            Kind::AuthorizationPolicy,
+            &old.policies,
+            &new.policies,
+        ));
         changes
     }
 }
 
-fn compare<K: Ord + fmt::Display, V: PartialEq>(kind: Kind, old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<Change> {
-    let change = |name: &K, what| Change { kind, name: name.to_string(), what };
+fn compare<K: Ord + fmt::Display, V: PartialEq>(
+    kind: Kind,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> Vec<Change> {
+    let change = |name: &K, what| Change {
+        kind,
+        name: name.to_string(),
+        what,
+    };
     let mut changes: Vec<(&K, What)> = Vec::new();
     for (name, value) in new {
         match old.get(name) {
@@ -47,9 +64,16 @@ fn compare<K: Ord + fmt::Display, V: PartialEq>(kind: Kind, old: &BTreeMap<K, V>
             Some(_) => {}
         }
     }
-    changes.extend(old.keys().filter(|name| !new.contains_key(name)).map(|name| (name, What::Removed)));
+    changes.extend(
+        old.keys()
+            .filter(|name| !new.contains_key(name))
+            .map(|name| (name, What::Removed)),
+    );
     changes.sort_by_key(|(name, _)| *name);
-    changes.into_iter().map(|(name, what)| change(name, what)).collect()
+    changes
+        .into_iter()
+        .map(|(name, what)| change(name, what))
+        .collect()
 }
 
 /// `+ Workload shop/orders`

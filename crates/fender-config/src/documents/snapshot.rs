@@ -6,23 +6,43 @@ use std::sync::Arc;
 use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Condition, Policy, PolicySet, TextMatch};
 
-use super::{Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, Upstream};
-use crate::snapshot::{CredentialSource, CredentialSpec, DenyList, Destination, Inbound, Outbound, Snapshot};
+use super::{
+    Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, Upstream,
+};
+use crate::snapshot::{
+    CredentialSource, CredentialSpec, DenyList, Destination, Inbound, Outbound, Snapshot,
+};
 
 impl Documents {
     /// What the sidecar of this workload must know, and nothing more. None if there is no such workload.
-    pub fn snapshot(&self, workload: &WorkloadName, version: u64, bundles: Bundles) -> Option<Snapshot> {
+    pub fn snapshot(
+        &self,
+        workload: &WorkloadName,
+        version: u64,
+        bundles: Bundles,
+    ) -> Option<Snapshot> {
         let (mesh, workload) = (self.mesh.as_ref()?, self.workloads.get(workload)?);
         let namespace = workload.name.namespace();
         let policies = PolicySet {
             default: workload.authorization.unwrap_or(mesh.authorization),
-            policies: selected(self.policies.values(), namespace, &workload.labels, &mesh.trust_domain),
+            policies: selected(
+                self.policies.values(),
+                namespace,
+                &workload.labels,
+                &mesh.trust_domain,
+            ),
         };
         let outbound = workload.outbound.iter().filter_map(|port| {
             let to = self.destination(&port.to, &mesh.trust_domain)?;
-            Some(Outbound { listen: port.listen.clone(), to })
+            Some(Outbound {
+                listen: port.listen.clone(),
+                to,
+            })
         });
-        let credentials = workload.credentials.iter().filter_map(|name| self.credentials.get(name));
+        let credentials = workload
+            .credentials
+            .iter()
+            .filter_map(|name| self.credentials.get(name));
         Some(Snapshot {
             version,
             identity: workload.spiffe_id(&mesh.trust_domain),
@@ -40,7 +60,11 @@ impl Documents {
 
     fn destination(&self, to: &OutboundTo, trust_domain: &TrustDomain) -> Option<Destination> {
         match to {
-            OutboundTo::Service { workload, address, protocol } => Some(Destination::Service {
+            OutboundTo::Service {
+                workload,
+                address,
+                protocol,
+            } => Some(Destination::Service {
                 id: SpiffeId::for_workload(trust_domain, workload),
                 addresses: vec![address.clone()],
                 protocol: *protocol,
@@ -80,7 +104,11 @@ impl Credential {
             CredentialFrom::SidecarFile(path) => CredentialSource::File { path: path.clone() },
             CredentialFrom::ControlFile(_) => CredentialSource::Control,
         };
-        CredentialSpec { name: self.name.clone(), source, deliver: self.deliver.clone() }
+        CredentialSpec {
+            name: self.name.clone(),
+            source,
+            deliver: self.deliver.clone(),
+        }
     }
 }
 
@@ -101,11 +129,18 @@ fn in_mesh(policy: &Policy, trust_domain: &TrustDomain) -> Policy {
     let mut policy = policy.clone();
     for rule in &mut policy.rules {
         for source in &mut rule.from {
-            source.principals.iter_mut().chain(&mut source.not_principals).for_each(|text| own(text, trust_domain));
+            source
+                .principals
+                .iter_mut()
+                .chain(&mut source.not_principals)
+                .for_each(|text| own(text, trust_domain));
         }
         for condition in &mut rule.when {
             if let Condition::SourcePrincipal { values, not_values } = condition {
-                values.iter_mut().chain(not_values).for_each(|text| own(text, trust_domain));
+                values
+                    .iter_mut()
+                    .chain(not_values)
+                    .for_each(|text| own(text, trust_domain));
             }
         }
     }

@@ -1,36 +1,52 @@
 //! The `Credential`: where a secret comes from and how it reaches the app. Never the secret.
 
 use super::{file_path, full_name};
+use crate::ObjectName;
 use crate::documents::{Credential, CredentialFrom};
 use crate::raw::{self, Document, Via};
 use crate::snapshot::{Delivery, FileDelivery, Storage};
 use crate::yaml::{At, Reader};
-use crate::ObjectName;
 
 const MODE: u32 = 0o400;
 const MAX_MODE: u32 = 0o777;
 /// Anybody but owner and group.
 const OTHERS: u32 = 0o007;
 
-pub(crate) fn credential(reader: &mut Reader<'_>, document: Document<raw::Credential>) -> Option<Credential> {
+pub(crate) fn credential(
+    reader: &mut Reader<'_>,
+    document: Document<raw::Credential>,
+) -> Option<Credential> {
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
     let source = source(reader, &spec.source.value);
     if spec.deliver.value.is_empty() {
-        reader.wrong_with(
+        reader.wrong(
             &spec.deliver,
             "fender::no-delivery",
             "`deliver` is empty, so the secret would reach nobody",
             "write `deliver: [ { file: { path: /run/secrets/x } } ]` or `[ { environment: { variable: X } } ]`",
         );
     }
-    let deliver = spec.deliver.value.iter().filter_map(|at| delivery(reader, at)).collect();
-    Some(Credential { name: name?, source: source?, deliver })
+    let deliver = spec
+        .deliver
+        .value
+        .iter()
+        .filter_map(|at| delivery(reader, at))
+        .collect();
+    Some(Credential {
+        name: name?,
+        source: source?,
+        deliver,
+    })
 }
 
 fn source(reader: &mut Reader<'_>, source: &raw::CredentialSource) -> Option<CredentialFrom> {
     let path = file_path(reader, &source.file.path);
-    let via = source.file.via.as_ref().map_or(Some(Via::Sidecar), |at| reader.choose("via", at));
+    let via = source
+        .file
+        .via
+        .as_ref()
+        .map_or(Some(Via::Sidecar), |at| reader.choose("via", at));
     match via? {
         Via::Sidecar => path.map(CredentialFrom::SidecarFile),
         Via::Control => path.map(CredentialFrom::ControlFile),
@@ -40,9 +56,10 @@ fn source(reader: &mut Reader<'_>, source: &raw::CredentialSource) -> Option<Cre
 fn delivery(reader: &mut Reader<'_>, at: &At<raw::Delivery>) -> Option<Delivery> {
     match (&at.value.file, &at.value.environment) {
         (Some(file), None) => delivery_file(reader, file).map(Delivery::File),
-        (None, Some(environment)) => variable(reader, &environment.variable).map(|variable| Delivery::Environment { variable }),
+        (None, Some(environment)) => variable(reader, &environment.variable)
+            .map(|variable| Delivery::Environment { variable }),
         (None, None) | (Some(_), Some(_)) => {
-            reader.wrong_with(
+            reader.wrong(
                 at,
                 "fender::one-of",
                 "a delivery is either a `file` or an `environment`",
@@ -56,18 +73,30 @@ fn delivery(reader: &mut Reader<'_>, at: &At<raw::Delivery>) -> Option<Delivery>
 fn delivery_file(reader: &mut Reader<'_>, file: &raw::DeliveryFile) -> Option<FileDelivery> {
     let path = file_path(reader, &file.path);
     let mode = file.mode.as_ref().map_or(Some(MODE), |at| mode(reader, at));
-    let storage = file.storage.as_ref().map_or(Some(Storage::default()), |at| reader.choose("storage", at));
+    let storage = file
+        .storage
+        .as_ref()
+        .map_or(Some(Storage::default()), |at| reader.choose("storage", at));
     let owner = account(reader, "owner", file.owner.as_ref());
     let group = account(reader, "group", file.group.as_ref());
-    Some(FileDelivery { path: path?, mode: mode?, owner, group, storage: storage? })
+    Some(FileDelivery {
+        path: path?,
+        mode: mode?,
+        owner,
+        group,
+        storage: storage?,
+    })
 }
 
 fn mode(reader: &mut Reader<'_>, at: &At<String>) -> Option<u32> {
     let digits = at.value.strip_prefix("0o").unwrap_or(&at.value);
-    let octal = (3..=4).contains(&digits.len()) && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
-    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| octal && *mode <= MAX_MODE);
+    let octal = (3..=4).contains(&digits.len())
+        && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let mode = u32::from_str_radix(digits, 8)
+        .ok()
+        .filter(|mode| octal && *mode <= MAX_MODE);
     match mode {
-        None => reader.wrong_with(
+        None => reader.wrong(
             at,
             "fender::bad-mode",
             format!("`{}` is not the mode of a file", at.value),
@@ -76,7 +105,10 @@ fn mode(reader: &mut Reader<'_>, at: &At<String>) -> Option<u32> {
         Some(mode) if mode & OTHERS != 0 => reader.warn(
             at,
             "fender::open-mode",
-            format!("with mode `{}` every user of the machine may use the secret", at.value),
+            format!(
+                "with mode `{}` every user of the machine may use the secret",
+                at.value
+            ),
             "`0400` is for the owner, `0440` for a group",
         ),
         Some(_) => {}
@@ -88,10 +120,17 @@ fn mode(reader: &mut Reader<'_>, at: &At<String>) -> Option<u32> {
 fn account(reader: &mut Reader<'_>, field: &str, at: Option<&At<String>>) -> Option<String> {
     let at = at?;
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let usable = (1..=32).contains(&at.value.len()) && !at.value.starts_with('-') && at.value.bytes().all(allowed);
+    let usable = (1..=32).contains(&at.value.len())
+        && !at.value.starts_with('-')
+        && at.value.bytes().all(allowed);
     if !usable {
         let message = format!("`{}` cannot be the {field} of a file", at.value);
-        reader.wrong_with(at, "fender::bad-account", message, "write a name or a number");
+        reader.wrong(
+            at,
+            "fender::bad-account",
+            message,
+            "write a name or a number",
+        );
     }
     usable.then(|| at.value.clone())
 }
@@ -103,14 +142,30 @@ const RESERVED_PREFIXES: [&str; 2] = ["LD_", "FENDER_"];
 fn variable(reader: &mut Reader<'_>, at: &At<String>) -> Option<String> {
     let name = at.value.as_str();
     let written = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        && name.bytes().next().is_some_and(|first| !first.is_ascii_digit());
-    let reserved = RESERVED.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+        && name
+            .bytes()
+            .next()
+            .is_some_and(|first| !first.is_ascii_digit());
+    let reserved = RESERVED.contains(&name)
+        || RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
     if !written {
         let help = "letters, digits and `_`, not beginning with a digit";
-        reader.wrong_with(at, "fender::bad-variable", format!("`{name}` is not the name of a variable"), help);
+        reader.wrong(
+            at,
+            "fender::bad-variable",
+            format!("`{name}` is not the name of a variable"),
+            help,
+        );
     } else if reserved {
         let help = "it changes what the app executes, or belongs to Fender; deliver the secret under another name";
-        reader.wrong_with(at, "fender::bad-variable", format!("the variable `{name}` may not be set by a document"), help);
+        reader.wrong(
+            at,
+            "fender::bad-variable",
+            format!("the variable `{name}` may not be set by a document"),
+            help,
+        );
     }
     (written && !reserved).then(|| name.to_owned())
 }

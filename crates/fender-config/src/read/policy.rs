@@ -4,20 +4,27 @@
 
 use fender_identity::WorkloadName;
 use fender_policy::{
-    Action, Condition, InvalidCondition, Operation, PathMatch, Policy, PolicyName, Rule, Source, TextMatch,
+    Action, Condition, InvalidCondition, Operation, PathMatch, Policy, PolicyName, Rule, Source,
+    TextMatch,
 };
 use ipnet::IpNet;
 
-use super::full_name;
-use crate::documents::{Selector, SelectingPolicy};
+use super::{NAME_HELP, full_name};
+use crate::documents::{SelectingPolicy, Selector};
 use crate::raw::{self, IstioDocument, Texts};
 use crate::suggest::nearest;
 use crate::yaml::{At, Reader};
 
 /// `root_namespace` is known from the Mesh: a policy there selects everywhere.
-pub(crate) fn policy(reader: &mut Reader<'_>, document: IstioDocument, root_namespace: &str) -> Option<SelectingPolicy> {
+pub(crate) fn policy(
+    reader: &mut Reader<'_>,
+    document: IstioDocument,
+    root_namespace: &str,
+) -> Option<SelectingPolicy> {
     let IstioDocument { metadata, spec, .. } = document;
-    let name: Option<PolicyName> = full_name(reader, &metadata, |namespace, name| format!("{namespace}/{name}").parse());
+    let name: Option<PolicyName> = full_name(reader, &metadata, |namespace, name| {
+        format!("{namespace}/{name}").parse()
+    });
     let namespace = metadata.value.namespace.map(|at| at.value);
     let mut action = Some(Action::Allow);
     let mut rules = Vec::new();
@@ -26,18 +33,40 @@ pub(crate) fn policy(reader: &mut Reader<'_>, document: IstioDocument, root_name
         let help = "select workloads by `selector.matchLabels`";
         reader.unsupported("targetRef", &spec.target_ref, help);
         reader.unsupported("targetRefs", &spec.target_refs, help);
-        reader.unsupported("provider", &spec.provider, "external authorizers (`action: CUSTOM`) are not called");
+        reader.unsupported(
+            "provider",
+            &spec.provider,
+            "external authorizers (`action: CUSTOM`) are not called",
+        );
         action = self::action(reader, spec.action.as_ref());
         rules = spec.rules.unwrap_or_default();
-        labels = spec.selector.map(|selector| selector.value.match_labels).unwrap_or_default();
+        labels = spec
+            .selector
+            .map(|selector| selector.value.match_labels)
+            .unwrap_or_default();
         if action == Some(Action::Deny) && rules.is_empty() {
             let help = "to deny everybody, write `rules: [ {} ]`";
-            reader.warn(&metadata.value.name, "fender::no-rules", "a DENY policy without rules denies nobody", help);
+            reader.warn(
+                &metadata.value.name,
+                "fender::no-rules",
+                "a DENY policy without rules denies nobody",
+                help,
+            );
         }
     }
-    let rules = rules.iter().map(|at| rule(reader, at, namespace.as_deref())).collect();
+    let rules = rules
+        .iter()
+        .map(|at| rule(reader, at, namespace.as_deref()))
+        .collect();
     let namespace = namespace.filter(|namespace| namespace != root_namespace);
-    Some(SelectingPolicy { policy: Policy { name: name?, action: action?, rules }, selector: Selector { namespace, labels } })
+    Some(SelectingPolicy {
+        policy: Policy {
+            name: name?,
+            action: action?,
+            rules,
+        },
+        selector: Selector { namespace, labels },
+    })
 }
 
 fn action(reader: &mut Reader<'_>, at: Option<&At<crate::yaml::Word<Action>>>) -> Option<Action> {
@@ -45,7 +74,12 @@ fn action(reader: &mut Reader<'_>, at: Option<&At<crate::yaml::Word<Action>>>) -
         None => Some(Action::Allow),
         Some(at) if at.value.text == "CUSTOM" => {
             let help = "external authorizers are not called; express it as ALLOW or DENY";
-            reader.wrong_with(at, "fender::unsupported", "`action: CUSTOM` is not supported", help);
+            reader.wrong(
+                at,
+                "fender::unsupported",
+                "`action: CUSTOM` is not supported",
+                help,
+            );
             None
         }
         Some(at) => reader.choose("action", at),
@@ -57,25 +91,44 @@ fn rule(reader: &mut Reader<'_>, at: &At<raw::Rule>, namespace: Option<&str>) ->
     let to = filled(reader, "to", at.value.to.as_ref());
     let when = filled(reader, "when", at.value.when.as_ref());
     Rule {
-        from: from.iter().map(|at| source(reader, &at.value.source, namespace)).collect(),
-        to: to.iter().map(|at| operation(reader, &at.value.operation)).collect(),
-        when: when.iter().filter_map(|at| condition(reader, &at.value)).collect(),
+        from: from
+            .iter()
+            .map(|at| source(reader, &at.value.source, namespace))
+            .collect(),
+        to: to
+            .iter()
+            .map(|at| operation(reader, &at.value.operation))
+            .collect(),
+        when: when
+            .iter()
+            .filter_map(|at| condition(reader, &at.value))
+            .collect(),
     }
 }
 
 /// The entries of a list. One that is there must have some.
-fn filled<'a, T>(reader: &mut Reader<'_>, field: &str, list: Option<&'a At<Vec<At<T>>>>) -> &'a [At<T>] {
+fn filled<'a, T>(
+    reader: &mut Reader<'_>,
+    field: &str,
+    list: Option<&'a At<Vec<At<T>>>>,
+) -> &'a [At<T>] {
     let Some(at) = list else { return &[] };
     if at.value.is_empty() {
         let help = "remove the field if you mean *any*; to allow nobody, write an ALLOW policy without rules";
-        reader.wrong_with(at, "fender::empty-list", format!("`{field}` is an empty list, which would ask for nothing"), help);
+        reader.wrong(
+            at,
+            "fender::empty-list",
+            format!("`{field}` is an empty list, which would ask for nothing"),
+            help,
+        );
     }
     &at.value
 }
 
 fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&str>) -> Source {
     let raw = &at.value;
-    const JWT: &str = "JWTs are not evaluated yet; use `principals`, `namespaces` or `serviceAccounts`";
+    const JWT: &str =
+        "JWTs are not evaluated yet; use `principals`, `namespaces` or `serviceAccounts`";
     const REMOTE: &str = "use `ipBlocks`, the address of the connection itself";
     reader.unsupported("requestPrincipals", &raw.request_principals, JWT);
     reader.unsupported("notRequestPrincipals", &raw.not_request_principals, JWT);
@@ -86,10 +139,18 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
         not_principals: list(reader, "notPrincipals", &raw.not_principals, principal),
         namespaces: list(reader, "namespaces", &raw.namespaces, text),
         not_namespaces: list(reader, "notNamespaces", &raw.not_namespaces, text),
-        service_accounts: list(reader, "serviceAccounts", &raw.service_accounts, |reader, at| account(reader, at, namespace)),
-        not_service_accounts: list(reader, "notServiceAccounts", &raw.not_service_accounts, |reader, at| {
-            account(reader, at, namespace)
-        }),
+        service_accounts: list(
+            reader,
+            "serviceAccounts",
+            &raw.service_accounts,
+            |reader, at| account(reader, at, namespace),
+        ),
+        not_service_accounts: list(
+            reader,
+            "notServiceAccounts",
+            &raw.not_service_accounts,
+            |reader, at| account(reader, at, namespace),
+        ),
         ip_blocks: list(reader, "ipBlocks", &raw.ip_blocks, ip_block),
         not_ip_blocks: list(reader, "notIpBlocks", &raw.not_ip_blocks, ip_block),
     };
@@ -103,10 +164,19 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
         &raw.ip_blocks,
         &raw.not_ip_blocks,
     ];
-    let unsupported =
-        [&raw.request_principals, &raw.not_request_principals, &raw.remote_ip_blocks, &raw.not_remote_ip_blocks];
+    let unsupported = [
+        &raw.request_principals,
+        &raw.not_request_principals,
+        &raw.remote_ip_blocks,
+        &raw.not_remote_ip_blocks,
+    ];
     if lists.iter().all(|list| list.is_none()) && unsupported.iter().all(|field| field.is_none()) {
-        reader.wrong_with(at, "fender::empty-list", "this `source` asks for nothing", "remove `from` if you mean any source");
+        reader.wrong(
+            at,
+            "fender::empty-list",
+            "this `source` asks for nothing",
+            "remove `from` if you mean any source",
+        );
     }
     source
 }
@@ -134,7 +204,12 @@ fn operation(reader: &mut Reader<'_>, at: &At<raw::RuleOperation>) -> Operation 
         &raw.not_paths,
     ];
     if lists.iter().all(|list| list.is_none()) {
-        reader.wrong_with(at, "fender::empty-list", "this `operation` asks for nothing", "remove `to` if you mean any operation");
+        reader.wrong(
+            at,
+            "fender::empty-list",
+            "this `operation` asks for nothing",
+            "remove `to` if you mean any operation",
+        );
     }
     operation
 }
@@ -145,12 +220,20 @@ fn list<T>(
     texts: &Texts,
     mut parse: impl FnMut(&mut Reader<'_>, &At<String>) -> Option<T>,
 ) -> Vec<T> {
-    filled(reader, field, texts.as_ref()).iter().filter_map(|at| parse(reader, at)).collect()
+    filled(reader, field, texts.as_ref())
+        .iter()
+        .filter_map(|at| parse(reader, at))
+        .collect()
 }
 
 fn text(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
     if at.value.is_empty() {
-        reader.wrong_with(at, "fender::bad-pattern", "an empty text matches nothing", "`*` means *any, but present*");
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            "an empty text matches nothing",
+            "`*` means *any, but present*",
+        );
         return None;
     }
     Some(at.value.as_str().into())
@@ -159,12 +242,22 @@ fn text(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
 fn principal(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
     if let Some(rest) = at.value.strip_prefix("spiffe://") {
         let help = format!("write `{rest}`");
-        reader.wrong_with(at, "fender::bad-pattern", "a principal is written without `spiffe://`, and would never match", help);
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            "a principal is written without `spiffe://`, and would never match",
+            help,
+        );
         return None;
     }
     if at.value.starts_with("cluster.local/") {
         let help = "write the trust domain itself, or `*/ns/…` for any";
-        reader.warn(at, "fender::cluster-local", "`cluster.local` is read as the trust domain of the mesh, as Istio does", help);
+        reader.warn(
+            at,
+            "fender::cluster-local",
+            "`cluster.local` is read as the trust domain of the mesh, as Istio does",
+            help,
+        );
     }
     text(reader, at)
 }
@@ -173,7 +266,15 @@ fn principal(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
 fn method(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
     if at.value.bytes().any(|b| b.is_ascii_lowercase()) {
         let help = format!("write `{}`", at.value.to_ascii_uppercase());
-        reader.wrong_with(at, "fender::bad-pattern", format!("`{}` would never match: methods are case-sensitive", at.value), help);
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            format!(
+                "`{}` would never match: methods are case-sensitive",
+                at.value
+            ),
+            help,
+        );
         return None;
     }
     text(reader, at)
@@ -183,24 +284,50 @@ fn path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathMatch> {
     text(reader, at)?;
     if at.value.contains('?') {
         let help = "the query is not matched; end the path before `?`";
-        reader.wrong_with(at, "fender::bad-pattern", format!("`{}` would never match", at.value), help);
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            format!("`{}` would never match", at.value),
+            help,
+        );
         return None;
     }
-    reader.parse(at, "fender::bad-pattern")
+    reader.parse(
+        at,
+        "fender::bad-pattern",
+        "for example `/reports/{*}/pages/{**}`",
+    )
 }
 
 fn port(reader: &mut Reader<'_>, at: &At<String>) -> Option<u16> {
     let port = at.value.parse().ok().filter(|port| *port != 0);
     if port.is_none() {
-        reader.wrong_with(at, "fender::bad-port", format!("`{}` is not a port", at.value), "a number from 1 to 65535");
+        reader.wrong(
+            at,
+            "fender::bad-port",
+            format!("`{}` is not a port", at.value),
+            "a number from 1 to 65535",
+        );
     }
     port
 }
 
 /// A name alone is one in the namespace of the policy.
-fn account(reader: &mut Reader<'_>, at: &At<String>, namespace: Option<&str>) -> Option<WorkloadName> {
-    let (of, name) = at.value.split_once('/').or(namespace.map(|namespace| (namespace, at.value.as_str())))?;
-    reader.take(at, "fender::bad-name", WorkloadName::new(of, name))
+fn account(
+    reader: &mut Reader<'_>,
+    at: &At<String>,
+    namespace: Option<&str>,
+) -> Option<WorkloadName> {
+    let (of, name) = at
+        .value
+        .split_once('/')
+        .or(namespace.map(|namespace| (namespace, at.value.as_str())))?;
+    reader.take(
+        at,
+        "fender::bad-name",
+        NAME_HELP,
+        WorkloadName::new(of, name),
+    )
 }
 
 fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
@@ -209,11 +336,25 @@ fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
     match block {
         None => {
             let message = format!("`{}` is not a block of IP addresses", at.value);
-            reader.wrong_with(at, "fender::bad-cidr", message, "write `10.0.0.0/8`, `2001:db8::/32` or a single address");
+            reader.wrong(
+                at,
+                "fender::bad-cidr",
+                message,
+                "write `10.0.0.0/8`, `2001:db8::/32` or a single address",
+            );
         }
         Some(block) if block.trunc() != block => {
-            let help = format!("the block it lies in is `{}`; to mean the one address, leave `/{}` out", block.trunc(), block.prefix_len());
-            reader.warn(at, "fender::loose-cidr", format!("`{block}` has bits set beyond its prefix"), help);
+            let help = format!(
+                "the block it lies in is `{}`; to mean the one address, leave `/{}` out",
+                block.trunc(),
+                block.prefix_len()
+            );
+            reader.warn(
+                at,
+                "fender::loose-cidr",
+                format!("`{block}` has bits set beyond its prefix"),
+                help,
+            );
         }
         Some(_) => {}
     }
@@ -221,8 +362,13 @@ fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
 }
 
 /// Keys that can be evaluated, for "did you mean".
-const KEYS: [&str; 5] =
-    ["source.ip", "source.namespace", "source.principal", "source.serviceAccount", "destination.port"];
+const KEYS: [&str; 5] = [
+    "source.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "destination.port",
+];
 
 fn condition(reader: &mut Reader<'_>, raw: &raw::Condition) -> Option<Condition> {
     let values = list(reader, "values", &raw.values, text);
@@ -231,21 +377,29 @@ fn condition(reader: &mut Reader<'_>, raw: &raw::Condition) -> Option<Condition>
         Ok(condition) => return Some(condition),
         Err(error) => error,
     };
-    let help = match &error {
-        InvalidCondition::UnknownKey { key } => match nearest(key, KEYS) {
+    let help = if let InvalidCondition::UnknownKey { key } = &error {
+        match nearest(key, KEYS) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!("the keys that are: {}, request.headers[NAME]", KEYS.join(", ")),
-        },
-        InvalidCondition::Value { .. } => "`*` has no meaning here".to_owned(),
-        _ => "a condition has a `key` and `values` or `notValues`".to_owned(),
+            None => format!(
+                "the keys that are: {}, request.headers[NAME]",
+                KEYS.join(", ")
+            ),
+        }
+    } else if let InvalidCondition::Value { .. } = &error {
+        "`*` has no meaning here".to_owned()
+    } else {
+        "a condition has a `key`, and `values` or `notValues`".to_owned()
     };
     let at = match (&error, &raw.values, &raw.not_values) {
         (InvalidCondition::Value { value, .. }, values, not_values) => {
             let lists = [values, not_values].into_iter().flatten();
-            lists.flat_map(|list| &list.value).find(|at| at.value == *value).unwrap_or(&raw.key)
+            lists
+                .flat_map(|list| &list.value)
+                .find(|at| at.value == *value)
+                .unwrap_or(&raw.key)
         }
         _ => &raw.key,
     };
-    reader.wrong_with(at, "fender::bad-condition", error.to_string(), help);
+    reader.wrong(at, "fender::bad-condition", error.to_string(), help);
     None
 }

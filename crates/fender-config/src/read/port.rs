@@ -1,5 +1,6 @@
 //! Listeners: what they are, and that no two of them want the same address.
 
+use super::HOST_HELP;
 use crate::documents::InboundPort;
 use crate::problem::{Place, Problem};
 use crate::raw;
@@ -7,25 +8,43 @@ use crate::snapshot::{ClientCertificate, PathRules, Protocol};
 use crate::yaml::{At, Reader};
 use crate::{AppAddress, HostPort, ListenAddr};
 
+const LISTEN_HELP: &str = "write `0.0.0.0:8443`, `[::]:8443` or `unix:/run/orders.sock`";
+
 /// What one process already listens on.
 #[derive(Default)]
 pub(super) struct Taken(Vec<(ListenAddr, Place)>);
 
 impl Taken {
-    pub(super) fn listen(&mut self, reader: &mut Reader<'_>, at: &At<String>) -> Option<ListenAddr> {
-        let address: ListenAddr = reader.parse(at, "fender::bad-address")?;
+    pub(super) fn listen(
+        &mut self,
+        reader: &mut Reader<'_>,
+        at: &At<String>,
+    ) -> Option<ListenAddr> {
+        let address: ListenAddr = reader.parse(at, "fender::bad-address", LISTEN_HELP)?;
         if matches!(&address, ListenAddr::Tcp(tcp) if tcp.port() == 0) {
             let help = "clients must know the port beforehand; choose one from 1 to 65535";
-            reader.wrong_with(at, "fender::bad-address", format!("`{address}` is not usable here: port 0 is no port"), help);
+            reader.wrong(
+                at,
+                "fender::bad-address",
+                format!("`{address}` is not usable here: port 0 is no port"),
+                help,
+            );
             return None;
         }
         if let Some((taken, place)) = self.0.iter().find(|(taken, _)| overlap(taken, &address)) {
             let help = if *taken == address {
                 format!("it is used at {place}; every listener needs an address of its own")
             } else {
-                format!("`{taken}` at {place} covers it; every listener needs an address of its own")
+                format!(
+                    "`{taken}` at {place} covers it; every listener needs an address of its own"
+                )
             };
-            reader.wrong_with(at, "fender::duplicate-listen", format!("`{address}` is listened on twice"), help);
+            reader.wrong(
+                at,
+                "fender::duplicate-listen",
+                format!("`{address}` is listened on twice"),
+                help,
+            );
             return None;
         }
         self.0.push((address.clone(), reader.place(at)));
@@ -33,11 +52,22 @@ impl Taken {
     }
 
     /// An outbound listener lends the workload's identity to whoever reaches it.
-    pub(super) fn listen_locally(&mut self, reader: &mut Reader<'_>, at: &At<String>) -> Option<ListenAddr> {
+    pub(super) fn listen_locally(
+        &mut self,
+        reader: &mut Reader<'_>,
+        at: &At<String>,
+    ) -> Option<ListenAddr> {
         let address = self.listen(reader, at)?;
         if matches!(&address, ListenAddr::Tcp(tcp) if !tcp.ip().to_canonical().is_loopback()) {
             let help = "listen on `127.0.0.1`, `[::1]` or `unix:/path`: whoever reaches it speaks with this workload's identity";
-            reader.wrong_with(at, "fender::not-loopback", format!("an outbound listener may not be reachable from elsewhere, and `{address}` is"), help);
+            reader.wrong(
+                at,
+                "fender::not-loopback",
+                format!(
+                    "an outbound listener may not be reachable from elsewhere, and `{address}` is"
+                ),
+                help,
+            );
             return None;
         }
         Some(address)
@@ -45,14 +75,18 @@ impl Taken {
 
     /// After all listeners are known: an app that is one of them would be a circle.
     pub(super) fn refuse_circle(&self, reader: &mut Reader<'_>, at: &At<String>) {
-        let Ok(app) = at.value.parse::<ListenAddr>() else { return };
+        let Ok(app) = at.value.parse::<ListenAddr>() else {
+            return;
+        };
         if let Some((taken, place)) = self.0.iter().find(|(taken, _)| overlap(taken, &app)) {
             let problem = Problem::new(
                 reader.place(at),
                 "fender::circle",
                 format!("the app `{app}` is the sidecar itself, which listens on `{taken}`"),
             );
-            reader.report.add(problem.help(format!("the listener is at {place}; give the app a port of its own")));
+            reader.report.add(problem.help(format!(
+                "the listener is at {place}; give the app a port of its own"
+            )));
         }
     }
 }
@@ -62,10 +96,13 @@ fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
         (ListenAddr::Tcp(one), ListenAddr::Tcp(other)) => {
             one.port() == other.port()
                 && (one.ip() == other.ip()
-                    || one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified()))
+                    || one.is_ipv4() == other.is_ipv4()
+                        && (one.ip().is_unspecified() || other.ip().is_unspecified()))
         }
         (ListenAddr::Unix(one), ListenAddr::Unix(other)) => one == other,
-        (ListenAddr::Tcp(_), ListenAddr::Unix(_)) | (ListenAddr::Unix(_), ListenAddr::Tcp(_)) => false,
+        (ListenAddr::Tcp(_), ListenAddr::Unix(_)) | (ListenAddr::Unix(_), ListenAddr::Tcp(_)) => {
+            false
+        }
     }
 }
 
@@ -82,14 +119,18 @@ pub(super) fn inbound(
     let client_certificate = inbound
         .client_certificate
         .as_ref()
-        .map_or(Some(ClientCertificate::default()), |at| reader.choose("clientCertificate", at));
+        .map_or(Some(ClientCertificate::default()), |at| {
+            reader.choose("clientCertificate", at)
+        });
     let paths = paths(reader, inbound.paths.as_ref(), protocol);
     let advertise = match &inbound.advertise {
-        Some(at) => reader.parse(at, "fender::bad-address"),
-        None => found_by.zip(listen.as_ref()).and_then(|(host, listen)| match listen {
-            ListenAddr::Tcp(tcp) => HostPort::new(host, tcp.port()).ok(),
-            ListenAddr::Unix(_) => None,
-        }),
+        Some(at) => reader.parse(at, "fender::bad-address", HOST_HELP),
+        None => found_by
+            .zip(listen.as_ref())
+            .and_then(|(host, listen)| match listen {
+                ListenAddr::Tcp(tcp) => HostPort::new(host, tcp.port()).ok(),
+                ListenAddr::Unix(_) => None,
+            }),
     };
     Some(InboundPort {
         listen: listen?,
@@ -106,17 +147,35 @@ fn app(reader: &mut Reader<'_>, at: &At<String>) -> Option<AppAddress> {
         Ok(app) => Some(app),
         Err(error) => {
             let help = "write `127.0.0.1:8080`, `[::1]:8080` or `unix:/path`, and let the app listen there only";
-            reader.wrong_with(at, "fender::bad-app", error.to_string(), help);
+            reader.wrong(at, "fender::bad-app", error.to_string(), help);
             None
         }
     }
 }
 
-fn paths(reader: &mut Reader<'_>, written: Option<&At<raw::Paths>>, protocol: Option<Protocol>) -> PathRules {
-    let Some(at) = written else { return PathRules::default() };
+fn paths(
+    reader: &mut Reader<'_>,
+    written: Option<&At<raw::Paths>>,
+    protocol: Option<Protocol>,
+) -> PathRules {
+    let Some(at) = written else {
+        return PathRules::default();
+    };
     if protocol == Some(Protocol::Tcp) {
-        reader.wrong(at, "fender::not-http", "`paths` says how HTTP paths are read, and this port is `tcp`");
+        reader.wrong(
+            at,
+            "fender::not-http",
+            "`paths` says how HTTP paths are read, and this port is `tcp`",
+            "remove `paths`, or write `protocol: http`",
+        );
     }
-    let escaped_slash = at.value.escaped_slash.as_ref().and_then(|word| reader.choose("escapedSlash", word));
-    PathRules { escaped_slash: escaped_slash.unwrap_or_default(), merge_slashes: at.value.merge_slashes }
+    let escaped_slash = at
+        .value
+        .escaped_slash
+        .as_ref()
+        .and_then(|word| reader.choose("escapedSlash", word));
+    PathRules {
+        escaped_slash: escaped_slash.unwrap_or_default(),
+        merge_slashes: at.value.merge_slashes,
+    }
 }

@@ -8,7 +8,7 @@ use fender_identity::tls::TlsProfile;
 
 use super::port::{Taken, inbound};
 use super::workload::refer;
-use super::{Known, drain, fallback, file_path, full_name, tls};
+use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, tls};
 use crate::documents::{InboundPort, Kind};
 use crate::raw::{self, Document};
 use crate::snapshot::Protocol;
@@ -38,10 +38,18 @@ pub(crate) struct DirectPort {
     pub(crate) protocol: Protocol,
 }
 
-pub(crate) fn sidecar(reader: &mut Reader<'_>, known: &Known<'_>, document: Document<raw::Sidecar>) -> Option<Alone> {
+pub(crate) fn sidecar(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    document: Document<raw::Sidecar>,
+) -> Option<Alone> {
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
-    let raw::IdentityFiles { certificate, key, bundle } = &spec.identity.files;
+    let raw::IdentityFiles {
+        certificate,
+        key,
+        bundle,
+    } = &spec.identity.files;
     let certificate = file_path(reader, certificate);
     let key = file_path(reader, key);
     let bundle = file_path(reader, bundle);
@@ -53,30 +61,60 @@ pub(crate) fn sidecar(reader: &mut Reader<'_>, known: &Known<'_>, document: Docu
         .filter_map(|at| {
             if let Some(advertise) = &at.value.advertise {
                 let help = "remove it: it tells other workloads of a mesh where to connect, and this sidecar is alone";
-                reader.wrong_with(advertise, "fender::unsupported", "`advertise` has no meaning here", help);
+                reader.wrong(advertise, "fender::unsupported", "`advertise` has no meaning here", help);
             }
             inbound(reader, &mut taken, &at.value, None)
         })
         .collect();
-    let outbound = spec.outbound.iter().filter_map(|at| direct(reader, &mut taken, at)).collect();
-    spec.inbound.iter().for_each(|at| taken.refuse_circle(reader, &at.value.app));
+    let outbound = spec
+        .outbound
+        .iter()
+        .filter_map(|at| direct(reader, &mut taken, at))
+        .collect();
+    spec.inbound
+        .iter()
+        .for_each(|at| taken.refuse_circle(reader, &at.value.app));
     let drain = drain(reader, spec.drain.as_ref());
-    let authorization = fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
+    let authorization =
+        fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
     let name = name?;
     let credentials = spec
         .credentials
         .iter()
         .filter_map(|at| refer(reader, known, Kind::Credential, name.namespace(), at))
         .collect();
-    let identity_files = IdentityFiles { certificate: certificate?, key: key?, bundle: bundle? };
+    let identity_files = IdentityFiles {
+        certificate: certificate?,
+        key: key?,
+        bundle: bundle?,
+    };
     let labels = metadata.value.labels;
-    Some(Alone { name, labels, identity_files, tls, inbound: ports, outbound, credentials, drain, authorization })
+    Some(Alone {
+        name,
+        labels,
+        identity_files,
+        tls,
+        inbound: ports,
+        outbound,
+        credentials,
+        drain,
+        authorization,
+    })
 }
 
 fn direct(reader: &mut Reader<'_>, taken: &mut Taken, at: &At<raw::Direct>) -> Option<DirectPort> {
     let listen = taken.listen_locally(reader, &at.value.listen);
-    let connect = reader.parse(&at.value.connect, "fender::bad-address");
-    let expect = reader.parse(&at.value.expect, "fender::bad-spiffe-id");
+    let connect = reader.parse(&at.value.connect, "fender::bad-address", HOST_HELP);
+    let expect = reader.parse(
+        &at.value.expect,
+        "fender::bad-spiffe-id",
+        "write `spiffe://example.org/ns/NAMESPACE/sa/NAME`",
+    );
     let protocol = reader.choose("protocol", &at.value.protocol);
-    Some(DirectPort { listen: listen?, connect: connect?, expect: expect?, protocol: protocol? })
+    Some(DirectPort {
+        listen: listen?,
+        connect: connect?,
+        expect: expect?,
+        protocol: protocol?,
+    })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fender_identity::WorkloadName;
 
 use super::port::{Taken, inbound};
-use super::{Known, drain, fallback, full_name};
+use super::{HOST_HELP, Known, NAME_HELP, drain, fallback, full_name};
 use crate::address::is_host_name;
 use crate::documents::{Attestor, Kind, OutboundPort, OutboundTo, Workload};
 use crate::problem::{Place, Report};
@@ -35,9 +35,19 @@ pub(crate) fn workload<'a>(
     let reader = &mut Reader { page, report };
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, WorkloadName::new);
-    if let Some(at) = metadata.value.namespace.as_ref().filter(|at| at.value == PEOPLE) {
+    if let Some(at) = metadata
+        .value
+        .namespace
+        .as_ref()
+        .filter(|at| at.value == PEOPLE)
+    {
         let help = "choose another namespace; people get theirs with `fender svid write`";
-        reader.wrong_with(at, "fender::reserved", "the namespace `people` is reserved for the certificates of people", help);
+        reader.wrong(
+            at,
+            "fender::reserved",
+            "the namespace `people` is reserved for the certificates of people",
+            help,
+        );
     }
     let attest = attest(reader, &metadata, spec.attest.as_deref());
     let dns_names = dns_names(reader, &spec.dns_names);
@@ -45,7 +55,14 @@ pub(crate) fn workload<'a>(
     let ports: Vec<InboundPort> = spec
         .inbound
         .iter()
-        .filter_map(|at| inbound(reader, &mut taken, &at.value, dns_names.first().map(String::as_str)))
+        .filter_map(|at| {
+            inbound(
+                reader,
+                &mut taken,
+                &at.value,
+                dns_names.first().map(String::as_str),
+            )
+        })
         .collect();
     let knows_its_ports = ports.len() == spec.inbound.len();
     let outbound = spec
@@ -53,7 +70,9 @@ pub(crate) fn workload<'a>(
         .into_iter()
         .filter_map(|at| Some((taken.listen_locally(reader, &at.value.listen)?, at)))
         .collect();
-    spec.inbound.iter().for_each(|at| taken.refuse_circle(reader, &at.value.app));
+    spec.inbound
+        .iter()
+        .for_each(|at| taken.refuse_circle(reader, &at.value.app));
     let drain = drain(reader, spec.drain.as_ref());
     let authorization = fallback(reader, spec.authorization.as_ref());
     let workload = Workload {
@@ -67,10 +86,20 @@ pub(crate) fn workload<'a>(
         drain,
         authorization,
     };
-    Some(Unresolved { page, workload, outbound, credentials: spec.credentials, knows_its_ports })
+    Some(Unresolved {
+        page,
+        workload,
+        outbound,
+        credentials: spec.credentials,
+        knows_its_ports,
+    })
 }
 
-fn attest(reader: &mut Reader<'_>, metadata: &At<raw::Metadata>, written: Option<&[At<raw::Attest>]>) -> BTreeSet<Attestor> {
+fn attest(
+    reader: &mut Reader<'_>,
+    metadata: &At<raw::Metadata>,
+    written: Option<&[At<raw::Attest>]>,
+) -> BTreeSet<Attestor> {
     let written = written.unwrap_or_default();
     if written.is_empty() {
         reader.warn(
@@ -83,8 +112,19 @@ fn attest(reader: &mut Reader<'_>, metadata: &At<raw::Metadata>, written: Option
     const PLANNED: &str = "only join tokens are, so far: `attest: [ { token: {} } ]`";
     let mut attestors = BTreeSet::new();
     for at in written {
-        let raw::Attest { token, docker, unix, kubernetes, x509 } = &at.value;
-        let planned = [("docker", docker), ("unix", unix), ("kubernetes", kubernetes), ("x509", x509)];
+        let raw::Attest {
+            token,
+            docker,
+            unix,
+            kubernetes,
+            x509,
+        } = &at.value;
+        let planned = [
+            ("docker", docker),
+            ("unix", unix),
+            ("kubernetes", kubernetes),
+            ("x509", x509),
+        ];
         for (field, value) in planned {
             reader.unsupported(field, value, PLANNED);
         }
@@ -93,7 +133,12 @@ fn attest(reader: &mut Reader<'_>, metadata: &At<raw::Metadata>, written: Option
                 attestors.insert(Attestor::Token);
             }
             None if planned.iter().all(|(_, value)| value.is_none()) => {
-                reader.wrong_with(at, "fender::one-of", "this entry of `attest` names no way to attest", "write `{ token: {} }`");
+                reader.wrong(
+                    at,
+                    "fender::one-of",
+                    "this entry of `attest` names no way to attest",
+                    "write `{ token: {} }`",
+                );
             }
             None => {}
         }
@@ -106,11 +151,19 @@ fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
     for at in written {
         let name = at.value.to_ascii_lowercase();
         if !is_host_name(&name) {
-            let message = format!("`{}` is not a DNS name that a certificate may carry", at.value);
+            let message = format!(
+                "`{}` is not a DNS name that a certificate may carry",
+                at.value
+            );
             let help = "labels of letters, digits and `-`, joined by dots; no `*`, no IP address, no dot at the end";
-            reader.wrong_with(at, "fender::bad-dns-name", message, help);
+            reader.wrong(at, "fender::bad-dns-name", message, help);
         } else if names.contains(&name) {
-            reader.wrong(at, "fender::duplicate", format!("the DNS name `{name}` is there twice"));
+            reader.wrong(
+                at,
+                "fender::duplicate",
+                format!("the DNS name `{name}` is there twice"),
+                "remove one of them",
+            );
         } else {
             names.push(name);
         }
@@ -123,8 +176,17 @@ pub(crate) struct Ports(BTreeMap<WorkloadName, Option<Vec<InboundPort>>>);
 
 impl Ports {
     pub(crate) fn of(workloads: &[Unresolved<'_>]) -> Self {
-        let ports = |unresolved: &Unresolved<'_>| unresolved.knows_its_ports.then(|| unresolved.workload.inbound.clone());
-        Self(workloads.iter().map(|unresolved| (unresolved.workload.name.clone(), ports(unresolved))).collect())
+        let ports = |unresolved: &Unresolved<'_>| {
+            unresolved
+                .knows_its_ports
+                .then(|| unresolved.workload.inbound.clone())
+        };
+        Self(
+            workloads
+                .iter()
+                .map(|unresolved| (unresolved.workload.name.clone(), ports(unresolved)))
+                .collect(),
+        )
     }
 }
 
@@ -134,15 +196,28 @@ impl Unresolved<'_> {
     }
 
     pub(crate) fn resolve(self, known: &Known<'_>, ports: &Ports, report: &mut Report) -> Workload {
-        let Self { page, mut workload, outbound, credentials, .. } = self;
+        let Self {
+            page,
+            mut workload,
+            outbound,
+            credentials,
+            ..
+        } = self;
         let reader = &mut Reader { page, report };
         let namespace = workload.name.namespace();
         let outbound: Vec<OutboundPort> = outbound
             .into_iter()
-            .filter_map(|(listen, at)| Some(OutboundPort { listen, to: destination(reader, known, ports, namespace, &at)? }))
+            .filter_map(|(listen, at)| {
+                Some(OutboundPort {
+                    listen,
+                    to: destination(reader, known, ports, namespace, &at)?,
+                })
+            })
             .collect();
-        let credentials: Vec<ObjectName> =
-            credentials.iter().filter_map(|at| refer(reader, known, Kind::Credential, namespace, at)).collect();
+        let credentials: Vec<ObjectName> = credentials
+            .iter()
+            .filter_map(|at| refer(reader, known, Kind::Credential, namespace, at))
+            .collect();
         workload.outbound = outbound;
         workload.credentials = credentials;
         workload
@@ -159,17 +234,30 @@ fn destination(
     match (&at.value.service, &at.value.upstream) {
         (Some(service), None) => self::service(reader, known, ports, namespace, &at.value, service),
         (None, Some(upstream)) => {
-            for (field, value) in [("port", at.value.port.is_some()), ("address", at.value.address.is_some())] {
+            for (field, value) in [
+                ("port", at.value.port.is_some()),
+                ("address", at.value.address.is_some()),
+            ] {
                 if value {
                     let help = "the Upstream says where it is";
-                    reader.wrong_with(at, "fender::one-of", format!("`{field}` belongs to a `service`, not to an `upstream`"), help);
+                    reader.wrong(
+                        at,
+                        "fender::one-of",
+                        format!("`{field}` belongs to a `service`, not to an `upstream`"),
+                        help,
+                    );
                 }
             }
             refer(reader, known, Kind::Upstream, namespace, upstream).map(OutboundTo::Upstream)
         }
         (None, None) | (Some(_), Some(_)) => {
             let help = "write `service: namespace/name` for a workload of the mesh, or `upstream: name` for an external service";
-            reader.wrong_with(at, "fender::one-of", "an outbound listener leads either to a `service` or to an `upstream`", help);
+            reader.wrong(
+                at,
+                "fender::one-of",
+                "an outbound listener leads either to a `service` or to an `upstream`",
+                help,
+            );
             None
         }
     }
@@ -184,19 +272,28 @@ pub(super) fn refer(
     at: &At<String>,
 ) -> Option<ObjectName> {
     let (of, name) = at.value.split_once('/').unwrap_or((namespace, &at.value));
-    let full = reader.take(at, "fender::bad-name", ObjectName::new(of, name))?;
+    let full = reader.take(at, "fender::bad-name", NAME_HELP, ObjectName::new(of, name))?;
     if of != namespace {
         let message = format!("the {kind} `{full}` belongs to another namespace");
-        let help = format!("references across namespaces need a grant, and grants are not supported yet: describe it in `{namespace}` too");
-        reader.wrong_with(at, "fender::foreign-namespace", message, help);
+        let help = format!(
+            "references across namespaces need a grant, and grants are not supported yet: describe it in `{namespace}` too"
+        );
+        reader.wrong(at, "fender::foreign-namespace", message, help);
         return None;
     }
     if known.misses(kind, of, name) {
         let help = match known.nearest(kind, of, name) {
             Some(meant) => format!("did you mean `{meant}`?"),
-            None => format!("write a `kind: {kind}` document with this name in the namespace `{of}`"),
+            None => {
+                format!("write a `kind: {kind}` document with this name in the namespace `{of}`")
+            }
         };
-        reader.wrong_with(at, "fender::missing-reference", format!("there is no {kind} `{full}`"), help);
+        reader.wrong(
+            at,
+            "fender::missing-reference",
+            format!("there is no {kind} `{full}`"),
+            help,
+        );
         return None;
     }
     Some(full)
@@ -211,17 +308,29 @@ fn service(
     at: &At<String>,
 ) -> Option<OutboundTo> {
     let (of, name) = at.value.split_once('/').unwrap_or((namespace, &at.value));
-    let workload = reader.take(at, "fender::bad-name", WorkloadName::new(of, name))?;
+    let workload = reader.take(
+        at,
+        "fender::bad-name",
+        NAME_HELP,
+        WorkloadName::new(of, name),
+    )?;
     let address: Option<HostPort> = match &outbound.address {
-        Some(written) => Some(reader.parse(written, "fender::bad-address")?),
+        Some(written) => Some(reader.parse(written, "fender::bad-address", HOST_HELP)?),
         None => None,
     };
     if known.misses(Kind::Workload, of, name) {
         let help = match known.nearest(Kind::Workload, of, name) {
             Some(meant) => format!("did you mean `{of}/{meant}`?"),
-            None => format!("write a `kind: Workload` document with this name in the namespace `{of}`"),
+            None => {
+                format!("write a `kind: Workload` document with this name in the namespace `{of}`")
+            }
         };
-        reader.wrong_with(at, "fender::missing-reference", format!("there is no Workload `{workload}`"), help);
+        reader.wrong(
+            at,
+            "fender::missing-reference",
+            format!("there is no Workload `{workload}`"),
+            help,
+        );
         return None;
     }
     // Unknown because its own document is wrong, which was told there.
@@ -230,10 +339,14 @@ fn service(
     let Some(address) = address.or_else(|| port.advertise.clone()) else {
         let message = format!("nobody knows where `{workload}` is found");
         let help = "give it `dnsNames` or its inbound port `advertise: host:port`, or write `address: host:port` here";
-        reader.wrong_with(at, "fender::no-address", message, help);
+        reader.wrong(at, "fender::no-address", message, help);
         return None;
     };
-    Some(OutboundTo::Service { workload, address, protocol: port.protocol })
+    Some(OutboundTo::Service {
+        workload,
+        address,
+        protocol: port.protocol,
+    })
 }
 
 fn choose_port<'p>(
@@ -248,26 +361,47 @@ fn choose_port<'p>(
         ListenAddr::Unix(_) => port.advertise.as_ref().map(HostPort::port),
     };
     let listed = || {
-        let ports: Vec<String> = inbound.iter().filter_map(number).map(|port| format!("`{port}`")).collect();
+        let ports: Vec<String> = inbound
+            .iter()
+            .filter_map(number)
+            .map(|port| format!("`{port}`"))
+            .collect();
         ports.join(", ")
     };
     let found = match (&outbound.port, inbound) {
         (_, []) => {
             let help = "give it an `inbound` port, or remove this outbound listener";
-            reader.wrong_with(at, "fender::no-inbound", format!("`{workload}` has no inbound port, so it cannot be called"), help);
+            reader.wrong(
+                at,
+                "fender::no-inbound",
+                format!("`{workload}` has no inbound port, so it cannot be called"),
+                help,
+            );
             return None;
         }
         (None, [only]) => return Some(only),
         (None, _) => {
             let help = format!("write `port:` with one of {}", listed());
-            reader.wrong_with(at, "fender::which-port", format!("`{workload}` has several inbound ports"), help);
+            reader.wrong(
+                at,
+                "fender::which-port",
+                format!("`{workload}` has several inbound ports"),
+                help,
+            );
             return None;
         }
-        (Some(port), _) => inbound.iter().find(|candidate| number(candidate).map(i64::from) == Some(port.value)),
+        (Some(port), _) => inbound
+            .iter()
+            .find(|candidate| number(candidate).map(i64::from) == Some(port.value)),
     };
     if let (None, Some(port)) = (found, &outbound.port) {
         let help = format!("its inbound ports are {}", listed());
-        reader.wrong_with(port, "fender::missing-reference", format!("`{workload}` has no inbound port `{}`", port.value), help);
+        reader.wrong(
+            port,
+            "fender::missing-reference",
+            format!("`{workload}` has no inbound port `{}`", port.value),
+            help,
+        );
     }
     found
 }

@@ -1,5 +1,10 @@
 //! Whole documents in, Snapshots or rendered problems out.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test a failed unwrap is a failed test"
+)]
+
 mod limits;
 mod right;
 mod wrong;
@@ -9,19 +14,29 @@ use std::path::Path;
 use fender_config::Source;
 
 fn source(name: &str, text: impl Into<String>) -> Source {
-    Source { name: name.to_owned(), text: text.into() }
+    Source {
+        name: name.to_owned(),
+        text: text.into(),
+    }
 }
 
 fn fixture(folder: &str, name: &str) -> Source {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder).join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(folder)
+        .join(name);
     source(name, std::fs::read_to_string(path).unwrap())
 }
 
 /// The names of all fixtures of a folder, in order.
 fn fixtures(folder: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(folder);
     let entries = std::fs::read_dir(path).unwrap();
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

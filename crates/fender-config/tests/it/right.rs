@@ -19,18 +19,37 @@ fn name(text: &str) -> WorkloadName {
 
 #[test]
 fn a_snapshot_holds_what_its_workload_declared() {
-    let snapshot = shop().snapshot(&name("shop/orders"), 7, Bundles::default()).unwrap();
+    let snapshot = shop()
+        .snapshot(&name("shop/orders"), 7, Bundles::default())
+        .unwrap();
     assert_eq!(snapshot.version, 7);
-    assert_eq!(snapshot.identity.as_str(), "spiffe://example.org/ns/shop/sa/orders");
+    assert_eq!(
+        snapshot.identity.as_str(),
+        "spiffe://example.org/ns/shop/sa/orders"
+    );
     assert_eq!(snapshot.profile, Profile::Development);
     assert_eq!(snapshot.drain, Duration::from_secs(20));
     assert_eq!(snapshot.inbound[0].listen.to_string(), "0.0.0.0:8443");
     assert_eq!(snapshot.inbound[0].app.to_string(), "127.0.0.1:8080");
-    let Destination::Service { id, addresses, protocol } = &snapshot.outbound[0].to else { panic!() };
+    let Destination::Service {
+        id,
+        addresses,
+        protocol,
+    } = &snapshot.outbound[0].to
+    else {
+        panic!()
+    };
     assert_eq!(id.as_str(), "spiffe://example.org/ns/shop/sa/inventory");
     assert_eq!(addresses[0].to_string(), "inventory.shop.internal:8443");
     assert_eq!(*protocol, Protocol::Http);
-    let Destination::Service { id, addresses, protocol } = &snapshot.outbound[2].to else { panic!() };
+    let Destination::Service {
+        id,
+        addresses,
+        protocol,
+    } = &snapshot.outbound[2].to
+    else {
+        panic!()
+    };
     assert_eq!(id.as_str(), "spiffe://example.org/ns/shop/sa/reports");
     assert_eq!(addresses[0].to_string(), "10.0.0.9:7443");
     assert_eq!(*protocol, Protocol::Tcp);
@@ -40,76 +59,138 @@ fn a_snapshot_holds_what_its_workload_declared() {
 fn a_snapshot_holds_only_the_policies_that_select_its_workload() {
     let documents = shop();
     let of = |workload: &str| {
-        let snapshot = documents.snapshot(&name(workload), 1, Bundles::default()).unwrap();
-        let names = snapshot.policies.policies.iter().map(|policy| policy.name.to_string());
+        let snapshot = documents
+            .snapshot(&name(workload), 1, Bundles::default())
+            .unwrap();
+        let names = snapshot
+            .policies
+            .policies
+            .iter()
+            .map(|policy| policy.name.to_string());
         (snapshot.policies.default, names.collect::<Vec<_>>())
     };
     assert_eq!(
         of("shop/orders"),
-        (Default::Deny, vec!["fender-system/no-intruders".to_owned(), "shop/orders-viewers".to_owned()])
+        (
+            Default::Deny,
+            vec![
+                "fender-system/no-intruders".to_owned(),
+                "shop/orders-viewers".to_owned()
+            ]
+        )
     );
-    assert_eq!(of("shop/reports"), (Default::Audit, vec!["fender-system/no-intruders".to_owned()]));
+    assert_eq!(
+        of("shop/reports"),
+        (
+            Default::Audit,
+            vec!["fender-system/no-intruders".to_owned()]
+        )
+    );
 }
 
 #[test]
 fn cluster_local_stands_for_the_trust_domain_of_the_mesh() {
-    let snapshot = shop().snapshot(&name("shop/orders"), 1, Bundles::default()).unwrap();
+    let snapshot = shop()
+        .snapshot(&name("shop/orders"), 1, Bundles::default())
+        .unwrap();
     let viewers = &snapshot.policies.policies[1];
     assert_eq!(viewers.action, Action::Allow);
-    assert_eq!(viewers.rules[0].from[0].principals[0].to_string(), "example.org/ns/web/sa/frontend");
-    let texts: Vec<_> = viewers.rules[0].when.iter().map(|condition| condition.key()).collect();
+    assert_eq!(
+        viewers.rules[0].from[0].principals[0].to_string(),
+        "example.org/ns/web/sa/frontend"
+    );
+    let texts: Vec<_> = viewers.rules[0]
+        .when
+        .iter()
+        .map(|condition| condition.key())
+        .collect();
     assert_eq!(texts, ["request.headers[x-team]", "source.ip"]);
 }
 
 #[test]
 fn where_the_control_plane_reads_a_secret_does_not_travel() {
-    let snapshot = shop().snapshot(&name("shop/orders"), 1, Bundles::default()).unwrap();
+    let snapshot = shop()
+        .snapshot(&name("shop/orders"), 1, Bundles::default())
+        .unwrap();
     assert_eq!(snapshot.credentials[0].source, CredentialSource::Control);
     assert!(!format!("{snapshot:?}").contains("/etc/secrets"));
-    let Delivery::File(file) = &snapshot.credentials[0].deliver[0] else { panic!() };
-    assert_eq!((file.mode, file.owner.as_deref(), file.group.as_deref()), (0o440, Some("app"), Some("1000")));
+    let Delivery::File(file) = &snapshot.credentials[0].deliver[0] else {
+        panic!()
+    };
+    assert_eq!(
+        (file.mode, file.owner.as_deref(), file.group.as_deref()),
+        (0o440, Some("app"), Some("1000"))
+    );
 }
 
 #[test]
 fn a_snapshot_of_an_unknown_workload_is_none() {
-    assert!(shop().snapshot(&name("shop/ghost"), 1, Bundles::default()).is_none());
+    assert!(
+        shop()
+            .snapshot(&name("shop/ghost"), 1, Bundles::default())
+            .is_none()
+    );
 }
 
 #[test]
 fn a_difference_is_of_meaning_not_of_text() {
     let old = shop();
     let Source { text, .. } = fixture("right", "shop.yaml");
-    let reworded = format!("# another comment\n{}", text.replace("leaf: 10s", "leaf: 10000ms"));
-    assert_eq!(Documents::diff(&old, &parse(&[source("x", reworded)]).unwrap()), []);
+    let reworded = format!(
+        "# another comment\n{}",
+        text.replace("leaf: 10s", "leaf: 10000ms")
+    );
+    assert_eq!(
+        Documents::diff(&old, &parse(&[source("x", reworded)]).unwrap()),
+        []
+    );
 
     let changed = text
         .replace("leaf: 10s", "leaf: 20s")
         .replace("name: no-intruders", "name: no-rogues")
         .replace("drain: 20s", "drain: 21s");
     let new = parse(&[source("x", changed)]).unwrap();
-    let change = |kind, name: &str, what| Change { kind, name: name.to_owned(), what };
+    let change = |kind, name: &str, what| Change {
+        kind,
+        name: name.to_owned(),
+        what,
+    };
     assert_eq!(
         Documents::diff(&old, &new),
         [
             change(Kind::Mesh, "mesh", What::Changed),
             change(Kind::Workload, "shop/orders", What::Changed),
-            change(Kind::AuthorizationPolicy, "fender-system/no-intruders", What::Removed),
-            change(Kind::AuthorizationPolicy, "fender-system/no-rogues", What::Added),
+            change(
+                Kind::AuthorizationPolicy,
+                "fender-system/no-intruders",
+                What::Removed
+            ),
+            change(
+                Kind::AuthorizationPolicy,
+                "fender-system/no-rogues",
+                What::Added
+            ),
         ]
     );
 }
 
 #[test]
 fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
-    let alone = standalone::parse(&[fixture("right", "alone.yaml")]).unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(alone.identity_files.key.to_str(), Some("/etc/fender/key.pem"));
+    let alone = standalone::parse(&[fixture("right", "alone.yaml")])
+        .unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(
+        alone.identity_files.key.to_str(),
+        Some("/etc/fender/key.pem")
+    );
     let identity = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
     let snapshot = alone.snapshot(&identity, Bundles::default(), 1);
     assert_eq!(snapshot.identity, identity);
     assert_eq!(snapshot.policies.default, Default::Deny);
     assert_eq!(snapshot.policies.policies.len(), 1);
     assert_eq!(snapshot.credentials.len(), 1);
-    let Destination::Service { id, addresses, .. } = &snapshot.outbound[0].to else { panic!() };
+    let Destination::Service { id, addresses, .. } = &snapshot.outbound[0].to else {
+        panic!()
+    };
     assert_eq!(id.as_str(), "spiffe://example.org/ns/shop/sa/inventory");
     assert_eq!(addresses[0].to_string(), "inventory:8443");
 }
@@ -132,8 +213,20 @@ metadata: { namespace: shop, name: stale }
 spec: { action: DENY, selector: { matchLabels: { app: gone } } }
 ";
     let documents = parse(&[source("mesh.yaml", text)]).unwrap();
-    let codes: Vec<_> = documents.warnings.iter().map(|warning| warning.code).collect();
-    assert_eq!(codes, ["fender::open-default", "fender::no-attest", "fender::no-rules", "fender::selects-nobody"]);
+    let codes: Vec<_> = documents
+        .warnings
+        .iter()
+        .map(|warning| warning.code)
+        .collect();
+    assert_eq!(
+        codes,
+        [
+            "fender::open-default",
+            "fender::no-attest",
+            "fender::no-rules",
+            "fender::selects-nobody"
+        ]
+    );
 }
 
 #[test]

@@ -6,34 +6,57 @@ use crate::{fixture, fixtures, source};
 
 fn tell(folder: &str, read: impl Fn(&str) -> Problems) {
     for name in fixtures(folder) {
+        let problems = read(&name);
+        for problem in problems.iter().chain(problems.warnings()) {
+            assert!(problem.help.is_some(), "{problem}");
+        }
         let snapshot = format!("{folder}__{}", name.trim_end_matches(".yaml"));
         insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-            insta::assert_snapshot!(snapshot, read(&name).render());
+            insta::assert_snapshot!(snapshot, problems.render());
         });
     }
 }
 
 #[test]
 fn every_wrong_document_is_told_with_its_place_and_a_way_out() {
-    tell("wrong", |name| parse(&[fixture("wrong", name)]).unwrap_err());
+    tell("wrong", |name| {
+        parse(&[fixture("wrong", name)]).unwrap_err()
+    });
 }
 
 #[test]
 fn every_wrong_standalone_file_is_told_with_its_place_and_a_way_out() {
-    tell("wrong-alone", |name| standalone::parse(&[fixture("wrong-alone", name)]).unwrap_err());
+    tell("wrong-alone", |name| {
+        standalone::parse(&[fixture("wrong-alone", name)]).unwrap_err()
+    });
 }
 
 #[test]
 fn problems_of_all_files_are_told_together_in_the_order_of_files_and_lines() {
-    let sources: Vec<_> = fixtures("wrong").iter().map(|name| fixture("wrong", name)).collect();
+    let sources: Vec<_> = fixtures("wrong")
+        .iter()
+        .map(|name| fixture("wrong", name))
+        .collect();
     let problems = parse(&sources).unwrap_err();
     let order: Vec<_> = problems
         .iter()
-        .map(|problem| (sources.iter().position(|source| source.name == problem.file), problem.line, problem.column))
+        .map(|problem| {
+            (
+                sources
+                    .iter()
+                    .position(|source| source.name == problem.file),
+                problem.line,
+                problem.column,
+            )
+        })
         .collect();
     assert!(order.is_sorted());
     for source in &sources {
-        assert!(problems.iter().any(|problem| problem.file == source.name), "{}", source.name);
+        assert!(
+            problems.iter().any(|problem| problem.file == source.name),
+            "{}",
+            source.name
+        );
     }
 }
 
@@ -41,11 +64,16 @@ fn problems_of_all_files_are_told_together_in_the_order_of_files_and_lines() {
 fn a_duplicate_in_another_file_is_told_with_both_places() {
     let workload = "apiVersion: fender.dev/v1\nkind: Workload\nmetadata: { namespace: shop, name: orders }\nspec: {}\n";
     let mesh = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: m }\nspec: { trustDomain: example.org }\n---\n";
-    let problems =
-        parse(&[source("a.yaml", format!("{mesh}{workload}")), source("b.yaml", workload)]).unwrap_err();
+    let problems = parse(&[
+        source("a.yaml", format!("{mesh}{workload}")),
+        source("b.yaml", workload),
+    ])
+    .unwrap_err();
     let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
     assert_eq!(
         told,
-        ["b.yaml:3:36: the Workload `shop/orders` is there twice (the first one is at a.yaml:8:36; keep one of them)"]
+        [
+            "b.yaml:3:36: the Workload `shop/orders` is there twice (the first one is at a.yaml:8:36; keep one of them)"
+        ]
     );
 }
