@@ -27,8 +27,6 @@ use crate::store::audit::{self, Action, Outcome};
 use crate::store::{certificates, tokens};
 use crate::time::{later, seconds};
 
-/// The largest set of documents one call may carry; whoever sends more is refused before it is read.
-pub(crate) const MAX_DOCUMENTS: usize = 16 * 1024 * 1024;
 /// Refused calls per minute and identity that reach the audit log; the rest only reach the program's own.
 pub(crate) const INTRUSIONS: u32 = 30;
 

@@ -22,6 +22,15 @@ pub(crate) enum Hold {
     Shared,
 }
 
+/// What to do about a key that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// Nothing is sealed yet.
+    Make,
+    /// Another key would open nothing.
+    Refuse,
+}
+
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -70,13 +79,17 @@ impl DataDir {
         self.path.join("control.db").exists()
     }
 
-    /// The key that seals the authorities' keys; made if there is none yet.
-    pub(crate) fn sealing_key(&self) -> Result<SealingKey, DataDirError> {
+    /// The key that seals the authorities' keys.
+    pub(crate) fn sealing_key(&self, absent: Absent) -> Result<SealingKey, DataDirError> {
         let path = self.path.join("key");
-        if !path.exists() {
-            let mut fresh = Zeroizing::new([0; KEY_LENGTH]);
-            aws_lc_rs::rand::fill(&mut *fresh).map_err(|_| SealError::Crypto)?;
-            write_private(&path, &*fresh)?;
+        match (path.exists(), absent) {
+            (true, _) => {}
+            (false, Absent::Refuse) => return Err(DataDirError::NoKey { path }),
+            (false, Absent::Make) => {
+                let mut fresh = Zeroizing::new([0; KEY_LENGTH]);
+                aws_lc_rs::rand::fill(&mut *fresh).map_err(|_| SealError::Crypto)?;
+                write_private(&path, &*fresh)?;
+            }
         }
         let mut file = File::open(&path).map_err(at(&path))?;
         if file.metadata().map_err(at(&path))?.mode() & 0o077 != 0 {
@@ -178,6 +191,11 @@ pub enum DataDirError {
     Exposed { path: PathBuf },
     #[error("`{}` is not a key of 32 bytes: restore the one that belongs to this database", path.display())]
     NotAKey { path: PathBuf },
+    #[error(
+        "the key file `{}` is missing, and without it the authority's keys in the database do not open: restore it",
+        path.display()
+    )]
+    NoKey { path: PathBuf },
     #[error(transparent)]
     Seal(#[from] SealError),
 }

@@ -10,12 +10,14 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 
 use crate::ca::issue::{Evidence, Grant};
+use crate::ca::seal::SealingKey;
 use crate::ca::{Authority, lifetimes};
-use crate::datadir::{DataDir, Hold};
+use crate::datadir::{Absent, DataDir, Hold};
 use crate::own::{OwnError, self_attested};
 use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
+use crate::store::authorities;
 use crate::store::mesh::{self, Admin, AdminMade, Found};
 
 /// The administrator that every data directory begins with.
@@ -57,6 +59,15 @@ pub(crate) async fn trust_domain(
         }
         (None, None) => Err(StartError::NoMesh),
     }
+}
+
+/// The key that belongs to the database; a new one only while nothing is sealed.
+pub(crate) async fn sealing_key(data: &DataDir, store: &Store) -> Result<SealingKey, StartError> {
+    let absent = match authorities::all(store).await?.is_empty() {
+        true => Absent::Make,
+        false => Absent::Refuse,
+    };
+    Ok(data.sealing_key(absent)?)
 }
 
 /// What of the given sources can be read.
@@ -136,7 +147,7 @@ pub async fn reissue_admin(data_dir: &Path, clock: SharedClock) -> Result<(), St
     };
     let authority = Authority::open(
         &store,
-        data.sealing_key()?,
+        sealing_key(&data, &store).await?,
         founded.trust_domain,
         clock.now(),
     )

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use fender_api::proto::control::v1::admin_server::AdminServer;
 use fender_api::proto::control::v1::distribution_server::DistributionServer;
 use fender_api::proto::control::v1::identity_server::IdentityServer;
-use fender_api::tls::{IncomingLimits, TlsIncoming};
+use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
 use fender_config::Source;
 use fender_identity::tls::CaPin;
 use fender_identity::{SpiffeId, TrustDomain};
@@ -80,6 +80,11 @@ impl Running {
         audit::verify(&self.reader).await
     }
 
+    #[cfg(test)]
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
     /// Transactions committed since the start: many issuances share one.
     pub fn commits(&self) -> u64 {
         self.reader.commits()
@@ -107,7 +112,7 @@ pub async fn start(
         founding::trust_domain(&store, trust_domain.as_ref(), written.as_ref()).await?;
     let authority = Authority::open(
         &store,
-        data.sealing_key()?,
+        founding::sealing_key(&data, &store).await?,
         trust_domain.clone(),
         clock.now(),
     )
@@ -184,8 +189,8 @@ async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
         .max_decoding_message_size(MAX_IDENTITY_CALL);
     let distribution = DistributionServer::new(DistributionService(Arc::clone(&control)))
         .max_decoding_message_size(MAX_REPORT);
-    let administration = AdminServer::new(AdminService(Arc::clone(&control)))
-        .max_decoding_message_size(admin::MAX_DOCUMENTS);
+    let administration =
+        AdminServer::new(AdminService(Arc::clone(&control))).max_decoding_message_size(MAX_APPLY);
     let served = fender_api::tls::server()
         .add_service(identity)
         .add_service(distribution)

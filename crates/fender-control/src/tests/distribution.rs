@@ -1,0 +1,343 @@
+//! DESIGN §5 and §14 "what travels": each workload hears its own Snapshot, gets its own secrets, and nothing else.
+
+use super::*;
+use fender_api::proto::control::v1::credential_value::State;
+use fender_api::proto::control::v1::report::Kind;
+
+#[tokio::test]
+async fn a_snapshot_holds_only_what_its_own_workload_needs() {
+    let world = World::new().await;
+    let (orders, inventory) = (
+        world.attested("shop/orders").await,
+        world.attested("shop/inventory").await,
+    );
+    let orders = world.subscribe(&orders, 0).await.next().await.unwrap();
+    let inventory = world.subscribe(&inventory, 0).await.next().await.unwrap();
+
+    assert_eq!(
+        (orders.identity.as_str(), inventory.identity.as_str()),
+        (ORDERS, INVENTORY)
+    );
+    assert_eq!(orders.version, 1);
+    let credentials = |snapshot: &proto::Snapshot| {
+        snapshot
+            .credentials
+            .iter()
+            .map(|credential| credential.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (credentials(&orders), credentials(&inventory)),
+        (vec!["shop/smtp".into()], vec!["shop/ledger".into()])
+    );
+    assert!(
+        orders.policies.unwrap().policies.is_empty(),
+        "another workload's policy"
+    );
+    assert_eq!(inventory.policies.unwrap().policies.len(), 1);
+    assert!(
+        !format!("{:?}", orders.credentials).contains("smtp\" }"),
+        "where the control plane reads does not travel"
+    );
+    let path = world.path("smtp").display().to_string();
+    assert!(!format!("{:?}", orders.credentials).contains(&path));
+}
+
+#[tokio::test]
+async fn a_change_reaches_only_the_workload_whose_snapshot_changed() {
+    let world = World::new().await;
+    let (orders, inventory) = (
+        world.attested("shop/orders").await,
+        world.attested("shop/inventory").await,
+    );
+    let (mut orders, mut inventory) = (
+        world.subscribe(&orders, 0).await,
+        world.subscribe(&inventory, 0).await,
+    );
+    assert_eq!(
+        (
+            orders.next().await.unwrap().version,
+            inventory.next().await.unwrap().version
+        ),
+        (1, 1)
+    );
+
+    world.apply(documents(world.directory.path(), "web")).await;
+    assert_eq!(inventory.next().await.unwrap().version, 2);
+
+    // The next thing orders hears is the change after that, and inventory hears nothing of it.
+    let text =
+        documents(world.directory.path(), "web").replace("orders.shop.internal", "orders.internal");
+    let text = text.replace(
+        "name: orders, labels: { app: orders }",
+        "name: orders, labels: { app: inventory }",
+    );
+    world.apply(text).await;
+    let heard = orders.next().await.unwrap();
+    assert_eq!(
+        (heard.version, heard.policies.unwrap().policies.len()),
+        (3, 1)
+    );
+    let status = world.status().await;
+    let sent = |name: &str| {
+        let workload = status
+            .workloads
+            .iter()
+            .find(|workload| workload.name == name)
+            .unwrap();
+        workload.sidecars[0].snapshot_sent
+    };
+    assert_eq!((sent("shop/orders"), sent("shop/inventory")), (3, 2));
+}
+
+#[tokio::test]
+async fn a_sidecar_that_reads_slowly_gets_the_newest_snapshot_and_no_backlog() {
+    let world = World::new().await;
+    let inventory = world.attested("shop/inventory").await;
+    let mut sidecar = world.subscribe(&inventory, 0).await;
+    for round in 0..30 {
+        world
+            .apply(documents(
+                world.directory.path(),
+                if round % 2 == 0 { "web" } else { "shop" },
+            ))
+            .await;
+    }
+    let newest = world.status().await.revision;
+    let mut heard = 0;
+    loop {
+        heard += 1;
+        if sidecar.next().await.unwrap().version == newest {
+            break;
+        }
+    }
+    assert!(heard < 30, "{heard} of 30 snapshots were queued");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_has_the_snapshot_already_is_told_of_the_next_change_only() {
+    let world = World::new().await;
+    let inventory = world.attested("shop/inventory").await;
+    let mut sidecar = world.subscribe(&inventory, 1).await;
+    eventually(|| async {
+        world
+            .status()
+            .await
+            .workloads
+            .into_iter()
+            .find_map(|w| w.sidecars.into_iter().next())
+    })
+    .await;
+    world.apply(documents(world.directory.path(), "web")).await;
+    assert_eq!(sidecar.next().await.unwrap().version, 2);
+}
+
+#[tokio::test]
+async fn acknowledgements_and_refusals_show_in_the_status() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    let mut sidecar = world.subscribe(&orders, 0).await;
+    sidecar.next().await.unwrap();
+    sidecar
+        .report(Kind::Nack(proto::Nack {
+            version: 1,
+            reason: "no such port".to_owned(),
+        }))
+        .await;
+    let nacked = |wanted: &'static str, acked: u64| {
+        let world = &world;
+        move || async move {
+            let status = world.status().await;
+            let workload = status
+                .workloads
+                .into_iter()
+                .find(|workload| workload.name == "shop/orders")?;
+            workload
+                .sidecars
+                .into_iter()
+                .find(|sidecar| sidecar.nack == wanted && sidecar.snapshot_acked == acked)
+        }
+    };
+    let shown = eventually(nacked("no such port", 0)).await;
+    assert_eq!((shown.version.as_str(), shown.snapshot_sent), ("0.1.0", 1));
+    assert_eq!(shown.certificate_serial, orders.serial().to_string());
+
+    sidecar.report(Kind::Ack(proto::Ack { version: 1 })).await;
+    eventually(nacked("", 1)).await;
+    drop(sidecar);
+    eventually(|| async {
+        world
+            .status()
+            .await
+            .workloads
+            .iter()
+            .all(|workload| workload.sidecars.is_empty())
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_needs_a_workloads_certificate_and_a_hello() {
+    let world = World::new().await;
+    let anonymous = world.anonymous().await.channel;
+    assert_eq!(
+        refused(Sidecar::subscribe(anonymous, 0).await.map(drop)),
+        Code::NotAuthenticated
+    );
+    let admin = world.as_peer(&world.admin_svid()).await;
+    assert_eq!(
+        refused(Sidecar::subscribe(admin, 0).await.map(drop)),
+        Code::Denied
+    );
+
+    let orders = world.attested("shop/orders").await;
+    let (reports, outgoing) = tokio::sync::mpsc::channel(1);
+    reports
+        .send(report(Kind::Ack(proto::Ack { version: 1 })))
+        .await
+        .unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(outgoing);
+    let mut client = DistributionClient::new(world.as_peer(&orders).await);
+    let mut updates = client.subscribe(stream).await.unwrap().into_inner();
+    assert_eq!(refused(updates.message().await), Code::BadRequest);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_certificate_it_began_with() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    let mut sidecar = world.subscribe(&orders, 0).await;
+    sidecar.next().await.unwrap();
+    world.clock.advance(Duration::from_secs(3602));
+    // The wall is looked at again within half a minute.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    assert_eq!(refused(sidecar.next().await), Code::NotAuthenticated);
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_workloads_document() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    let mut sidecar = world.subscribe(&orders, 0).await;
+    sidecar.next().await.unwrap();
+    world.apply(MESH.to_owned()).await;
+    assert_eq!(refused(sidecar.next().await), Code::IdentityUnknown);
+    assert_eq!(
+        refused(
+            Sidecar::subscribe(world.as_peer(&orders).await, 0)
+                .await
+                .map(drop)
+        ),
+        Code::IdentityUnknown
+    );
+}
+
+async fn watch(
+    world: &World,
+    svid: &Svid,
+    name: &str,
+) -> Result<tonic::Streaming<proto::CredentialValue>, Status> {
+    let request = proto::CredentialRequest {
+        name: name.to_owned(),
+    };
+    let mut client = DistributionClient::new(world.as_peer(svid).await);
+    client
+        .watch_credential(request)
+        .await
+        .map(|response| response.into_inner())
+}
+
+async fn next(values: &mut tonic::Streaming<proto::CredentialValue>) -> State {
+    values.message().await.unwrap().unwrap().state.unwrap()
+}
+
+#[tokio::test]
+async fn a_credential_reaches_its_workload_and_so_does_every_change() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    let State::Value(first) = next(&mut values).await else {
+        panic!("a value")
+    };
+    assert_eq!(first.value, b"hunter2");
+
+    let fresh = world.path("smtp.new");
+    fs::write(&fresh, "correct horse").unwrap();
+    fs::rename(&fresh, world.path("smtp")).unwrap();
+    let State::Value(second) = next(&mut values).await else {
+        panic!("a value")
+    };
+    assert_eq!(second.value, b"correct horse");
+    assert_ne!(first.generation, second.generation);
+
+    fs::remove_file(world.path("smtp")).unwrap();
+    assert!(matches!(next(&mut values).await, State::Withdrawn(why) if !why.contains('/')));
+}
+
+#[tokio::test]
+async fn a_credential_of_another_workload_is_refused_like_one_that_does_not_exist() {
+    let world = World::new().await;
+    fs::write(world.path("ledger"), "hunter2").unwrap();
+    let orders = world.attested("shop/orders").await;
+    for name in ["shop/ledger", "shop/nothing"] {
+        assert_eq!(
+            refused(watch(&world, &orders, name).await.map(drop)),
+            Code::NotFound
+        );
+    }
+    assert_eq!(
+        refused(watch(&world, &orders, "../smtp").await.map(drop)),
+        Code::BadRequest
+    );
+    let admin = world.admin_svid();
+    assert_eq!(
+        refused(watch(&world, &admin, "shop/ledger").await.map(drop)),
+        Code::Denied
+    );
+}
+
+#[tokio::test]
+async fn a_credential_taken_from_a_workload_ends_its_stream() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    next(&mut values).await;
+    world
+        .apply(
+            documents(world.directory.path(), "shop").replace("credentials: [ smtp ]", "drain: 5s"),
+        )
+        .await;
+    assert_eq!(refused(values.message().await), Code::NotFound);
+}
+
+#[tokio::test]
+async fn no_document_can_have_the_control_planes_own_keys_read_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let link = directory.path().join("link");
+    let key = directory.path().join("data/key");
+    std::os::unix::fs::symlink(&key, &link).unwrap();
+    let documents = [
+        MESH.to_owned(),
+        workload(
+            "orders",
+            "{ attest: [ { token: {} } ], credentials: [ direct, linked ] }",
+        ),
+        credential("direct", &key),
+        credential("linked", &link),
+    ]
+    .concat();
+    let world = World::with(directory, documents).await;
+    let orders = world.attested("shop/orders").await;
+    for name in ["shop/direct", "shop/linked"] {
+        let mut values = watch(&world, &orders, name).await.unwrap();
+        assert!(
+            matches!(next(&mut values).await, State::Withdrawn(_)),
+            "{name}"
+        );
+    }
+}
