@@ -72,14 +72,14 @@ impl Problem {
             line: place.line,
             column: place.column,
             code,
-            message: message.into(),
+            message: printable(&message.into()),
             help: None,
             length: place.length,
         }
     }
 
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.help = Some(printable(&help.into()));
         self
     }
 
@@ -87,6 +87,19 @@ impl Problem {
     pub fn render(&self, sources: &[Source]) -> String {
         render(&[(self, Severity::Error)], &Texts::of(sources))
     }
+}
+
+/// Texts of documents end on terminals: control characters are written out, not obeyed.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
+        }
+    }
+    printable
 }
 
 /// One line: `file:line:column: message`.
@@ -237,10 +250,17 @@ impl Texts {
         let mut at = None;
         for (number, quoted) in (above + 1..=line + 1).zip(text.lines().skip(above)) {
             let fits = quoted.chars().count() <= MAX_QUOTED;
+            let from = text_around.len();
+            let shown = if fits { quoted } else { "…" };
+            // One for one, so that columns stay right.
+            text_around.extend(shown.chars().map(|character| match character {
+                '\t' => ' ',
+                control if control.is_control() => '?',
+                other => other,
+            }));
             if number == line {
-                at = fits.then_some(text_around.len()..text_around.len() + quoted.len());
+                at = fits.then_some(from..text_around.len());
             }
-            text_around.push_str(if fits { quoted } else { "…" });
             text_around.push('\n');
         }
         Some(Quote {

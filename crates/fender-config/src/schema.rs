@@ -1,6 +1,7 @@
 //! JSON Schema of every kind, so that editors complete and check documents as they are written.
 //!
-//! It says less than [`crate::parse`] does: what it accepts may still be refused, what it refuses always is.
+//! It knows structure and words. References, addresses and spans of time are [`crate::parse`]'s to judge, so what the
+//! schema accepts may still be refused.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};

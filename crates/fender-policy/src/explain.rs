@@ -220,11 +220,11 @@ impl Clause {
             wants,
             lacks,
         } = self;
-        match outcome {
+        printable(&match outcome {
             Outcome::Holds => format!("{saw}, and `{place}` wants {wants}"),
             Outcome::Misses => format!("`{place}` wants {wants}, but {saw}"),
             Outcome::Unknown => format!("`{place}` cannot be evaluated, because {lacks}"),
-        }
+        })
     }
 }
 
@@ -293,7 +293,10 @@ impl Source {
 impl Operation {
     fn describe(&self, clause: OperationClause, place: &str, seen: &Seen<'_>) -> Clause {
         let http = |what: &str, value: Option<&str>| {
-            format!("the {what} is `{}`", value.unwrap_or_default())
+            let value = value.unwrap_or_default();
+            let cut: String = value.chars().take(SHOWN_CHARACTERS).collect();
+            let rest = if cut.len() < value.len() { "…" } else { "" };
+            format!("the {what} is `{cut}{rest}`")
         };
         let (host, method, path) = (
             || http("host", seen.host()),
@@ -395,6 +398,21 @@ fn header(name: &str, seen: &Seen<'_>) -> String {
     }
 }
 
+/// What a peer sent ends on a terminal: control characters are written out, not obeyed.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            printable.extend(character.escape_default());
+        } else {
+            printable.push(character);
+        }
+    }
+    printable
+}
+
+/// Of what a peer sent.
+const SHOWN_CHARACTERS: usize = 200;
 /// Longer lists are cut: a sentence, not a document.
 const SHOWN: usize = 5;
 

@@ -7,9 +7,9 @@ use fender_identity::SpiffeId;
 use fender_identity::tls::TlsProfile;
 
 use super::port::{Taken, inbound};
-use super::workload::refer;
+use super::workload::listed;
 use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, tls};
-use crate::documents::{InboundPort, Kind};
+use crate::documents::InboundPort;
 use crate::raw::{self, Document};
 use crate::snapshot::Protocol;
 use crate::standalone::IdentityFiles;
@@ -78,11 +78,7 @@ pub(crate) fn sidecar(
     let authorization =
         fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
     let name = name?;
-    let credentials = spec
-        .credentials
-        .iter()
-        .filter_map(|at| refer(reader, known, Kind::Credential, name.namespace(), at))
-        .collect();
+    let credentials = listed(reader, known, name.namespace(), &spec.credentials);
     let identity_files = IdentityFiles {
         certificate: certificate?,
         key: key?,

@@ -214,14 +214,31 @@ impl Unresolved<'_> {
                 })
             })
             .collect();
-        let credentials: Vec<ObjectName> = credentials
-            .iter()
-            .filter_map(|at| refer(reader, known, Kind::Credential, namespace, at))
-            .collect();
+        let credentials = listed(reader, known, namespace, &credentials);
         workload.outbound = outbound;
         workload.credentials = credentials;
         workload
     }
+}
+
+/// The credentials a list names, each once.
+pub(super) fn listed(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    namespace: &str,
+    list: &[At<String>],
+) -> Vec<ObjectName> {
+    let mut names = Vec::new();
+    for at in list {
+        match refer(reader, known, Kind::Credential, namespace, at) {
+            Some(name) if names.contains(&name) => {
+                let message = format!("the Credential `{name}` is listed twice");
+                reader.wrong(at, "fender::duplicate", message, "remove one of them");
+            }
+            name => names.extend(name),
+        }
+    }
+    names
 }
 
 fn destination(
@@ -264,7 +281,7 @@ fn destination(
 }
 
 /// A reference within the namespace, written `name` or `namespace/name`.
-pub(super) fn refer(
+fn refer(
     reader: &mut Reader<'_>,
     known: &Known<'_>,
     kind: Kind,

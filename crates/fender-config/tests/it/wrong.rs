@@ -77,3 +77,38 @@ fn a_duplicate_in_another_file_is_told_with_both_places() {
         ]
     );
 }
+
+#[test]
+fn a_document_cannot_steer_the_terminal_of_whoever_reads_the_problem() {
+    let text = "apiVersion: fender.dev/v1\nkind: \"Me\\e[2Jsh\\n\"\n";
+    let problems = parse(&[source("evil.yaml", text)]).unwrap_err();
+    let problem = problems.iter().next().unwrap();
+    assert_eq!(problem.message, "unknown kind `Me\\u{1b}[2Jsh\\n`");
+    let raw = parse(&[source("raw.yaml", "kind: \u{1b}[2J\n")]).unwrap_err();
+    assert!(!raw.render().contains('\u{1b}'), "{raw}");
+}
+
+#[test]
+fn a_credential_listed_twice_is_told_once() {
+    let text = "apiVersion: fender.dev/v1
+kind: Mesh
+metadata: { name: mesh }
+spec: { trustDomain: example.org }
+---
+apiVersion: fender.dev/v1
+kind: Workload
+metadata: { namespace: shop, name: orders }
+spec: { attest: [ { token: {} } ], credentials: [ smtp, smtp ] }
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: { namespace: shop, name: smtp }
+spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V } } ] }
+";
+    let problems = parse(&[source("a.yaml", text)]).unwrap_err();
+    let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["a.yaml:9:57: the Credential `shop/smtp` is listed twice (remove one of them)"]
+    );
+}

@@ -216,3 +216,15 @@ fn the_default_is_named_when_nothing_selects_the_workload() {
         "no ALLOW policy selects this workload, and the default is to allow and record"
     );
 }
+
+#[test]
+fn what_a_peer_sent_cannot_steer_the_terminal_of_whoever_asks() {
+    let path = format!("/\u{1b}[2J\n{}", "x".repeat(10_000));
+    let told = request(WEB, "DELETE", &path, |seen| {
+        allow_reading().explain_seen(seen)
+    });
+    let text = told.nearest.join(" ");
+    assert!(!text.contains(char::is_control), "{text}");
+    assert!(text.contains("the path is `/\\u{1b}[2J\\nxxx"), "{text}");
+    assert!(text.len() < 1_000);
+}
