@@ -11,7 +11,7 @@ use fender_identity::csr::{self, NewKey};
 use fender_identity::tls::{CaPin, ClientCertificate, TlsProfile};
 use fender_identity::verify::{Proof, lapsed};
 use fender_identity::{Bundle, Bundles, Secret, SpiffeId, Svid};
-use fender_runtime::clock::{Clock, TlsClock, UnixTime};
+use fender_runtime::clock::{Clock, TlsClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
 use rcgen::{
@@ -27,9 +27,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::code::Code;
 use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::admin_server::{Admin, AdminServer};
 use crate::proto::control::v1::distribution_server::{Distribution, DistributionServer};
 use crate::proto::control::v1::identity_server::{Identity, IdentityServer};
-use crate::tls::{ALPN, ConnectInfo, IncomingLimits, MAX_MESSAGE, TlsIncoming, server};
+use crate::tls::{ALPN, ConnectInfo, IncomingLimits, MAX_APPLY, MAX_MESSAGE, TlsIncoming, server};
 use crate::token::JoinToken;
 use crate::url::ControlUrl;
 
@@ -247,7 +248,8 @@ impl Control {
             .add_service(
                 IdentityServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
             )
-            .add_service(DistributionServer::new(service));
+            .add_service(DistributionServer::new(service.clone()))
+            .add_service(AdminServer::new(service).max_decoding_message_size(MAX_APPLY));
         let stop = drain.clone();
         drain.spawn(async move {
             let _config = config;
@@ -399,6 +401,16 @@ struct Service {
     drain: Drain,
 }
 
+impl Service {
+    /// Resolves when the certificate of a connection has expired, as a stream must end then.
+    async fn expired(control: Arc<Control>, info: ConnectInfo) -> Status {
+        if let Some(peer) = info.peer.svid() {
+            sleep_until(&*control.clock, peer.not_after()).await;
+        }
+        Code::NotAuthenticated.status("the certificate of this connection has expired")
+    }
+}
+
 type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -430,7 +442,7 @@ impl Distribution for Service {
         &self,
         request: Request<Streaming<proto::Report>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap();
+        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
         if info.peer.id() != Some(&id(ORDERS)) || info.chain.is_empty() {
             return Err(Code::NotAuthenticated.status("who?"));
         }
@@ -444,9 +456,11 @@ impl Distribution for Service {
         let control = self.control.clone();
         let drain = self.drain.clone();
         self.drain.spawn(async move {
+            let mut expired = std::pin::pin!(Self::expired(control.clone(), info));
             loop {
                 tokio::select! {
                     () = drain.stopping() => return,
+                    status = &mut expired => return drop(send.send(Err(status)).await),
                     report = reports.next() => match report {
                         Some(Ok(proto::Report { kind: Some(kind) })) => {
                             control.tell(Heard::Report(kind));
@@ -477,7 +491,10 @@ impl Distribution for Service {
         let (send, receive) = mpsc::channel(4);
         let mut values = self.control.credential.subscribe();
         let drain = self.drain.clone();
+        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
+        let control = self.control.clone();
         self.drain.spawn(async move {
+            let mut expired = std::pin::pin!(Self::expired(control, info));
             loop {
                 let value = values.borrow_and_update().clone();
                 if send.send(Ok(value)).await.is_err() {
@@ -485,10 +502,84 @@ impl Distribution for Service {
                 }
                 tokio::select! {
                     () = drain.stopping() => return,
+                    status = &mut expired => return drop(send.send(Err(status)).await),
                     changed = values.changed() => if changed.is_err() { return },
                 }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+impl Service {
+    fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
+        let info = request.extensions().get::<ConnectInfo>().unwrap();
+        match info.peer.id().and_then(SpiffeId::admin_name) {
+            Some(_) => Ok(()),
+            None => Err(Code::Denied.status("this call is for administrators")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Service {
+    /// Finds one thing wrong with each file.
+    async fn apply(
+        &self,
+        request: Request<proto::ApplyRequest>,
+    ) -> Result<Response<proto::ApplyResponse>, Status> {
+        Self::administrator(&request)?;
+        let files = request.into_inner().files.into_iter();
+        let problem = |file: proto::SourceFile| proto::Problem {
+            file: file.name,
+            message: format!("{} bytes are too many", file.text.len()),
+            ..Default::default()
+        };
+        let problems = files.map(problem).collect();
+        Ok(Response::new(proto::ApplyResponse {
+            problems,
+            ..Default::default()
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<proto::CreateTokenRequest>,
+    ) -> Result<Response<proto::CreateTokenResponse>, Status> {
+        Self::administrator(&request)?;
+        let token = self.control.token(1, None);
+        Ok(Response::new(proto::CreateTokenResponse {
+            secret: token.secret().expose().to_vec(),
+            identity: token.identity().to_string(),
+            ca_pins: token
+                .pins()
+                .iter()
+                .map(|pin| pin.as_bytes().to_vec())
+                .collect(),
+            expires_unix: (START + request.get_ref().ttl_seconds) as i64,
+        }))
+    }
+
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
+        Err(Code::Internal.status("not in tests"))
+    }
+
+    async fn explain(
+        &self,
+        _: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::DecisionRecord>, Status> {
+        Err(Code::NotFound.status("no such decision"))
+    }
+
+    async fn issue_svid(
+        &self,
+        request: Request<proto::IssueSvidRequest>,
+    ) -> Result<Response<proto::SvidResponse>, Status> {
+        Self::administrator(&request)?;
+        let csr = csr::parse(&request.get_ref().csr).unwrap();
+        Ok(Response::new(self.control.issue(&csr)))
     }
 }

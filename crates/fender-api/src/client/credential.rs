@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use super::call::{CALL, CallError, bounded};
 use super::core::Core;
 use super::renewal::error_chain;
+use crate::code::Code;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::distribution_client::DistributionClient;
 use crate::tls::MAX_MESSAGE;
@@ -69,16 +70,25 @@ impl Worker<'_> {
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
         let mut channels = core.channel.subscribe();
         loop {
-            let channel = match channels.wait_for(Option::is_some).await {
-                Ok(channel) => channel.clone(),
-                Err(_) => return,
+            let current = channels.borrow_and_update().clone();
+            let Some(channel) = current else {
+                self.unavailable("the control plane is lost".to_owned());
+                match channels.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
             };
-            let Some(channel) = channel else { continue };
-            let error = self.follow(channel, &mut backoff).await;
+            // It moves with the connection: the old one ends with the certificate it was made with.
+            let error = tokio::select! {
+                error = self.follow(channel, &mut backoff) => error,
+                moved = channels.changed() => match moved {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
             self.failed(&error);
             tokio::select! {
-                // A new connection is a new chance, but a broken one is not.
-                Ok(()) = channels.changed() => {}
+                moved = channels.changed() => if moved.is_err() { return },
                 () = tokio::time::sleep(backoff.next()) => {}
             }
         }
@@ -103,7 +113,7 @@ impl Worker<'_> {
                 }
                 Ok(None) => {
                     return CallError::Answered {
-                        code: crate::code::Code::Unavailable,
+                        code: Code::Unavailable,
                         reason: "the stream has ended".to_owned(),
                     };
                 }
@@ -131,14 +141,33 @@ impl Worker<'_> {
         }
     }
 
-    /// A refusal is an answer; everything else is an outage.
+    /// Only the control plane's word that it is gone or not ours takes a value away.
     fn failed(&self, error: &CallError) {
         let because = error_chain(error);
-        if error.code().is_passing() {
-            self.unavailable(because);
-        } else {
-            tracing::warn!(credential = %self.name, error = %because, "credential refused");
-            self.state.send_replace(CredentialState::Withdrawn(because));
+        match error.code() {
+            Code::NotFound | Code::Denied | Code::IdentityUnknown | Code::Revoked => {
+                tracing::warn!(credential = %self.name, error = %because, "credential refused");
+                self.state.send_replace(CredentialState::Withdrawn(because));
+            }
+            Code::TokenSpent
+            | Code::TokenExpired
+            | Code::TokenUnknown
+            | Code::TokenWrongIdentity
+            | Code::NotAttestable
+            | Code::IdentityReserved
+            | Code::RenewalExpired
+            | Code::ProofInvalid
+            | Code::NotAuthenticated
+            | Code::VersionRefused
+            | Code::CsrInvalid
+            | Code::BadRequest
+            | Code::Busy
+            | Code::Unavailable
+            | Code::Internal
+            | Code::Timeout
+            | Code::CaPinMismatch
+            | Code::ControlNotVerified
+            | Code::AnswerInvalid => self.unavailable(because),
         }
     }
 

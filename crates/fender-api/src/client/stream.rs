@@ -19,6 +19,7 @@ use super::core::Core;
 use super::renewal::error_chain;
 use super::update::{Judged, judge};
 use super::{Link, Report};
+use crate::code::Code;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::distribution_client::DistributionClient;
 use crate::proto::control::v1::report::Kind;
@@ -122,7 +123,7 @@ impl Subscription {
                 .message()
                 .await?
                 .ok_or_else(|| CallError::Answered {
-                    code: crate::code::Code::Unavailable,
+                    code: Code::Unavailable,
                     reason: "the stream has ended".to_owned(),
                 })?;
             // What a newer control plane may say besides is nothing this version must know.
@@ -161,6 +162,9 @@ pub(crate) struct Stream {
     snapshot: watch::Sender<Arc<Snapshot>>,
     link: watch::Sender<Link>,
     reports: mpsc::Receiver<Report>,
+    /// The version this process has received, 0 while it runs on a stored Snapshot: that one is to be sent anew even if its
+    /// number did not change, for it may be from another life of the control plane.
+    running: u64,
     /// What is in use, to be said again on every new stream.
     generations: BTreeMap<ObjectName, String>,
     backoff: Backoff,
@@ -186,6 +190,7 @@ impl Stream {
             snapshot,
             link,
             reports,
+            running: 0,
             generations: BTreeMap::new(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
@@ -193,6 +198,9 @@ impl Stream {
 
     pub(crate) async fn run(mut self, first: Option<Subscription>) {
         let mut renewals = self.core.svid.subscribe();
+        if first.is_some() {
+            self.running = self.snapshot.borrow().version;
+        }
         let mut subscription = first;
         loop {
             let current = match subscription.take() {
@@ -229,8 +237,7 @@ impl Stream {
         renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>,
     ) -> Option<Subscription> {
         loop {
-            let running = self.snapshot.borrow().version;
-            let attempt = Subscription::open(&self.core, running, Deadline::after(CALL));
+            let attempt = Subscription::open(&self.core, self.running, Deadline::after(CALL));
             let drain = self.core.drain.clone();
             let opened = tokio::select! {
                 biased;
@@ -322,6 +329,7 @@ impl Stream {
         match judge(message, &own) {
             Judged::Accepted(snapshot) => {
                 let version = snapshot.version;
+                self.running = version;
                 self.publish(*snapshot).await;
                 tracing::info!(version, "snapshot accepted");
                 subscription.send(ack(version)).await

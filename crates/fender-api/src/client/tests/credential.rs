@@ -82,3 +82,33 @@ async fn a_credential_of_somebody_else_is_withheld() {
         .await
         .unwrap();
 }
+
+/// The stream of a credential ends with the certificate of its connection; that says nothing about the credential.
+#[tokio::test(start_paused = true)]
+async fn a_credential_outlives_the_certificates_it_came_with() {
+    let bench = Bench::new();
+    *bench.control.life.lock().unwrap() = Duration::from_secs(100);
+    bench.control.credential.send_replace(value("one", "1"));
+    let session = bench.joined().await;
+    let mut credential = session.watch_credential(&"shop/smtp".parse().unwrap());
+    credential
+        .wait_for(|state| shown(state).is_some())
+        .await
+        .unwrap();
+
+    // Through renewals, and through a time in which the certificate expires.
+    for refusal in [None, Some(Code::Unavailable), None] {
+        *bench.control.refuse_renewals.lock().unwrap() = refusal;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(500)) => {}
+            lost = credential.wait_for(|state| shown(state).is_none()) => {
+                panic!("the value was taken away: {:?}", lost.map(|state| state.clone()));
+            }
+        }
+    }
+    bench.control.credential.send_replace(value("two", "2"));
+    credential
+        .wait_for(|state| shown(state).is_some_and(|(value, _)| value == "two"))
+        .await
+        .unwrap();
+}
