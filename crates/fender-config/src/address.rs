@@ -39,8 +39,8 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Where the app is: on loopback, or behind a Unix socket. Anything else could be reached past the sidecar, and what
-/// travels there is in clear text.
+/// Where the app is: on loopback, or behind a Unix socket. Anything else could be reached past the
+/// sidecar, and what travels there is in clear text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AppAddress {
     Loopback(LoopbackAddr),
@@ -161,7 +161,8 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// A DNS name as it may stand in a certificate: labels of letters, digits and `-`, the last one not all digits.
+/// A DNS name as it may stand in a certificate: labels of letters, digits and `-`, the last one not
+/// all digits.
 pub(crate) fn is_host_name(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())

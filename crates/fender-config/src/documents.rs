@@ -139,7 +139,10 @@ impl Documents {
                     "fender::selects-nobody",
                     format!("the policy `{name}` selects no workload"),
                 );
-                report.warn(warning.help("it selects by namespace, and by `selector.matchLabels` against the `metadata.labels` of Workloads"));
+                report.warn(warning.help(
+                    "it selects by namespace, and by `selector.matchLabels` against the \
+                    `metadata.labels` of Workloads",
+                ));
             }
         }
     }
@@ -154,7 +157,8 @@ impl Documents {
             for (one, other, what) in collisions(specs) {
                 let place = known.place(Kind::Credential, &other.to_string());
                 let message = format!(
-                    "the workload `{}` gets two credentials in one place: `{one}` and `{other}` both go to {what}",
+                    "the workload `{}` gets two credentials in one place: `{one}` and \
+                        `{other}` both go to {what}",
                     workload.name
                 );
                 report.add(

@@ -1,10 +1,12 @@
-//! The documents people write, from text to validated types, and the [`snapshot::Snapshot`] made of them.
+//! The documents people write, from text to validated types, and the [`snapshot::Snapshot`] made of
+//! them.
 //!
-//! Text goes through two types: a raw one, close to the YAML, private, refusing unknown fields; and the validated
-//! ones, which hold no string where a type exists. Everything wrong is reported together, each problem with file,
-//! line, column and a way out.
+//! Text goes through two types: a raw one, close to the YAML, private, refusing unknown fields; and
+//! the validated ones, which hold no string where a type exists. Everything wrong is reported
+//! together, each problem with file, line, column and a way out.
 //!
-//! Nothing here opens a file, resolves a name or knows the time: sources come in as text, paths stay paths.
+//! Nothing here opens a file, resolves a name or knows the time: sources come in as text, paths
+//! stay paths.
 
 mod address;
 mod documents;

@@ -1,6 +1,7 @@
 //! What is wrong with a document, where, and what to do.
 //!
-//! A problem is one thing a person can fix. Rendering shows the line it is about; nothing here decides what is wrong.
+//! A problem is one thing a person can fix. Rendering shows the line it is about; nothing here
+//! decides what is wrong.
 
 use std::fmt;
 use std::ops::Range;

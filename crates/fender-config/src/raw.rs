@@ -1,7 +1,7 @@
 //! The documents as they are written: close to the text, every text still a text.
 //!
-//! Unknown fields are refused here. Fields of Istio that cannot be honoured are known, so that they can be refused by
-//! name.
+//! Unknown fields are refused here. Fields of Istio that cannot be honoured are known, so that they
+//! can be refused by name.
 
 use std::collections::BTreeMap;
 
@@ -249,7 +249,8 @@ pub(crate) struct Environment {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sidecar {
-    pub(crate) identity: Identity,
+    /// Not needed by `fender exec`, which talks to nobody.
+    pub(crate) identity: Option<Identity>,
     pub(crate) tls: Option<Tls>,
     #[serde(default)]
     pub(crate) inbound: Vec<At<Inbound>>,

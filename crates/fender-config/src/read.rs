@@ -1,7 +1,7 @@
 //! From text to meaning: every document by itself, then the references between them.
 //!
-//! A document whose structure is broken gives one problem and is then out of the way: what refers to it is not
-//! reported missing.
+//! A document whose structure is broken gives one problem and is then out of the way: what refers
+//! to it is not reported missing.
 
 mod credential;
 mod mesh;
@@ -226,10 +226,16 @@ fn read(page: &Page<'_>) -> Result<Raw, Problem> {
             let problem =
                 |message| Problem::new(page.place(kind.location), "fender::unknown-kind", message);
             Err(match nearest(other, KINDS) {
-                _ if version.value.contains("istio.io/") => problem(format!("Istio's `{other}` is not supported"))
-                    .help("of Istio's kinds, `AuthorizationPolicy` is; remove this document, and what it asked for with it"),
-                Some(meant) => problem(format!("unknown kind `{other}`")).help(format!("did you mean `{meant}`?")),
-                None => problem(format!("unknown kind `{other}`")).help(format!("it is {}", either(KINDS))),
+                _ if version.value.contains("istio.io/") => {
+                    problem(format!("Istio's `{other}` is not supported")).help(
+                        "of Istio's kinds, `AuthorizationPolicy` is; remove this document, and \
+                        what it asked for with it",
+                    )
+                }
+                Some(meant) => problem(format!("unknown kind `{other}`"))
+                    .help(format!("did you mean `{meant}`?")),
+                None => problem(format!("unknown kind `{other}`"))
+                    .help(format!("it is {}", either(KINDS))),
             })
         }
     }
@@ -271,7 +277,8 @@ fn full_name<T, E: std::fmt::Display>(
             metadata,
             "fender::missing-field",
             "the metadata has no `namespace`",
-            "every object but the Mesh belongs to a namespace: `metadata: { namespace: shop, name: orders }`",
+            "every object but the Mesh belongs to a namespace: `metadata: { \
+                namespace: shop, name: orders }`",
         );
         return None;
     };

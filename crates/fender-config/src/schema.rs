@@ -1,7 +1,7 @@
 //! JSON Schema of every kind, so that editors complete and check documents as they are written.
 //!
-//! It knows structure and words. References, addresses and spans of time are [`crate::parse`]'s to judge, so what the
-//! schema accepts may still be refused.
+//! It knows structure and words. References, addresses and spans of time are [`crate::parse`]'s to
+//! judge, so what the schema accepts may still be refused.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};

@@ -1,7 +1,8 @@
-//! The [`Snapshot`]: everything one sidecar must know, immutable and numbered, and nothing another workload owns.
+//! The [`Snapshot`]: everything one sidecar must know, immutable and numbered, and nothing another
+//! workload owns.
 //!
-//! A private key or the value of a secret is never in it. The control plane makes it from the documents and streams
-//! it; a standalone sidecar makes the same from its file.
+//! A private key or the value of a secret is never in it. The control plane makes it from the
+//! documents and streams it; a standalone sidecar makes the same from its file.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

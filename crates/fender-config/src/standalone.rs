@@ -1,7 +1,8 @@
 //! A sidecar alone: `fender sidecar --config FILE`, no control plane.
 //!
-//! The file holds one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs. Who the sidecar is
-//! comes from its certificate, so a [`Snapshot`] can be made only once that was read.
+//! The file holds one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs.
+//! Who the sidecar is comes from its certificate, so a [`Snapshot`] can be made only once that was
+//! read.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use crate::documents::snapshot::selected;
 use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
 use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
-use crate::snapshot::{DenyList, Destination, Outbound, Profile, Snapshot};
+use crate::snapshot::{CredentialSpec, DenyList, Destination, Outbound, Profile, Snapshot};
 use crate::yaml::Reader;
 use crate::{InboundPort, ObjectName, Problem, Problems, Source};
 
@@ -29,7 +30,8 @@ pub struct IdentityFiles {
 /// What such a file says, checked together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standalone {
-    pub identity_files: IdentityFiles,
+    /// None for `fender exec`, which talks to nobody.
+    pub identity_files: Option<IdentityFiles>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
     sidecar: Alone,
@@ -73,15 +75,24 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
             Raw::Sidecar(raw) => sidecar = sidecar.or(read::sidecar(reader, &known, raw)),
             Raw::AuthorizationPolicy(raw) => {
                 let place = page.place(raw.metadata.value.name.location);
-                policies.extend(read::policy(reader, raw, ROOT_NAMESPACE).map(|policy| (place, policy)));
+                policies.extend(
+                    read::policy(reader, raw, ROOT_NAMESPACE).map(|policy| (place, policy)),
+                );
             }
             Raw::Credential(raw) => {
                 let credential = read::credential(reader, raw);
                 all.extend(credential.map(|credential| (credential.name.clone(), credential)));
             }
             Raw::Mesh(_) | Raw::Workload(_) | Raw::Upstream(_) => report.add(
-                Problem::new(page.start(), "fender::wrong-place", format!("a `{kind}` belongs to a control plane"))
-                    .help("a sidecar alone has one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs"),
+                Problem::new(
+                    page.start(),
+                    "fender::wrong-place",
+                    format!("a `{kind}` belongs to a control plane"),
+                )
+                .help(
+                    "a sidecar alone has one `Sidecar`, and the `AuthorizationPolicy` and \
+                        `Credential` documents it needs",
+                ),
             ),
         }
     }
@@ -97,8 +108,10 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
             policy.policy.name
         );
         report.warn(
-            Problem::new(place.clone(), "fender::selects-nobody", message)
-                .help("it selects by namespace, and by `selector.matchLabels` against the `metadata.labels` of the Sidecar"),
+            Problem::new(place.clone(), "fender::selects-nobody", message).help(
+                "it selects by namespace, and by `selector.matchLabels` against the \
+                    `metadata.labels` of the Sidecar",
+            ),
         );
     }
     let mut credentials = Vec::new();
@@ -139,6 +152,11 @@ impl Standalone {
     /// Name of the `Sidecar`, for logs.
     pub fn name(&self) -> &ObjectName {
         &self.sidecar.name
+    }
+
+    /// The credentials it may have.
+    pub fn credentials(&self) -> impl Iterator<Item = CredentialSpec> {
+        self.credentials.iter().map(Credential::spec)
     }
 
     /// The same Snapshot a control plane would have sent.

@@ -1,6 +1,8 @@
-//! From the text of a file to its documents, each read by itself, so that a broken one hides no other.
+//! From the text of a file to its documents, each read by itself, so that a broken one hides no
+//! other.
 //!
-//! Limits are set before anything is read: size, depth, number of nodes, what aliases may expand to.
+//! Limits are set before anything is read: size, depth, number of nodes, what aliases may expand
+//! to.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,8 +27,8 @@ pub(crate) struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// A line that begins with `---` begins a document wherever it stands: YAML allows it nowhere else, not even
-    /// inside a quoted text.
+    /// A line that begins with `---` begins a document wherever it stands: YAML allows it nowhere
+    /// else, not even inside a quoted text.
     pub(crate) fn split(source: &'a Source) -> Vec<Self> {
         let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
         let page = |from: usize, to: usize, lines_before: usize| Self {
@@ -118,46 +120,80 @@ impl<'a> Page<'a> {
         let told = |code, message: String| Problem::new(place.clone(), code, message);
         match error.without_snippet() {
             Error::AliasError { error, .. } => self.problem(error),
-            Error::SerdeUnknownField { field, expected, .. } => {
+            Error::SerdeUnknownField {
+                field, expected, ..
+            } => {
                 let problem = told("fender::unknown-field", format!("unknown field `{field}`"));
                 match nearest(field, expected.iter().copied()) {
                     Some(meant) => problem.help(format!("did you mean `{meant}`?")),
                     None if expected.is_empty() => problem.help("nothing belongs here"),
-                    None => problem.help(format!("what belongs here is {}", either(expected.iter().copied()))),
+                    None => problem.help(format!(
+                        "what belongs here is {}",
+                        either(expected.iter().copied())
+                    )),
                 }
             }
-            Error::SerdeMissingField { field, .. } => {
-                told("fender::missing-field", format!("the field `{field}` is missing here"))
-                    .help("it has no default; `fender schema` prints what belongs where")
+            Error::SerdeMissingField { field, .. } => told(
+                "fender::missing-field",
+                format!("the field `{field}` is missing here"),
+            )
+            .help("it has no default; `fender schema` prints what belongs where"),
+            Error::DuplicateMappingKey { key: Some(key), .. } => told(
+                "fender::duplicate-field",
+                format!("the field `{key}` is there twice"),
+            )
+            .help("keep one of them: YAML would silently take only one"),
+            Error::SerdeInvalidType {
+                unexpected,
+                expected,
+                ..
             }
-            Error::DuplicateMappingKey { key: Some(key), .. } => {
-                told("fender::duplicate-field", format!("the field `{key}` is there twice"))
-                    .help("keep one of them: YAML would silently take only one")
-            }
-            Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
-                told("fender::wrong-type", format!("expected {expected}, found {unexpected}"))
-                    .help("`fender schema` prints what belongs where")
-            }
-            Error::Unexpected { expected: "mapping start", .. } => {
-                told("fender::wrong-type", "expected fields, found something else".to_owned())
-                    .help("write `name: value` lines below, or `{ name: value }`")
-            }
-            Error::Unexpected { expected: "sequence start", .. } => {
-                told("fender::wrong-type", "expected a list, found something else".to_owned())
-                    .help("write `- …` lines below, or `[ … ]`")
-            }
-            Error::UnknownAnchor { .. } => {
-                told("fender::yaml", "this refers to an anchor that the document does not have".to_owned())
-                    .help("a text that begins with `*` stands in quotes; anchors do not reach across documents")
-            }
+            | Error::SerdeInvalidValue {
+                unexpected,
+                expected,
+                ..
+            } => told(
+                "fender::wrong-type",
+                format!("expected {expected}, found {unexpected}"),
+            )
+            .help("`fender schema` prints what belongs where"),
+            Error::Unexpected {
+                expected: "mapping start",
+                ..
+            } => told(
+                "fender::wrong-type",
+                "expected fields, found something else".to_owned(),
+            )
+            .help("write `name: value` lines below, or `{ name: value }`"),
+            Error::Unexpected {
+                expected: "sequence start",
+                ..
+            } => told(
+                "fender::wrong-type",
+                "expected a list, found something else".to_owned(),
+            )
+            .help("write `- …` lines below, or `[ … ]`"),
+            Error::UnknownAnchor { .. } => told(
+                "fender::yaml",
+                "this refers to an anchor that the document does not have".to_owned(),
+            )
+            .help(
+                "a text that begins with `*` stands in quotes; anchors do not reach \
+                        across documents",
+            ),
             Error::Budget { .. }
             | Error::AliasReplayLimitExceeded { .. }
             | Error::AliasExpansionLimitExceeded { .. }
             | Error::AliasReplayStackDepthExceeded { .. } => {
-                told("fender::too-large", one_line(error)).help("write it out, flatter and smaller: documents are kept small so that no file can exhaust the control plane")
+                told("fender::too-large", one_line(error)).help(
+                    "write it out, flatter and smaller: documents are kept small so that \
+                    no file can exhaust the control plane",
+                )
             }
-            _ => told("fender::yaml", one_line(error))
-                .help("this is not YAML that can be read; look for indentation, quotes and brackets here and just above"),
+            _ => told("fender::yaml", one_line(error)).help(
+                "this is not YAML that can be read; look for indentation, quotes and \
+                    brackets here and just above",
+            ),
         }
     }
 }
@@ -235,7 +271,8 @@ pub(crate) trait Choice: Copy + 'static {
     const WORDS: &'static [(&'static str, Self)];
 }
 
-/// A text that should be one of the words of `T`. Whether it is, is a question of meaning, told with all others.
+/// A text that should be one of the words of `T`. Whether it is, is a question of meaning, told
+/// with all others.
 #[derive(Clone, Debug)]
 pub(crate) struct Word<T> {
     pub(crate) text: String,

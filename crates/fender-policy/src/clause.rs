@@ -12,7 +12,8 @@ use crate::{Action, Condition, Operation, Source, TextMatch};
 pub(crate) enum Outcome {
     Holds,
     Misses,
-    /// It asks for what is not there: the identity of an anonymous peer, the method of a TCP connection.
+    /// It asks for what is not there: the identity of an anonymous peer, the method of a TCP
+    /// connection.
     Unknown,
 }
 
@@ -243,8 +244,8 @@ fn account(wanted: &WorkloadName, (namespace, name): (&str, &str)) -> bool {
     wanted.namespace() == namespace && wanted.name() == name
 }
 
-/// A pattern that names no port is about the host alone; otherwise `Host: bad.example:80` would slip past a DENY of
-/// `bad.example`.
+/// A pattern that names no port is about the host alone; otherwise `Host: bad.example:80` would
+/// slip past a DENY of `bad.example`.
 fn host(pattern: &TextMatch, host: &str) -> bool {
     let names_port = pattern
         .literal()

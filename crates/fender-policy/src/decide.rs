@@ -41,7 +41,8 @@ impl Decision {
 }
 
 impl PolicySet {
-    /// A DENY that matches, else an ALLOW that matches, else refusal if any ALLOW selects the workload, else the default.
+    /// A DENY that matches, else an ALLOW that matches, else refusal if any ALLOW selects the
+    /// workload, else the default.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision {
         self.decide_seen(&Seen::of(facts))
     }

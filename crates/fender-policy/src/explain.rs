@@ -1,7 +1,7 @@
 //! The answer to *why was I denied?*, for operators. A peer never sees it (A5).
 //!
-//! Sentences quote what documents say and what was seen of identity, address, method, host and path; never the value
-//! of a header, which may be a token.
+//! Sentences quote what documents say and what was seen of identity, address, method, host and
+//! path; never the value of a header, which may be a token.
 
 use std::fmt;
 
@@ -17,8 +17,8 @@ pub struct Explanation {
     pub decision: Decision,
     /// One sentence: what decided, and by which clauses.
     pub decided_by: String,
-    /// The ALLOW rule that came nearest, then one sentence for each clause it missed. Empty when the request was
-    /// allowed, or when no ALLOW policy selects the workload.
+    /// The ALLOW rule that came nearest, then one sentence for each clause it missed. Empty when
+    /// the request was allowed, or when no ALLOW policy selects the workload.
     pub nearest: Vec<String>,
 }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use fender_identity::Peer;
 
-/// What a rule is asked about. Nothing here is optional by accident: `None` means *cannot be known*, and a clause
-/// that needs it never allows (A3).
+/// What a rule is asked about. Nothing here is optional by accident: `None` means *cannot be
+/// known*, and a clause that needs it never allows (A3).
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     pub peer: &'a Peer,
@@ -26,8 +26,8 @@ pub struct HttpFacts<'a> {
     pub host: &'a str,
     /// Normalised, without the query: what is forwarded.
     pub path: &'a str,
-    /// All values of the header with this lower-case name, each by itself (A7). A value that is not UTF-8 is given
-    /// lossily, never left out: a value left out would escape a DENY rule.
+    /// All values of the header with this lower-case name, each by itself (A7). A value that is not
+    /// UTF-8 is given lossily, never left out: a value left out would escape a DENY rule.
     pub header: &'a dyn Fn(&str) -> Vec<&'a str>,
 }
 

@@ -1,11 +1,12 @@
 //! Who may call what: rules plus facts give a decision.
 //!
-//! The semantics are those of Istio's `AuthorizationPolicy`, with every case Istio leaves to luck decided towards
-//! refusal: what cannot be evaluated never allows. Nothing here reads a file, a clock or a socket, knows YAML, or
-//! writes a log line; the same facts and the same rules give the same decision everywhere.
+//! The semantics are those of Istio's `AuthorizationPolicy`, with every case Istio leaves to luck
+//! decided towards refusal: what cannot be evaluated never allows. Nothing here reads a file, a
+//! clock or a socket, knows YAML, or writes a log line; the same facts and the same rules give the
+//! same decision everywhere.
 //!
-//! [`PolicySet::decide`] is the hot path and does not allocate unless a policy matched. [`PolicySet::explain`] takes
-//! its time and answers in sentences.
+//! [`PolicySet::decide`] is the hot path and does not allocate unless a policy matched.
+//! [`PolicySet::explain`] takes its time and answers in sentences.
 
 mod clause;
 mod decide;

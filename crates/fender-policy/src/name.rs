@@ -47,7 +47,8 @@ impl fmt::Display for PolicyName {
 /// The text is not `namespace/name`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{0}` is not a policy name: it has the form `namespace/name`, in lower-case letters, digits and `-`"
+    "`{0}` is not a policy name: it has the form `namespace/name`, in \
+        lower-case letters, digits and `-`"
 )]
 pub struct InvalidPolicyName(String);
 

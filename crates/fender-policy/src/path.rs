@@ -44,8 +44,8 @@ impl fmt::Display for PathMatch {
     }
 }
 
-/// `/reports/{*}/pages/{**}`: `{*}` stands for one non-empty segment, `{**}` for any text, slashes included, and may
-/// appear once, as the last operator.
+/// `/reports/{*}/pages/{**}`: `{*}` stands for one non-empty segment, `{**}` for any text, slashes
+/// included, and may appear once, as the last operator.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathTemplate {
     /// Before `{**}`, or all of it. Each begins after a slash.
@@ -108,7 +108,8 @@ impl FromStr for PathTemplate {
                 ("{*}", None) => head.push(Segment::Any),
                 (literal, _) if literal.contains(['{', '}', '*']) => {
                     return Err(refuse(
-                        "`{*}` and `{**}` stand alone between two slashes, and no other `*`, `{` or `}` may appear",
+                        "`{*}` and `{**}` stand alone between two slashes, and no other `*`, \
+                            `{` or `}` may appear",
                     ));
                 }
                 (literal, None) => head.push(Segment::Literal(literal.to_owned())),

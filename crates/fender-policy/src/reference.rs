@@ -1,7 +1,8 @@
 //! A slow, obvious evaluator, and the proof that the real one agrees with it.
 //!
-//! It is written from the words of A1–A3 rather than from the code: every rule is multiplied out into all its pairs of
-//! source and operation, every pattern becomes a list of the strings of a small world that it admits.
+//! It is written from the words of A1–A3 rather than from the code: every rule is multiplied out
+//! into all its pairs of source and operation, every pattern becomes a list of the strings of a
+//! small world that it admits.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,5 @@
-//! The rules as plain data. Public fields, so that the wire and the documents can be converted to them and back.
+//! The rules as plain data. Public fields, so that the wire and the documents can be converted to
+//! them and back.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -50,7 +51,8 @@ pub struct Rule {
     pub when: Vec<Condition>,
 }
 
-/// Every non-empty list must hold: a list holds if one of its entries matches, a `not` list if none does.
+/// Every non-empty list must hold: a list holds if one of its entries matches, a `not` list if none
+/// does.
 #[derive(Clone, Debug, PartialEq, Eq, std::default::Default)]
 pub struct Source {
     /// `TRUST/ns/NAMESPACE/sa/NAME`, as in Istio: a SPIFFE ID without `spiffe://`.
@@ -64,7 +66,8 @@ pub struct Source {
     pub not_ip_blocks: Vec<IpNet>,
 }
 
-/// Every non-empty list must hold: a list holds if one of its entries matches, a `not` list if none does.
+/// Every non-empty list must hold: a list holds if one of its entries matches, a `not` list if none
+/// does.
 #[derive(Clone, Debug, PartialEq, Eq, std::default::Default)]
 pub struct Operation {
     pub hosts: Vec<TextMatch>,

@@ -1,5 +1,5 @@
-//! Istio's four ways to match a text. Refuses nothing: any text is a pattern, and a `*` elsewhere than at one end is
-//! an ordinary character, as it is in Istio.
+//! Istio's four ways to match a text. Refuses nothing: any text is a pattern, and a `*` elsewhere
+//! than at one end is an ordinary character, as it is in Istio.
 
 use std::fmt;
 use std::str::FromStr;

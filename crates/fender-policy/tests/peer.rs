@@ -1,6 +1,7 @@
 //! From a certificate to a decision: the peer a rule sees is the one the chain proves.
 //!
-//! The fixtures hold a root and a leaf `spiffe://example.org/ns/shop/sa/web`; their keys were thrown away.
+//! The fixtures hold a root and a leaf `spiffe://example.org/ns/shop/sa/web`; their keys were
+//! thrown away.
 
 #![expect(
     clippy::unwrap_used,

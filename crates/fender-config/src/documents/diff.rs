@@ -1,4 +1,5 @@
-//! What applying documents would change, by what they mean: comments, order and defaults written out are no change.
+//! What applying documents would change, by what they mean: comments, order and defaults written
+//! out are no change.
 
 use std::collections::BTreeMap;
 use std::fmt;

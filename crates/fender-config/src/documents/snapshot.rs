@@ -1,4 +1,5 @@
-//! From documents to the [`Snapshot`] of one workload: its own policies, its declared destinations, nobody else's.
+//! From documents to the [`Snapshot`] of one workload: its own policies, its declared destinations,
+//! nobody else's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use crate::snapshot::{
 };
 
 impl Documents {
-    /// What the sidecar of this workload must know, and nothing more. None if there is no such workload.
+    /// What the sidecar of this workload must know, and nothing more. None if there is no such
+    /// workload.
     pub fn snapshot(
         &self,
         workload: &WorkloadName,

@@ -24,7 +24,8 @@ pub(crate) fn credential(
             &spec.deliver,
             "fender::no-delivery",
             "`deliver` is empty, so the secret would reach nobody",
-            "write `deliver: [ { file: { path: /run/secrets/x } } ]` or `[ { environment: { variable: X } } ]`",
+            "write `deliver: [ { file: { path: /run/secrets/x } } ]` or `[ { \
+                environment: { variable: X } } ]`",
         );
     }
     let deliver = spec
@@ -159,7 +160,8 @@ fn variable(reader: &mut Reader<'_>, at: &At<String>) -> Option<String> {
             help,
         );
     } else if reserved {
-        let help = "it changes what the app executes, or belongs to Fender; deliver the secret under another name";
+        let help = "it changes what the app executes, or belongs to Fender; deliver the \
+            secret under another name";
         reader.wrong(
             at,
             "fender::bad-variable",

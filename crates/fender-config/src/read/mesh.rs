@@ -63,7 +63,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         authorization,
     ) {
         let message = format!(
-            "`default: {authorization}` lets every peer call every workload that no ALLOW policy selects"
+            "`default: {authorization}` lets every peer call every workload that \
+                no ALLOW policy selects"
         );
         reader.warn(
             at,

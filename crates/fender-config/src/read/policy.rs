@@ -1,6 +1,7 @@
 //! Istio's `AuthorizationPolicy`, as it is. What cannot be honoured is an error naming the field.
 //!
-//! Where Istio lets an empty list mean *anything*, it is refused: a list somebody emptied must not open a door.
+//! Where Istio lets an empty list mean *anything*, it is refused: a list somebody emptied must not
+//! open a door.
 
 use fender_identity::WorkloadName;
 use fender_policy::{
@@ -114,7 +115,8 @@ fn filled<'a, T>(
 ) -> &'a [At<T>] {
     let Some(at) = list else { return &[] };
     if at.value.is_empty() {
-        let help = "remove the field if you mean *any*; to allow nobody, write an ALLOW policy without rules";
+        let help = "remove the field if you mean *any*; to allow nobody, write an ALLOW \
+            policy without rules";
         reader.wrong(
             at,
             "fender::empty-list",

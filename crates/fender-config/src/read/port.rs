@@ -59,7 +59,8 @@ impl Taken {
     ) -> Option<ListenAddr> {
         let address = self.listen(reader, at)?;
         if matches!(&address, ListenAddr::Tcp(tcp) if !tcp.ip().to_canonical().is_loopback()) {
-            let help = "listen on `127.0.0.1`, `[::1]` or `unix:/path`: whoever reaches it speaks with this workload's identity";
+            let help = "listen on `127.0.0.1`, `[::1]` or `unix:/path`: whoever reaches it \
+                speaks with this workload's identity";
             reader.wrong(
                 at,
                 "fender::not-loopback",
@@ -146,7 +147,8 @@ fn app(reader: &mut Reader<'_>, at: &At<String>) -> Option<AppAddress> {
     match at.value.parse::<AppAddress>() {
         Ok(app) => Some(app),
         Err(error) => {
-            let help = "write `127.0.0.1:8080`, `[::1]:8080` or `unix:/path`, and let the app listen there only";
+            let help = "write `127.0.0.1:8080`, `[::1]:8080` or `unix:/path`, and let the app \
+                listen there only";
             reader.wrong(at, "fender::bad-app", error.to_string(), help);
             None
         }

@@ -21,7 +21,7 @@ use crate::{HostPort, ListenAddr, ObjectName};
 pub(crate) struct Alone {
     pub(crate) name: ObjectName,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) identity_files: IdentityFiles,
+    pub(crate) identity_files: Option<IdentityFiles>,
     pub(crate) tls: TlsProfile,
     pub(crate) inbound: Vec<InboundPort>,
     pub(crate) outbound: Vec<DirectPort>,
@@ -45,14 +45,10 @@ pub(crate) fn sidecar(
 ) -> Option<Alone> {
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
-    let raw::IdentityFiles {
-        certificate,
-        key,
-        bundle,
-    } = &spec.identity.files;
-    let certificate = file_path(reader, certificate);
-    let key = file_path(reader, key);
-    let bundle = file_path(reader, bundle);
+    let identity_files = spec
+        .identity
+        .as_ref()
+        .map(|identity| files(reader, &identity.files));
     let tls = tls(reader, spec.tls.as_ref());
     let mut taken = Taken::default();
     let ports = spec
@@ -60,8 +56,14 @@ pub(crate) fn sidecar(
         .iter()
         .filter_map(|at| {
             if let Some(advertise) = &at.value.advertise {
-                let help = "remove it: it tells other workloads of a mesh where to connect, and this sidecar is alone";
-                reader.wrong(advertise, "fender::unsupported", "`advertise` has no meaning here", help);
+                let help = "remove it: it tells other workloads of a mesh where to connect, and \
+                    this sidecar is alone";
+                reader.wrong(
+                    advertise,
+                    "fender::unsupported",
+                    "`advertise` has no meaning here",
+                    help,
+                );
             }
             inbound(reader, &mut taken, &at.value, None)
         })
@@ -79,10 +81,10 @@ pub(crate) fn sidecar(
         fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
     let name = name?;
     let credentials = listed(reader, known, name.namespace(), &spec.credentials);
-    let identity_files = IdentityFiles {
-        certificate: certificate?,
-        key: key?,
-        bundle: bundle?,
+    // Named but wrong is a problem; not named is somebody who needs no identity.
+    let identity_files = match identity_files {
+        Some(files) => Some(files?),
+        None => None,
     };
     let labels = metadata.value.labels;
     Some(Alone {
@@ -95,6 +97,17 @@ pub(crate) fn sidecar(
         credentials,
         drain,
         authorization,
+    })
+}
+
+fn files(reader: &mut Reader<'_>, raw: &raw::IdentityFiles) -> Option<IdentityFiles> {
+    let certificate = file_path(reader, &raw.certificate);
+    let key = file_path(reader, &raw.key);
+    let bundle = file_path(reader, &raw.bundle);
+    Some(IdentityFiles {
+        certificate: certificate?,
+        key: key?,
+        bundle: bundle?,
     })
 }
 

@@ -51,7 +51,8 @@ fn protocol(reader: &mut Reader<'_>, spec: &raw::Upstream) -> Option<Protocol> {
             &spec.protocol,
             "fender::unsupported",
             format!("`protocol: {written}` is not supported yet"),
-            "`tcp` carries its bytes over TLS as they are; the app then speaks the protocol and logs in itself",
+            "`tcp` carries its bytes over TLS as they are; the app then speaks the \
+                protocol and logs in itself",
         );
         return None;
     }

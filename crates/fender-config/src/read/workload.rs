@@ -155,7 +155,8 @@ fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
                 "`{}` is not a DNS name that a certificate may carry",
                 at.value
             );
-            let help = "labels of letters, digits and `-`, joined by dots; no `*`, no IP address, no dot at the end";
+            let help = "labels of letters, digits and `-`, joined by dots; no `*`, no IP \
+                address, no dot at the end";
             reader.wrong(at, "fender::bad-dns-name", message, help);
         } else if names.contains(&name) {
             reader.wrong(
@@ -268,7 +269,8 @@ fn destination(
             refer(reader, known, Kind::Upstream, namespace, upstream).map(OutboundTo::Upstream)
         }
         (None, None) | (Some(_), Some(_)) => {
-            let help = "write `service: namespace/name` for a workload of the mesh, or `upstream: name` for an external service";
+            let help = "write `service: namespace/name` for a workload of the mesh, or \
+                `upstream: name` for an external service";
             reader.wrong(
                 at,
                 "fender::one-of",
@@ -293,7 +295,8 @@ fn refer(
     if of != namespace {
         let message = format!("the {kind} `{full}` belongs to another namespace");
         let help = format!(
-            "references across namespaces need a grant, and grants are not supported yet: describe it in `{namespace}` too"
+            "references across namespaces need a grant, and grants are not \
+                supported yet: describe it in `{namespace}` too"
         );
         reader.wrong(at, "fender::foreign-namespace", message, help);
         return None;
@@ -355,7 +358,8 @@ fn service(
     let port = choose_port(reader, outbound, at, &workload, inbound)?;
     let Some(address) = address.or_else(|| port.advertise.clone()) else {
         let message = format!("nobody knows where `{workload}` is found");
-        let help = "give it `dnsNames` or its inbound port `advertise: host:port`, or write `address: host:port` here";
+        let help = "give it `dnsNames` or its inbound port `advertise: host:port`, or \
+            write `address: host:port` here";
         reader.wrong(at, "fender::no-address", message, help);
         return None;
     };
