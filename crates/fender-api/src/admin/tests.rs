@@ -118,7 +118,7 @@ async fn a_person_gets_a_certificate_for_a_key_made_here() {
         .await
         .unwrap();
     assert_eq!(svid.id().as_str(), "spiffe://acme.test/ns/people/sa/ann");
-    assert_eq!(bundle.roots(), [control.ca.root.clone()]);
+    assert_eq!(bundle.roots(), control.ca.bundle().roots());
 
     *control.issue_for.lock().unwrap() = Some(id(ORDERS));
     let error = admin

@@ -60,9 +60,9 @@ pub(crate) fn watch(core: &Arc<Core>, name: ObjectName) -> watch::Receiver<Crede
     receiver
 }
 
-struct Worker<'a> {
-    name: ObjectName,
-    state: &'a watch::Sender<CredentialState>,
+pub(super) struct Worker<'a> {
+    pub(super) name: ObjectName,
+    pub(super) state: &'a watch::Sender<CredentialState>,
 }
 
 impl Worker<'_> {
@@ -142,7 +142,7 @@ impl Worker<'_> {
     }
 
     /// Only the control plane's word that it is gone or not ours takes a value away.
-    fn failed(&self, error: &CallError) {
+    pub(super) fn failed(&self, error: &CallError) {
         let because = error_chain(error);
         match error.code() {
             Code::NotFound | Code::Denied | Code::IdentityUnknown | Code::Revoked => {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::*;
 
 mod attest;
-mod credential;
+mod credentials;
 mod renewal;
 mod resume;
 mod stream;

@@ -1,4 +1,7 @@
+use fender_identity::Secret;
+
 use super::*;
+use crate::client::credential;
 
 fn value(text: &str, generation: &str) -> proto::CredentialValue {
     use proto::credential_value::State;
@@ -111,4 +114,32 @@ async fn a_credential_outlives_the_certificates_it_came_with() {
         .wait_for(|state| shown(state).is_some_and(|(value, _)| value == "two"))
         .await
         .unwrap();
+}
+
+#[test]
+fn only_the_word_that_it_is_gone_or_not_ours_takes_a_value_away() {
+    for &code in Code::ALL {
+        let value = Secret::new(b"one".to_vec());
+        let state = watch::Sender::new(CredentialState::Value {
+            value,
+            generation: "1".into(),
+        });
+        let error = CallError::Answered {
+            code,
+            reason: String::new(),
+        };
+        credential::Worker {
+            name: "shop/smtp".parse().unwrap(),
+            state: &state,
+        }
+        .failed(&error);
+        let taken = shown(&state.borrow()).is_none();
+        let gone = [
+            Code::NotFound,
+            Code::Denied,
+            Code::IdentityUnknown,
+            Code::Revoked,
+        ];
+        assert_eq!(taken, gone.contains(&code), "{code}");
+    }
 }
