@@ -361,3 +361,67 @@ fn cut(text: &str, length: usize) -> String {
         .unwrap_or_default()
         .to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn snapshot(version: u64) -> Arc<Snapshot> {
+        let text = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: mesh }\nspec: { trustDomain: acme.test }\n---\n\
+                    apiVersion: fender.dev/v1\nkind: Workload\nmetadata: { namespace: shop, name: orders }\nspec: {}\n";
+        let source = fender_config::Source {
+            name: "mesh.yaml".to_owned(),
+            text: text.to_owned(),
+        };
+        let documents = fender_config::parse(&[source]).unwrap();
+        let bundles = fender_identity::Bundles::default();
+        Arc::new(
+            documents
+                .snapshot(&"shop/orders".parse().unwrap(), version, bundles)
+                .unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_that_reads_slowly_gets_the_newest_snapshot_and_no_backlog() {
+        let (updates, mut sent) = mpsc::channel(1);
+        let (publish, mut snapshots) = watch::channel(snapshot(1));
+        snapshots.mark_changed();
+        assert_eq!(send_newest(&updates, &mut snapshots).await.unwrap(), 1);
+
+        let slow = async {
+            for version in 2..=30 {
+                publish.send_replace(snapshot(version));
+                tokio::task::yield_now().await;
+            }
+            let mut heard = Vec::new();
+            for _ in 0..2 {
+                let update = sent.recv().await.unwrap().unwrap();
+                let Some(update::Kind::Snapshot(snapshot)) = update.kind else {
+                    panic!("a snapshot")
+                };
+                heard.push(snapshot.version);
+            }
+            heard
+        };
+        let (second, heard) = tokio::join!(send_newest(&updates, &mut snapshots), slow);
+        assert_eq!((second.unwrap(), heard), (30, vec![1, 30]));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_to_send_that_is_dropped_loses_nothing() {
+        let (updates, mut sent) = mpsc::channel(1);
+        updates.try_send(Ok(Update { kind: None })).unwrap();
+        let (_publish, mut snapshots) = watch::channel(snapshot(7));
+        snapshots.mark_changed();
+        tokio::select! {
+            biased;
+            _ = send_newest(&updates, &mut snapshots) => panic!("there is no room"),
+            () = tokio::task::yield_now() => {}
+        }
+        sent.recv().await.unwrap().unwrap();
+        assert_eq!(send_newest(&updates, &mut snapshots).await.unwrap(), 7);
+    }
+}

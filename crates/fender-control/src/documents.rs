@@ -23,6 +23,8 @@ use crate::store::{Store, StoreError};
 
 /// The file made when a trust domain is given and no `Mesh` is written. It stays until one is.
 const GENERATED: &str = "(generated)/mesh.yaml";
+/// What the reader of documents calls it when it misses a `Mesh`.
+const NO_MESH: &str = "fender::no-mesh";
 
 /// What is in force.
 #[derive(Debug)]
@@ -270,16 +272,14 @@ fn plan(
     trust_domain: &TrustDomain,
     bundles: &Bundles,
 ) -> Result<Plan, Vec<Problem>> {
-    let problems =
-        |problems: fender_config::Problems| problems.iter().map(Problem::from).collect::<Vec<_>>();
-    let mut documents = fender_config::parse(&files).map_err(problems)?;
-    if documents.mesh.is_none() {
-        if !before_files.is_empty() && !before_files.iter().any(|file| file.name == GENERATED) {
-            return Err(vec![no_mesh()]);
+    let documents = match parse(&files) {
+        Err(Unread::NoMesh(_)) if before_files.is_empty() || is_generated(before_files) => {
+            files.push(generated_mesh(trust_domain));
+            parse(&files)
         }
-        files.push(generated_mesh(trust_domain));
-        documents = fender_config::parse(&files).map_err(problems)?;
-    }
+        read => read,
+    };
+    let documents = documents.map_err(Unread::into_problems)?;
     let Some(mesh) = documents.mesh.clone() else {
         return Err(vec![no_mesh()]);
     };
@@ -313,8 +313,41 @@ fn plan(
     })
 }
 
+/// Why documents were not read.
+pub(crate) enum Unread {
+    /// No `Mesh` is among them; whatever else is wrong besides is told too.
+    NoMesh(Option<fender_config::Problems>),
+    Problems(fender_config::Problems),
+}
+
+impl Unread {
+    fn into_problems(self) -> Vec<Problem> {
+        match self {
+            Self::NoMesh(Some(problems)) | Self::Problems(problems) => {
+                problems.iter().map(Problem::from).collect()
+            }
+            Self::NoMesh(None) => vec![no_mesh()],
+        }
+    }
+}
+
+pub(crate) fn parse(files: &[Source]) -> Result<Documents, Unread> {
+    match fender_config::parse(files) {
+        Ok(documents) if documents.mesh.is_none() => Err(Unread::NoMesh(None)),
+        Ok(documents) => Ok(documents),
+        Err(problems) if problems.iter().any(|problem| problem.code == NO_MESH) => {
+            Err(Unread::NoMesh(Some(problems)))
+        }
+        Err(problems) => Err(Unread::Problems(problems)),
+    }
+}
+
+fn is_generated(files: &[Source]) -> bool {
+    files.iter().any(|file| file.name == GENERATED)
+}
+
 /// All that can be said of a mesh of which only the trust domain is known.
-fn generated_mesh(trust_domain: &TrustDomain) -> Source {
+pub(crate) fn generated_mesh(trust_domain: &TrustDomain) -> Source {
     Source {
         name: GENERATED.to_owned(),
         text: format!(
@@ -379,7 +412,7 @@ impl fmt::Display for Problem {
 
 fn no_mesh() -> Problem {
     Problem::of_all(
-        "fender::no-mesh",
+        NO_MESH,
         "no `Mesh` is among the documents".to_owned(),
         "apply the whole set of documents: what is left out is removed",
     )

@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use fender_config::{Documents, Source};
+use fender_config::Source;
+
 use fender_identity::{SpiffeId, TrustDomain};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
@@ -13,6 +14,7 @@ use crate::ca::issue::{Evidence, Grant};
 use crate::ca::seal::SealingKey;
 use crate::ca::{Authority, lifetimes};
 use crate::datadir::{Absent, DataDir, Hold};
+use crate::documents::{self, Unread};
 use crate::own::{OwnError, self_attested};
 use crate::start::StartError;
 use crate::store::Store;
@@ -27,11 +29,8 @@ const FIRST_ADMIN: &str = "first";
 pub(crate) async fn trust_domain(
     store: &Store,
     asked: Option<&TrustDomain>,
-    documents: Option<&Documents>,
+    written: Option<&TrustDomain>,
 ) -> Result<TrustDomain, StartError> {
-    let written = documents
-        .and_then(|documents| documents.mesh.as_ref())
-        .map(|mesh| &mesh.trust_domain);
     if let (Some(asked), Some(written)) = (asked, written)
         && asked != written
     {
@@ -70,14 +69,28 @@ pub(crate) async fn sealing_key(data: &DataDir, store: &Store) -> Result<Sealing
     Ok(data.sealing_key(absent)?)
 }
 
-/// What of the given sources can be read.
-pub(crate) fn read(sources: Option<&[Source]>) -> Result<Option<Documents>, StartError> {
-    sources
-        .map(fender_config::parse)
-        .transpose()
-        .map_err(|problems| StartError::Documents {
-            rendered: problems.render(),
-        })
+/// The trust domain that the given documents name, if they do; refuses what can never be put in force.
+pub(crate) fn written(
+    sources: Option<&[Source]>,
+    asked: Option<&TrustDomain>,
+) -> Result<Option<TrustDomain>, StartError> {
+    let Some(sources) = sources else {
+        return Ok(None);
+    };
+    let refused = |problems: fender_config::Problems| StartError::Documents {
+        rendered: problems.render(),
+    };
+    match (documents::parse(sources), asked) {
+        (Ok(documents), _) => Ok(documents.mesh.map(|mesh| mesh.trust_domain)),
+        (Err(Unread::Problems(problems)), _) => Err(refused(problems)),
+        (Err(Unread::NoMesh(_)), Some(asked)) => {
+            let with_mesh = [sources, &[documents::generated_mesh(asked)]].concat();
+            fender_config::parse(&with_mesh).map_err(refused)?;
+            Ok(None)
+        }
+        // What was put in force before may supply it.
+        (Err(Unread::NoMesh(_)), None) => Ok(None),
+    }
 }
 
 /// Writes the first administrator's files, unless that was done before.

@@ -104,7 +104,7 @@ pub async fn start(
         dns_names,
         trust_domain,
     } = config;
-    let written = founding::read(documents.as_deref())?;
+    let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
 
     let data = DataDir::open(&data_dir, Hold::Alone)?;
     let store = Store::open(&data.database()?, &drain).await?;

@@ -32,11 +32,11 @@ pub(crate) struct AuthorityRow {
     pub(crate) validity: Validity,
 }
 
-/// All authorities, the youngest first.
+/// All authorities: intermediates, then roots, of each the youngest first.
 pub(crate) async fn all(store: &Store) -> Result<Vec<AuthorityRow>, StoreError> {
     sqlx::query(
         "SELECT serial, role, certificate, sealed_key, not_before, not_after FROM authorities \
-         ORDER BY not_before DESC, not_after DESC",
+         ORDER BY role, not_before DESC",
     )
     .fetch_all(store.reads())
     .await?

@@ -136,6 +136,21 @@ impl World {
         self.clock.now().as_secs()
     }
 
+    /// A long time passes, and the control plane notices: it looks at the wall clock every half minute.
+    async fn advance(&self, by: Duration) {
+        let config = self.pinned();
+        let leaf = self.anonymous().await.server_leaf;
+        self.clock.advance(by);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        tokio::time::resume();
+        eventually(|| async {
+            let connection = self.connect(config.clone()).await.ok()?;
+            (connection.server_leaf != leaf).then_some(())
+        })
+        .await;
+    }
+
     fn bundle(&self) -> Bundle {
         let pem = fs::read(self.running.admin_dir.join("bundle.pem")).unwrap();
         Bundle::from_pem("acme.test".parse().unwrap(), &pem).unwrap()
@@ -143,15 +158,14 @@ impl World {
 
     /// A connection as a workload with a join token makes it: the root's hash is all it knows.
     async fn anonymous(&self) -> Connection {
+        self.connect(self.pinned()).await.unwrap()
+    }
+
+    fn pinned(&self) -> Arc<rustls::ClientConfig> {
         let trust: TrustDomain = "acme.test".parse().unwrap();
-        let config = tls::client_pinned(
-            TlsProfile::default(),
-            trust,
-            self.running.ca_pins.clone(),
-            ALPN,
-            Arc::new(TlsClock(self.clock.clone())),
-        );
-        self.connect(config.unwrap()).await.unwrap()
+        let clock = Arc::new(TlsClock(self.clock.clone()));
+        let pins = self.running.ca_pins.clone();
+        tls::client_pinned(TlsProfile::default(), trust, pins, ALPN, clock).unwrap()
     }
 
     async fn as_peer(&self, svid: &Svid) -> Channel {

@@ -226,24 +226,20 @@ async fn a_database_without_its_key_does_not_start_and_says_why() {
 async fn the_administrators_files_are_made_anew_beside_a_running_control_plane() {
     let world = World::new().await;
     let old = world.admin_svid();
-    world.clock.advance(Duration::from_secs(91 * 24 * 3600));
-    assert!(
-        world.try_as_peer(&old).await.is_err() || {
-            AdminClient::new(world.as_peer(&old).await)
-                .status(proto::StatusRequest {})
-                .await
-                .is_err()
-        }
-    );
+    world.advance(Duration::from_secs(91 * 24 * 3600)).await;
+    let expired = async {
+        let channel = world.try_as_peer(&old).await.ok()?.channel;
+        AdminClient::new(channel)
+            .status(proto::StatusRequest {})
+            .await
+            .ok()
+    };
+    assert!(expired.await.is_none());
+
     crate::reissue_admin(&world.path("data"), world.clock.clone())
         .await
         .unwrap();
     assert_ne!(world.admin_svid().serial(), old.serial());
-    // The control plane's own certificate has expired meanwhile: it notices within half a minute.
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(31)).await;
-    tokio::time::resume();
-    eventually(|| async { world.try_as_peer(&world.admin_svid()).await.ok() }).await;
     world.status().await;
 }
 
