@@ -22,8 +22,14 @@ pub struct Engine {
 impl Engine {
     /// A running engine without an image, a container or a volume.
     pub fn start() -> Self {
-        assert!(rustix::process::geteuid().is_root(), "a container engine of our own needs root: run the tests as root");
-        let directory = tempfile::Builder::new().prefix("fender-docker-").tempdir().expect("make a temporary directory");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "a container engine of our own needs root: run the tests as root"
+        );
+        let directory = tempfile::Builder::new()
+            .prefix("fender-docker-")
+            .tempdir()
+            .expect("make a temporary directory");
         let path = |name: &str| directory.path().join(name);
         let mut command = Command::new(installed("unshare"));
         command
@@ -53,19 +59,38 @@ impl Engine {
     }
 
     /// `docker-compose ARGUMENTS` in the directory of a project.
-    pub fn compose<S: AsRef<OsStr>>(&self, project: &Path, arguments: &[S]) -> (i32, String, String) {
-        self.run(Command::new(installed("docker-compose")).current_dir(project).args(arguments))
+    pub fn compose<S: AsRef<OsStr>>(
+        &self,
+        project: &Path,
+        arguments: &[S],
+    ) -> (i32, String, String) {
+        self.run(
+            Command::new(installed("docker-compose"))
+                .current_dir(project)
+                .args(arguments),
+        )
     }
 
     /// Runs a program on the engine's host network, where published ports are.
-    pub fn on_host<S: AsRef<OsStr>>(&self, program: &str, arguments: &[S]) -> (i32, String, String) {
+    pub fn on_host<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: &[S],
+    ) -> (i32, String, String) {
         let mut command = Command::new(installed("nsenter"));
-        command.arg(format!("--net={}", self.network().display())).arg("--").arg(installed(program)).args(arguments);
+        command
+            .arg(format!("--net={}", self.network().display()))
+            .arg("--")
+            .arg(installed(program))
+            .args(arguments);
         self.run(&mut command)
     }
 
     fn run(&self, command: &mut Command) -> (i32, String, String) {
-        let socket = format!("unix://{}", self.directory.path().join("docker.sock").display());
+        let socket = format!(
+            "unix://{}",
+            self.directory.path().join("docker.sock").display()
+        );
         let output = command
             .env("DOCKER_HOST", socket)
             .env("DOCKER_CONFIG", self.directory.path())
@@ -74,7 +99,11 @@ impl Engine {
             .output()
             .expect("run a command");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+        (
+            output.status.code().unwrap_or(-1),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
     }
 
     fn network(&self) -> PathBuf {

@@ -1,1 +1,16 @@
-//! Scenario tests.
+//! What the scenarios share: real processes, certificates of friends and attackers, clients.
+//!
+//! Nothing here is a mock. Every process is started in a temporary directory, on a port below the
+//! ephemeral range, and stopped by its pid. What cannot be started is a failure.
+
+pub mod app;
+pub mod client;
+pub mod docker;
+pub mod mesh;
+pub mod pki;
+pub mod process;
+
+pub use app::Nginx;
+pub use client::Client;
+pub use mesh::Mesh;
+pub use process::{Process, binary, free_port, installed, wait_until};

@@ -1,2 +1,111 @@
-//! Placeholder.
-fn main() {}
+//! The `fender` binary: command line, files and environment into typed configuration, the wiring
+//! of the crates, signals and exit codes.
+//!
+//! It decides nothing about identity, policy or protocol: it hands each crate what it needs and
+//! starts them in order. `sidecar::run` and `control::run` show each program whole.
+
+mod admin;
+mod cli;
+mod control;
+mod demo;
+mod exec;
+mod exit;
+mod load;
+mod local;
+mod reference;
+mod render;
+mod sidecar;
+mod signals;
+mod source;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use fender_runtime::{sys, telemetry};
+
+use cli::{Cli, Command, SvidCommand, Token};
+use exit::{Exit, Failure, Outcome};
+
+fn main() -> ExitCode {
+    // Before any name is looked up: a static binary must not load the host's name service modules.
+    sys::pin_name_service();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Done.into()
+            };
+        }
+    };
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr().lock(), "{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Outcome {
+    if cli.tethered {
+        sys::die_with_parent(sys::Signal::TERM).map_err(Failure::unavailable)?;
+    }
+    // Secrets pass through this memory: no other process of this user is to read it.
+    sys::forbid_inspection().map_err(Failure::unavailable)?;
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
+        return Err(Failure::unavailable(anyhow::anyhow!(
+            "a cryptography provider was installed before main"
+        )));
+    }
+    telemetry::init(cli.log.log_format.into(), &cli.log.log).map_err(Failure::usage)?;
+    match cli.command {
+        Command::Control(args) => blocking(control::run(args)),
+        Command::Sidecar(args) => sidecar::run(args),
+        Command::Exec(args) => exec::run(args),
+        Command::Apply(args) => blocking(admin::apply(args)),
+        Command::Token(Token::Create(args)) => blocking(admin::create_token(args)),
+        Command::Status(args) => blocking(admin::status(args)),
+        Command::Explain(args) => blocking(admin::explain(args)),
+        Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
+        Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
+        Command::Demo(args) => single(demo::run(&args)),
+        Command::Reference => print(&reference::markdown()),
+        Command::DemoApp(args) => single(demo::app(args)),
+    }
+}
+
+/// Runs on as many threads as there are processors.
+pub(crate) fn blocking(work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::unavailable)?;
+    runtime.block_on(work)
+}
+
+/// Runs on this thread alone, for programs that mostly wait for processes.
+pub(crate) fn single(work: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::unavailable)?;
+    runtime.block_on(work)
+}
+
+/// Writes a command's result to standard output.
+pub(crate) fn print(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Exit::Done),
+        // The reader has seen enough, as in `fender schema | head`.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Err(error) => Err(Failure::unavailable(error)),
+    }
+}

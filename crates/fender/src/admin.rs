@@ -1,0 +1,253 @@
+//! The administrator's commands: apply, token, status, explain, svid.
+//!
+//! Each is one call to the control plane with the administrator's certificate, or, for a single
+//! sidecar, one request at its admin socket. Nothing is decided here: the control plane is.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use fender_api::admin::{Admin, AdminError, AdminIdentity, Problem, What};
+use fender_identity::WorkloadName;
+use fender_runtime::clock;
+use fender_runtime::deadline::Deadline;
+use serde_json::Value;
+
+use crate::cli::{self, Output};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::{load, local, print, render};
+
+/// One call, connection included.
+const CALL_TIME: Duration = Duration::from_secs(20);
+
+/// People's certificates carry this namespace; no workload can have it.
+const PEOPLE: &str = "people";
+
+pub(crate) async fn apply(args: cli::Apply) -> Outcome {
+    let sources = load::documents(&args.file).map_err(|error| Failure::new(Exit::Usage, error))?;
+    // Checked here first: the text is at hand, so problems can be shown in it.
+    if let Err(problems) = fender_config::parse(&sources) {
+        return Err(Failure::usage(format!(
+            "{}\nnothing was applied",
+            problems.render()
+        )));
+    }
+    let mut control = connect(&args.admin).await?;
+    let answer = control
+        .apply(&sources, args.dry_run, Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)?;
+    if !answer.problems.is_empty() {
+        let lines: String = answer
+            .problems
+            .iter()
+            .fold(String::new(), |mut text, problem| {
+                let _ = write!(text, "\n{}", problem_line(problem));
+                text
+            });
+        return Err(Failure::usage(format!(
+            "the control plane refuses the documents:{lines}\nnothing was applied"
+        )));
+    }
+    let mut out = String::new();
+    for warning in &answer.warnings {
+        let _ = writeln!(out, "warning: {warning}");
+    }
+    for change in &answer.changes {
+        let sign = match change.what {
+            What::Added => '+',
+            What::Changed => '~',
+            What::Removed => '-',
+        };
+        let _ = writeln!(out, "{sign} {} {}", change.kind, change.name);
+    }
+    let _ = match (answer.revision, args.dry_run) {
+        (Some(revision), _) => writeln!(out, "applied as revision {revision}"),
+        (None, true) if !answer.changes.is_empty() => writeln!(out, "dry run: nothing was changed"),
+        (None, _) => writeln!(out, "no difference to the current revision"),
+    };
+    print(&out)
+}
+
+pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
+    let mut control = connect(&args.admin).await?;
+    let made = control
+        .create_token(&args.workload, args.ttl, Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)?;
+    let token = made.token.to_text();
+    let text = token
+        .expose_str()
+        .context("read the token")
+        .map_err(Failure::unavailable)?;
+    match args.out {
+        Some(path) => {
+            write_private(&path, &format!("{text}\n")).map_err(Failure::unavailable)?;
+            Ok(Exit::Done)
+        }
+        None => print(&format!("{text}\n")),
+    }
+}
+
+pub(crate) async fn status(args: cli::Status) -> Outcome {
+    if let Some(socket) = &args.sidecar {
+        if args.ready {
+            return match local::get(socket, "/readyz").await {
+                Ok(Some(_)) => Ok(Exit::Done),
+                Ok(None) | Err(_) => Err(Failure::unavailable(anyhow::anyhow!(
+                    "the sidecar at `{}` is not ready",
+                    socket.display()
+                ))),
+            };
+        }
+        let status = local::get_json(socket, "/status")
+            .await
+            .map_err(Failure::unavailable)?;
+        return show(args.output, &status, render::sidecar_text);
+    }
+    let mut control = connect(&args.admin).await?;
+    let status = control
+        .status(Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)?;
+    show(
+        args.output,
+        &render::status_json(&status),
+        render::status_text,
+    )
+}
+
+pub(crate) async fn explain(args: cli::Explain) -> Outcome {
+    let id = args.id.parse().map_err(|_| {
+        Failure::usage(format!("`{}` is not a decision id: it is the 32 hexadecimal digits in the header x-fender-decision", args.id))
+    })?;
+    let decision = match &args.sidecar {
+        Some(socket) => local::get(socket, &format!("/decisions/{id}"))
+            .await
+            .map_err(Failure::unavailable)?,
+        None => {
+            let record = connect(&args.admin)
+                .await?
+                .explain(id, Deadline::after(CALL_TIME))
+                .await
+                .map_err(refused)?;
+            Some(render::decision_json(&record))
+        }
+    };
+    let Some(decision) = decision else {
+        return Err(Failure::new(
+            Exit::Missing,
+            anyhow::anyhow!(
+                "no decision `{id}` is kept by this sidecar; ask the control plane, or another sidecar"
+            ),
+        ));
+    };
+    show(args.output, &decision, render::decision_text)
+}
+
+pub(crate) async fn write_svid(args: cli::SvidWrite) -> Outcome {
+    let person = WorkloadName::new(PEOPLE, &args.name)
+        .map_err(|error| Failure::usage(format!("--name `{}`: {error}", args.name)))?;
+    let mut control = connect(&args.admin).await?;
+    let (svid, bundle) = control
+        .issue_svid(&person, args.ttl, Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)?;
+    let key_pem = svid.key_pem();
+    let write = || -> anyhow::Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&args.dir)
+            .with_context(|| format!("make `{}`", args.dir.display()))?;
+        write_private(
+            &args.dir.join("key.pem"),
+            key_pem.expose_str().context("write the key as PEM")?,
+        )?;
+        write_private(&args.dir.join("certificate.pem"), &svid.chain_pem())?;
+        write_private(&args.dir.join("bundle.pem"), &bundle.to_pem())
+    };
+    write().map_err(Failure::unavailable)?;
+    let until = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
+    print(&format!(
+        "{} until {}\n{dir}/certificate.pem {dir}/key.pem {dir}/bundle.pem\n",
+        svid.id(),
+        render::moment(until),
+        dir = args.dir.display()
+    ))
+}
+
+async fn connect(admin: &cli::Admin) -> Result<Admin, Failure> {
+    let url = admin
+        .control
+        .parse()
+        .map_err(|error| Failure::usage(format!("--control `{}`: {error}", admin.control)))?;
+    let identity = AdminIdentity::load(&admin.admin).map_err(|error| {
+        refused(error).context(format!(
+            "use the administrator's certificate in `{}` (--admin)",
+            admin.admin.display()
+        ))
+    })?;
+    Admin::connect(&url, &identity, clock::system(), Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)
+}
+
+fn refused(error: AdminError) -> Failure {
+    let exit = Exit::from_code(error.exit_code());
+    match error.code() {
+        Some(code) => Failure::coded(exit, code.as_str(), error),
+        None => Failure::new(exit, error),
+    }
+}
+
+fn problem_line(problem: &Problem) -> String {
+    let place = if problem.line == 0 {
+        problem.file.clone()
+    } else {
+        format!("{}:{}:{}", problem.file, problem.line, problem.column)
+    };
+    let help = if problem.help.is_empty() {
+        String::new()
+    } else {
+        format!("\n    help: {}", problem.help)
+    };
+    format!("{place}: {} [{}]{help}", problem.message, problem.code)
+}
+
+fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {
+    match output {
+        Output::Json => print(&format!("{value:#}\n")),
+        Output::Table => print(&table(value)),
+    }
+}
+
+/// A file that never was readable by others, put in place whole.
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    let name = path
+        .file_name()
+        .with_context(|| format!("`{}` names no file", path.display()))?;
+    let mut fresh = std::ffi::OsString::from(".");
+    fresh.push(name);
+    fresh.push(format!(".{}", fender_runtime::id::OpaqueId::random()));
+    let fresh = path.with_file_name(fresh);
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())
+                .and_then(|()| file.sync_all())
+        })
+        .and_then(|()| fs::rename(&fresh, path));
+    written.map_err(|error| {
+        // What could not be put in place must not stay beside it.
+        let _ = fs::remove_file(&fresh);
+        anyhow::Error::new(error).context(format!("write `{}`", path.display()))
+    })
+}

@@ -1,0 +1,324 @@
+//! Every command, flag and environment variable of the `fender` binary, in one place.
+//!
+//! These types are what was typed. They hold paths and names, never a secret: a token or a key
+//! is given as a file, so that it shows neither in `ps` nor in a shell's history.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fender_identity::{TrustDomain, WorkloadName};
+use fender_runtime::telemetry::LogFormat;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 64 bad usage or documents, 66 credential missing, 69 unavailable, \
+75 timeout, 77 refused; a supervised application's own code otherwise.";
+
+#[derive(Parser, Debug)]
+#[command(name = "fender", version, about = "The security sidecar: credentials, TLS, identity and authorization beside an application", after_help = AFTER_HELP)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: Log,
+    /// End when the process that started this one ends
+    #[arg(long, global = true, hide = true)]
+    pub(crate) tethered: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Log {
+    /// How log lines are written to standard error
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, env = "FENDER_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Format,
+    /// What is logged: a level, or levels by module such as `info,fender_proxy=debug`
+    #[arg(
+        long,
+        global = true,
+        default_value = "info",
+        env = "FENDER_LOG",
+        value_name = "LEVELS"
+    )]
+    pub(crate) log: String,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+impl From<Format> for LogFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Text => Self::Text,
+            Format::Json => Self::Json,
+        }
+    }
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run the control plane: certificate authority, registry of identities, documents
+    Control(Control),
+    /// Run the sidecar beside an application
+    Sidecar(Sidecar),
+    /// Put credentials into the environment of a command and become it
+    Exec(Exec),
+    /// Validate documents and make them the mesh's next revision
+    Apply(Apply),
+    /// Make a join token, with which one sidecar proves who it is
+    #[command(subcommand)]
+    Token(Token),
+    /// Show workloads, certificates and connected sidecars
+    Status(Status),
+    /// Show why a request or connection was denied
+    Explain(Explain),
+    /// Certificates for people
+    #[command(subcommand)]
+    Svid(SvidCommand),
+    /// Print the JSON Schema of the documents
+    Schema,
+    /// Show everything at work on this machine, with nothing else installed
+    Demo(Demo),
+    /// Print this command line's reference as Markdown
+    #[command(hide = true)]
+    Reference,
+    /// One of the demo's two applications
+    #[command(hide = true, name = "demo-app")]
+    DemoApp(DemoApp),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Control {
+    /// Where the database, the authority's keys and the first administrator's certificate live
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "FENDER_DATA_DIR",
+        default_value = "fender-data"
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// Documents to load at start; they become a new revision when they differ from the current one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) documents: Option<PathBuf>,
+    /// Where sidecars and administrators connect
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
+    pub(crate) listen: SocketAddr,
+    /// The trust domain, when no `Mesh` document names it
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// A name by which clients reach the control plane, for those that verify names (repeatable)
+    #[arg(long = "dns-name", value_name = "NAME")]
+    pub(crate) dns_names: Vec<String>,
+    /// Put a new administrator's certificate into the data directory and exit
+    #[arg(long)]
+    pub(crate) reissue_admin: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Sidecar {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// The identity that is expected; a token or state for another one is refused
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR")]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
+    #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
+    pub(crate) admin_socket: Option<PathBuf>,
+    /// How long to wait at start for identity, configuration and credentials
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
+    /// How long a supervised application may take to stop before it is killed
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
+    pub(crate) stop_timeout: Duration,
+    /// Set by the supervisor on the proxy it starts
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+    /// The application to start once the sidecar is ready
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// Where identity and configuration come from: a control plane, or a file.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Source {
+    /// The control plane
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FENDER_CONTROL",
+        required_unless_present = "config"
+    )]
+    pub(crate) control: Option<String>,
+    /// A file holding a join token; deleted once used
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Where key, certificate and configuration are kept across restarts
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub(crate) state: Option<PathBuf>,
+    /// Run from this file, without a control plane
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// The identity that is expected; a token or state for another one is refused
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// A directory in which documents from the control plane may read files (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR")]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// How long to wait for identity, configuration and credentials
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
+    /// The command to become
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// How an administrator reaches the control plane.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Admin {
+    /// The control plane
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FENDER_CONTROL",
+        default_value = "https://127.0.0.1:7443"
+    )]
+    pub(crate) control: String,
+    /// The administrator's certificate.pem, key.pem and bundle.pem
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "FENDER_ADMIN",
+        default_value = "fender-data/admin"
+    )]
+    pub(crate) admin: PathBuf,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// A directory of YAML documents, or one file
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: PathBuf,
+    /// Validate and show the difference; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Token {
+    /// Make a join token for one workload: it works once
+    Create(TokenCreate),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct TokenCreate {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The workload it is for
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub(crate) workload: WorkloadName,
+    /// How long it can be used
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10m")]
+    pub(crate) ttl: Duration,
+    /// Write it to this file, readable by its owner only, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Ask the sidecar at this admin socket instead of the control plane
+    #[arg(long, value_name = "PATH")]
+    pub(crate) sidecar: Option<PathBuf>,
+    /// Print nothing; exit 0 if the sidecar is ready, 69 if not
+    #[arg(long, requires = "sidecar")]
+    pub(crate) ready: bool,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Explain {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Ask the sidecar at this admin socket instead of the control plane
+    #[arg(long, value_name = "PATH")]
+    pub(crate) sidecar: Option<PathBuf>,
+    /// The decision id, from the `x-fender-decision` header of the answer
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum SvidCommand {
+    /// Write a client certificate for a person: certificate.pem, key.pem and bundle.pem
+    Write(SvidWrite),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct SvidWrite {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Where to write the files; made if absent
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The person: the identity is `spiffe://TRUST/ns/people/sa/NAME`
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "operator")]
+    pub(crate) name: String,
+    /// How long the certificate is valid, at most 24h
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "8h")]
+    pub(crate) ttl: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Demo {
+    /// Run the story with short lifetimes, print one line per expectation and exit: 0 only if all held
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct DemoApp {
+    #[arg(long)]
+    pub(crate) name: String,
+    #[arg(long)]
+    pub(crate) listen: SocketAddr,
+    /// The plain-text address at which the other application is reached
+    #[arg(long)]
+    pub(crate) inventory: Option<SocketAddr>,
+    /// A file holding a credential
+    #[arg(long)]
+    pub(crate) credential: Option<PathBuf>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write it like `90s`, `10m` or `8h`"))
+}

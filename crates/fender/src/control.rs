@@ -1,0 +1,56 @@
+//! `fender control`: reads the documents, starts the control plane, and ends it when told to.
+
+use std::time::Duration;
+
+use fender_control::{ControlConfig, StartError};
+use fender_runtime::clock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::ListenAddress;
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::signals::Stop;
+use crate::{cli, load, print};
+
+/// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(args: cli::Control) -> Outcome {
+    if args.reissue_admin {
+        fender_control::reissue_admin(&args.data_dir, clock::system())
+            .await
+            .map_err(failed)?;
+        return print(&format!("{}\n", args.data_dir.join("admin").display()));
+    }
+    let mut stop = Stop::install().map_err(Failure::unavailable)?;
+    let documents = args.documents.as_deref().map(load::documents).transpose();
+    let config = ControlConfig {
+        data_dir: args.data_dir,
+        documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
+        listen: ListenAddress::Tcp(args.listen),
+        dns_names: args.dns_names,
+        trust_domain: args.trust_domain,
+    };
+    let drain = Drain::new();
+    let running = fender_control::start(config, clock::system(), drain.clone())
+        .await
+        .map_err(failed)?;
+    for warning in &running.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        address = %running.address,
+        trust_domain = %running.trust_domain,
+        revision = running.revision,
+        administrator = %running.admin_dir.display(),
+        "ready"
+    );
+    stop.requested().await;
+    tracing::info!("stopping");
+    drain.close(Deadline::after(GRACE)).await;
+    Ok(Exit::Done)
+}
+
+fn failed(error: StartError) -> Failure {
+    Failure::new(Exit::from_code(error.exit_code()), error)
+}

@@ -1,0 +1,116 @@
+//! `fender exec`: credentials into the environment of a command, and then this process is that
+//! command. No shell, no parent left behind, nothing of Fender's own in what it inherits.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::sync::Arc;
+
+use fender_config::snapshot::{CredentialSpec, Delivery};
+use fender_credentials::environment::{self, Inherit};
+use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_runtime::clock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::sidecar::remote::ByControl;
+use crate::{cli, single, source};
+
+/// How long the goodbye to the control plane may take before the command starts anyway.
+const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+
+pub(crate) fn run(args: cli::Exec) -> Outcome {
+    let mut prepared = None;
+    single(async {
+        prepared = Some(environment(&args).await?);
+        Ok(Exit::Done)
+    })?;
+    let (Some(environment), Some((program, arguments))) = (prepared, args.command.split_first())
+    else {
+        return Err(Failure::usage("no command to run"));
+    };
+    // Returns only if the command could not be started; every descriptor of ours closes by itself.
+    let error = std::process::Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(environment)
+        .exec();
+    let exit = match error.kind() {
+        std::io::ErrorKind::NotFound => Exit::App(127),
+        _ => Exit::App(126),
+    };
+    Err(Failure::new(
+        exit,
+        anyhow::Error::new(error).context(format!("run `{}`", program.to_string_lossy())),
+    ))
+}
+
+async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Failure> {
+    let deadline = Deadline::after(args.start_timeout);
+    let drain = Drain::new();
+    let (specs, sources): (Vec<_>, _) = match &args.source.config {
+        Some(file) => {
+            let standalone = source::read_standalone(file)?;
+            (
+                standalone.credentials().collect(),
+                Sources {
+                    allow: AllowDirs::Any,
+                    remote: Arc::new(NoRemote),
+                },
+            )
+        }
+        None => {
+            let feed = source::open(
+                &args.source,
+                args.workload.clone(),
+                &clock::system(),
+                &drain,
+                deadline,
+            )
+            .await?;
+            let specs = feed.snapshot.borrow().credentials.clone();
+            let remote: Arc<dyn RemoteSecrets> = match feed.session {
+                Some(session) => Arc::new(ByControl::new(session, drain.clone())),
+                None => Arc::new(NoRemote),
+            };
+            (
+                specs,
+                Sources {
+                    allow: AllowDirs::Below(args.allow_dir.clone()),
+                    remote,
+                },
+            )
+        }
+    };
+    let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
+    let gathered = gather(&specs, &sources, deadline, &drain)
+        .await
+        .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
+    let built = environment::build(
+        std::env::vars_os(),
+        &Inherit::All,
+        gathered.iter().flat_map(variables),
+    )
+    .map_err(|error| Failure::new(Exit::Usage, error))?;
+    drain.close(Deadline::after(FAREWELL)).await;
+    Ok(built)
+}
+
+fn is_for_the_environment(spec: &CredentialSpec) -> bool {
+    spec.deliver
+        .iter()
+        .any(|delivery| matches!(delivery, Delivery::Environment { .. }))
+}
+
+fn variables(gathered: &Gathered) -> impl Iterator<Item = (&str, &fender_identity::Secret)> {
+    gathered
+        .spec
+        .deliver
+        .iter()
+        .filter_map(|delivery| match delivery {
+            Delivery::Environment { variable } => {
+                Some((variable.as_str(), &gathered.fetched.value))
+            }
+            Delivery::File { .. } => None,
+        })
+}

@@ -1,0 +1,241 @@
+//! What a person reads: status, explanations and differences as tables, and the same as JSON.
+//!
+//! Text is made from the JSON, so that the two never disagree.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime};
+
+use fender_api::decision::DecisionRecord;
+use fender_api::proto::control::v1 as proto;
+use fender_policy::Verdict;
+use serde_json::{Value, json};
+
+/// A moment in RFC 3339, seconds.
+pub(crate) fn moment(unix: i64) -> String {
+    match u64::try_from(unix) {
+        Ok(seconds) if seconds > 0 => {
+            humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+                .to_string()
+        }
+        _ => "never".to_owned(),
+    }
+}
+
+pub(crate) fn decision_json(record: &DecisionRecord) -> Value {
+    json!({
+        "id": record.id.to_string(),
+        "time": moment(i64::try_from(record.time.as_secs()).unwrap_or_default()),
+        "workload": record.workload.to_string(),
+        "verdict": match record.verdict { Verdict::Allow => "allow", Verdict::Deny => "deny" },
+        "peer": record.peer.as_ref().map(ToString::to_string),
+        "source_ip": record.source_ip.map(|ip| ip.to_string()),
+        "port": record.port,
+        "http": record.http.as_ref().map(|http| json!({
+            "method": http.method, "host": http.host, "path": http.path,
+        })),
+        "decided_by": record.decided_by,
+        "nearest": record.nearest,
+        "snapshot_version": record.snapshot_version,
+    })
+}
+
+pub(crate) fn decision_text(decision: &Value) -> String {
+    let mut out = String::new();
+    let caller = match text(decision, "peer") {
+        "" => "an anonymous caller",
+        peer => peer,
+    };
+    let source = text(decision, "source_ip");
+    let verdict = if text(decision, "verdict") == "allow" {
+        "allowed"
+    } else {
+        "denied"
+    };
+    let _ = writeln!(
+        out,
+        "{verdict}     {}, by {}",
+        text(decision, "time"),
+        text(decision, "workload")
+    );
+    let _ = writeln!(
+        out,
+        "caller     {caller}{}",
+        if source.is_empty() {
+            String::new()
+        } else {
+            format!(" from {source}")
+        }
+    );
+    match decision.get("http") {
+        Some(http) if http.is_object() => {
+            let _ = writeln!(
+                out,
+                "request    {} {} (host {}) on port {}",
+                text(http, "method"),
+                text(http, "path"),
+                text(http, "host"),
+                decision["port"]
+            );
+        }
+        _ => {
+            let _ = writeln!(out, "connection on port {}", decision["port"]);
+        }
+    }
+    let _ = writeln!(out, "decided    {}", text(decision, "decided_by"));
+    for (at, line) in strings(decision, "nearest").enumerate() {
+        let _ = writeln!(
+            out,
+            "{} {line}",
+            if at == 0 { "nearest   " } else { "          " }
+        );
+    }
+    let _ = writeln!(out, "snapshot   {}", decision["snapshot_version"]);
+    out
+}
+
+pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
+    json!({
+        "trust_domain": status.trust_domain,
+        "version": status.version,
+        "revision": status.revision,
+        "profile": if status.development { "development" } else { "production" },
+        "now": moment(status.now_unix),
+        "authorities": status.authorities.iter().map(|authority| json!({
+            "subject": authority.subject, "serial": authority.serial, "not_after": moment(authority.not_after_unix),
+        })).collect::<Vec<_>>(),
+        "workloads": status.workloads.iter().map(workload_json).collect::<Vec<_>>(),
+    })
+}
+
+fn workload_json(workload: &proto::WorkloadStatus) -> Value {
+    json!({
+        "name": workload.name,
+        "identity": workload.identity,
+        "certificates_issued": workload.certificates_issued,
+        "last_not_after": moment(workload.last_not_after_unix),
+        "sidecars": workload.sidecars.iter().map(|sidecar| json!({
+            "instance": sidecar.instance,
+            "version": sidecar.version,
+            "address": sidecar.address,
+            "connected_since": moment(sidecar.connected_since_unix),
+            "snapshot_sent": sidecar.snapshot_sent,
+            "snapshot_acked": sidecar.snapshot_acked,
+            "nack": sidecar.nack,
+            "certificate_serial": sidecar.certificate_serial,
+            "certificate_not_after": moment(sidecar.certificate_not_after_unix),
+            "credentials": sidecar.credentials.iter().map(|credential| json!({
+                "name": credential.name, "generation": credential.generation,
+            })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn status_text(status: &Value) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "trust domain {}, revision {}, fender {}",
+        text(status, "trust_domain"),
+        status["revision"],
+        text(status, "version")
+    );
+    if text(status, "profile") == "development" {
+        out.push_str(
+            "DEVELOPMENT PROFILE: certificates may live for seconds; not for production\n",
+        );
+    }
+    out.push_str("\nAUTHORITY                                 SERIAL                VALID UNTIL\n");
+    for authority in array(status, "authorities") {
+        let serial: String = text(authority, "serial").chars().take(20).collect();
+        let _ = writeln!(
+            out,
+            "{:<41} {serial:<21} {}",
+            text(authority, "subject"),
+            text(authority, "not_after")
+        );
+    }
+    out.push_str("\nWORKLOAD                       SIDECAR            SNAPSHOT   CERTIFICATE UNTIL     NOTE\n");
+    for workload in array(status, "workloads") {
+        let name = text(workload, "name");
+        let mut connected = array(workload, "sidecars").peekable();
+        if connected.peek().is_none() {
+            let _ = writeln!(
+                out,
+                "{name:<30} none connected     -          {:<21}",
+                text(workload, "last_not_after")
+            );
+        }
+        for sidecar in connected {
+            let nack = text(sidecar, "nack");
+            let note = if nack.is_empty() {
+                String::new()
+            } else {
+                format!("refuses {}: {nack}", sidecar["snapshot_sent"])
+            };
+            let _ = writeln!(
+                out,
+                "{name:<30} {:<18} {:<10} {:<21} {note}",
+                format!("fender {}", text(sidecar, "version")),
+                sidecar["snapshot_acked"].to_string(),
+                text(sidecar, "certificate_not_after"),
+            );
+        }
+    }
+    out
+}
+
+pub(crate) fn sidecar_text(status: &Value) -> String {
+    let mut out = String::new();
+    let ready = if status["ready"] == Value::Bool(true) {
+        "ready"
+    } else {
+        "NOT READY"
+    };
+    let _ = writeln!(
+        out,
+        "{} {ready}, fender {}",
+        text(status, "identity"),
+        text(status, "version")
+    );
+    if text(status, "profile") == "development" {
+        out.push_str(
+            "DEVELOPMENT PROFILE: certificates may live for seconds; not for production\n",
+        );
+    }
+    let _ = writeln!(
+        out,
+        "certificate    {} until {}",
+        text(status, "serial"),
+        text(status, "not_after")
+    );
+    let _ = writeln!(out, "snapshot       {}", status["snapshot_version"]);
+    let _ = writeln!(out, "control plane  {}", text(status, "link"));
+    for listener in strings(status, "listeners") {
+        let _ = writeln!(out, "listener       {listener}");
+    }
+    for credential in array(status, "credentials") {
+        let _ = writeln!(
+            out,
+            "credential     {} generation {}",
+            text(credential, "name"),
+            text(credential, "generation")
+        );
+    }
+    out
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value
+        .get(key)
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+fn strings<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a str> {
+    array(value, key).filter_map(Value::as_str)
+}

@@ -1,0 +1,143 @@
+//! The sidecar's local admin socket: health, status and the explanation of its own denials.
+//!
+//! HTTP/1.1 on a Unix socket that only its owner and root may open; the peer's uid is checked again
+//! on the connection. It reads, it changes nothing, and it knows no secret: what it answers is made
+//! from [`Status`] and the decision records, which hold none.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fender_runtime::accept::Accept;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::{ListenAddress, Listener, Socket};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::status::Status;
+
+/// Enough for a person and a health check at once.
+const CONNECTIONS: usize = 16;
+const HEADER_TIME: Duration = Duration::from_secs(5);
+const CONNECTION_TIME: Duration = Duration::from_secs(10);
+
+/// Opens the socket, in place of one that a dead sidecar left behind.
+pub(super) fn bind(path: &Path) -> Result<Listener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => anyhow::bail!(
+            "another sidecar answers at `{}`; give this one its own --admin-socket",
+            path.display()
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(_) => std::fs::remove_file(path)
+            .with_context(|| format!("remove the stale socket `{}`", path.display()))?,
+    }
+    let listener = Listener::bind(&ListenAddress::Unix(path.to_owned()))
+        .with_context(|| format!("open the admin socket `{}`", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+pub(super) async fn serve(listener: Listener, status: Arc<Status>, drain: Drain) {
+    let mut accept = Accept::new(listener, CONNECTIONS);
+    while let Some((socket, _peer, slot)) = accept.next(&drain).await {
+        let status = Arc::clone(&status);
+        drain.spawn(async move {
+            let _slot = slot;
+            if !is_allowed(&socket) {
+                return;
+            }
+            let service = service_fn(move |request| {
+                let status = Arc::clone(&status);
+                async move { Ok::<_, Infallible>(answer(&request, &status)) }
+            });
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIME)
+                .serve_connection(TokioIo::new(socket), service);
+            // A reader that leaves early or stays too long loses its answer, nobody else's.
+            let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
+        });
+    }
+}
+
+fn is_allowed(socket: &Socket) -> bool {
+    let Socket::Unix(stream) = socket else {
+        return false;
+    };
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "refused another user at the admin socket");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell who connects to the admin socket");
+            false
+        }
+    }
+}
+
+fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+    }
+    match request.uri().path() {
+        "/livez" => text(StatusCode::OK, "ok\n"),
+        "/startupz" => health(status.has_started()),
+        "/readyz" => health(status.is_ready()),
+        "/status" => json(&status.to_json()),
+        path => match path
+            .strip_prefix("/decisions/")
+            .map(|id| status.decisions.find(id))
+        {
+            Some(Some(record)) => json(&record),
+            Some(None) => text(
+                StatusCode::NOT_FOUND,
+                "no decision with this id is kept here\n",
+            ),
+            None => text(StatusCode::NOT_FOUND, "unknown path\n"),
+        },
+    }
+}
+
+fn health(good: bool) -> Response<Full<Bytes>> {
+    if good {
+        text(StatusCode::OK, "ok\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+fn text(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    respond(
+        code,
+        "text/plain; charset=utf-8",
+        Bytes::from_static(body.as_bytes()),
+    )
+}
+
+fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {
+    respond(
+        StatusCode::OK,
+        "application/json",
+        Bytes::from(format!("{value}\n")),
+    )
+}
+
+fn respond(code: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = code;
+    response.headers_mut().insert(
+        hyper::header::CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static(kind),
+    );
+    response
+}

@@ -1,0 +1,370 @@
+//! `fender sidecar`: the whole program, in the order in which it comes up.
+//!
+//! With an application to run, this process is the supervisor: small, unconfined, with two
+//! children, the proxy and the application (D3). Without one it is the proxy. The proxy confines
+//! itself first; then learns who it is, what it must do and which secrets it has; only then does it
+//! listen, and last of all it says that it is ready.
+
+mod admin_socket;
+mod confine;
+mod decisions;
+mod drains;
+mod records;
+pub(crate) mod remote;
+mod status;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use fender_api::client::Report;
+use fender_config::snapshot::{CredentialSource, Delivery};
+use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
+use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
+use fender_proxy::{Inputs, Limits, Proxy};
+use fender_runtime::clock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::listen::Listeners;
+use fender_runtime::sys;
+use tokio::sync::{mpsc, watch};
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::signals::Stop;
+use crate::source::{self, Feed};
+use crate::{blocking, cli, single};
+use confine::Reach;
+use drains::Drains;
+use status::Status;
+
+/// Beyond the proxy's own drain: how long a supervisor waits before it kills the proxy.
+const SUPERVISED_DRAIN: Duration = Duration::from_secs(60);
+/// Where `fender status` finds a sidecar that has a state directory.
+const ADMIN_SOCKET: &str = "admin.sock";
+
+pub(crate) fn run(args: cli::Sidecar) -> Outcome {
+    if !args.command.is_empty() && !args.supervised {
+        return single(supervise(args));
+    }
+    // Before this process opens anything: inherited descriptors are known by their numbers.
+    let listeners = inherited_listeners()?;
+    sys::harden_process().map_err(Failure::unavailable)?;
+    if let Err(error) = sys::raise_descriptor_limit() {
+        tracing::warn!(%error, "cannot raise the limit on open descriptors");
+    }
+    let reach = reach(&args)?;
+    confine::confine(&reach).map_err(Failure::unavailable)?;
+    blocking(serve(args, listeners))
+}
+
+/// The supervisor: the proxy first, then, once that is ready, the application.
+async fn supervise(args: cli::Sidecar) -> Outcome {
+    let mut command = args.command.into_iter();
+    let Some(program) = command.next() else {
+        return Err(Failure::usage("no application to run"));
+    };
+    let environment =
+        std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"FENDER_"));
+    let plan = Plan {
+        app: Program {
+            program,
+            arguments: command.collect(),
+            environment: Some(environment.collect()),
+        },
+        proxy: Some(Program {
+            program: std::env::current_exe()
+                .context("find this program")
+                .map_err(Failure::unavailable)?
+                .into_os_string(),
+            arguments: own_arguments(),
+            environment: None,
+        }),
+        stop_timeout: args.stop_timeout,
+        drain_timeout: SUPERVISED_DRAIN,
+    };
+    let code = supervise::run(plan).await.map_err(Failure::unavailable)?;
+    Ok(Exit::App(code))
+}
+
+/// What this process was started with, up to the application's command, for the proxy it starts.
+fn own_arguments() -> Vec<OsString> {
+    let own = std::env::args_os()
+        .skip(1)
+        .take_while(|argument| argument != OsStr::new("--"));
+    own.chain(["--supervised", "--tethered"].map(OsString::from))
+        .collect()
+}
+
+/// The proxy from nothing to serving, and from serving to its end.
+async fn serve(args: cli::Sidecar, listeners: Listeners) -> Outcome {
+    let mut stop = Stop::install().map_err(Failure::unavailable)?;
+    let drains = Drains::new();
+    let started = tokio::select! {
+        started = start(&args, listeners, &drains) => started,
+        () = stop.requested() => {
+            tracing::info!("stopped before it was ready");
+            drains.abandon().await;
+            return Ok(Exit::Done);
+        }
+    };
+    let serving = match started {
+        Ok(serving) => serving,
+        Err(failure) => {
+            drains.abandon().await;
+            return Err(failure);
+        }
+    };
+    let mut superior = args
+        .supervised
+        .then(Superior::from_stdin)
+        .transpose()
+        .map_err(Failure::unavailable)?;
+    if let Some(superior) = &superior {
+        superior.ready().map_err(Failure::unavailable)?;
+    }
+    tracing::info!(identity = %serving.feed.svid.borrow().id(), "ready");
+
+    tokio::select! {
+        () = stop.requested() => {}
+        () = ordered_to_drain(superior.as_mut()) => {
+            serving.begin_drain(&drains);
+            stop.requested().await;
+        }
+    }
+    serving.begin_drain(&drains);
+    let grace = serving.feed.snapshot.borrow().drain;
+    drains.end(grace, args.supervised).await;
+    Ok(Exit::Done)
+}
+
+/// Returns when the supervisor asks for the end of inbound; never if nobody supervises.
+async fn ordered_to_drain(superior: Option<&mut Superior>) {
+    if let Some(superior) = superior {
+        match superior.next_order().await {
+            Some(Order::DrainInbound) => return,
+            // It is gone, and the kernel's signal to this process is on its way.
+            None => {}
+        }
+    }
+    std::future::pending().await
+}
+
+/// A sidecar that serves.
+struct Serving {
+    feed: Feed,
+    status: Arc<Status>,
+    /// Ends with its drains; held so that what it watches stays open.
+    _proxy: fender_proxy::Running,
+}
+
+impl Serving {
+    /// D1: readiness first, then no new inbound work.
+    fn begin_drain(&self, drains: &Drains) {
+        self.status.set_draining();
+        if !drains.inbound.is_stopping() {
+            tracing::info!("draining");
+            drains.inbound.stop();
+        }
+    }
+}
+
+async fn start(
+    args: &cli::Sidecar,
+    listeners: Listeners,
+    drains: &Drains,
+) -> Result<Serving, Failure> {
+    let clock = clock::system();
+    let deadline = Deadline::after(args.start_timeout);
+
+    // Who we are, and what we must do.
+    let feed = source::open(
+        &args.source,
+        args.workload.clone(),
+        &clock,
+        &drains.work,
+        deadline,
+    )
+    .await?;
+
+    // Whoever asks how it goes is answered from here on.
+    let status = Arc::new(Status::new(
+        feed.svid.clone(),
+        feed.snapshot.clone(),
+        feed.link(),
+        Arc::clone(&clock),
+    ));
+    if let Some(path) = admin_socket_path(args) {
+        let listener = admin_socket::bind(&path).map_err(Failure::unavailable)?;
+        drains.work.spawn(admin_socket::serve(
+            listener,
+            Arc::clone(&status),
+            drains.work.clone(),
+        ));
+    } else {
+        tracing::info!(
+            "no admin socket: `fender status` and `fender explain` need --admin-socket or --state"
+        );
+    }
+
+    // Its secrets, all or none.
+    let settings = Settings {
+        sources: sources(args, &feed, drains),
+        on_exit: OnExit::Wipe,
+    };
+    let holdings = engine::start(
+        feed.snapshot.clone(),
+        settings,
+        deadline,
+        &drains.credentials,
+    )
+    .await
+    .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
+    let reports = feed.session.as_ref().map(|session| session.reports.clone());
+    drains.work.spawn(report_holdings(
+        holdings,
+        Arc::clone(&status),
+        reports.clone(),
+    ));
+
+    // The data plane.
+    let (records, recorded) = mpsc::channel(records::WAITING);
+    drains.work.spawn(records::carry(
+        recorded,
+        Arc::clone(&status.decisions),
+        reports,
+    ));
+    let proxy = Proxy::start(Inputs {
+        svid: feed.svid.clone(),
+        snapshot: feed.snapshot.clone(),
+        clock,
+        inbound: drains.inbound.clone(),
+        outbound: drains.outbound.clone(),
+        listeners,
+        records,
+        limits: Limits::default(),
+    })
+    .map_err(Failure::unavailable)?;
+    status.set_started();
+    Ok(Serving {
+        feed,
+        status,
+        _proxy: proxy,
+    })
+}
+
+/// Systemd's socket activation: listeners that exist before this process and outlive it.
+fn inherited_listeners() -> Result<Listeners, Failure> {
+    let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+    let (pid, fds, names) = (
+        variable("LISTEN_PID"),
+        variable("LISTEN_FDS"),
+        variable("LISTEN_FDNAMES"),
+    );
+    Listeners::inherit(pid.as_deref(), fds.as_deref(), names.as_deref())
+        .map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
+    let remote: Arc<dyn RemoteSecrets> = match &feed.session {
+        Some(session) => Arc::new(remote::ByControl::new(
+            Arc::clone(session),
+            drains.credentials.clone(),
+        )),
+        None => Arc::new(NoRemote),
+    };
+    // A file on this machine was written by whoever may name its paths; a control plane was not.
+    let allow = match args.source.config {
+        Some(_) => AllowDirs::Any,
+        None => AllowDirs::Below(args.allow_dir.clone()),
+    };
+    Sources { allow, remote }
+}
+
+/// Says which generation of each credential is in use, here and to the control plane.
+async fn report_holdings(
+    mut holdings: watch::Receiver<Holdings>,
+    status: Arc<Status>,
+    reports: Option<mpsc::Sender<Report>>,
+) {
+    loop {
+        let held = holdings.borrow_and_update().clone();
+        for (name, generation) in held
+            .iter()
+            .filter_map(|(name, holding)| Some((name, holding.generation()?)))
+        {
+            let news = status.delivered(name, generation.as_str());
+            if let (true, Some(reports)) = (news, &reports) {
+                // Lost while nobody listens; the next generation, or the next link, says it again.
+                let _ = reports.try_send(Report::Credential {
+                    name: name.clone(),
+                    generation: generation.as_str().to_owned(),
+                });
+            }
+        }
+        if holdings.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
+    let in_state = || {
+        args.source
+            .state
+            .as_ref()
+            .map(|state| state.join(ADMIN_SOCKET))
+    };
+    args.admin_socket.clone().or_else(in_state)
+}
+
+/// Everything this command line names on the file system, and nothing else.
+fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
+    let mut reach = Reach::default();
+    reach.write.extend(args.allow_dir.iter().cloned());
+    if let Some(state) = &args.source.state {
+        // It may not exist yet: then it is made now, so that a rule can name it.
+        make_private(state).map_err(Failure::unavailable)?;
+        reach.write.push(state.clone());
+    }
+    if let Some(token) = &args.source.token_file {
+        reach.consume.push(Reach::parent(token));
+    }
+    if let Some(socket) = &args.admin_socket {
+        reach.write.push(Reach::parent(socket));
+    }
+    if let Some(file) = &args.source.config {
+        let standalone = source::read_standalone(file)?;
+        reach.read.push(Reach::parent(file));
+        if let Some(files) = &standalone.identity_files {
+            reach.read.extend(
+                [&files.certificate, &files.key, &files.bundle].map(|file| Reach::parent(file)),
+            );
+        }
+        for credential in standalone.credentials() {
+            if let CredentialSource::File { path } = &credential.source {
+                reach.read.push(Reach::parent(path));
+            }
+            reach.write.extend(
+                credential
+                    .deliver
+                    .iter()
+                    .filter_map(|delivery| match delivery {
+                        Delivery::File(file) => Some(Reach::parent(&file.path)),
+                        Delivery::Environment { .. } => None,
+                    }),
+            );
+        }
+    }
+    Ok(reach)
+}
+
+fn make_private(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("make the state directory `{}`", directory.display()))
+}

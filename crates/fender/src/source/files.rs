@@ -1,0 +1,177 @@
+//! Identity from files, without a control plane: read, verified, then followed.
+//!
+//! Whoever issues the certificate replaces the files; the sidecar looks at them twice a second,
+//! reads what changed and serves it once certificate, key and bundle fit together. Until then, and
+//! whenever they do not, it keeps what it has and says so once. It never takes another identity
+//! than the one it started with: a certificate of somebody else is a mistake, not a renewal.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fender_config::snapshot::Snapshot;
+use fender_config::standalone::{IdentityFiles, Standalone};
+use fender_identity::{Bundle, Bundles, Secret, Svid};
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const FILE_LIMIT: u64 = 256 * 1024;
+
+/// What the files hold, as they were read. Two are equal if their bytes are.
+struct Bytes {
+    certificate: Vec<u8>,
+    key: Secret,
+    bundle: Vec<u8>,
+}
+
+impl Bytes {
+    fn read(files: &IdentityFiles) -> Result<Self> {
+        Ok(Self {
+            certificate: read(&files.certificate)?,
+            key: Secret::new(read(&files.key)?),
+            bundle: read(&files.bundle)?,
+        })
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        self.certificate == other.certificate
+            && self.key.ct_eq(&other.key)
+            && self.bundle == other.bundle
+    }
+
+    fn verify(&self, files: &IdentityFiles) -> Result<(Svid, Bundles)> {
+        let name = |path: &PathBuf| path.display().to_string();
+        let svid = Svid::from_pem(&self.certificate, self.key.expose()).with_context(|| {
+            format!(
+                "use certificate `{}` with key `{}`",
+                name(&files.certificate),
+                name(&files.key)
+            )
+        })?;
+        let bundle = Bundle::from_pem(svid.id().trust_domain().clone(), &self.bundle)
+            .with_context(|| format!("use trust bundle `{}`", name(&files.bundle)))?;
+        let mut bundles = Bundles::new();
+        bundles.insert(bundle);
+        Ok((svid, bundles))
+    }
+}
+
+/// What follows the files.
+pub(super) struct Following {
+    pub(super) svid: watch::Receiver<Arc<Svid>>,
+    pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// Reads the files, which must be right, and follows them until the drain stops.
+pub(super) fn follow(
+    standalone: Standalone,
+    files: IdentityFiles,
+    clock: &SharedClock,
+    drain: &Drain,
+) -> Result<Following> {
+    let bytes = Bytes::read(&files)?;
+    let (svid, bundles) = bytes.verify(&files)?;
+    let validity = svid.validity();
+    ensure!(
+        validity.includes(clock.now()),
+        "certificate `{}` is not valid now: put a current one in its place",
+        files.certificate.display()
+    );
+    let snapshot = standalone.snapshot(svid.id(), bundles, 1);
+    let (svid_sender, svid) = watch::channel(Arc::new(svid));
+    let (snapshot_sender, snapshot) = watch::channel(Arc::new(snapshot));
+    let follower = Follower {
+        standalone,
+        files,
+        seen: bytes,
+        svid: svid_sender,
+        snapshot: snapshot_sender,
+    };
+    let stopping = drain.clone();
+    drain.spawn(async move {
+        tokio::select! {
+            () = stopping.stopping() => {}
+            () = follower.run() => {}
+        }
+    });
+    Ok(Following { svid, snapshot })
+}
+
+struct Follower {
+    standalone: Standalone,
+    files: IdentityFiles,
+    seen: Bytes,
+    svid: watch::Sender<Arc<Svid>>,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut complaint = String::new();
+        loop {
+            tick.tick().await;
+            match self.look() {
+                Ok(()) => complaint.clear(),
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    // Files are replaced one after the other, so the first look may see half of it.
+                    if text != complaint {
+                        tracing::warn!(
+                            error = text,
+                            "the identity's files cannot be used; keeping the certificate in use"
+                        );
+                        complaint = text;
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) -> Result<()> {
+        let bytes = Bytes::read(&self.files)?;
+        if bytes.equals(&self.seen) {
+            return Ok(());
+        }
+        let (svid, bundles) = bytes.verify(&self.files)?;
+        let current = self.svid.borrow().id().clone();
+        ensure!(
+            *svid.id() == current,
+            "certificate `{}` is for `{}`, this sidecar is `{current}`; restart it to change its identity",
+            self.files.certificate.display(),
+            svid.id()
+        );
+        tracing::info!(serial = %svid.serial(), not_after = svid.validity().not_after.as_secs(), "serving the certificate found in the files");
+        // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
+        let version = self.snapshot.borrow().version + 1;
+        self.snapshot
+            .send_replace(Arc::new(self.standalone.snapshot(
+                svid.id(),
+                bundles,
+                version,
+            )));
+        self.svid.send_replace(Arc::new(svid));
+        self.seen = bytes;
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("read `{}`", path.display()))?;
+    ensure!(
+        bytes.len() as u64 <= FILE_LIMIT,
+        "`{}` is longer than {} KiB",
+        path.display(),
+        FILE_LIMIT / 1024
+    );
+    Ok(bytes)
+}

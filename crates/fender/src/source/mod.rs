@@ -1,0 +1,123 @@
+//! Whence a sidecar knows who it is and what it must do: a control plane, or files.
+//!
+//! Both give the same two watches; nothing behind them can tell the difference.
+
+mod files;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use fender_api::client::{self, Link, OpenError, Session, SessionConfig, StateDir};
+use fender_api::token::TokenFile;
+use fender_config::snapshot::Snapshot;
+use fender_config::standalone::{self, Standalone};
+use fender_identity::{Svid, WorkloadName};
+use fender_runtime::clock::SharedClock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use tokio::sync::watch;
+
+use crate::exit::{Exit, Failure};
+use crate::{cli, load, render};
+
+/// Identity and configuration, as they are now and as they change.
+pub(crate) struct Feed {
+    pub(crate) svid: watch::Receiver<Arc<Svid>>,
+    pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) session: Option<Arc<Session>>,
+}
+
+/// What is said of the control plane.
+pub(crate) enum LinkState {
+    Alone,
+    Control(watch::Receiver<Link>),
+}
+
+impl LinkState {
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Alone => "none (standalone)".to_owned(),
+            Self::Control(link) => match &*link.borrow() {
+                Link::Connected => "connected".to_owned(),
+                Link::Lost { since, because } => {
+                    let since = render::moment(i64::try_from(since.as_secs()).unwrap_or_default());
+                    format!("lost since {since}: {because}")
+                }
+            },
+        }
+    }
+}
+
+impl Feed {
+    pub(crate) fn link(&self) -> LinkState {
+        match &self.session {
+            Some(session) => LinkState::Control(session.link.clone()),
+            None => LinkState::Alone,
+        }
+    }
+}
+
+/// Opens what the command line names.
+pub(crate) async fn open(
+    source: &cli::Source,
+    workload: Option<WorkloadName>,
+    clock: &SharedClock,
+    drain: &Drain,
+    deadline: Deadline,
+) -> Result<Feed, Failure> {
+    if let Some(file) = &source.config {
+        let standalone = read_standalone(file)?;
+        let Some(files) = standalone.identity_files.clone() else {
+            return Err(Failure::usage(format!(
+                "`{}` names no certificate: write `spec.identity.files` with certificate, key and bundle",
+                file.display()
+            )));
+        };
+        let following = files::follow(standalone, files, clock, drain)
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
+        return Ok(Feed {
+            svid: following.svid,
+            snapshot: following.snapshot,
+            session: None,
+        });
+    }
+    let url = source.control.as_deref().unwrap_or_default();
+    let url = url
+        .parse()
+        .map_err(|error| Failure::usage(format!("--control `{url}`: {error}")))?;
+    let state = source.state.as_ref().map(StateDir::open).transpose();
+    let config = SessionConfig {
+        url,
+        token: source.token_file.as_ref().map(TokenFile::new),
+        state: state.map_err(|error| Failure::new(Exit::Usage, error))?,
+        clock: clock.clone(),
+        drain: drain.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        workload,
+    };
+    let session = client::open(config, deadline).await.map_err(refused)?;
+    Ok(Feed {
+        svid: session.svid.clone(),
+        snapshot: session.snapshot.clone(),
+        session: Some(Arc::new(session)),
+    })
+}
+
+/// The documents of a sidecar without a control plane.
+pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
+    let source = load::source(file).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let standalone =
+        standalone::parse(&[source]).map_err(|problems| Failure::usage(problems.render()))?;
+    for warning in &standalone.warnings {
+        tracing::warn!(%warning, "in the configuration");
+    }
+    Ok(standalone)
+}
+
+fn refused(error: OpenError) -> Failure {
+    let exit = Exit::from_code(error.exit_code());
+    match error.code() {
+        Some(code) => Failure::coded(exit, code.as_str(), error),
+        None => Failure::new(exit, error),
+    }
+}

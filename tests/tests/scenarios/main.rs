@@ -1,0 +1,18 @@
+//! Whole-program scenarios: the real binary as processes, real applications, real clients.
+//!
+//! Each module is one promise. Helpers are in the `fender-tests` library.
+
+mod attacks;
+mod compose;
+mod control_loss;
+mod credentials;
+mod demo;
+mod descriptors;
+mod documents;
+mod drain;
+mod renewal;
+mod secrecy;
+mod standalone;
+mod supervisor;
+mod tokens;
+mod tour;

@@ -1,0 +1,141 @@
+//! No key, token or credential in anything a run writes, and every secret file is its owner's only.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use fender_tests::process::free_address;
+use fender_tests::{Mesh, Nginx, Process};
+
+use crate::control_loss::one_service;
+
+const CANARY: &str = "canary-5f1d9c7a-secret";
+
+#[tokio::test]
+async fn a_run_at_debug_level_writes_no_secret_anywhere_but_where_it_belongs() {
+    let nginx_home = tempfile::tempdir().unwrap();
+    let nginx = Nginx::start(nginx_home.path());
+    let listen = free_address();
+    let mesh = Mesh::start(&one_service("10s", listen, nginx.address));
+    fs::write(mesh.path("source"), CANARY).unwrap();
+    fs::create_dir(mesh.path("delivered")).unwrap();
+    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml"))
+        .unwrap()
+        .replace(
+            "  dnsNames: [ localhost ]\n",
+            "  dnsNames: [ localhost ]\n  credentials: [ canary ]\n",
+        )
+        + &format!(
+            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: canary }}\nspec:\n  \
+         source: {{ file: {{ path: \"{}\", via: control }} }}\n  deliver: [ {{ file: {{ path: \"{}\", mode: \"0400\", storage: disk }} }} ]\n",
+            mesh.path("source").display(),
+            mesh.path("delivered/canary").display()
+        );
+    assert_eq!(mesh.apply(&documents).0, 0);
+    let token = mesh.token("shop/orders", "5m");
+    let token_text = fs::read_to_string(&token).unwrap();
+    let token_secret = token_text.trim().rsplit_once('.').unwrap().1.to_owned();
+    let mut sidecar = mesh.start_sidecar("shop/orders", Some(&token), &[]);
+    mesh.wait_ready("shop/orders", &mut sidecar);
+
+    let client = mesh.client(listen);
+    assert_eq!(
+        client
+            .get("/page?token=query-canary-77")
+            .await
+            .unwrap()
+            .status,
+        200
+    );
+    let reader = mesh.fender_ok(&["status"]);
+    let socket = mesh.admin_socket("shop/orders");
+    let local = mesh.fender_ok(&[
+        "status",
+        "--sidecar",
+        &socket.to_string_lossy(),
+        "--output",
+        "json",
+    ]);
+
+    // While everything runs, so that nothing has been tidied away.
+    let mut secrets = vec![
+        CANARY.to_owned(),
+        token_secret,
+        "query-canary-77".to_owned(),
+    ];
+    for key in files(mesh.directory.path())
+        .into_iter()
+        .filter(|file| is_key(file))
+    {
+        let text = fs::read_to_string(&key).unwrap();
+        let body: String = text
+            .lines()
+            .filter(|line| !line.starts_with("-----"))
+            .collect();
+        secrets.push(body.chars().take(40).collect());
+        assert_eq!(mode(&key), 0o600, "{}", key.display());
+    }
+    assert!(
+        secrets.len() > 4,
+        "keys of the administrator, a person and the sidecar were looked at"
+    );
+    let belongs = [mesh.path("source"), mesh.path("delivered/canary")];
+    for file in files(mesh.directory.path()) {
+        if belongs.contains(&file) || is_key(&file) {
+            continue;
+        }
+        assert_free_of(
+            &file.display().to_string(),
+            &fs::read(&file).unwrap(),
+            &secrets,
+        );
+    }
+    assert_free_of("status", reader.as_bytes(), &secrets);
+    assert_free_of("sidecar status", local.as_bytes(), &secrets);
+    assert_free_of("command line", &command_line(&sidecar), &secrets);
+
+    for private in ["control", "control/admin", "state-shop-orders"] {
+        assert_eq!(mode(&mesh.path(private)), 0o700, "{private}");
+    }
+    assert_eq!(mode(&mesh.path("delivered/canary")), 0o400);
+}
+
+fn is_key(file: &Path) -> bool {
+    file.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with("key"))
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+fn assert_free_of(what: &str, bytes: &[u8], secrets: &[String]) {
+    for secret in secrets {
+        let found = bytes
+            .windows(secret.len())
+            .any(|window| window == secret.as_bytes());
+        assert!(
+            !found,
+            "{what} holds a secret beginning `{}`",
+            secret.chars().take(6).collect::<String>()
+        );
+    }
+}
+
+fn command_line(process: &Process) -> Vec<u8> {
+    fs::read(format!("/proc/{}/cmdline", process.pid())).unwrap()
+}
+
+/// Every regular file below a directory, links not followed.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(files(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found
+}

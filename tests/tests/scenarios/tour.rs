@@ -1,0 +1,72 @@
+//! The README's tour, run as written: a sidecar before `python3 -m http.server`, called with curl.
+//!
+//! Every fenced block marked `sh tour` is run in order, in one shell, in an empty directory.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fender_tests::binary;
+
+#[test]
+fn the_readmes_tour_works_as_written() {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md");
+    let script = blocks(&fs::read_to_string(readme).unwrap());
+    assert!(
+        script.contains("curl") && script.contains("openssl"),
+        "the tour calls and verifies:\n{script}"
+    );
+    let home = tempfile::tempdir().unwrap();
+    let path = format!(
+        "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        binary().parent().unwrap().display()
+    );
+    let output = Command::new("/bin/bash")
+        .args([
+            "-euo",
+            "pipefail",
+            "-c",
+            &format!("trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{script}"),
+        ])
+        .current_dir(home.path())
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", home.path())
+        .env("USER", "alice")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{out}\n{err}");
+    for expected in [
+        "spiffe://tour.internal/ns/shop/sa/files",
+        "Verify return code: 0 (ok)",
+        "Hello from Python",
+        "x-fender-decision",
+    ] {
+        assert!(
+            out.contains(expected),
+            "`{expected}` is shown:\n{out}\n{err}"
+        );
+    }
+}
+
+fn blocks(markdown: &str) -> String {
+    let mut script = String::new();
+    let mut inside = false;
+    for line in markdown.lines() {
+        match (inside, line.trim()) {
+            (false, "```sh tour") => inside = true,
+            (true, "```") => inside = false,
+            (true, _) => {
+                script.push_str(line);
+                script.push('\n');
+            }
+            (false, _) => {}
+        }
+    }
+    script
+}
