@@ -11,8 +11,8 @@ mod sidecar;
 mod upstream;
 mod workload;
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,17 +83,25 @@ pub(crate) struct Loaded<'a> {
 /// What a reference may lead to.
 pub(crate) struct Known<'a> {
     names: BTreeMap<(Kind, String), Place>,
-    /// Texts of documents that could not be read.
-    broken: Vec<&'a str>,
+    /// Whether all documents could be read.
+    complete: bool,
+    /// Every word of those that could not: one of them may be the name somebody refers to.
+    words: HashSet<&'a str>,
 }
 
-impl Known<'_> {
+impl<'a> Known<'a> {
+    fn give_up(&mut self, text: &'a str) {
+        self.complete = false;
+        self.words
+            .extend(text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')));
+    }
+
     /// Certainly not there: neither read, nor possibly in a document that could not be read.
     pub(crate) fn misses(&self, kind: Kind, namespace: &str, name: &str) -> bool {
         !self
             .names
             .contains_key(&(kind, format!("{namespace}/{name}")))
-            && !self.broken.iter().any(|text| text.contains(name))
+            && !self.words.contains(name)
     }
 
     /// The nearest name of this kind, as a reference from `namespace` would write it.
@@ -120,11 +128,11 @@ impl Known<'_> {
     }
 
     pub(crate) fn everything_was_read(&self) -> bool {
-        self.broken.is_empty()
+        self.complete
     }
 
     pub(crate) fn any(&self, kind: Kind) -> bool {
-        self.names.keys().any(|(of, _)| *of == kind) || !self.broken.is_empty()
+        self.names.keys().any(|(of, _)| *of == kind) || !self.complete
     }
 }
 
@@ -132,14 +140,15 @@ pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a>
     let mut documents = Vec::new();
     let mut known = Known {
         names: BTreeMap::new(),
-        broken: Vec::new(),
+        complete: true,
+        words: HashSet::new(),
     };
     let mut total = 0;
     for source in sources {
         total += source.text.len();
         if source.text.len() > MAX_SOURCE_BYTES || total > MAX_TOTAL_BYTES {
             report.add(too_large(source));
-            known.broken.push(&source.text);
+            known.give_up(&source.text);
             continue;
         }
         for page in Page::split(source) {
@@ -147,7 +156,7 @@ pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a>
                 Ok(raw) => documents.push((page, raw)),
                 Err(problem) => {
                     report.add(problem);
-                    known.broken.push(page.text);
+                    known.give_up(page.text);
                 }
             }
         }

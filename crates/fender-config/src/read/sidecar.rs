@@ -49,6 +49,17 @@ pub(crate) fn sidecar(
         .identity
         .as_ref()
         .map(|identity| files(reader, &identity.files));
+    let listener = spec.inbound.first().map(|at| &at.value.listen);
+    let listener = listener.or(spec.outbound.first().map(|at| &at.value.listen));
+    if let (None, Some(listener)) = (&identity_files, listener) {
+        reader.wrong(
+            listener,
+            "fender::no-identity",
+            "a sidecar with listeners needs an `identity`",
+            "write `identity: { files: { certificate: …, key: …, bundle: … } }`; only what merely \
+                delivers credentials does without",
+        );
+    }
     let tls = tls(reader, spec.tls.as_ref());
     let mut taken = Taken::default();
     let ports = spec

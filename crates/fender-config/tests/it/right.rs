@@ -179,7 +179,7 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     let alone = standalone::parse(&[fixture("right", "alone.yaml")])
         .unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(
-        alone.identity_files.key.to_str(),
+        alone.identity_files.as_ref().unwrap().key.to_str(),
         Some("/etc/fender/key.pem")
     );
     let identity = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
@@ -193,6 +193,23 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     };
     assert_eq!(id.as_str(), "spiffe://example.org/ns/shop/sa/inventory");
     assert_eq!(addresses[0].to_string(), "inventory:8443");
+}
+
+#[test]
+fn a_file_that_only_delivers_credentials_needs_no_identity() {
+    let text = "apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: { namespace: shop, name: orders }
+spec: { credentials: [ smtp ] }
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: { namespace: shop, name: smtp }
+spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V } } ] }
+";
+    let alone = standalone::parse(&[source("exec.yaml", text)]).unwrap();
+    assert_eq!(alone.identity_files, None);
+    assert_eq!(alone.credentials().count(), 1);
 }
 
 #[test]
