@@ -37,7 +37,7 @@ pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
 pub use state::{StateDir, StateError};
 
-use call::{CALL, Identity};
+use call::{CALL, Identity, error_chain};
 use core::Core;
 use state::Stored;
 use stream::{Stream, Subscription};
@@ -270,7 +270,7 @@ async fn first_snapshot(
         // The control plane's own word counts. A stranger at its address is an outage like any other.
         Err(error @ OpenError::Refused(CallError::Answered { .. })) => Err(error),
         Err(error) => {
-            let error = renewal::error_chain(&error);
+            let error = error_chain(&error);
             tracing::warn!(%error, version = stored.version, "serving the stored snapshot");
             // What was learned about trust since then still counts.
             Ok((
@@ -325,6 +325,14 @@ async fn retry<T>(
             Err(_) if deadline.remaining().is_zero() && before.is_some() => None,
             Err(error) => Some(error),
         };
+        if let Some(error) = &error {
+            let first = before.is_none();
+            let (code, error) = (error.code(), error_chain(error));
+            match first {
+                true => tracing::info!(%code, %error, "no answer from the control plane yet"),
+                false => tracing::debug!(%code, %error, "still no answer from the control plane"),
+            }
+        }
         before = error.or(before);
         let wait = backoff.next();
         if deadline.remaining() <= wait {

@@ -1,5 +1,6 @@
 //! Calls to the control plane's Identity service, and the checks an answer passes before anybody believes it.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,7 +200,10 @@ pub enum CallError {
     /// There was no connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The control plane said no, or the connection broke.
+    /// The connection broke, or the server ended it because it does not like our certificate.
+    #[error("connection to the control plane broke: {0}")]
+    Broken(String),
+    /// The control plane said no.
     #[error("control plane answered `{code}`: {reason}")]
     Answered {
         /// Why, for programs.
@@ -227,6 +231,7 @@ impl CallError {
         match self {
             Self::Connect(error) => error.code(),
             Self::Answered { code, .. } => *code,
+            Self::Broken(_) => Code::Unavailable,
             Self::Timeout => Code::Timeout,
             Self::Answer(_) | Self::Key(_) | Self::Tls(_) => Code::AnswerInvalid,
         }
@@ -236,14 +241,34 @@ impl CallError {
 /// The text comes from outside: it is cut, and nothing in it can move a cursor.
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
-        let reason = status
-            .message()
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_REASON);
+        // Only a status made on this side has a source: the answer itself never came.
+        if let Some(source) = status.source() {
+            return Self::Broken(tame(&error_chain(source)));
+        }
         Self::Answered {
             code: Code::of(&status),
-            reason: reason.collect(),
+            reason: tame(status.message()),
         }
     }
+}
+
+fn tame(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_REASON)
+        .collect()
+}
+
+/// An error and what caused it, once each.
+pub(crate) fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    text
 }

@@ -12,9 +12,8 @@ use fender_runtime::deadline::Deadline;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use super::call::{CALL, CallError, bounded};
+use super::call::{CALL, CallError, bounded, error_chain};
 use super::core::Core;
-use super::renewal::error_chain;
 use crate::code::Code;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::distribution_client::DistributionClient;

@@ -11,7 +11,7 @@ use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{UnixTime, sleep_until};
 use fender_runtime::deadline::Deadline;
 
-use super::call::CALL;
+use super::call::{CALL, error_chain};
 use super::core::Core;
 
 /// However odd the clocks are, renewals never follow each other faster.
@@ -95,16 +95,6 @@ fn jitter() -> f64 {
         Ok(()) => f64::from(i32::from_ne_bytes(bytes)) / f64::from(i32::MAX),
         Err(_) => 0.0,
     }
-}
-
-pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

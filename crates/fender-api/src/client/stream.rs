@@ -14,9 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::call::{CALL, CallError, bounded};
+use super::call::{CALL, CallError, bounded, error_chain};
 use super::core::Core;
-use super::renewal::error_chain;
 use super::update::{Judged, judge};
 use super::{Link, Report};
 use crate::code::Code;

@@ -63,3 +63,38 @@ async fn a_jump_of_the_wall_clock_renews_within_half_a_minute() {
         began.elapsed()
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_the_server_refuses_in_tls_is_told_apart_from_an_answer() {
+    let bench = Bench::new();
+    let caller = Caller {
+        url: bench.url.clone(),
+        clock: bench.control.clock.clone(),
+        version: "0.0.0-test",
+    };
+    let ca = &bench.control.ca;
+    let (from, life) = (bench.control.clock.now(), Duration::from_secs(60));
+    let svid = ca.svid_for(&id(ORDERS), from, life, false);
+    bench.control.clock.jump(Duration::from_secs(120));
+    let soon = Deadline::after(Duration::from_secs(10));
+    let connected = caller
+        .connect(svid.id(), Some(&svid), &ca.bundles(), soon)
+        .await;
+    let error = match connected {
+        // In TLS 1.3 a client hears only afterwards that it was refused.
+        Ok(connection) => {
+            let mut client =
+                proto::identity_client::IdentityClient::new(connection.channel.clone());
+            bounded(soon, client.renew(proto::RenewRequest::default()))
+                .await
+                .unwrap_err()
+        }
+        Err(error) => error,
+    };
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(
+        error_chain(&error).contains("alert"),
+        "{}",
+        error_chain(&error)
+    );
+}
