@@ -1,12 +1,12 @@
-//! A JSON Schema as a page for people: one table for each kind of document and each part of one.
+//! A JSON Schema as a page for people: one table for each kind of document, one row for each field.
 //!
-//! Knows the subset of JSON Schema 2020-12 that the documents use; anything else is an error, so
-//! that a construct nobody rendered cannot go missing from the reference.
+//! Knows the subset of JSON Schema that the documents use, in which every part is written out where
+//! it stands; anything else is an error, so that a construct nobody rendered cannot go missing from
+//! the reference.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Map, Value};
 
 const HEAD: &str = "\
@@ -14,111 +14,107 @@ const HEAD: &str = "\
 
 # Documents
 
-Every kind of document and every field, as the binary accepts them. Unknown fields are refused. The
-same as a JSON Schema for editors: [`fender.schema.json`](fender.schema.json), or `fender schema`.
+Every kind of document and every field, as the binary accepts them; unknown fields are refused. `[]` stands for each
+entry of a list. The same as a JSON Schema, for editors: [`fender.schema.json`](fender.schema.json), or `fender schema`.
 What they are for: [the guide](../guide/documents.md).
 ";
 
+/// Every keyword that is understood. Those without effect on the page are for validators.
+const KEYWORDS: &[&str] = &[
+    "additionalProperties",
+    "const",
+    "default",
+    "description",
+    "enum",
+    "format",
+    "items",
+    "properties",
+    "required",
+    "title",
+    "type",
+];
+
 pub(crate) fn markdown(schema: &Value) -> Result<String> {
-    let definitions = match schema.get("$defs") {
-        Some(definitions) => object(definitions)?.clone(),
-        None => Map::new(),
-    };
     let mut page = HEAD.to_owned();
-    let mut parts: BTreeMap<&str, &Value> = definitions
-        .iter()
-        .map(|(name, part)| (name.as_str(), part))
-        .collect();
-    for kind in alternatives(schema).context("the schema lists no kinds of document")? {
-        let (name, body) = match reference(kind) {
-            Some(name) => (
-                name.to_owned(),
-                parts.remove(name).context("a kind refers to nothing")?,
-            ),
-            None => (kind_name(kind)?, kind),
-        };
-        section(&mut page, "##", &name, body).with_context(|| format!("kind `{name}`"))?;
-    }
-    page.push_str("\n## Parts\n");
-    for (name, part) in parts {
-        section(&mut page, "###", name, part).with_context(|| format!("part `{name}`"))?;
+    let kinds = schema.get("oneOf").and_then(Value::as_array);
+    for kind in kinds.context("the schema lists no kinds of document")? {
+        let name = kind
+            .get("title")
+            .and_then(Value::as_str)
+            .context("a kind without a title")?;
+        write!(page, "\n## {name}\n")?;
+        if let Some(description) = description(kind) {
+            write!(page, "\n{description}\n")?;
+        }
+        page.push_str("\n| field | type | |\n|---|---|---|\n");
+        rows(&mut page, "", kind).with_context(|| format!("render `{name}`"))?;
     }
     Ok(page)
 }
 
-/// What a document without a `$ref` calls itself: the constant of its `kind`.
-fn kind_name(kind: &Value) -> Result<String> {
-    let constant = kind
-        .pointer("/properties/kind/const")
-        .or_else(|| kind.get("title"));
-    Ok(constant
-        .and_then(Value::as_str)
-        .context("a kind without a name")?
-        .to_owned())
-}
-
-fn section(page: &mut String, level: &str, name: &str, schema: &Value) -> Result<()> {
-    write!(page, "\n{level} {name}\n")?;
-    if let Some(description) = schema.get("description").and_then(Value::as_str) {
-        write!(page, "\n{description}\n")?;
-    }
+/// A row for each field of an object, and below it those of the objects it holds.
+fn rows(page: &mut String, prefix: &str, schema: &Value) -> Result<()> {
     let required = schema.get("required").and_then(Value::as_array);
-    let is_required = |field: &str| {
-        required.is_some_and(|all| all.iter().any(|name| name.as_str() == Some(field)))
-    };
-    if let Some(properties) = schema.get("properties") {
-        page.push_str("\n| field | type | |\n|---|---|---|\n");
-        for (field, value) in object(properties)? {
-            let need = if is_required(field) { "required" } else { "" };
-            writeln!(
-                page,
-                "| `{field}` | {} | {} |",
-                kind_of(value)?,
-                about(value, need)
-            )?;
+    for (field, value) in object(schema.get("properties"))? {
+        understood(value).with_context(|| format!("field `{prefix}{field}`"))?;
+        let needed = required.is_some_and(|all| all.iter().any(|name| name == field));
+        let path = format!("{prefix}{field}");
+        writeln!(
+            page,
+            "| `{path}` | {} | {} |",
+            kind_of(value)?,
+            about(value, needed)
+        )?;
+        let (inner, path) = match value.get("items") {
+            Some(items) => (items, format!("{path}[].")),
+            None => (value, format!("{path}.")),
+        };
+        understood(inner)?;
+        if inner.get("properties").is_some() {
+            rows(page, &path, inner)?;
         }
-        return Ok(());
     }
-    if let Some(cases) = alternatives(schema) {
-        page.push_str("\nOne of:\n\n");
-        for case in cases {
-            match about(case, "") {
-                text if text.is_empty() => writeln!(page, "- {}", kind_of(case)?)?,
-                text => writeln!(page, "- {}: {text}", kind_of(case)?)?,
-            }
-        }
-        return Ok(());
-    }
-    writeln!(page, "\nWritten as {}.", kind_of(schema)?)?;
     Ok(())
 }
 
-/// The last cell of a field's row: whether it must be there, what it says, what holds without it.
-fn about(schema: &Value, need: &str) -> String {
-    let description = schema
-        .get("description")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+fn understood(schema: &Value) -> Result<()> {
+    for keyword in object(Some(schema))?.keys() {
+        ensure!(
+            KEYWORDS.contains(&keyword.as_str()),
+            "this page cannot show `{keyword}`"
+        );
+    }
+    Ok(())
+}
+
+/// The last cell: whether the field must be there, what it says, what holds without it.
+fn about(schema: &Value, needed: bool) -> String {
     let mut sentences: Vec<String> = Vec::new();
-    if !need.is_empty() {
-        sentences.push(need.to_owned());
+    if needed {
+        sentences.push("**required**".to_owned());
     }
-    if !description.is_empty() {
-        sentences.push(description.split_whitespace().collect::<Vec<_>>().join(" "));
-    }
+    sentences.extend(description(schema));
     match schema.get("default") {
         None | Some(Value::Null) => {}
         Some(Value::Array(list)) if list.is_empty() => {}
         Some(Value::Object(map)) if map.is_empty() => {}
-        Some(default) => sentences.push(format!("default `{}`", plain(default))),
+        Some(default) => {
+            let default = format!("Default: {}.", plain(default));
+            // Where the description says so itself, once is enough.
+            if !sentences.iter().any(|sentence| sentence.contains(&default)) {
+                sentences.push(default);
+            }
+        }
     }
-    sentences.join("; ").replace('|', "\\|")
+    sentences.join(" ").replace('|', "\\|")
+}
+
+fn description(schema: &Value) -> Option<String> {
+    let text = schema.get("description").and_then(Value::as_str)?;
+    Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn kind_of(schema: &Value) -> Result<String> {
-    if let Some(name) = reference(schema) {
-        return Ok(format!("[{name}](#{})", name.to_lowercase()));
-    }
     if let Some(constant) = schema.get("const") {
         return Ok(format!("`{}`", plain(constant)));
     }
@@ -129,35 +125,22 @@ fn kind_of(schema: &Value) -> Result<String> {
             .collect::<Vec<_>>()
             .join(", "));
     }
-    if let Some(cases) = alternatives(schema) {
-        let cases = cases
-            .iter()
-            .filter(|case| case.get("type") != Some(&Value::from("null")));
-        return Ok(cases.map(kind_of).collect::<Result<Vec<_>>>()?.join(" or "));
-    }
     let kind = match schema.get("type") {
-        Some(Value::String(kind)) => kind.as_str(),
-        Some(Value::Array(kinds)) => {
-            let mut kinds = kinds
-                .iter()
-                .filter_map(Value::as_str)
-                .filter(|kind| *kind != "null");
-            kinds.next().context("a type without a name")?
-        }
-        None if schema.as_bool() == Some(true) => "anything",
-        _ => bail!("a schema this page cannot render: {schema}"),
+        Some(Value::Array(kinds)) => kinds
+            .iter()
+            .filter_map(Value::as_str)
+            .find(|kind| *kind != "null"),
+        kind => kind.and_then(Value::as_str),
     };
-    Ok(match kind {
-        "array" => match schema.get("items") {
-            Some(items) => format!("list of {}", kind_of(items)?),
-            None => "list".to_owned(),
-        },
-        "object" => match (schema.get("properties"), schema.get("additionalProperties")) {
-            (Some(properties), _) => fields(schema, object(properties)?)?,
-            (None, Some(value)) if value.is_object() => {
-                format!("map of text to {}", kind_of(value)?)
-            }
-            (None, _) => "`{}`".to_owned(),
+    Ok(match kind.context("a field without a type")? {
+        "array" => format!(
+            "list of {}",
+            plural(&kind_of(schema.get("items").context("a list of nothing")?)?)
+        ),
+        "object" if schema.get("properties").is_some() => "object".to_owned(),
+        "object" => match schema.get("additionalProperties") {
+            Some(value) if value.is_object() => format!("map of {}", plural(&kind_of(value)?)),
+            _ => "`{}`".to_owned(),
         },
         "string" => "text".to_owned(),
         "integer" => "whole number".to_owned(),
@@ -166,35 +149,17 @@ fn kind_of(schema: &Value) -> Result<String> {
     })
 }
 
-/// A small object in one line, as in a list of cases: `{ file: … }`.
-fn fields(schema: &Value, properties: &Map<String, Value>) -> Result<String> {
-    let required = schema.get("required").and_then(Value::as_array);
-    let mut parts = Vec::new();
-    for (field, value) in properties {
-        let needed =
-            required.is_some_and(|all| all.iter().any(|name| name.as_str() == Some(field)));
-        let mark = if needed { "" } else { "?" };
-        parts.push(format!("`{field}`{mark}: {}", kind_of(value)?));
+fn plural(kind: &str) -> String {
+    match kind {
+        "object" | "text" | "whole number" => format!("{kind}s"),
+        other => other.to_owned(),
     }
-    Ok(format!("{{ {} }}", parts.join(", ")))
 }
 
-fn alternatives(schema: &Value) -> Option<&Vec<Value>> {
-    ["oneOf", "anyOf", "allOf"]
-        .iter()
-        .find_map(|key| schema.get(key))
-        .and_then(Value::as_array)
-}
-
-fn reference(schema: &Value) -> Option<&str> {
-    schema
-        .get("$ref")
-        .and_then(Value::as_str)
-        .and_then(|path| path.strip_prefix("#/$defs/"))
-}
-
-fn object(value: &Value) -> Result<&Map<String, Value>> {
-    value.as_object().context("an object was expected")
+fn object(value: Option<&Value>) -> Result<&Map<String, Value>> {
+    value
+        .and_then(Value::as_object)
+        .context("an object was expected")
 }
 
 fn plain(value: &Value) -> String {
@@ -213,38 +178,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_come_first_then_their_parts_each_field_in_a_row() {
-        let schema = json!({
-            "oneOf": [{ "$ref": "#/$defs/Workload" }],
-            "$defs": {
-                "Workload": {
-                    "description": "An identity.",
+    fn every_field_has_a_row_with_its_whole_path() {
+        let schema = json!({ "oneOf": [{
+            "title": "Workload",
+            "description": "An identity.",
+            "type": "object",
+            "required": ["inbound"],
+            "properties": {
+                "inbound": { "type": ["array", "null"], "items": {
                     "type": "object",
                     "required": ["listen"],
                     "properties": {
-                        "listen": { "type": "string", "description": "Where | it listens" },
-                        "tags": { "type": "array", "items": { "type": "string" }, "default": [] },
-                        "mode": { "$ref": "#/$defs/Mode", "default": "strict" },
+                        "listen": { "type": "string", "description": "Where | it\nlistens." },
+                        "mode": { "enum": ["strict", "off", null], "default": "strict" },
                     },
-                },
-                "Mode": { "oneOf": [{ "const": "strict", "description": "Always" }, { "enum": ["off"] }] },
+                } },
+                "tags": { "type": "object", "additionalProperties": { "type": "string" }, "default": {} },
             },
-        });
+        }] });
         let page = markdown(&schema).unwrap();
-        let body = page.strip_prefix(HEAD).unwrap();
         assert_eq!(
-            body,
+            page.strip_prefix(HEAD).unwrap(),
             "\n## Workload\n\nAn identity.\n\n| field | type | |\n|---|---|---|\n\
-             | `listen` | text | required; Where \\| it listens |\n\
-             | `mode` | [Mode](#mode) | default `strict` |\n\
-             | `tags` | list of text |  |\n\
-             \n## Parts\n\n### Mode\n\nOne of:\n\n- `strict`: Always\n- `off`\n"
+             | `inbound` | list of objects | **required** |\n\
+             | `inbound[].listen` | text | **required** Where \\| it listens. |\n\
+             | `inbound[].mode` | `strict`, `off` | Default: strict. |\n\
+             | `tags` | map of texts |  |\n"
         );
     }
 
     #[test]
     fn a_construct_the_page_cannot_show_is_an_error() {
-        let schema = json!({ "oneOf": [{ "title": "X", "properties": { "a": { "not": {} } } }] });
-        assert!(markdown(&schema).is_err());
+        let field = json!({ "type": "string", "not": {} });
+        let schema = json!({ "oneOf": [{ "title": "X", "properties": { "a": field } }] });
+        let error = markdown(&schema).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("this page cannot show `not`"),
+            "{error:#}"
+        );
     }
 }
