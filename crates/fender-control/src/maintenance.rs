@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::control::Control;
+use crate::store::audit::Chain;
 use crate::store::certificates::More;
-use crate::store::{Store, StoreError, audit, certificates, decisions};
+use crate::store::{Reader, Store, StoreError, audit, certificates, decisions};
 
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 
@@ -40,6 +41,27 @@ async fn forget(control: &Control) -> Result<(), StoreError> {
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
     while control.store.write(certificates::Forget { now }).await? == More::Perhaps {}
     Ok(())
+}
+
+/// Follows the audit log's chain once, and says loudly when somebody changed it. Serving does not wait for the answer:
+/// the log may be long, and refusing to start would help whoever did it.
+pub(crate) async fn check_audit_log(reader: Reader) {
+    match audit::verify(&reader).await {
+        Ok(Chain::Whole { entries, head }) => {
+            tracing::info!(
+                entries,
+                head = head.unwrap_or_default(),
+                "the audit log's chain is whole"
+            );
+        }
+        Ok(Chain::Broken { sequence }) => {
+            tracing::error!(
+                sequence,
+                "the audit log was changed: its chain breaks at this entry"
+            );
+        }
+        Err(error) => tracing::warn!(%error, "follow the audit log's chain"),
+    }
 }
 
 /// Writes refused calls to the audit log until nobody can refuse any more.

@@ -131,7 +131,6 @@ pub async fn start(
     )
     .await?;
     founding::first_admin(&data, &store, &authority, &clock).await?;
-    check_audit_log(&store).await?;
     let own = Own::new(
         Arc::clone(&authority),
         store.clone(),
@@ -176,6 +175,7 @@ pub async fn start(
         _data: data,
     });
     drain.spawn(decisions::write(reported, store.clone(), clock));
+    drain.spawn(maintenance::check_audit_log(store.reader().clone()));
     drain.spawn(maintenance::record_refusals(refusals, store));
     drain.spawn(maintenance::keep(Arc::clone(&control)));
     drain.spawn(serve(control, incoming));
@@ -207,17 +207,6 @@ async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
         }
         () = drain.forced() => {}
     }
-}
-
-/// Says loudly that somebody changed the log; refusing to start would help whoever did.
-async fn check_audit_log(store: &Store) -> Result<(), StoreError> {
-    if let Chain::Broken { sequence } = audit::verify(store.reader()).await? {
-        tracing::error!(
-            sequence,
-            "the audit log was tampered with: its chain breaks at this entry"
-        );
-    }
-    Ok(())
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -334,6 +334,11 @@ impl Issued {
         Ok(recorded)
     }
 
+    #[cfg(test)]
+    pub(crate) fn validity(&self) -> Validity {
+        self.row.validity
+    }
+
     fn once_recorded(&self) -> Recorded {
         Recorded {
             chain: vec![self.row.leaf.clone(), self.issuer.clone()],
@@ -414,4 +419,77 @@ pub enum IssueError {
     NotAsMeant,
     #[error(transparent)]
     Ca(#[from] CaError),
+}
+
+#[cfg(test)]
+mod tests {
+    use fender_identity::csr::{self, NewKey};
+    use fender_runtime::drain::Drain;
+
+    use super::super::seal::SealingKey;
+    use super::*;
+
+    fn attested(name: &str, dns_names: &[&str]) -> Attested {
+        let id: SpiffeId = format!("spiffe://acme.test/ns/shop/sa/{name}")
+            .parse()
+            .unwrap();
+        let request = csr::parse(&NewKey::generate().unwrap().csr_der(&id).unwrap()).unwrap();
+        let dns_names = dns_names.iter().map(ToString::to_string).collect();
+        let grant = Grant {
+            lifetime: Duration::from_secs(3600),
+            dns_names,
+        };
+        Attested::new(id, request, grant, Evidence::Control).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_signed_is_not_believed_unless_it_says_what_was_meant() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control.db");
+        let store = Store::open(&path, &Drain::new()).await.unwrap();
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        let sealing = SealingKey::new(&[1; 32]).unwrap();
+        let authority = Authority::open(&store, sealing, "acme.test".parse().unwrap(), now)
+            .await
+            .unwrap();
+        let state = authority.state();
+        let sign = |attested: Attested| {
+            let template = attested.template(&state.issuing, now).unwrap();
+            template
+                .validate(&authority, now)
+                .unwrap()
+                .sign(&state.issuing)
+                .unwrap()
+        };
+        sign(attested("orders", &["a.internal"]))
+            .check(&state, now)
+            .unwrap();
+
+        // Signed for somebody else, for another key, with other names; and not signed by us at all.
+        for other in [
+            attested("inventory", &["a.internal"]),
+            attested("orders", &["a.internal"]),
+        ] {
+            let mut swapped = sign(attested("orders", &["a.internal"]));
+            swapped.leaf = sign(other).leaf;
+            assert!(matches!(
+                swapped.check(&state, now),
+                Err(IssueError::NotAsMeant)
+            ));
+        }
+        let mut renamed = sign(attested("orders", &["a.internal"]));
+        renamed.template.attested.grant.dns_names = vec!["b.internal".to_owned()];
+        assert!(matches!(
+            renamed.check(&state, now),
+            Err(IssueError::NotAsMeant)
+        ));
+        let mut broken = sign(attested("orders", &[]));
+        let mut bytes = broken.leaf.to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        broken.leaf = bytes.into();
+        assert!(matches!(
+            broken.check(&state, now),
+            Err(IssueError::Unverifiable(_))
+        ));
+    }
 }

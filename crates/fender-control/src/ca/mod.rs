@@ -363,3 +363,6 @@ pub enum CaError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 const BATCH: usize = 512;
 /// Changes waiting for the writer, at most; beyond it, callers wait.
 const QUEUE: usize = 4096;
-/// How long a statement waits for a writer in another process (`fender control admin` beside a running control plane).
+/// How long a statement waits for a writer in another process (`fender control --reissue-admin` beside a running one).
 const BUSY: Duration = Duration::from_secs(5);
 
 /// One change, applied inside a savepoint of the batch it lands in.
@@ -268,3 +268,6 @@ impl<T: Send> Done for Ran<T> {
         let _ = self.reply.send(answer);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! The writer's promises, and the bounds of what is kept.
+
+use std::time::Duration;
+
+use rustls::pki_types::UnixTime;
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::certificates::{CertificateRow, More};
+use crate::store::decisions::Decision;
+
+const DAY: u64 = 24 * 3600;
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+async fn store() -> (TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("control.db"), &Drain::new())
+        .await
+        .unwrap();
+    (directory, store)
+}
+
+async fn count(store: &Store, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql)
+        .fetch_one(store.reads())
+        .await
+        .unwrap()
+}
+
+/// Writes a decision and then perhaps fails.
+struct Note {
+    id: u32,
+    then: Result<(), StoreError>,
+}
+
+impl Command for Note {
+    type Output = u32;
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<u32, StoreError> {
+        let decision = decision(self.id, "shop/orders");
+        decisions::Record {
+            at: at(1),
+            decisions: vec![decision],
+        }
+        .run(db)
+        .await?;
+        self.then.map(|()| self.id)
+    }
+}
+
+fn decision(id: u32, workload: &str) -> Decision {
+    Decision {
+        id: format!("{id:032x}"),
+        workload: workload.parse().unwrap(),
+        record: vec![1, 2, 3],
+    }
+}
+
+fn certificate(serial: u64, not_after: u64) -> CertificateRow {
+    let serial = fender_identity::Serial::from_bytes(&serial.to_be_bytes()).unwrap();
+    CertificateRow {
+        identity: "spiffe://acme.test/ns/shop/sa/orders".parse().unwrap(),
+        leaf: vec![1].into(),
+        authority: "01".parse().unwrap(),
+        key_sha256: [0; 32],
+        validity: fender_identity::Validity {
+            not_before: at(0),
+            not_after: at(not_after),
+        },
+        evidence: "{}".to_owned(),
+        serial,
+    }
+}
+
+async fn with_authority(store: &Store) {
+    let row = authorities::AuthorityRow {
+        serial: "01".parse().unwrap(),
+        role: authorities::Role::Root,
+        certificate: vec![1].into(),
+        sealed_key: vec![1],
+        validity: fender_identity::Validity {
+            not_before: at(0),
+            not_after: at(1000 * DAY),
+        },
+    };
+    store.write(authorities::Add(vec![row])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch() {
+    let (_directory, store) = store().await;
+    let before = store.reader().commits();
+    // Queued together before the writer runs, so committed together.
+    let (first, failed, last) = tokio::join!(
+        store.write(Note {
+            id: 1,
+            then: Ok(())
+        }),
+        store.write(Note {
+            id: 2,
+            then: Err(StoreError::Damaged("test"))
+        }),
+        store.write(Note {
+            id: 3,
+            then: Ok(())
+        }),
+    );
+    assert_eq!((first.unwrap(), last.unwrap()), (1, 3));
+    assert!(matches!(failed.unwrap_err(), StoreError::Damaged("test")));
+    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 2);
+    assert_eq!(store.reader().commits() - before, 1);
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_went_away_is_made_all_the_same() {
+    let (_directory, store) = store().await;
+    let gone = store.write(Note {
+        id: 1,
+        then: Ok(()),
+    });
+    tokio::select! {
+        biased;
+        _ = gone => panic!("the writer has not run yet"),
+        () = tokio::task::yield_now() => {}
+    }
+    store
+        .write(Note {
+            id: 2,
+            then: Ok(()),
+        })
+        .await
+        .unwrap();
+    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 2);
+}
+
+#[tokio::test]
+async fn the_writer_ends_when_nobody_can_reach_it_and_not_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let drain = Drain::new();
+    let store = Store::open(&directory.path().join("control.db"), &drain)
+        .await
+        .unwrap();
+    drain.stop();
+    store
+        .write(Note {
+            id: 1,
+            then: Ok(()),
+        })
+        .await
+        .expect("what is under way may finish");
+    drop(store);
+    drain.drained().await;
+}
+
+#[tokio::test]
+async fn a_serial_is_never_recorded_twice() {
+    let (_directory, store) = store().await;
+    with_authority(&store).await;
+    store
+        .write(certificates::Record(certificate(7, 100)))
+        .await
+        .unwrap();
+    store
+        .write(certificates::Record(certificate(7, 200)))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        count(&store, "SELECT not_after FROM certificates").await,
+        100
+    );
+}
+
+#[tokio::test]
+async fn decisions_are_kept_for_seven_days() {
+    let (_directory, store) = store().await;
+    for (id, day) in [(1, 1), (2, 7), (3, 8)] {
+        let decisions = vec![decision(id, "shop/orders")];
+        store
+            .write(decisions::Record {
+                at: at(day * DAY),
+                decisions,
+            })
+            .await
+            .unwrap();
+    }
+    let more = store
+        .write(decisions::Forget {
+            now: at(8 * DAY + 1),
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (more, count(&store, "SELECT count(*) FROM decisions").await),
+        (More::Nothing, 2)
+    );
+}
+
+#[tokio::test]
+async fn one_workloads_decisions_never_crowd_out_anothers() {
+    let (_directory, store) = store().await;
+    store
+        .write(decisions::Record {
+            at: at(1),
+            decisions: vec![decision(0, "shop/inventory")],
+        })
+        .await
+        .unwrap();
+    let flood = |round: u32| {
+        (0..6000)
+            .map(|id| decision(1 + round * 6000 + id, "shop/orders"))
+            .collect()
+    };
+    for round in 0..2 {
+        store
+            .write(decisions::Record {
+                at: at(2 + u64::from(round)),
+                decisions: flood(round),
+            })
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        count(&store, "SELECT count(*) FROM decisions").await,
+        10_001
+    );
+    assert!(
+        decisions::find(&store, &format!("{:032x}", 0))
+            .await
+            .unwrap()
+            .is_some()
+    );
+    assert!(
+        decisions::find(&store, &format!("{:032x}", 12_000))
+            .await
+            .unwrap()
+            .is_some(),
+        "the newest stay"
+    );
+}
+
+#[tokio::test]
+async fn certificates_and_tokens_are_forgotten_a_month_after_both_ended() {
+    let (_directory, store) = store().await;
+    with_authority(&store).await;
+    for (serial, end) in [(1, 10 * DAY), (2, 50 * DAY), (3, 10 * DAY)] {
+        store
+            .write(certificates::Record(certificate(serial, end)))
+            .await
+            .unwrap();
+    }
+    // A token outlives the certificate it bought; a second one ended with it.
+    for (hash, expires, serial) in [(1_u8, 60 * DAY, "03"), (2, 9 * DAY, "01")] {
+        let mut db = SqliteConnectOptions::new()
+            .filename(_directory.path().join("control.db"))
+            .connect()
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO tokens VALUES (?, 'x', 0, 'x', ?, 1, ?)")
+            .bind(vec![hash; 32])
+            .bind(i64::try_from(expires).unwrap())
+            .bind(serial)
+            .execute(&mut db)
+            .await
+            .unwrap();
+        db.close().await.unwrap();
+    }
+    store
+        .write(certificates::Forget { now: at(45 * DAY) })
+        .await
+        .unwrap();
+    assert_eq!(count(&store, "SELECT count(*) FROM tokens").await, 1);
+    assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 2);
+    store
+        .write(certificates::Forget { now: at(200 * DAY) })
+        .await
+        .unwrap();
+    assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 0);
+}
