@@ -26,17 +26,42 @@ fn the_compose_example_works_and_survives_the_restart_of_any_part() {
     // Nobody without a certificate, and nobody past the rules.
     let bundle = shop.path("me/bundle.pem");
     let bundle = bundle.to_str().unwrap();
-    let (code, out, _) =
-        shop.engine.on_host("curl", &["--silent", "--cacert", bundle, "https://localhost:8443/stock.json"]);
-    assert!(code != 0 && out.is_empty(), "answered without a certificate: {out}");
-    let (code, out, _) = shop.call("https://localhost:8443/stock.json", &["--request", "DELETE", "--include"]);
-    assert!(code == 0 && out.contains(" 403 ") && out.contains("x-fender-decision: "), "{code} {out}");
+    let (code, out, _) = shop.engine.on_host(
+        "curl",
+        &[
+            "--silent",
+            "--cacert",
+            bundle,
+            "https://localhost:8443/stock.json",
+        ],
+    );
+    assert!(
+        code != 0 && out.is_empty(),
+        "answered without a certificate: {out}"
+    );
+    let (code, out, _) = shop.call(
+        "https://localhost:8443/stock.json",
+        &["--request", "DELETE", "--include"],
+    );
+    assert!(
+        code == 0 && out.contains(" 403 ") && out.contains("x-fender-decision: "),
+        "{code} {out}"
+    );
 
     // The app is reachable through its sidecar only.
-    let (code, _, _) = shop.engine.on_host("curl", &["--silent", "--max-time", "2", "http://127.0.0.1:8080/"]);
+    let (code, _, _) = shop.engine.on_host(
+        "curl",
+        &["--silent", "--max-time", "2", "http://127.0.0.1:8080/"],
+    );
     assert_ne!(code, 0);
 
-    for part in ["control", "orders-fender", "inventory-fender", "orders", "inventory"] {
+    for part in [
+        "control",
+        "orders-fender",
+        "inventory-fender",
+        "orders",
+        "inventory",
+    ] {
         shop.compose(&["restart", part]);
         shop.wait_until_it_answers(&format!("{part} was restarted"));
     }
@@ -52,9 +77,15 @@ fn the_compose_example_works_and_survives_the_restart_of_any_part() {
 fn the_image_holds_one_static_binary_that_runs_from_nothing() {
     let shop = Shop::prepare();
     shop.compose(&["build", "control"]);
-    let run = |arguments: &[&str]| shop.engine.docker(&[&["run", "--rm", "fender:local"], arguments].concat());
+    let run = |arguments: &[&str]| {
+        shop.engine
+            .docker(&[&["run", "--rm", "fender:local"], arguments].concat())
+    };
     let (code, out, err) = run(&["--version"]);
-    assert!(code == 0 && out.starts_with("fender "), "{code} {out} {err}");
+    assert!(
+        code == 0 && out.starts_with("fender "),
+        "{code} {out} {err}"
+    );
     let (code, _, err) = run(&["sidecar", "--config", "/no-such-file.yaml"]);
     assert!(code == 64 || code == 66, "{code} {err}");
     assert!(err.contains("/no-such-file.yaml"), "{err}");
@@ -68,15 +99,24 @@ struct Shop {
 
 impl Shop {
     fn prepare() -> Self {
-        let directory = tempfile::Builder::new().prefix("fender-compose-").tempdir().unwrap();
+        let directory = tempfile::Builder::new()
+            .prefix("fender-compose-")
+            .tempdir()
+            .unwrap();
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compose");
         copy(&example, directory.path());
-        for (from, to) in [(binary(), "image/fender"), (installed("busybox"), "app/busybox")] {
+        for (from, to) in [
+            (binary(), "image/fender"),
+            (installed("busybox"), "app/busybox"),
+        ] {
             let to = directory.path().join(to);
             fs::copy(&from, &to).unwrap();
             fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        Self { engine: Engine::start(), directory }
+        Self {
+            engine: Engine::start(),
+            directory,
+        }
     }
 
     /// Up, with a certificate for a person in `me`.
@@ -84,7 +124,9 @@ impl Shop {
         let shop = Self::prepare();
         shop.compose(&["build"]);
         shop.compose(&["up", "--detach"]);
-        shop.compose(&["run", "--rm", "-T", "admin", "svid", "write", "/me", "--name", "ada"]);
+        shop.compose(&[
+            "run", "--rm", "-T", "admin", "svid", "write", "/me", "--name", "ada",
+        ]);
         shop
     }
 
@@ -94,16 +136,29 @@ impl Shop {
 
     fn compose(&self, arguments: &[&str]) -> String {
         let (code, out, err) = self.engine.compose(self.directory.path(), arguments);
-        assert_eq!(code, 0, "docker-compose {}: {out}{err}\n{}", arguments.join(" "), self.logs());
+        assert_eq!(
+            code,
+            0,
+            "docker-compose {}: {out}{err}\n{}",
+            arguments.join(" "),
+            self.logs()
+        );
         out
     }
 
     /// curl, as Ada.
     fn call(&self, url: &str, more: &[&str]) -> (i32, String, String) {
         let file = |name: &str| self.path("me").join(name).to_str().unwrap().to_owned();
-        let (bundle, certificate, key) = (file("bundle.pem"), file("certificate.pem"), file("key.pem"));
+        let (bundle, certificate, key) =
+            (file("bundle.pem"), file("certificate.pem"), file("key.pem"));
         let identity = ["--cacert", &bundle, "--cert", &certificate, "--key", &key];
-        let arguments = [&["--silent", "--show-error", "--max-time", "5"], &identity[..], more, &[url]].concat();
+        let arguments = [
+            &["--silent", "--show-error", "--max-time", "5"],
+            &identity[..],
+            more,
+            &[url],
+        ]
+        .concat();
         self.engine.on_host("curl", &arguments)
     }
 
@@ -119,19 +174,27 @@ impl Shop {
             );
             last.1.contains("rope-12mm")
         });
-        println!("answered {:.1} s after {since}", started.elapsed().as_secs_f64());
+        println!(
+            "answered {:.1} s after {since}",
+            started.elapsed().as_secs_f64()
+        );
     }
 
     fn logs(&self) -> String {
         let (_, state, _) = self.engine.compose(self.directory.path(), &["ps", "--all"]);
-        let (_, out, err) = self.engine.compose(self.directory.path(), &["logs", "--no-color", "--tail=60"]);
+        let (_, out, err) = self
+            .engine
+            .compose(self.directory.path(), &["logs", "--no-color", "--tail=60"]);
         format!("{state}\n{out}{err}")
     }
 }
 
 impl Drop for Shop {
     fn drop(&mut self) {
-        self.engine.compose(self.directory.path(), &["down", "--volumes", "--timeout", "5"]);
+        self.engine.compose(
+            self.directory.path(),
+            &["down", "--volumes", "--timeout", "5"],
+        );
     }
 }
 
