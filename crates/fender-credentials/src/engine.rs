@@ -160,7 +160,8 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn enter(&self, holding: Option<Holding>) {
+    /// Returns whether that is news.
+    fn enter(&self, holding: Option<Holding>) -> bool {
         self.holdings.send_if_modified(|holdings| match holding {
             Some(holding) if holdings.get(&self.name) == Some(&holding) => false,
             Some(holding) => {
@@ -168,7 +169,7 @@ impl Ledger {
                 true
             }
             None => holdings.remove(&self.name).is_some(),
-        });
+        })
     }
 }
 

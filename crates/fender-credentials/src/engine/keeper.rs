@@ -134,9 +134,8 @@ impl Keeper {
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %self.ledger.name, %error, "credential withdrawn");
                 self.forget().await;
-                self.ledger.enter(Some(Holding::Withdrawn {
-                    why: error.to_string(),
-                }));
+                let why = error.to_string();
+                self.ledger.enter(Some(Holding::Withdrawn { why }));
             }
         }
     }
@@ -160,19 +159,25 @@ impl Keeper {
         }
         self.delivered = Some(generation.clone());
         match stale {
-            None => self.ledger.enter(Some(Holding::Delivered(generation))),
             Some(error) => self.fail(error.to_string()),
+            None => {
+                self.ledger.enter(Some(Holding::Delivered(generation)));
+            }
         }
     }
 
-    /// Something is wrong; what was delivered before stays.
+    /// Something is wrong; what was delivered before stays. Said once for each thing that is.
     fn fail(&self, why: String) {
-        tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
         let holding = match self.delivered.clone() {
-            Some(generation) => Holding::Outdated { generation, why },
-            None => Holding::Failed { why },
+            Some(generation) => Holding::Outdated {
+                generation,
+                why: why.clone(),
+            },
+            None => Holding::Failed { why: why.clone() },
         };
-        self.ledger.enter(Some(holding));
+        if self.ledger.enter(Some(holding)) {
+            tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
+        }
     }
 
     async fn forget(&mut self) {

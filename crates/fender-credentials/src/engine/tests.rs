@@ -4,12 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fender_config::snapshot::{
-    CredentialSource, DenyList, FileDelivery, Profile, Snapshot, Storage,
-};
-use fender_identity::tls::TlsProfile;
+use fender_config::snapshot::{CredentialSource, FileDelivery, Snapshot, Storage};
+use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
-use fender_policy::PolicySet;
 use fender_providers::{FetchError, Fetched, State};
 use tempfile::TempDir;
 
@@ -141,22 +138,24 @@ fn file_delivery(path: &Path) -> Delivery {
     })
 }
 
+const SIDECAR: &str = "
+apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: { namespace: shop, name: orders }
+spec:
+  identity: { files: { certificate: /c.pem, key: /k.pem, bundle: /b.pem } }
+";
+
 fn snapshot(credentials: Vec<CredentialSpec>) -> Snapshot {
+    let source = Source {
+        name: "sidecar.yaml".to_owned(),
+        text: SIDECAR.to_owned(),
+    };
+    let identity = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
+    let sidecar = standalone::parse(&[source]).unwrap();
     Snapshot {
-        version: 1,
-        identity: "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap(),
-        profile: Profile::Development,
-        bundles: Arc::new(Bundles::default()),
-        tls: TlsProfile::default(),
-        inbound: Vec::new(),
-        outbound: Vec::new(),
-        policies: Arc::new(PolicySet {
-            default: fender_policy::Default::Deny,
-            policies: Vec::new(),
-        }),
         credentials,
-        drain: Duration::from_secs(1),
-        denied: DenyList::default(),
+        ..sidecar.snapshot(&identity, Bundles::default(), 1)
     }
 }
 

@@ -57,7 +57,7 @@ fn sources(remote: Arc<Remote>) -> Sources {
 #[tokio::test(start_paused = true)]
 async fn all_required_secrets_come_together() {
     let remote = remote([
-        ("a", value("one")),
+        ("a", value("hunter2")),
         ("b", State::Pending),
         ("c", State::Pending),
     ]);
@@ -76,8 +76,8 @@ async fn all_required_secrets_come_together() {
         .iter()
         .map(|one| one.fetched.value.expose_str())
         .collect();
-    assert_eq!(texts, [Some("one"), Some("b"), Some("c")]);
-    assert!(!format!("{gathered:?}").contains("one"));
+    assert_eq!(texts, [Some("hunter2"), Some("b"), Some("c")]);
+    assert!(!format!("{gathered:?}").contains("hunter2"));
 }
 
 #[tokio::test(start_paused = true)]
