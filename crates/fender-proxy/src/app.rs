@@ -43,7 +43,7 @@ pub(crate) struct App {
 
 #[derive(Debug)]
 struct Idle {
-    link: Link,
+    link: Box<Link>,
     since: Instant,
 }
 
@@ -52,13 +52,6 @@ struct Idle {
 struct Link {
     sender: http1::SendRequest<RequestBody>,
     connection: http1::Connection<TokioIo<Socket>, RequestBody>,
-    reuse: Reuse,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reuse {
-    Fresh,
-    Kept,
 }
 
 /// What the app answered.
@@ -140,7 +133,7 @@ impl App {
 
     async fn answered(
         self: &Arc<Self>,
-        link: Link,
+        link: Box<Link>,
         response: Response<Incoming>,
     ) -> Result<Answered, Fault> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -157,7 +150,7 @@ impl App {
     }
 
     /// The youngest idle connection that is still open.
-    fn take(&self) -> Option<Link> {
+    fn take(&self) -> Option<Box<Link>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(Idle { mut link, since }) = idle.pop_back() {
             if since.elapsed() >= self.limits.pool_idle {
@@ -166,14 +159,13 @@ impl App {
                 return None;
             }
             if link.is_open() {
-                link.reuse = Reuse::Kept;
                 return Some(link);
             }
         }
         None
     }
 
-    fn keep(&self, link: Link) {
+    fn keep(&self, link: Box<Link>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() >= self.limits.pool {
             idle.pop_front();
@@ -210,16 +202,12 @@ struct Failed {
 }
 
 impl Link {
-    async fn open(socket: Socket) -> Result<Self, Fault> {
+    async fn open(socket: Socket) -> Result<Box<Self>, Fault> {
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(socket))
             .await
             .map_err(blame)?;
-        Ok(Self {
-            sender,
-            connection,
-            reuse: Reuse::Fresh,
-        })
+        Ok(Box::new(Self { sender, connection }))
     }
 
     /// Whether the app has not closed it, as far as can be known.
@@ -329,7 +317,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 #[derive(Debug)]
 pub(crate) struct AppBody {
     app: Arc<App>,
-    link: Option<Link>,
+    link: Option<Box<Link>>,
     incoming: Incoming,
 }
 

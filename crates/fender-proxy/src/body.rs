@@ -182,14 +182,10 @@ impl ResponseBody {
     }
 
     /// The way to the app after it changed protocols, with what ends it and what records it.
-    pub(crate) fn into_tunnel(self) -> Result<(Box<Tunnel>, Exchange, Option<Revoked>), Self> {
-        match self {
-            Self {
-                kind: ResponseKind::Tunnel(Some(tunnel)),
-                exchange,
-                revoked,
-            } => Ok((tunnel, exchange, revoked)),
-            other => Err(other),
+    pub(crate) fn into_tunnel(self) -> Option<(Box<Tunnel>, Exchange, Option<Revoked>)> {
+        match self.kind {
+            ResponseKind::Tunnel(Some(tunnel)) => Some((tunnel, self.exchange, self.revoked)),
+            ResponseKind::Tunnel(None) | ResponseKind::Ours(_) | ResponseKind::App(_) => None,
         }
     }
 

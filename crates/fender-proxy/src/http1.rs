@@ -35,7 +35,7 @@ use crate::node::Closing;
 use crate::relay::{Carried, poll_fill, relay};
 use crate::request::{Asked, Gate};
 use crate::tls::Stream;
-use upload::{Borrowed, Returned};
+use upload::{Borrowed, Rest, Returned, skip};
 use writer::{Persistence, Writer};
 
 const PROTOCOL: &str = "http/1.1";
@@ -145,28 +145,39 @@ async fn exchange(
         // The exchange ended with its future and has written its line.
         Err(_) => return Ok(Next::Over),
     };
+    if let Some(lent) = &mut lent {
+        lent.settle();
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         tunnel(response, lent, writer, limits).await;
         return Ok(Next::Over);
     }
 
-    let Some(persistence) = writer
-        .respond(response, dialect, persistence(), &mut lent)
-        .await
-    else {
+    let wished = match &lent {
+        Some(Lent::Here(Returned {
+            rest: Rest::Broken, ..
+        })) => Persistence::Close,
+        Some(_) | None => persistence(),
+    };
+    let Some(persistence) = writer.respond(response, dialect, wished, &mut lent).await else {
         return Ok(Next::Over);
     };
     let Some(Returned { mut reader, rest }) = Lent::back(lent).await else {
         return Ok(Next::Over);
     };
-    match (persistence, rest) {
-        (Persistence::Keep, None) => Ok(Next::Request(Box::new((reader, writer)))),
-        (Persistence::Keep, Some(mut rest)) => match rest.skip(&mut reader, limits).await {
-            Ok(()) => Ok(Next::Request(Box::new((reader, writer)))),
-            Err(_) => Ok(Next::Close(Box::new((reader, writer)))),
-        },
-        (Persistence::Close, _) => Ok(Next::Close(Box::new((reader, writer)))),
-    }
+    let keep = match (persistence, rest) {
+        (Persistence::Keep, Rest::Nothing) => true,
+        (Persistence::Keep, Rest::Unread(mut rest)) => {
+            skip(&mut rest, &mut reader, limits).await.is_ok()
+        }
+        (Persistence::Keep, Rest::Broken) | (Persistence::Close, _) => false,
+    };
+    let both = Box::new((reader, writer));
+    Ok(if keep {
+        Next::Request(both)
+    } else {
+        Next::Close(both)
+    })
 }
 
 /// After `101`: bytes both ways, for as long as the permission lasts.
@@ -178,7 +189,7 @@ async fn tunnel(
 ) {
     let (head, body) = response.into_parts();
     // An upgrade comes without a body, so the reader was never lent away.
-    let (Ok((app, mut exchange, revoked)), Some(Lent::Here(Returned { reader, .. }))) =
+    let (Some((app, mut exchange, revoked)), Some(Lent::Here(Returned { reader, .. }))) =
         (body.into_tunnel(), lent)
     else {
         return;
@@ -366,6 +377,10 @@ impl Reader {
 
 /// Where the reader is during an exchange.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each connection; a box would be an allocation for each request"
+)]
 pub(crate) enum Lent {
     Here(Returned),
     /// With the body, which hands it back.
@@ -377,7 +392,10 @@ fn lend(reader: Reader, framing: Framing, limits: &Limits) -> (RequestBody, Lent
     match framing {
         Framing::None | Framing::Length(0) => (
             RequestBody::empty(),
-            Lent::Here(Returned { reader, rest: None }),
+            Lent::Here(Returned {
+                reader,
+                rest: Rest::Nothing,
+            }),
         ),
         Framing::Length(_) | Framing::Chunked | Framing::UntilClose => {
             let (back, away) = oneshot::channel();
@@ -399,7 +417,11 @@ impl Lent {
             *lent = ready!(Pin::new(away).poll(cx)).ok().map(Self::Here);
         }
         // An unread rest of the body stays unread until the answer is through.
-        let Some(Self::Here(Returned { reader, rest: None })) = lent else {
+        let Some(Self::Here(Returned {
+            reader,
+            rest: Rest::Nothing,
+        })) = lent
+        else {
             return Poll::Pending;
         };
         loop {
@@ -411,6 +433,15 @@ impl Lent {
                 Ok(_) => {}
                 Err(error) => return Poll::Ready(error.into()),
             }
+        }
+    }
+
+    /// Takes the reader back if the body has let go of it.
+    fn settle(&mut self) {
+        if let Self::Away(away) = self
+            && let Ok(returned) = away.try_recv()
+        {
+            *self = Self::Here(returned);
         }
     }
 

@@ -6,6 +6,7 @@
 //! deadline. What cannot be carried is said in the app's own protocol: an HTTP client gets a proper
 //! response with a fault id, and no address it did not know.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +90,7 @@ impl Conn {
         if let Err(fault) = &outcome {
             self.door.node.counters.fault(fault.blame());
         }
-        self.line.write(outcome.as_ref().map(|()| ()), self.told);
+        self.line.write(outcome.as_ref().copied(), self.told);
     }
 
     async fn carry(&mut self, mut socket: Socket) -> Result<(), Fault> {
@@ -165,24 +166,22 @@ impl Conn {
         out.extend_from_slice(text.as_bytes());
         self.told = Some(id);
         let limits = &self.door.node.limits;
+        if self.line.carried.received == 0 && !asks(&mut socket, limits.linger).await {
+            return;
+        }
         answer(&mut socket, &out, limits.linger, limits.linger_bytes).await;
     }
 }
 
-/// Waits for a request to begin, answers it, and reads on for a moment so that the answer is not
-/// lost in a reset.
-async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, mut left: usize) {
+/// Waits for a request to begin. Where nobody asks, there is nothing to answer.
+async fn asks(socket: &mut Socket, patience: Duration) -> bool {
     let mut request = BytesMut::new();
-    let deadline = Deadline::after(patience);
-    let fill = |socket: &mut Socket, request: &mut BytesMut, cx: &mut std::task::Context<'_>| {
-        request.clear();
-        poll_fill(socket, request, cx)
-    };
-    let first = std::future::poll_fn(|cx| fill(socket, &mut request, cx));
-    if !matches!(deadline.bound(first).await, Ok(Ok(1..))) {
-        // Nobody asked for anything, so there is nothing to answer.
-        return;
-    }
+    let first = poll_fn(|cx| poll_fill(socket, &mut request, cx));
+    matches!(Deadline::after(patience).bound(first).await, Ok(Ok(1..)))
+}
+
+/// Writes the answer and reads on for a moment, so that it is not lost in a reset.
+async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, mut left: usize) {
     let deadline = Deadline::after(patience);
     let write = async {
         socket.write_all(response).await?;
@@ -191,8 +190,10 @@ async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, mut le
     if !matches!(deadline.bound(write).await, Ok(Ok(()))) {
         return;
     }
+    let mut rest = BytesMut::new();
     while left > 0 {
-        let more = std::future::poll_fn(|cx| fill(socket, &mut request, cx));
+        rest.clear();
+        let more = poll_fn(|cx| poll_fill(socket, &mut rest, cx));
         match deadline.bound(more).await {
             Ok(Ok(read)) if read > 0 => left = left.saturating_sub(read),
             Ok(_) | Err(_) => return,

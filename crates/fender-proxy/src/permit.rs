@@ -229,6 +229,8 @@ impl Policy {
         if self.feed.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+        // Waiting has marked it as seen.
+        self.newest = self.feed.borrow_and_update().clone();
     }
 
     fn disqualified(&self, svid: Option<&PeerSvid>, snapshot: &Snapshot) -> Option<Why> {

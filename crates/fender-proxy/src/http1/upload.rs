@@ -39,20 +39,25 @@ pub(crate) struct Borrowed {
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub(crate) reader: Reader,
-    /// The part of the body nobody read.
-    pub(crate) rest: Option<Rest>,
+    pub(crate) rest: Rest,
 }
 
-/// An unread part of a body.
+/// What is left of a body when its reader comes back.
 #[derive(Debug)]
-pub(crate) struct Rest(Decoder);
+pub(crate) enum Rest {
+    Nothing,
+    /// Nobody wanted it.
+    Unread(Box<Decoder>),
+    /// Where the next request would begin cannot be known.
+    Broken,
+}
 
 impl Borrowed {
     pub(crate) fn new(reader: Reader, back: oneshot::Sender<Returned>) -> Self {
         Self { reader, back }
     }
 
-    fn hand_back(self, rest: Option<Rest>) {
+    fn hand_back(self, rest: Rest) {
         // If nobody waits, the connection is over.
         let _ = self.back.send(Returned {
             reader: self.reader,
@@ -115,7 +120,7 @@ impl Upload {
     fn complete(&mut self) {
         self.decoder = None;
         if let Some(borrowed) = self.borrowed.take() {
-            borrowed.hand_back(None);
+            borrowed.hand_back(Rest::Nothing);
         }
     }
 }
@@ -147,9 +152,10 @@ impl Body for Upload {
             }
             Some(Ok(Step::NeedMore)) => Poll::Pending,
             Some(Err(fault)) => {
-                // Where the next request would begin is not known any more: dropped, not handed back.
-                this.borrowed = None;
                 this.decoder = None;
+                if let Some(borrowed) = this.borrowed.take() {
+                    borrowed.hand_back(Rest::Broken);
+                }
                 Poll::Ready(Some(Err(fault)))
             }
         }
@@ -180,7 +186,7 @@ impl Drop for Upload {
     /// The app did not want the rest.
     fn drop(&mut self) {
         if let (Some(borrowed), Some(decoder)) = (self.borrowed.take(), self.decoder.take()) {
-            borrowed.hand_back(Some(Rest(decoder)));
+            borrowed.hand_back(Rest::Unread(Box::new(decoder)));
         }
     }
 }
@@ -193,30 +199,28 @@ impl fmt::Debug for Upload {
     }
 }
 
-impl Rest {
-    /// Reads the rest and throws it away, if that is soon done: then the connection can be kept.
-    pub(super) async fn skip(
-        &mut self,
-        reader: &mut Reader,
-        limits: &Limits,
-    ) -> Result<(), PeerFault> {
-        let deadline = Deadline::after(limits.linger);
-        let mut skipped = 0;
-        loop {
-            match self.0.decode(&mut reader.buffer)? {
-                Step::End(_) => return Ok(()),
-                Step::Data(data) => {
-                    skipped += data.len();
-                    if skipped > limits.linger_bytes {
-                        return Err(PeerFault::Abandons);
-                    }
+/// Reads an unwanted rest and throws it away, if that is soon done: then the connection can be kept.
+pub(super) async fn skip(
+    decoder: &mut Decoder,
+    reader: &mut Reader,
+    limits: &Limits,
+) -> Result<(), PeerFault> {
+    let deadline = Deadline::after(limits.linger);
+    let mut skipped = 0;
+    loop {
+        match decoder.decode(&mut reader.buffer)? {
+            Step::End(_) => return Ok(()),
+            Step::Data(data) => {
+                skipped += data.len();
+                if skipped > limits.linger_bytes {
+                    return Err(PeerFault::Abandons);
                 }
-                Step::NeedMore => match deadline.bound(reader.fill()).await {
-                    Ok(Ok(read)) if read > 0 => {}
-                    Ok(_) => return Err(PeerFault::Abandons),
-                    Err(_) => return Err(PeerFault::Stalls),
-                },
             }
+            Step::NeedMore => match deadline.bound(reader.fill()).await {
+                Ok(Ok(read)) if read > 0 => {}
+                Ok(_) => return Err(PeerFault::Abandons),
+                Err(_) => return Err(PeerFault::Stalls),
+            },
         }
     }
 }

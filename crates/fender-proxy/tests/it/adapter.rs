@@ -1,0 +1,311 @@
+//! Requests that arrive as they should, and what the app sees of them.
+
+use bytes::Bytes;
+use fender_config::snapshot::{ClientCertificate, Protocol};
+use fender_policy::{Rule, Source, TextMatch};
+use fender_proxy::{Limits, Reason};
+use fender_runtime::drain::Drain;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use tokio::io::AsyncWriteExt;
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn http1_arrives_with_the_callers_identity_and_nothing_of_the_hop() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let svid = world.authority.svid(WEB);
+    let mut stream = world.client(&svid, &[b"http/1.1"]).await;
+    let request = "POST /orders?id=7 HTTP/1.1\r\nHost: Orders:8443\r\nKeep-Alive: 5\r\n\
+                   Connection: x-hop\r\nX-Hop: 1\r\nX-Kept: yes\r\nContent-Length: 5\r\n\r\nhello";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (head, seen) = response(&mut stream).await;
+
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(seen.starts_with("POST /orders?id=7\n"), "{seen}");
+    assert!(
+        seen.contains("host: orders:8443\n") && seen.contains("x-kept: yes\n"),
+        "{seen}"
+    );
+    assert!(seen.contains("x-forwarded-for: 127.0.0.1\n"), "{seen}");
+    assert!(seen.contains("x-forwarded-proto: https\n"), "{seen}");
+    assert!(
+        !seen.contains("x-hop") && !seen.contains("keep-alive"),
+        "{seen}"
+    );
+    assert!(seen.ends_with("\n\nhello"), "{seen}");
+    let hash: String = peer_fingerprint(&svid)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let identity = format!("x-forwarded-client-cert: By={ORDERS};Hash={hash};URI={WEB}\n");
+    assert!(seen.contains(&identity), "{seen}");
+}
+
+fn peer_fingerprint(svid: &fender_identity::Svid) -> [u8; 32] {
+    *fender_identity::tls::CaPin::of(&svid.chain()[0]).as_bytes()
+}
+
+#[tokio::test]
+async fn http2_arrives_with_the_callers_identity() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let mut client = world.web2().await;
+    let request = Request::post("https://orders/things?a=b")
+        .header(
+            "x-forwarded-client-cert",
+            "URI=spiffe://mesh.test/ns/shop/sa/admin",
+        )
+        .body(Full::new(Bytes::from_static(b"payload")))
+        .unwrap();
+    let response = soon(client.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let seen = soon(response.into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
+    let seen = String::from_utf8(seen.to_vec()).unwrap();
+    assert!(
+        seen.starts_with("POST /things?a=b\n") && seen.contains("host: orders\n"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains(&format!(";URI={WEB}\n")) && !seen.contains("admin"),
+        "{seen}"
+    );
+    assert!(seen.ends_with("\n\npayload"), "{seen}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_on_one_connection() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let mut stream = world.web().await;
+    let two_bodies = "POST /b HTTP/1.1\r\nhost: o\r\ntransfer-encoding: chunked\r\n\r\n\
+                      3\r\nabc\r\n0\r\n\r\nPUT /c HTTP/1.1\r\nhost: o\r\ncontent-length: 2\r\n\r\nxy";
+    let all = format!("{}{two_bodies}{}", get("/a"), last_get("/d"));
+    stream.write_all(all.as_bytes()).await.unwrap();
+    for (expected, body) in [
+        ("GET /a", ""),
+        ("POST /b", "abc"),
+        ("PUT /c", "xy"),
+        ("GET /d", ""),
+    ] {
+        let (head, seen) = response(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(
+            seen.starts_with(expected) && seen.ends_with(&format!("\n\n{body}")),
+            "{seen}"
+        );
+    }
+    assert_eq!(rest(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn a_denied_request_gets_403_with_an_id_and_leaves_a_record() {
+    let tasks = Drain::new();
+    let mut world = World::http(echo_app(&tasks).await);
+    world.change(|snapshot| {
+        snapshot.policies = policies(vec![
+            allow(vec![Rule::default()]),
+            deny("shop/secret-name", &["/admin*"]),
+        ]);
+    });
+    let mut stream = world.web().await;
+    let request = "GET /admin/denied-line?token=hunter2 HTTP/1.1\r\nhost: o\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (head, body) = response(&mut stream).await;
+    let record = soon(world.records.recv()).await.unwrap();
+
+    assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{head}");
+    assert!(
+        head.contains(&format!("x-fender-decision: {}\r\n", record.id)),
+        "{head}"
+    );
+    assert!(
+        body.contains(&record.id.to_string()) && !body.contains("secret-name"),
+        "{body}"
+    );
+    assert_eq!(record.facts.peer, Some(id(WEB)));
+    assert_eq!((record.snapshot, record.workload), (2, id(ORDERS)));
+    assert_eq!(record.facts.request.unwrap().path, "/admin/denied-line");
+    let Reason::Policy(explanation) = record.reason else {
+        panic!("{:?}", record.reason)
+    };
+    assert!(
+        explanation.decided_by.contains("shop/secret-name"),
+        "{explanation:?}"
+    );
+
+    // The connection is still good.
+    stream.write_all(get("/fine").as_bytes()).await.unwrap();
+    assert!(response(&mut stream).await.0.starts_with("HTTP/1.1 200"));
+
+    let line = logs_line("/admin/denied-line").await;
+    assert!(
+        line.contains("\"status\":403") && line.contains(&record.id.to_string()),
+        "{line}"
+    );
+    assert!(line.contains("\"target\":\"access\""), "{line}");
+    assert!(logged("hunter2").is_empty(), "a query string was logged");
+}
+
+#[tokio::test]
+async fn http2_is_denied_alike() {
+    let tasks = Drain::new();
+    let mut world = World::http(echo_app(&tasks).await);
+    world.change(|snapshot| snapshot.policies = policies(vec![]));
+    let mut client = world.web2().await;
+    let request = Request::get("https://orders/x")
+        .body(Full::default())
+        .unwrap();
+    let response = soon(client.send_request(request)).await.unwrap();
+    let record = soon(world.records.recv()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    assert_eq!(
+        response.headers()["x-fender-decision"],
+        record.id.to_string()
+    );
+}
+
+#[tokio::test]
+async fn an_anonymous_peer_is_nobody_where_certificates_are_optional() {
+    let tasks = Drain::new();
+    let mut port = inbound(echo_app(&tasks).await, Protocol::Http);
+    port.client_certificate = ClientCertificate::Accept;
+    let mut world = World::start(vec![port], vec![], Limits::default());
+    let named = Source {
+        principals: vec![TextMatch::Present],
+        ..Source::default()
+    };
+    let rule = Rule {
+        from: vec![named],
+        ..Rule::default()
+    };
+    world.change(|snapshot| snapshot.policies = policies(vec![allow(vec![rule])]));
+
+    let request = format!(
+        "GET /x HTTP/1.1\r\nhost: o\r\nconnection: close\r\nx-forwarded-client-cert: URI={WEB}\r\n\r\n"
+    );
+    let mut anonymous = crate::attacks::anybody(&world, None).await.unwrap();
+    anonymous.write_all(request.as_bytes()).await.unwrap();
+    assert!(rest(&mut anonymous).await.starts_with("HTTP/1.1 403"));
+    assert_eq!(soon(world.records.recv()).await.unwrap().facts.peer, None);
+    assert!(world.raw(&request).await.starts_with("HTTP/1.1 200"));
+
+    world.change(|snapshot| snapshot.policies = everybody());
+    let mut anonymous = crate::attacks::anybody(&world, None).await.unwrap();
+    anonymous.write_all(request.as_bytes()).await.unwrap();
+    let seen = rest(&mut anonymous).await;
+    assert!(
+        seen.starts_with("HTTP/1.1 200") && !seen.contains("client-cert"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn the_body_is_asked_for_only_after_the_decision() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    world.change(|snapshot| {
+        snapshot.policies = policies(vec![allow(vec![Rule::default()]), deny("shop/d", &["/no"])]);
+    });
+    let ask = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: o\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n"
+        )
+    };
+    let mut stream = world.web().await;
+    stream.write_all(ask("/yes").as_bytes()).await.unwrap();
+    assert_eq!(head(&mut stream).await, "HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"body").await.unwrap();
+    let (answer, seen) = response(&mut stream).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && seen.ends_with("body"),
+        "{seen}"
+    );
+    assert!(!seen.contains("expect"), "{seen}");
+
+    stream.write_all(ask("/no").as_bytes()).await.unwrap();
+    let all = rest(&mut stream).await;
+    assert!(
+        all.starts_with("HTTP/1.1 403") && all.contains("connection: close\r\n"),
+        "{all}"
+    );
+}
+
+#[tokio::test]
+async fn request_trailers_reach_the_app() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let request = "POST /t HTTP/1.1\r\nhost: o\r\nconnection: close\r\ntrailer: x-sum\r\n\
+                   transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nx-sum: 42\r\n\r\n";
+    let seen = world.raw(request).await;
+    assert!(seen.contains("trailers: {\"x-sum\": \"42\"}"), "{seen}");
+}
+
+#[tokio::test]
+async fn head_requests_keep_the_length_and_send_no_body() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let mut stream = world.web().await;
+    stream
+        .write_all(b"HEAD /h HTTP/1.1\r\nhost: o\r\n\r\n")
+        .await
+        .unwrap();
+    let answer = head(&mut stream).await;
+    assert!(
+        answer.contains("content-length: ") && !answer.contains("length: 0"),
+        "{answer}"
+    );
+    stream
+        .write_all(last_get("/after").as_bytes())
+        .await
+        .unwrap();
+    assert!(rest(&mut stream).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn an_app_that_is_down_is_503_with_a_fault_id_and_no_address() {
+    let nobody = nobody().await;
+    let world = World::http(nobody);
+    let answer = world.raw(&last_get("/down-line")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("x-fender-fault: "),
+        "{answer}"
+    );
+    assert!(!answer.contains(&nobody.port().to_string()), "{answer}");
+    let line = logs_line("/down-line").await;
+    assert!(line.contains("\"outcome\":\"upstream\""), "{line}");
+    assert!(line.contains(&nobody.to_string()), "{line}");
+}
+
+#[tokio::test]
+async fn bytes_are_carried_on_a_tcp_port_and_a_denied_peer_is_closed() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let mut world = World::tcp(app);
+    let mut stream = world.client(&world.authority.svid(WEB), &[]).await;
+    stream.write_all(b"ping").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(rest(&mut stream).await, "ping");
+
+    world.change(|snapshot| snapshot.policies = policies(vec![]));
+    let mut stream = world.client(&world.authority.svid(WEB), &[]).await;
+    let mut nothing = Vec::new();
+    let _ = soon(tokio::io::AsyncReadExt::read_to_end(
+        &mut stream,
+        &mut nothing,
+    ))
+    .await;
+    assert!(nothing.is_empty());
+    assert_eq!(
+        soon(world.records.recv()).await.unwrap().facts.request,
+        None
+    );
+}

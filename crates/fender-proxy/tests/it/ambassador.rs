@@ -1,0 +1,258 @@
+//! The app's own calls to other workloads.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fender_config::HostPort;
+use fender_config::snapshot::{Destination, OwnCertificate, Protocol, UpstreamRoots};
+use fender_proxy::Limits;
+use fender_runtime::drain::Drain;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::harness::*;
+
+fn host(address: SocketAddr) -> HostPort {
+    HostPort::new(&address.ip().to_string(), address.port()).unwrap()
+}
+
+fn service(expected: &str, addresses: Vec<HostPort>, protocol: Protocol) -> Destination {
+    Destination::Service {
+        id: id(expected),
+        addresses,
+        protocol,
+    }
+}
+
+/// Our app's side of `server`, under the same authority.
+fn beside(server: &World, to: Destination) -> World {
+    // The authority is the server's; a second one would be another mesh.
+    let world = World::with(
+        Authority::new(),
+        vec![],
+        vec![outbound(to)],
+        Limits::default(),
+    );
+    world.change(|snapshot| {
+        snapshot.bundles = server.authority.bundles();
+        snapshot.identity = id(WEB);
+    });
+    world.svid.send_replace(server.authority.svid(WEB));
+    world
+}
+
+async fn call(world: &World, request: &str) -> String {
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    rest(&mut stream).await
+}
+
+async fn ready(world: &World) {
+    world.settled().await;
+    let wanted = world.svid.borrow().validity().not_after;
+    assert_eq!(world.running.status().svid_not_after, wanted);
+}
+
+#[tokio::test]
+async fn a_call_reaches_the_expected_workload_with_our_identity() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let to = service(
+        ORDERS,
+        vec![host(nobody().await), host(server.address())],
+        Protocol::Http,
+    );
+    let world = beside(&server, to);
+    ready(&world).await;
+    let seen = call(&world, &last_get("/out?x=1")).await;
+    assert!(
+        seen.starts_with("HTTP/1.1 200") && seen.contains("GET /out?x=1\n"),
+        "{seen}"
+    );
+    assert!(seen.contains(&format!(";URI={WEB}\n")), "{seen}");
+}
+
+#[tokio::test]
+async fn a_server_of_the_right_authority_with_the_wrong_identity_is_refused() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let inventory = "spiffe://mesh.test/ns/shop/sa/inventory";
+    let address = server.address();
+    let world = beside(
+        &server,
+        service(inventory, vec![host(address)], Protocol::Http),
+    );
+    ready(&world).await;
+    let answer = call(&world, &last_get("/")).await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert!(
+        answer.contains("x-fender-fault: ") && answer.contains("connection: close"),
+        "{answer}"
+    );
+    assert!(
+        !answer.contains("inventory") && !answer.contains(&address.to_string()),
+        "{answer}"
+    );
+    let line = logs_line("expected `spiffe://mesh.test/ns/shop/sa/inventory`").await;
+    assert!(line.contains("\"direction\":\"outbound\""), "{line}");
+}
+
+#[tokio::test]
+async fn a_destination_that_is_down_is_503_in_http_and_an_end_in_tcp() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let down = host(nobody().await);
+    let world = beside(&server, service(ORDERS, vec![down.clone()], Protocol::Http));
+    ready(&world).await;
+    let answer = call(&world, &get("/")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("\"fault\":\""),
+        "{answer}"
+    );
+    assert!(!answer.contains(&down.port().to_string()), "{answer}");
+
+    let world = beside(&server, service(ORDERS, vec![down], Protocol::Tcp));
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    let mut nothing = Vec::new();
+    let _ = soon(stream.read_to_end(&mut nothing)).await;
+    assert!(nothing.is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_our_certificate_is_502_in_http() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let world = beside(
+        &server,
+        service(ORDERS, vec![host(server.address())], Protocol::Http),
+    );
+    // Signed by nobody the server knows.
+    world
+        .svid
+        .send_replace(world.authority.svid_until(WEB, NOW + 3 * HOUR));
+    soon(async {
+        while world.running.status().svid_not_after != world.svid.borrow().validity().not_after {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    world.settled().await;
+    let answer = call(&world, &get("/")).await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_destination_that_never_answers_is_given_up_at_the_deadline() {
+    let tasks = Drain::new();
+    let silent = raw_app(&tasks, |mut socket| async move {
+        let _ = socket.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let server = World::http(echo_app(&tasks).await);
+    let limits = Limits {
+        establish: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let to = service(ORDERS, vec![host(silent)], Protocol::Http);
+    let world = World::with(Authority::new(), vec![], vec![outbound(to)], limits);
+    let _ = &server;
+    assert!(call(&world, &get("/")).await.starts_with("HTTP/1.1 504"));
+}
+
+#[tokio::test]
+async fn a_half_closed_tcp_call_still_hears_the_answer() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        let mut heard = Vec::new();
+        socket.read_to_end(&mut heard).await.unwrap();
+        heard.reverse();
+        socket.write_all(&heard).await.unwrap();
+    })
+    .await;
+    let server = World::tcp(app);
+    let world = beside(
+        &server,
+        service(ORDERS, vec![host(server.address())], Protocol::Tcp),
+    );
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    stream.write_all(b"abc").await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(rest(&mut stream).await, "cba");
+}
+
+#[tokio::test]
+async fn a_rotation_reaches_the_next_call() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let world = beside(
+        &server,
+        service(ORDERS, vec![host(server.address())], Protocol::Http),
+    );
+    ready(&world).await;
+    let first = call(&world, &last_get("/")).await;
+    world
+        .svid
+        .send_replace(server.authority.svid_until(WEB, NOW + 2 * HOUR));
+    soon(async {
+        while world.running.status().svid_not_after != world.svid.borrow().validity().not_after {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let second = call(&world, &last_get("/")).await;
+    let hash = |seen: &str| seen.split(";Hash=").nth(1).unwrap()[..64].to_owned();
+    assert_ne!(hash(&first), hash(&second));
+}
+
+#[tokio::test]
+async fn an_external_upstream_is_verified_by_its_name_and_roots() {
+    let tasks = Drain::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let app = raw_app(&tasks, move |socket| {
+        let acceptor = acceptor.clone();
+        async move {
+            if let Ok(mut stream) = acceptor.accept(socket).await {
+                let _ = stream.write_all(b"secure").await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    })
+    .await;
+    let mut right = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut right, certificate.pem().as_bytes()).unwrap();
+    let upstream = |roots| Destination::Upstream {
+        name: "shop/ledger".parse().unwrap(),
+        address: host(app),
+        protocol: Protocol::Tcp,
+        roots,
+        certificate: OwnCertificate::Withhold,
+    };
+    let world = |roots| World::start(vec![], vec![outbound(upstream(roots))], Limits::default());
+
+    let trusted = world(UpstreamRoots::File(right.path().to_owned()));
+    let mut stream = TcpStream::connect(trusted.address()).await.unwrap();
+    let heard = rest(&mut stream).await;
+    let untrusted = world(UpstreamRoots::Mesh);
+    let mut stream = TcpStream::connect(untrusted.address()).await.unwrap();
+    let mut nothing = Vec::new();
+    let _ = soon(stream.read_to_end(&mut nothing)).await;
+    assert!(nothing.is_empty());
+    assert_eq!(heard, "secure");
+}
