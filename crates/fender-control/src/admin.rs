@@ -16,6 +16,7 @@ use fender_config::{Attestor, Source, What};
 use fender_identity::csr;
 use fender_identity::{SpiffeId, WorkloadName};
 use fender_runtime::id::OpaqueId;
+use tokio::sync::oneshot;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::ca::issue::{Attested, Evidence, Grant};
@@ -43,7 +44,7 @@ impl Admin for AdminService {
         &self,
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
-        let control = &*self.0;
+        let control = &self.0;
         let admin = control.administrator(request.extensions()).await?;
         let ApplyRequest { files, dry_run } = request.into_inner();
         let files = files
@@ -236,18 +237,19 @@ impl Control {
         admin: &Administrator,
     ) -> Result<ApplyResponse, Status> {
         let revision = self.library.in_force().revision;
-        match self.library.plan(files) {
+        match self.library.plan(files).await {
             Ok(plan) => {
                 self.log(admin, Action::DryRun, "documents", Outcome::Done, "")
                     .await?;
                 Ok(shown(revision, &plan.changes, plan.warnings))
             }
-            Err(problems) => self.refuse(problems, admin, Action::DryRun).await,
+            Err(error) => self.not_applied(error, admin, Action::DryRun).await,
         }
     }
 
+    /// In a task of its own: an administrator who hangs up in the middle must not leave a revision half in force.
     async fn apply(
-        &self,
+        self: &Arc<Self>,
         files: Vec<Source>,
         admin: &Administrator,
     ) -> Result<ApplyResponse, Status> {
@@ -255,12 +257,30 @@ impl Control {
             id: admin.id.clone(),
             action: Action::Apply,
         };
-        match self.library.apply(files, author).await {
-            Ok(applied) => Ok(shown(applied.revision, &applied.changes, applied.warnings)),
-            Err(ApplyError::Problems(problems)) => {
-                self.refuse(problems, admin, Action::Apply).await
-            }
-            Err(ApplyError::Store(error)) => Err(failed(error)),
+        let (answer, applied) = oneshot::channel();
+        let control = Arc::clone(self);
+        self.drain.spawn(async move {
+            // Whoever asked may be gone: the status shows what came of it.
+            let _ = answer.send(control.library.apply(files, author).await);
+        });
+        match applied.await {
+            Ok(Ok(done)) => Ok(shown(done.revision, &done.changes, done.warnings)),
+            Ok(Err(error)) => self.not_applied(error, admin, Action::Apply).await,
+            Err(_) => Err(Code::Unavailable.status("the control plane is stopping")),
+        }
+    }
+
+    async fn not_applied(
+        &self,
+        error: ApplyError,
+        admin: &Administrator,
+        action: Action,
+    ) -> Result<ApplyResponse, Status> {
+        match error {
+            ApplyError::Problems(problems) => self.refuse(problems, admin, action).await,
+            ApplyError::Store(error) => Err(failed(error)),
+            ApplyError::Failed => Err(Code::Internal
+                .status("the control plane could not read the documents; its log says why")),
         }
     }
 

@@ -94,14 +94,18 @@ impl Library {
             Some(stored) => (stored.number, Some(stored.files)),
             None => (0, None),
         };
+        let before = match stored_files.as_deref().map(fender_config::parse) {
+            Some(Ok(documents)) => documents,
+            // Written for an older program. New ones in their place are the way out.
+            Some(Err(problems)) if given.is_none() => {
+                return Err(LibraryError::Stored(
+                    problems.iter().map(Problem::from).collect(),
+                ));
+            }
+            Some(Err(_)) | None => Documents::default(),
+        };
         // Without either, all there is to know is the trust domain.
         let files = given.or_else(|| stored_files.clone()).unwrap_or_default();
-        let before = match &stored_files {
-            Some(files) => fender_config::parse(files).map_err(|problems| {
-                LibraryError::Stored(problems.iter().map(Problem::from).collect())
-            })?,
-            None => Documents::default(),
-        };
         let stored_files = stored_files.unwrap_or_default();
         let plan = plan(files, &before, &stored_files, &trust_domain, &bundles)
             .map_err(LibraryError::Refused)?;
@@ -129,9 +133,10 @@ impl Library {
                 told.get(workload)
                     .is_some_and(|told| told.digest == digest(snapshot))
             });
-        match same {
-            true => library.publish(revision, plan, &told),
-            false => drop(library.commit(plan, author).await?),
+        if same {
+            library.publish(revision, plan, &told);
+        } else {
+            library.commit(plan, author).await?;
         }
         Ok((library, warnings))
     }
@@ -151,26 +156,29 @@ impl Library {
             .map(|sender| Arc::clone(&sender.borrow()))
     }
 
-    /// What applying these files would do.
-    pub(crate) fn plan(&self, files: Vec<Source>) -> Result<Plan, Vec<Problem>> {
+    /// What applying these files would do. Megabytes of documents take their time: not on a thread that serves.
+    pub(crate) async fn plan(&self, files: Vec<Source>) -> Result<Plan, ApplyError> {
         let now = self.in_force();
-        plan(
-            files,
-            &now.documents,
-            &now.files,
-            &self.trust_domain,
-            &self.bundles,
-        )
+        let (trust_domain, bundles) = (self.trust_domain.clone(), Arc::clone(&self.bundles));
+        let planned = tokio::task::spawn_blocking(move || {
+            plan(files, &now.documents, &now.files, &trust_domain, &bundles)
+        });
+        planned
+            .await
+            .map_err(|_| ApplyError::Failed)?
+            .map_err(ApplyError::Problems)
     }
 
     /// Applies files as one revision. The same files again are no news, and no revision.
+    ///
+    /// Not cancel safe: dropped after the revision is recorded, it is not published until the next start.
     pub(crate) async fn apply(
         &self,
         files: Vec<Source>,
         author: Author,
     ) -> Result<Done, ApplyError> {
         let _turn = self.turn.lock().await;
-        let plan = self.plan(files).map_err(ApplyError::Problems)?;
+        let plan = self.plan(files).await?;
         let (changes, warnings) = (plan.changes.clone(), plan.warnings.clone());
         let revision = match plan.news {
             News::Something => self.commit(plan, author).await?,
@@ -450,6 +458,8 @@ pub(crate) enum LibraryError {
 #[derive(Debug)]
 pub(crate) enum ApplyError {
     Problems(Vec<Problem>),
+    /// The reader of documents gave up without a word.
+    Failed,
     Store(StoreError),
 }
 

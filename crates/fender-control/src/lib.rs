@@ -3,7 +3,8 @@
 //!
 //! [`start`] shows the whole of it in order. It knows nothing of proxies or of how credentials are delivered, and holds
 //! no leader, cache or state that is not in its database, except who is connected. No secret value is stored, logged or
-//! put into a Snapshot; nothing anonymous is answered but attestation.
+//! put into a Snapshot. The anonymous may attest, or prove to hold the key of a certificate that has just expired; nothing
+//! else.
 
 mod admin;
 mod attest;

@@ -38,8 +38,14 @@ async fn keep_house(control: &Control) {
 
 async fn forget(control: &Control) -> Result<(), StoreError> {
     let now = control.clock.now();
+    let renewal_grace = control.library.in_force().mesh.lifetimes.renewal_grace;
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
-    while control.store.write(certificates::Forget { now }).await? == More::Perhaps {}
+    while control
+        .store
+        .write(certificates::Forget { now, renewal_grace })
+        .await?
+        == More::Perhaps
+    {}
     Ok(())
 }
 

@@ -9,8 +9,10 @@ use sqlx::{Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use super::{Command, Store, StoreError, audit};
 use crate::time::{earlier, moment, seconds};
 
-/// How long after its expiry a certificate is remembered: past any renewal grace, and for whoever asks what happened.
-const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long after its expiry a certificate is remembered for whoever asks what happened; a longer renewal grace needs it
+/// longer.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Certificates forgotten in one transaction, so that housekeeping never holds up issuance for long.
 const FORGET: i64 = 1000;
 
@@ -150,13 +152,15 @@ pub(crate) async fn tallies(store: &Store) -> Result<Vec<Tally>, StoreError> {
 /// Forgets what expired long ago. Answers whether there may be more.
 pub(crate) struct Forget {
     pub(crate) now: UnixTime,
+    pub(crate) renewal_grace: Duration,
 }
 
 impl Command for Forget {
     type Output = More;
 
     async fn run(self, db: &mut SqliteConnection) -> Result<More, StoreError> {
-        let before = seconds(earlier(self.now, KEPT));
+        let kept = KEPT.max(self.renewal_grace.saturating_add(DAY));
+        let before = seconds(earlier(self.now, kept));
         // Tokens first: a spent one refers to its certificate.
         sqlx::query(
             "DELETE FROM tokens WHERE expires_at < ?1 AND (spent_on IS NULL OR spent_on IN \

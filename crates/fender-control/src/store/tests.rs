@@ -242,8 +242,8 @@ async fn one_workloads_decisions_never_crowd_out_anothers() {
 }
 
 #[tokio::test]
-async fn certificates_and_tokens_are_forgotten_a_month_after_both_ended() {
-    let (_directory, store) = store().await;
+async fn certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more() {
+    let (directory, store) = store().await;
     with_authority(&store).await;
     for (serial, end) in [(1, 10 * DAY), (2, 50 * DAY), (3, 10 * DAY)] {
         store
@@ -252,12 +252,9 @@ async fn certificates_and_tokens_are_forgotten_a_month_after_both_ended() {
             .unwrap();
     }
     // A token outlives the certificate it bought; a second one ended with it.
+    let options = SqliteConnectOptions::new().filename(directory.path().join("control.db"));
+    let mut db = options.connect().await.unwrap();
     for (hash, expires, serial) in [(1_u8, 60 * DAY, "03"), (2, 9 * DAY, "01")] {
-        let mut db = SqliteConnectOptions::new()
-            .filename(_directory.path().join("control.db"))
-            .connect()
-            .await
-            .unwrap();
         sqlx::query("INSERT INTO tokens VALUES (?, 'x', 0, 'x', ?, 1, ?)")
             .bind(vec![hash; 32])
             .bind(i64::try_from(expires).unwrap())
@@ -265,17 +262,25 @@ async fn certificates_and_tokens_are_forgotten_a_month_after_both_ended() {
             .execute(&mut db)
             .await
             .unwrap();
-        db.close().await.unwrap();
     }
-    store
-        .write(certificates::Forget { now: at(45 * DAY) })
-        .await
-        .unwrap();
+    db.close().await.unwrap();
+
+    let forget = |day: u64, grace: u64| {
+        let renewal_grace = Duration::from_secs(grace * DAY);
+        store.write(certificates::Forget {
+            now: at(day * DAY),
+            renewal_grace,
+        })
+    };
+    forget(39, 30).await.unwrap();
+    assert_eq!(
+        count(&store, "SELECT count(*) FROM certificates").await,
+        3,
+        "still within grace"
+    );
+    forget(39, 1).await.unwrap();
     assert_eq!(count(&store, "SELECT count(*) FROM tokens").await, 1);
     assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 2);
-    store
-        .write(certificates::Forget { now: at(200 * DAY) })
-        .await
-        .unwrap();
+    forget(200, 1).await.unwrap();
     assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 0);
 }

@@ -168,3 +168,36 @@ async fn wrong_documents_at_the_start_are_refused_with_their_places_and_exit_cod
     );
     assert_eq!(error.exit_code(), 64);
 }
+
+#[tokio::test]
+async fn an_administrator_who_hangs_up_leaves_no_revision_half_in_force() {
+    let world = World::new().await;
+    let mut admin = world.admin().await;
+    for round in 0..40 {
+        let text = documents(world.directory.path(), &format!("caller{round}"));
+        let files = vec![proto::SourceFile {
+            name: "mesh.yaml".to_owned(),
+            text,
+        }];
+        tokio::select! {
+            biased;
+            applied = admin.apply(proto::ApplyRequest { files, dry_run: false }) => drop(applied.unwrap()),
+            () = async { for _ in 0..round * 2 { tokio::task::yield_now().await } } => {}
+        }
+    }
+    let inventory = world.attested("shop/inventory").await;
+    let applied = world.apply(documents(world.directory.path(), "last")).await;
+    let snapshot = world.subscribe(&inventory, 0).await.next().await.unwrap();
+    assert_eq!(snapshot.version, applied.revision);
+    assert!(format!("{:?}", snapshot.policies).contains("last"));
+}
+
+#[tokio::test]
+async fn documents_of_ten_megabytes_are_refused_and_nothing_waits_for_them() {
+    let world = World::new().await;
+    let answer = world
+        .apply([MESH.to_owned(), "# x".repeat(10 * 1024 * 1024 / 3)].concat())
+        .await;
+    assert_eq!(answer.problems.len(), 1, "{:?}", answer.problems);
+    assert_eq!(answer.revision, 1);
+}
