@@ -172,7 +172,9 @@ impl Subscription {
     ) -> Result<(), Status> {
         let hello = self.hello().await?;
         let sidecar = self.introduce(&hello)?;
-        let mut bucket = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
+        // Apart, so that a flood of denials does not hide what the sidecar says of itself.
+        let mut decisions = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
+        let mut others = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
         if hello.snapshot_version == snapshots.borrow().version {
             snapshots.mark_unchanged();
             sidecar.sent(hello.snapshot_version);
@@ -182,11 +184,17 @@ impl Subscription {
         }
         loop {
             tokio::select! {
-                report = self.reports.message() => match report? {
-                    Some(report) if bucket.take() => self.heard(report, &sidecar)?,
-                    Some(_) => tracing::debug!(workload = %self.caller.workload, "report dropped: too many"),
-                    None => return Ok(()),
-                },
+                report = self.reports.message() => {
+                    let Some(report) = report? else { return Ok(()) };
+                    let bucket = match &report.kind {
+                        Some(report::Kind::Decision(_)) => &mut decisions,
+                        _ => &mut others,
+                    };
+                    match bucket.take() {
+                        true => self.heard(report, &sidecar)?,
+                        false => tracing::debug!(workload = %self.caller.workload, "report dropped: too many"),
+                    }
+                }
                 sent = send_newest(&self.updates, &mut snapshots) => sidecar.sent(sent?),
             }
         }
