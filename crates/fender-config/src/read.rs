@@ -169,8 +169,9 @@ pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a>
 
 fn too_large(source: &Source) -> Problem {
     let message = format!(
-        "the file has {} bytes; one may have {MAX_SOURCE_BYTES}, all together {MAX_TOTAL_BYTES}",
-        source.text.len()
+        "the file is longer than {} MiB, or all together are longer than {} MiB",
+        MAX_SOURCE_BYTES >> 20,
+        MAX_TOTAL_BYTES >> 20
     );
     Problem::new(
         Place::whole_file(&source.name),

@@ -35,10 +35,8 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
         .env_clear()
         .envs(environment)
         .exec();
-    let exit = match error.kind() {
-        std::io::ErrorKind::NotFound => Exit::App(127),
-        _ => Exit::App(126),
-    };
+    let missing = error.kind() == std::io::ErrorKind::NotFound;
+    let exit = Exit::App(if missing { 127 } else { 126 });
     Err(Failure::new(
         exit,
         anyhow::Error::new(error).context(format!("run `{}`", program.to_string_lossy())),

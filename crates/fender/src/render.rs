@@ -214,12 +214,21 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
         let _ = writeln!(out, "listener       {listener}");
     }
     for credential in array(status, "credentials") {
+        let why = text(credential, "why");
+        let why = if why.is_empty() {
+            String::new()
+        } else {
+            format!(": {why}")
+        };
         let _ = writeln!(
             out,
-            "credential     {} generation {}",
+            "credential     {} {}{why}",
             text(credential, "name"),
-            text(credential, "generation")
+            text(credential, "state")
         );
+    }
+    if !text(status, "problem").is_empty() {
+        let _ = writeln!(out, "PROBLEM        {}", text(status, "problem"));
     }
     out
 }

@@ -80,7 +80,7 @@ async fn certificate_of_tomorrow() {
         ends: 7200,
         ..Template::svid(CALLER)
     });
-    assert_refused_in_tls(&sidecar, Some(early), "not yet valid").await;
+    assert_refused_in_tls(&sidecar, Some(early), "becomes valid in").await;
 }
 
 #[tokio::test]

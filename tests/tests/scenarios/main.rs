@@ -2,6 +2,14 @@
 //!
 //! Each module is one promise. Helpers are in the `fender-tests` library.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a scenario fails loudly and prints what it measured"
+)]
+
 mod attacks;
 mod compose;
 mod control_loss;

@@ -154,7 +154,7 @@ fn a_token_that_others_can_read_is_not_used() {
     fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).unwrap();
     let (exit, text) = refused(&mesh, "shop/orders", "careless", &token);
     assert_eq!(exit, 64, "{text}");
-    assert!(text.contains("0600"), "the way out is named:\n{text}");
+    assert!(text.contains("chmod 0400"), "the way out is named:\n{text}");
 }
 
 #[test]

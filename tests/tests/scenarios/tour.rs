@@ -26,7 +26,7 @@ fn the_readmes_tour_works_as_written() {
             "-euo",
             "pipefail",
             "-c",
-            &format!("trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{script}"),
+            &format!("trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{script}"),
         ])
         .current_dir(home.path())
         .env_clear()

@@ -6,6 +6,8 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as SocketName, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,30 +33,53 @@ pub(crate) struct Ports {
     pub(crate) rogue_to_inventory: SocketAddr,
 }
 
+/// Ports in a row, so that whoever sees one knows the others.
+const BLOCK: u16 = 10;
+const BLOCKS: std::ops::RangeInclusive<u16> = 1843..=3199;
+
+/// Ten ports that no other demo on this machine takes.
+struct Block {
+    first: u16,
+    /// Held as long as the ports are: an abstract name that only one process can have.
+    _claim: UnixListener,
+}
+
+impl Block {
+    /// The first block, with its familiar numbers, unless another demo or program is there.
+    fn claim() -> Result<Self> {
+        BLOCKS
+            .map(|number| number * BLOCK)
+            .find_map(|first| {
+                let name = SocketName::from_abstract_name(format!("fender-demo-{first}")).ok()?;
+                let claim = UnixListener::bind_addr(&name).ok()?;
+                let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+                (first..first + BLOCK).all(free).then_some(Self {
+                    first,
+                    _claim: claim,
+                })
+            })
+            .context("find ten free ports between 18430 and 32000")
+    }
+}
+
 impl Ports {
-    /// Familiar numbers where they are free, any free ones below the ephemeral range otherwise.
-    fn choose() -> Result<Self> {
-        let mut next = 18_443..32_000;
-        let mut free = || {
-            next.by_ref()
-                .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-                .find(|address| TcpListener::bind(address).is_ok())
-                .context("find a free port between 18443 and 32000")
-        };
-        Ok(Self {
-            control: free()?,
-            orders: free()?,
-            orders_app: free()?,
-            orders_to_inventory: free()?,
-            inventory: free()?,
-            inventory_app: free()?,
-            rogue_to_inventory: free()?,
-        })
+    fn within(block: &Block) -> Self {
+        let at = |offset| SocketAddr::from((Ipv4Addr::LOCALHOST, block.first + offset));
+        Self {
+            control: at(0),
+            orders: at(3),
+            orders_app: at(4),
+            orders_to_inventory: at(5),
+            inventory: at(6),
+            inventory_app: at(7),
+            rogue_to_inventory: at(8),
+        }
     }
 }
 
 pub(crate) struct World {
     pub(crate) ports: Ports,
+    _block: Block,
     directory: TempDir,
     binary: PathBuf,
     children: Vec<(&'static str, Child)>,
@@ -66,8 +91,10 @@ impl World {
             .prefix("fender-demo-")
             .tempdir()
             .context("make a temporary directory")?;
+        let block = Block::claim()?;
         let world = Self {
-            ports: Ports::choose()?,
+            ports: Ports::within(&block),
+            _block: block,
             directory,
             binary: std::env::current_exe().context("find this program")?,
             children: Vec::new(),

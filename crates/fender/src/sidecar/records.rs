@@ -27,19 +27,18 @@ pub(super) async fn carry(
         let Some(record) = decision(record) else {
             continue;
         };
-        if let Some(reports) = &reports {
-            if reports
+        if let Some(reports) = &reports
+            && reports
                 .try_send(Report::Decision(Box::new(record.clone())))
                 .is_err()
-            {
-                dropped += 1;
-                // Powers of two: a flood of denials is not to become a flood of lines.
-                if dropped.is_power_of_two() {
-                    tracing::warn!(
-                        dropped,
-                        "decision records are kept here only: the control plane does not take them"
-                    );
-                }
+        {
+            dropped += 1;
+            // Powers of two: a flood of denials is not to become a flood of lines.
+            if dropped.is_power_of_two() {
+                tracing::warn!(
+                    dropped,
+                    "decision records are kept here only: the control plane does not take them"
+                );
             }
         }
         kept.keep(record);

@@ -1,12 +1,12 @@
 //! What this sidecar says of itself: on the admin socket, and in `fender status`.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use fender_config::ObjectName;
 use fender_config::snapshot::{Profile, Snapshot};
+use fender_credentials::engine::{Holding, Holdings};
 use fender_identity::Svid;
+use fender_proxy::Direction;
 use fender_runtime::clock::SharedClock;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -16,14 +16,15 @@ use crate::render;
 use crate::source::LinkState;
 
 pub(super) struct Status {
-    pub(super) svid: watch::Receiver<Arc<Svid>>,
-    pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
-    pub(super) link: LinkState,
-    pub(super) clock: SharedClock,
+    svid: watch::Receiver<Arc<Svid>>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    link: LinkState,
+    clock: SharedClock,
     pub(super) decisions: Arc<Decisions>,
-    /// The generation of each credential that was delivered.
-    pub(super) credentials: Mutex<BTreeMap<String, String>>,
-    started: AtomicBool,
+    /// There once the credentials are.
+    holdings: OnceLock<watch::Receiver<Holdings>>,
+    /// There once it serves.
+    proxy: OnceLock<fender_proxy::Running>,
     draining: AtomicBool,
 }
 
@@ -40,15 +41,21 @@ impl Status {
             link,
             clock,
             decisions: Arc::default(),
-            credentials: Mutex::default(),
-            started: AtomicBool::new(false),
+            holdings: OnceLock::new(),
+            proxy: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
     }
 
-    /// Everything needed to serve is there.
-    pub(super) fn set_started(&self) {
-        self.started.store(true, Ordering::Release);
+    /// The credentials are delivered.
+    pub(super) fn set_holdings(&self, holdings: watch::Receiver<Holdings>) {
+        // Called once, in the course of the start; so is the next.
+        let _ = self.holdings.set(holdings);
+    }
+
+    /// Everything needed to serve is there, the proxy last.
+    pub(super) fn set_started(&self, proxy: fender_proxy::Running) {
+        let _ = self.proxy.set(proxy);
     }
 
     pub(super) fn set_draining(&self) {
@@ -56,34 +63,23 @@ impl Status {
     }
 
     pub(super) fn has_started(&self) -> bool {
-        self.started.load(Ordering::Acquire)
+        self.proxy.get().is_some()
     }
 
     /// Started, not draining, and with a certificate that peers will accept.
     pub(super) fn is_ready(&self) -> bool {
-        self.has_started()
-            && !self.draining.load(Ordering::Acquire)
-            && self.svid.borrow().validity().includes(self.clock.now())
-    }
-
-    /// True if this generation was not in use before.
-    pub(super) fn delivered(&self, name: &ObjectName, generation: &str) -> bool {
-        let mut credentials = self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        credentials
-            .insert(name.to_string(), generation.to_owned())
-            .is_none_or(|before| before != generation)
+        let valid = self.svid.borrow().validity().includes(self.clock.now());
+        self.has_started() && !self.draining.load(Ordering::Acquire) && valid
     }
 
     pub(super) fn to_json(&self) -> Value {
         let (svid, snapshot) = (self.svid.borrow().clone(), self.snapshot.borrow().clone());
-        let credentials = self
-            .credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
+        let holdings = self
+            .holdings
+            .get()
+            .map(|holdings| holdings.borrow().clone());
+        let proxy = self.proxy.get().map(fender_proxy::Running::status);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "identity": svid.id().as_str(),
@@ -91,14 +87,48 @@ impl Status {
             "serial": svid.serial().to_string(),
             "not_after": render::moment(not_after),
             "snapshot_version": snapshot.version,
-            "profile": match snapshot.profile { Profile::Production => "production", Profile::Development => "development" },
+            "profile": match snapshot.profile {
+                Profile::Production => "production",
+                Profile::Development => "development",
+            },
             "link": self.link.describe(),
-            "listeners": snapshot.inbound.iter().map(|inbound| format!("{} inbound to {}", inbound.listen, inbound.app))
-                .chain(snapshot.outbound.iter().map(|outbound| format!("{} outbound", outbound.listen)))
-                .collect::<Vec<_>>(),
-            "credentials": credentials.iter().map(|(name, generation)| json!({
-                "name": name, "generation": generation,
-            })).collect::<Vec<_>>(),
+            "problem": proxy.as_ref().and_then(|proxy| proxy.problem.clone()),
+            "listeners": proxy.iter().flat_map(|proxy| &proxy.listeners).map(listener).collect::<Vec<_>>(),
+            "counts": proxy.as_ref().map(|proxy| json!({
+                "connections": proxy.counts.connections,
+                "requests": proxy.counts.requests,
+                "denied": proxy.counts.denied,
+                "peer_faults": proxy.counts.peer_faults,
+                "upstream_faults": proxy.counts.upstream_faults,
+                "own_faults": proxy.counts.own_faults,
+                "records_dropped": proxy.records_dropped,
+            })),
+            "credentials": holdings.iter().flatten().map(|(name, holding)| {
+                let (state, why) = describe(holding);
+                json!({
+                    "name": name.to_string(),
+                    "state": state,
+                    "generation": holding.generation().map(|generation| generation.as_str()),
+                    "why": why,
+                })
+            }).collect::<Vec<_>>(),
         })
+    }
+}
+
+fn listener(listener: &fender_proxy::ListenerStatus) -> String {
+    match listener.direction {
+        Direction::Inbound => format!("{} inbound", listener.local),
+        Direction::Outbound => format!("{} outbound", listener.local),
+    }
+}
+
+fn describe(holding: &Holding) -> (&'static str, Option<&str>) {
+    match holding {
+        Holding::Waiting => ("waiting", None),
+        Holding::Delivered(_) => ("delivered", None),
+        Holding::Outdated { why, .. } => ("outdated", Some(why)),
+        Holding::Withdrawn { why } => ("withdrawn", Some(why)),
+        Holding::Failed { why } => ("failed", Some(why)),
     }
 }
