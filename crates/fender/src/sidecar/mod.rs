@@ -5,6 +5,7 @@
 //! itself first; then learns who it is, what it must do and which secrets it has; only then does it
 //! listen, and last of all it says that it is ready.
 
+mod abandoned;
 mod admin_socket;
 mod confine;
 mod decisions;
@@ -13,6 +14,7 @@ mod records;
 pub(crate) mod remote;
 mod status;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,10 +22,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fender_api::client::Report;
+use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
 use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
+use fender_providers::Generation;
 use fender_proxy::{Inputs, Limits, Proxy};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -35,6 +39,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::signals::Stop;
 use crate::source::{self, Feed};
 use crate::{blocking, cli, single};
+use abandoned::Interfaces;
 use confine::Reach;
 use drains::Drains;
 use status::Status;
@@ -55,8 +60,9 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
     let reach = reach(&args)?;
+    let interfaces = Interfaces::open();
     confine::confine(&reach).map_err(Failure::unavailable)?;
-    blocking(serve(args, listeners))
+    blocking(serve(args, listeners, interfaces))
 }
 
 /// The supervisor: the proxy first, then, once that is ready, the application.
@@ -64,6 +70,11 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
     let mut command = args.command.into_iter();
     let Some(program) = command.next() else {
         return Err(Failure::usage("no application to run"));
+    };
+    // Without a state of its own a proxy that died could not come back: its token is spent.
+    let memory = match (&args.source.control, &args.source.state) {
+        (Some(_), None) => Some(private_memory().map_err(Failure::unavailable)?),
+        (Some(_) | None, _) => None,
     };
     let environment =
         std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"FENDER_"));
@@ -78,7 +89,7 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
                 .context("find this program")
                 .map_err(Failure::unavailable)?
                 .into_os_string(),
-            arguments: own_arguments(),
+            arguments: own_arguments(memory.as_ref().map(tempfile::TempDir::path)),
             environment: None,
         }),
         stop_timeout: args.stop_timeout,
@@ -88,17 +99,41 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
     Ok(Exit::App(code))
 }
 
+/// A directory that nobody else reads and that is gone with this process, in memory where there is
+/// a file system for that.
+fn private_memory() -> anyhow::Result<tempfile::TempDir> {
+    let shared_memory = Path::new("/dev/shm");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("fender-");
+    let made = if shared_memory.is_dir() {
+        builder.tempdir_in(shared_memory)
+    } else {
+        builder.tempdir()
+    };
+    made.context("make a directory for the proxy's state; --state names another")
+}
+
 /// What this process was started with, up to the application's command, for the proxy it starts.
-fn own_arguments() -> Vec<OsString> {
+fn own_arguments(state: Option<&Path>) -> Vec<OsString> {
     let own = std::env::args_os()
         .skip(1)
         .take_while(|argument| argument != OsStr::new("--"));
-    own.chain(["--supervised", "--tethered"].map(OsString::from))
-        .collect()
+    let state = state.map(|path| {
+        [
+            OsString::from("--state"),
+            path.join("state").into_os_string(),
+        ]
+    });
+    let role = ["--supervised", "--tethered"].map(OsString::from);
+    own.chain(state.into_iter().flatten()).chain(role).collect()
 }
 
 /// The proxy from nothing to serving, and from serving to its end.
-async fn serve(args: cli::Sidecar, listeners: Listeners) -> Outcome {
+async fn serve(
+    args: cli::Sidecar,
+    listeners: Listeners,
+    interfaces: Option<Interfaces>,
+) -> Outcome {
     let mut stop = Stop::install().map_err(Failure::unavailable)?;
     let drains = Drains::new();
     let started = tokio::select! {
@@ -128,6 +163,12 @@ async fn serve(args: cli::Sidecar, listeners: Listeners) -> Outcome {
 
     tokio::select! {
         () = stop.requested() => {}
+        () = network_abandoned(interfaces) => {
+            drains.abandon().await;
+            return Err(Failure::unavailable(anyhow::anyhow!(
+                "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one"
+            )));
+        }
         () = ordered_to_drain(superior.as_mut()) => {
             serving.begin_drain(&drains);
             stop.requested().await;
@@ -151,12 +192,18 @@ async fn ordered_to_drain(superior: Option<&mut Superior>) {
     std::future::pending().await
 }
 
+/// Returns when nobody can reach this process any more; never if it was on loopback only.
+async fn network_abandoned(interfaces: Option<Interfaces>) {
+    match interfaces {
+        Some(interfaces) => interfaces.abandoned().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// A sidecar that serves.
 struct Serving {
     feed: Feed,
     status: Arc<Status>,
-    /// Ends with its drains; held so that what it watches stays open.
-    _proxy: fender_proxy::Running,
 }
 
 impl Serving {
@@ -221,12 +268,11 @@ async fn start(
     )
     .await
     .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
+    status.set_holdings(holdings.clone());
     let reports = feed.session.as_ref().map(|session| session.reports.clone());
-    drains.work.spawn(report_holdings(
-        holdings,
-        Arc::clone(&status),
-        reports.clone(),
-    ));
+    if let Some(reports) = reports.clone() {
+        drains.work.spawn(report_holdings(holdings, reports));
+    }
 
     // The data plane.
     let (records, recorded) = mpsc::channel(records::WAITING);
@@ -246,12 +292,8 @@ async fn start(
         limits: Limits::default(),
     })
     .map_err(Failure::unavailable)?;
-    status.set_started();
-    Ok(Serving {
-        feed,
-        status,
-        _proxy: proxy,
-    })
+    status.set_started(proxy);
+    Ok(Serving { feed, status })
 }
 
 /// Systemd's socket activation: listeners that exist before this process and outlive it.
@@ -282,25 +324,27 @@ fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
     Sources { allow, remote }
 }
 
-/// Says which generation of each credential is in use, here and to the control plane.
-async fn report_holdings(
-    mut holdings: watch::Receiver<Holdings>,
-    status: Arc<Status>,
-    reports: Option<mpsc::Sender<Report>>,
-) {
+/// Tells the control plane which generation of each credential is in use.
+async fn report_holdings(mut holdings: watch::Receiver<Holdings>, reports: mpsc::Sender<Report>) {
+    let mut reported: BTreeMap<ObjectName, Generation> = BTreeMap::new();
     loop {
         let held = holdings.borrow_and_update().clone();
-        for (name, generation) in held
-            .iter()
-            .filter_map(|(name, holding)| Some((name, holding.generation()?)))
-        {
-            let news = status.delivered(name, generation.as_str());
-            if let (true, Some(reports)) = (news, &reports) {
-                // Lost while nobody listens; the next generation, or the next link, says it again.
-                let _ = reports.try_send(Report::Credential {
-                    name: name.clone(),
-                    generation: generation.as_str().to_owned(),
-                });
+        for (name, holding) in held {
+            let Some(generation) = holding.generation().cloned() else {
+                continue;
+            };
+            let text = generation.as_str().to_owned();
+            // What does not fit while nobody listens is said again with the next change.
+            let news = reported.get(&name) != Some(&generation);
+            if news
+                && reports
+                    .try_send(Report::Credential {
+                        name: name.clone(),
+                        generation: text,
+                    })
+                    .is_ok()
+            {
+                reported.insert(name, generation);
             }
         }
         if holdings.changed().await.is_err() {
