@@ -14,7 +14,7 @@ use fender_wire::body::BodyError;
 use fender_wire::path::PathError;
 use http::StatusCode;
 
-use crate::permit::Denied;
+use crate::permit::{Cut, Denied};
 use crate::relay::{Broken, Side};
 
 /// Why a connection or a request did not end as it should.
@@ -191,6 +191,15 @@ impl From<io::Error> for PeerFault {
 impl From<Elapsed> for PeerFault {
     fn from(_: Elapsed) -> Self {
         Self::EstablishesTooSlowly
+    }
+}
+
+impl From<Cut> for Fault {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::Denied(denied) => denied.into(),
+            Cut::Drained => OurFault::Drained.into(),
+        }
     }
 }
 

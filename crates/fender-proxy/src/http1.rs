@@ -353,7 +353,7 @@ impl Reader {
                 // A request that is already here is served, whatever else is about to end.
                 biased;
                 filled = self.fill() => filled?,
-                () = closing.begins(), if turn == Turn::Kept => return Ok(None),
+                () = closing.last_call(limits.last_call), if turn == Turn::Kept => return Ok(None),
                 () = tokio::time::sleep(patience) => return Ok(None),
             };
             if filled == 0 {
@@ -377,10 +377,6 @@ impl Reader {
 
 /// Where the reader is during an exchange.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one for each connection; a box would be an allocation for each request"
-)]
 pub(crate) enum Lent {
     Here(Returned),
     /// With the body, which hands it back.

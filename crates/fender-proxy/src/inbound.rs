@@ -120,8 +120,7 @@ impl Conn {
 
         tokio::select! {
             biased; // a revoked peer loses even a race it was about to win
-            denied = caller.lapsed(&mut policy) => Err(denied.into()),
-            () = drain.forced() => Err(OurFault::Drained.into()),
+            cut = caller.cuts(&mut policy, &drain) => Err(cut.into()),
             carried = self.converse(&mut gate, stream, deadline, &closing) => carried, // may it, where
         }
     }
@@ -169,11 +168,7 @@ impl Conn {
 
     fn identified(&mut self, peer: Peer) -> Arc<Caller> {
         self.line.peer = peer.id().cloned();
-        let caller = Arc::new(Caller {
-            peer,
-            from: self.from,
-            port: self.door.port,
-        });
+        let caller = Arc::new(Caller::new(peer, self.from, self.door.port));
         self.caller = Some(caller.clone());
         caller
     }

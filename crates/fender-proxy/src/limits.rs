@@ -24,6 +24,9 @@ pub struct Limits {
     /// Waiting for the next request on a kept connection. 5 min: longer than the pools of clients
     /// keep theirs, so that it is them who close.
     pub idle: Duration,
+    /// How long an idle HTTP/1 connection may still bring a request once a drain has begun; it is
+    /// answered and the connection closed. 1 s: closing at once would meet requests on their way.
+    pub last_call: Duration,
     /// Without a byte moving, while a request body is awaited or a response cannot be written.
     /// 5 min: a consumer may be slow, not dead.
     pub stall: Duration,
@@ -70,6 +73,7 @@ impl Default for Limits {
             target_bytes: 8 * 1024,
             head_time: Duration::from_secs(10),
             idle: Duration::from_secs(5 * 60),
+            last_call: Duration::from_secs(1),
             stall: Duration::from_secs(5 * 60),
             half_closed: Duration::from_secs(5 * 60),
             response: Duration::from_secs(60 * 60),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
@@ -98,7 +99,7 @@ impl Closing {
         let retires = expires.map(|expires| {
             let left = expires.as_secs().saturating_sub(now);
             let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(retires))
+            UnixTime::since_unix_epoch(Duration::from_secs(retires))
         });
         Self {
             drain,
@@ -111,6 +112,8 @@ impl Closing {
         self.drain.is_stopping() || self.retires.is_some_and(|at| at <= self.clock.now())
     }
 
+    /// Resolves when it begins: the moment for GOAWAY, which loses nothing.
+    ///
     /// Cancel safe.
     pub(crate) async fn begins(&self) {
         let retires = async {
@@ -123,6 +126,16 @@ impl Closing {
             () = self.drain.stopping() => {}
             () = retires => {}
         }
+    }
+
+    /// Resolves when an idle HTTP/1 connection should not be waited for any more. It has no GOAWAY:
+    /// closed at once, it would meet the request that is just on its way. So during a drain it may
+    /// still bring one for `grace`; one that merely retires is not closed while it is idle.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn last_call(&self, grace: Duration) {
+        self.drain.stopping().await;
+        tokio::time::sleep(grace).await;
     }
 }
 
@@ -145,7 +158,7 @@ impl Activity {
     }
 
     /// Resolves when nothing has been open for `limit`.
-    pub(crate) async fn idle(&self, limit: std::time::Duration) {
+    pub(crate) async fn idle(&self, limit: Duration) {
         let mut open = self.0.subscribe();
         loop {
             if open.wait_for(|open| *open == 0).await.is_err() {

@@ -119,16 +119,11 @@ impl Conn {
             }
         };
         self.line.peer = peer.id().cloned();
-        let server = Caller {
-            peer,
-            from: self.from,
-            port: 0,
-        };
+        let server = Caller::new(peer, self.from, 0);
 
         let carried = tokio::select! {
             biased; // a revoked server loses even a race it was about to win
-            denied = server.lapsed(&mut policy) => Err(denied.into()),
-            () = self.drain.forced() => Err(OurFault::Drained.into()),
+            cut = server.cuts(&mut policy, &self.drain) => Err(cut.into()),
             carried = relay(
                 &mut socket,
                 stream,

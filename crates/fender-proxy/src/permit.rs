@@ -1,18 +1,19 @@
 //! May it? A [`Permit`] is the proof that policy said yes, and the only thing that leads to the app.
 //!
 //! Its fields are private and [`Policy::authorize`] is its one constructor. A permit lives as long as
-//! the policy that gave it: [`Permit::revoked`] asks again on every snapshot, and [`Caller::lapsed`]
+//! the policy that gave it: [`Permit::revoked`] asks again on every snapshot, and [`Caller::cuts`]
 //! ends a connection whose peer was deny-listed or whose certificate expired. A feed that closed is
 //! stale, not revoked.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
 use fender_identity::{Peer, PeerSvid};
 use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
 use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
+use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::listen::PeerAddr;
 use http::{HeaderMap, Method};
@@ -25,6 +26,14 @@ pub(crate) struct Caller {
     pub(crate) from: PeerAddr,
     /// The port it reached.
     pub(crate) port: u16,
+    cut: OnceLock<Cut>,
+}
+
+/// Why a whole connection was cut, for the lines of the requests that were cut with it.
+#[derive(Clone, Debug)]
+pub(crate) enum Cut {
+    Denied(Denied),
+    Drained,
 }
 
 /// What is asked: the facts of one request or of one TCP connection, kept to be judged again.
@@ -153,7 +162,7 @@ impl Permit {
 }
 
 /// Policy said no, or does not say yes any more.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{why}")]
 pub(crate) struct Denied {
     pub(crate) id: OpaqueId,
@@ -161,7 +170,7 @@ pub(crate) struct Denied {
     pub(crate) snapshot: Arc<Snapshot>,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Why {
     #[error("{}", described(.0))]
     Policy(Decision),
@@ -256,11 +265,34 @@ impl Denied {
 }
 
 impl Caller {
-    /// Resolves when this connection must end whatever it carries: its peer was deny-listed (I4), or
-    /// its certificate has expired.
+    pub(crate) fn new(peer: Peer, from: PeerAddr, port: u16) -> Self {
+        Self {
+            peer,
+            from,
+            port,
+            cut: OnceLock::new(),
+        }
+    }
+
+    /// Why its connection was cut, if it was.
+    pub(crate) fn cut(&self) -> Option<&Cut> {
+        self.cut.get()
+    }
+
+    /// Resolves when this connection must end whatever it carries, and says so to what it carries.
     ///
     /// Cancel safe.
-    pub(crate) async fn lapsed(&self, policy: &mut Policy) -> Denied {
+    pub(crate) async fn cuts(&self, policy: &mut Policy, drain: &Drain) -> Cut {
+        let cut = tokio::select! {
+            biased;
+            denied = self.lapsed(policy) => Cut::Denied(denied),
+            () = drain.forced() => Cut::Drained,
+        };
+        self.cut.get_or_init(|| cut).clone()
+    }
+
+    /// Resolves when its peer was deny-listed (I4), or the peer's certificate has expired.
+    async fn lapsed(&self, policy: &mut Policy) -> Denied {
         let Some(svid) = self.peer.svid() else {
             return std::future::pending().await;
         };

@@ -281,6 +281,7 @@ fn answer(fault: Fault, mut exchange: Exchange) -> Response<ResponseBody> {
 pub(crate) struct Exchange {
     node: Arc<Node>,
     line: RequestLine,
+    caller: Arc<Caller>,
     ask: Option<Ask>,
     /// The fault id the peer was told.
     told: Option<OpaqueId>,
@@ -315,6 +316,7 @@ impl Exchange {
         Self {
             node,
             line,
+            caller: gate.caller.clone(),
             ask: None,
             told: None,
             state: State::Open,
@@ -354,10 +356,16 @@ impl Exchange {
 }
 
 impl Drop for Exchange {
-    /// Nobody waited for the end.
+    /// Nobody waited for the end: the connection was cut, or the peer has gone.
     fn drop(&mut self) {
-        if self.state == State::Open {
-            self.fail(PeerFault::Abandons.into());
-        }
+        let fault = match self.caller.cut() {
+            // The record is the connection's to leave.
+            Some(cut) => {
+                self.ask = None;
+                cut.clone().into()
+            }
+            None => PeerFault::Abandons.into(),
+        };
+        self.fail(fault);
     }
 }

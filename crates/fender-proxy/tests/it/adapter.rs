@@ -267,6 +267,25 @@ async fn head_requests_keep_the_length_and_send_no_body() {
 }
 
 #[tokio::test]
+async fn options_of_the_whole_server_reach_the_app() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let request = "OPTIONS * HTTP/1.1\r\nhost: o\r\nconnection: close\r\n\r\n";
+    assert!(world.raw(request).await.contains("OPTIONS *\n"));
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_is_served_once() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let seen = world.raw("GET /old HTTP/1.0\r\n\r\n").await;
+    assert!(
+        seen.starts_with("HTTP/1.1 200") && seen.contains("GET /old\n"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
 async fn an_app_that_is_down_is_503_with_a_fault_id_and_no_address() {
     let nobody = nobody().await;
     let world = World::http(nobody);

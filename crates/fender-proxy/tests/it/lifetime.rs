@@ -236,7 +236,11 @@ async fn patient_app(
 async fn a_drain_finishes_the_request_in_flight_and_closes_the_idle() {
     let tasks = Drain::new();
     let (app, go, mut arrivals) = patient_app(&tasks).await;
-    let world = World::http(app);
+    let limits = Limits {
+        last_call: Duration::from_millis(20),
+        ..Limits::default()
+    };
+    let world = World::start(vec![inbound(app, Protocol::Http)], vec![], limits);
     go.send_replace(true);
     let mut idle = world.web().await;
     idle.write_all(get("/idle").as_bytes()).await.unwrap();
@@ -254,7 +258,6 @@ async fn a_drain_finishes_the_request_in_flight_and_closes_the_idle() {
         soon(arrivals.wait_for(|count| *count == 3)).await.unwrap();
         world.inbound.stop();
         assert_eq!(rest(&mut idle).await, "");
-        assert!(TcpStream::connect(world.address()).await.is_err() || !go.is_closed());
         go.send_replace(true);
         let (head, body) = response(&mut busy).await;
         assert!(
@@ -286,6 +289,29 @@ async fn a_drain_finishes_the_request_in_flight_and_closes_the_idle() {
 }
 
 #[tokio::test]
+async fn a_request_on_its_way_when_a_drain_begins_is_still_answered() {
+    let tasks = Drain::new();
+    let limits = Limits {
+        last_call: PATIENCE,
+        ..Limits::default()
+    };
+    let port = inbound(echo_app(&tasks).await, Protocol::Http);
+    let world = World::start(vec![port], vec![], limits);
+    let mut stream = world.web().await;
+    stream.write_all(get("/first").as_bytes()).await.unwrap();
+    response(&mut stream).await;
+    world.inbound.stop();
+    stream.write_all(get("/last").as_bytes()).await.unwrap();
+    let (head, _) = response(&mut stream).await;
+    assert!(
+        head.starts_with("HTTP/1.1 200") && head.contains("connection: close"),
+        "{head}"
+    );
+    assert_eq!(rest(&mut stream).await, "");
+    assert!(world.inbound.close(Deadline::after(PATIENCE)).await);
+}
+
+#[tokio::test]
 async fn a_drain_that_runs_out_of_time_cuts() {
     let tasks = Drain::new();
     let (app, _) = streaming_app(&tasks).await;
@@ -304,6 +330,11 @@ async fn a_drain_that_runs_out_of_time_cuts() {
     );
     let mut rest_of = Vec::new();
     assert!(soon(stream.read_to_end(&mut rest_of)).await.is_err());
+    assert!(
+        logs_line("/cut-by-drain")
+            .await
+            .contains("\"outcome\":\"ours\"")
+    );
     soon(world.inbound.drained()).await;
     assert!(world.outbound.close(Deadline::after(PATIENCE)).await);
 }
