@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::Limits;
 use crate::body::RequestBody;
-use crate::fault::{Fault, PeerFault, UpstreamFault};
+use crate::fault::{Fault, PeerFault, UpstreamFault, find};
 use crate::permit::Permit;
 
 /// One application, and the idle connections to it.
@@ -141,12 +141,19 @@ impl App {
             let tunnel = link.into_tunnel().await.map_err(blame)?;
             return Ok(Answered::Upgraded(Response::from_parts(parts, ()), tunnel));
         }
-        let body = |incoming| AppBody {
-            app: self.clone(),
-            link: Some(link),
-            incoming,
-        };
-        Ok(Answered::Response(response.map(body)))
+        Ok(Answered::Response(response.map(|incoming| {
+            let (app, link) = (self.clone(), Some(link));
+            let mut body = AppBody {
+                app,
+                link,
+                incoming,
+            };
+            // Nobody asks an empty body for its end.
+            if body.is_end_stream() {
+                body.finish();
+            }
+            body
+        })))
     }
 
     /// The youngest idle connection that is still open.
@@ -300,17 +307,6 @@ fn blame(error: hyper::Error) -> Fault {
         source = cause.source();
     }
     UpstreamFault::Breaks(text).into()
-}
-
-fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
-    let mut current = Some(error);
-    while let Some(error) = current {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        current = error.source();
-    }
-    None
 }
 
 /// The body of the app's response, which drives its connection and gives it back at its end.

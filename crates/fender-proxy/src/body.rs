@@ -164,7 +164,11 @@ impl ResponseBody {
         }
     }
 
-    pub(crate) fn app(body: AppBody, exchange: Exchange, revoked: Revoked) -> Self {
+    pub(crate) fn app(body: AppBody, mut exchange: Exchange, revoked: Revoked) -> Self {
+        // Nobody asks an empty body for its end.
+        if body.is_end_stream() {
+            exchange.succeed();
+        }
         Self {
             kind: ResponseKind::App(Box::new(body)),
             exchange,

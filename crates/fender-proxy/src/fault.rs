@@ -4,6 +4,7 @@
 //! is [`Fault::answer`], poorer, and nothing at all by default. An address, a policy's name or a
 //! library's words never cross over.
 
+use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
@@ -211,4 +212,18 @@ impl From<Broken> for Fault {
             (Side::Upstream, _) => UpstreamFault::Leaves(error).into(),
         }
     }
+}
+
+/// The error of this type among an error and its causes.
+pub(crate) fn find<'a, E: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a E> {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        current = error.source();
+    }
+    None
 }

@@ -352,7 +352,10 @@ impl Reader {
             let filled = tokio::select! {
                 // A request that is already here is served, whatever else is about to end.
                 biased;
-                filled = self.fill() => filled?,
+                filled = self.fill() => match filled {
+                    Err(error) if hangs_up(&error) => 0,
+                    filled => filled?,
+                },
                 () = closing.last_call(limits.last_call), if turn == Turn::Kept => return Ok(None),
                 () = tokio::time::sleep(patience) => return Ok(None),
             };
@@ -373,6 +376,14 @@ impl Reader {
             }
         }
     }
+}
+
+/// A peer that goes without a word. Between two requests that harms nobody.
+pub(crate) fn hangs_up(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Where the reader is during an exchange.

@@ -18,7 +18,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::Limits;
 use crate::body::{RequestBody, ResponseBody};
-use crate::fault::{Fault, PeerFault};
+use crate::fault::{Fault, PeerFault, find};
+use crate::http1::hangs_up;
 use crate::node::{Activity, Closing, Token};
 use crate::request::{Asked, Gate};
 use crate::tls::Stream;
@@ -70,14 +71,19 @@ fn builder(limits: &Limits, drain: &Drain) -> http2::Builder<Tracked> {
 fn outcome(ended: hyper::Result<()>) -> Result<(), Fault> {
     match ended {
         Ok(()) => Ok(()),
-        // A peer that hangs up without GOAWAY between two requests has done no harm.
-        Err(error) if error.is_incomplete_message() || error.is_closed() => Ok(()),
+        // Requests that were open have their own lines.
+        Err(error) if is_hang_up(&error) => Ok(()),
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             let text = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
             Err(PeerFault::Http2(text).into())
         }
     }
+}
+
+/// The peer went without GOAWAY.
+fn is_hang_up(error: &hyper::Error) -> bool {
+    find::<std::io::Error>(error).is_some_and(hangs_up)
 }
 
 /// One stream.

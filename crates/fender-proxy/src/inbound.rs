@@ -211,6 +211,6 @@ fn is_handshake(fault: &Fault) -> bool {
 
 /// When the first of the two certificates of a connection expires. An anonymous peer's connection
 /// lives by ours.
-fn expires(peer: &Peer, own: UnixTime) -> Option<UnixTime> {
-    Some(peer.svid().map_or(own, |svid| svid.not_after().min(own)))
+fn expires(peer: &Peer, own: UnixTime) -> UnixTime {
+    peer.svid().map_or(own, |svid| svid.not_after().min(own))
 }

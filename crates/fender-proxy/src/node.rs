@@ -89,18 +89,16 @@ impl Counters {
 pub(crate) struct Closing {
     drain: Drain,
     clock: SharedClock,
-    retires: Option<UnixTime>,
+    retires: UnixTime,
 }
 
 impl Closing {
-    /// `expires` is the moment the connection will be cut, if there is one.
-    pub(crate) fn new(drain: Drain, clock: SharedClock, expires: Option<UnixTime>) -> Self {
+    /// `expires` is the moment the connection will be cut.
+    pub(crate) fn new(drain: Drain, clock: SharedClock, expires: UnixTime) -> Self {
         let now = clock.now().as_secs();
-        let retires = expires.map(|expires| {
-            let left = expires.as_secs().saturating_sub(now);
-            let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
-            UnixTime::since_unix_epoch(Duration::from_secs(retires))
-        });
+        let left = expires.as_secs().saturating_sub(now);
+        let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
+        let retires = UnixTime::since_unix_epoch(Duration::from_secs(retires));
         Self {
             drain,
             clock,
@@ -109,22 +107,16 @@ impl Closing {
     }
 
     pub(crate) fn has_begun(&self) -> bool {
-        self.drain.is_stopping() || self.retires.is_some_and(|at| at <= self.clock.now())
+        self.drain.is_stopping() || self.retires <= self.clock.now()
     }
 
     /// Resolves when it begins: the moment for GOAWAY, which loses nothing.
     ///
     /// Cancel safe.
     pub(crate) async fn begins(&self) {
-        let retires = async {
-            match self.retires {
-                Some(at) => sleep_until(&*self.clock, at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = self.drain.stopping() => {}
-            () = retires => {}
+            () = sleep_until(&*self.clock, self.retires) => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! Requests that arrive as they should, and what the app sees of them.
 
 use bytes::Bytes;
+use fender_config::AppAddress;
 use fender_config::snapshot::{ClientCertificate, Protocol};
 use fender_policy::{Rule, Source, TextMatch};
 use fender_proxy::{Limits, Reason};
@@ -264,6 +265,53 @@ async fn head_requests_keep_the_length_and_send_no_body() {
         .await
         .unwrap();
     assert!(rest(&mut stream).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn an_empty_answer_over_http2_is_a_whole_one() {
+    let tasks = Drain::new();
+    let app = hyper_app(&tasks, |_: Request<hyper::body::Incoming>| async {
+        let mut response = http::Response::new(Full::<Bytes>::default());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        Ok::<_, std::convert::Infallible>(response)
+    })
+    .await;
+    let world = World::http(app);
+    let mut client = world.web2().await;
+    let request = Request::get("https://o/empty-line")
+        .body(Full::default())
+        .unwrap();
+    assert_eq!(
+        soon(client.send_request(request)).await.unwrap().status(),
+        204
+    );
+    assert!(
+        logs_line("/empty-line")
+            .await
+            .contains("\"outcome\":\"ok\"")
+    );
+}
+
+#[tokio::test]
+async fn an_app_behind_a_unix_socket_is_served() {
+    let tasks = Drain::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tasks.spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        head(&mut socket).await;
+        let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nfrom a socket";
+        socket.write_all(answer).await.unwrap();
+    });
+    let mut port = inbound(nobody().await, Protocol::Http);
+    port.app = AppAddress::Unix(path);
+    let world = World::start(vec![port], vec![], Limits::default());
+    let answer = world.raw(&last_get("/")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("from a socket"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
