@@ -33,7 +33,7 @@ fn section(command: &Command, path: &str, out: &mut String) {
         let usage = command.clone().render_usage().to_string();
         let usage = usage.trim_start_matches("Usage: ").trim();
         let usage = usage
-            .strip_prefix(command.get_bin_name().unwrap_or_default())
+            .strip_prefix(command.get_bin_name().unwrap_or(command.get_name()))
             .unwrap_or(usage);
         let _ = write!(out, "\n```text\n{path}{usage}\n```\n");
     }
@@ -78,6 +78,7 @@ fn row(argument: &Arg, out: &mut String) {
     let default: Vec<_> = argument
         .get_default_values()
         .iter()
+        .filter(|_| argument.get_action().takes_values())
         .map(|value| format!("`{}`", value.to_string_lossy()))
         .collect();
     let environment = argument
