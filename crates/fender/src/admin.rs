@@ -65,10 +65,10 @@ pub(crate) async fn apply(args: cli::Apply) -> Outcome {
         };
         let _ = writeln!(out, "{sign} {} {}", change.kind, change.name);
     }
-    let _ = match (answer.revision, args.dry_run) {
-        (Some(revision), _) => writeln!(out, "applied as revision {revision}"),
-        (None, true) if !answer.changes.is_empty() => writeln!(out, "dry run: nothing was changed"),
-        (None, _) => writeln!(out, "no difference to the current revision"),
+    let _ = match (answer.changes.is_empty(), args.dry_run, answer.revision) {
+        (true, _, _) => writeln!(out, "no difference to the current revision"),
+        (false, false, Some(revision)) => writeln!(out, "applied as revision {revision}"),
+        (false, _, _) => writeln!(out, "dry run: nothing was changed"),
     };
     print(&out)
 }
