@@ -56,24 +56,34 @@ pub(crate) async fn serve(mut gate: Gate, stream: Stream, closing: &Closing) -> 
             Ok(None) => return writer.close().await,
             // There is nobody left to answer.
             Err(fault @ PeerFault::Leaves(_)) => return Err(fault.into()),
-            Err(fault) => {
-                let response = gate.refuse(fault, PROTOCOL);
-                let close = Persistence::Close;
-                return match writer
-                    .respond(response, Dialect::REFUSED, close, &mut None)
-                    .await
-                {
-                    Some(_) => linger(reader, writer, &limits).await,
-                    None => Ok(()),
-                };
-            }
+            Err(fault) => return Box::pin(refuse(&gate, fault, reader, writer)).await,
         };
-        match exchange(&mut gate, &head, reader, writer, closing, &limits).await? {
+        // Boxed, so that a connection is small while it is idle.
+        let exchange = Box::pin(exchange(&mut gate, &head, reader, writer, closing, &limits));
+        match exchange.await? {
             Next::Request(kept) => (reader, writer) = *kept,
             Next::Close(rest) => return linger(rest.0, rest.1, &limits).await,
             Next::Over => return Ok(()),
         }
         turn = Turn::Kept;
+    }
+}
+
+/// Answers a head that could not be read, and ends the connection.
+async fn refuse(
+    gate: &Gate,
+    fault: PeerFault,
+    reader: Reader,
+    mut writer: Writer,
+) -> Result<(), Fault> {
+    let response = gate.refuse(fault, PROTOCOL);
+    let (close, lent) = (Persistence::Close, &mut None);
+    match writer
+        .respond(response, Dialect::REFUSED, close, lent)
+        .await
+    {
+        Some(_) => linger(reader, writer, &gate.node.limits).await,
+        None => Ok(()),
     }
 }
 

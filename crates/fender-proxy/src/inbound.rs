@@ -136,16 +136,16 @@ impl Conn {
         match gate.terms.protocol {
             Protocol::Tcp => {
                 self.line.protocol = "tcp";
-                tcp::carry(gate, stream, deadline, &mut self.line).await
+                Box::pin(tcp::carry(gate, stream, deadline, &mut self.line)).await
             }
             Protocol::Http => {
                 self.kind = Kind::Requests;
                 if stream.get_ref().1.alpn_protocol() == Some(H2) {
                     self.line.protocol = "h2";
-                    http2::serve(gate.clone(), stream, closing, &self.drain).await
+                    Box::pin(http2::serve(gate.clone(), stream, closing, &self.drain)).await
                 } else {
                     self.line.protocol = "http/1.1";
-                    http1::serve(gate.clone(), stream, closing).await
+                    Box::pin(http1::serve(gate.clone(), stream, closing)).await
                 }
             }
         }
@@ -162,7 +162,8 @@ impl Conn {
         tokio::select! {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),
-            accepted = tls::accept(socket, terms, deadline) => Ok(accepted?),
+            // Boxed, like whatever an open connection does not need later.
+            accepted = Box::pin(tls::accept(socket, terms, deadline)) => Ok(accepted?),
         }
     }
 
@@ -213,4 +214,24 @@ fn is_handshake(fault: &Fault) -> bool {
 /// lives by ours.
 fn expires(peer: &Peer, own: UnixTime) -> UnixTime {
     peer.svid().map_or(own, |svid| svid.not_after().min(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<F: Future>(_: impl FnOnce(Conn, Socket) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn serve<'a, F: Future>(_: impl FnOnce(Gate, Stream, &'a Closing) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What every idle connection costs, beside its TLS state. Box what only a request needs.
+    #[test]
+    fn an_idle_connection_stays_small() {
+        let size = run(Conn::run) + serve(http1::serve);
+        assert!(size <= 8 * 1024, "{size} bytes");
+    }
 }
