@@ -7,9 +7,8 @@
 use std::sync::Arc;
 
 use fender_config::snapshot::Protocol;
-use fender_identity::Peer;
+use fender_identity::{Peer, PeerSvid};
 use fender_runtime::accept::Accept;
-use fender_runtime::clock::UnixTime;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
@@ -105,7 +104,7 @@ impl Conn {
             .clone();
 
         let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
-        let expires = expires(&peer, current.svid.validity().not_after);
+        let expires = peer.svid().map(PeerSvid::not_after);
         let caller = self.identified(peer);
         let mut gate = Gate {
             node: node.clone(),
@@ -208,30 +207,4 @@ fn is_handshake(fault: &Fault) -> bool {
         fault,
         Fault::Peer(PeerFault::Handshake(_) | PeerFault::EstablishesTooSlowly)
     )
-}
-
-/// When the first of the two certificates of a connection expires. An anonymous peer's connection
-/// lives by ours.
-fn expires(peer: &Peer, own: UnixTime) -> UnixTime {
-    peer.svid().map_or(own, |svid| svid.not_after().min(own))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run<F: Future>(_: impl FnOnce(Conn, Socket) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    fn serve<'a, F: Future>(_: impl FnOnce(Gate, Stream, &'a Closing) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    /// What every idle connection costs, beside its TLS state. Box what only a request needs.
-    #[test]
-    fn an_idle_connection_stays_small() {
-        let size = run(Conn::run) + serve(http1::serve);
-        assert!(size <= 8 * 1024, "{size} bytes");
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
+use fender_runtime::clock::{Clock, SharedClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
@@ -83,22 +83,26 @@ impl Counters {
     }
 }
 
-/// When a kept connection should take no further request: at a drain, or well before one of its two
-/// certificates expires, so that its end never meets a request.
+/// When a kept connection should take no further request: at a drain, or well before the peer's
+/// certificate expires, so that the refusal that follows never meets a request. Our own certificate
+/// plays no part: it was renewed long before, and the peer has believed it already.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing {
     drain: Drain,
     clock: SharedClock,
-    retires: UnixTime,
+    /// Never for an anonymous peer.
+    retires: Option<UnixTime>,
 }
 
 impl Closing {
-    /// `expires` is the moment the connection will be cut.
-    pub(crate) fn new(drain: Drain, clock: SharedClock, expires: UnixTime) -> Self {
+    /// `expires` is the moment from which the peer is refused.
+    pub(crate) fn new(drain: Drain, clock: SharedClock, expires: Option<UnixTime>) -> Self {
         let now = clock.now().as_secs();
-        let left = expires.as_secs().saturating_sub(now);
-        let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
-        let retires = UnixTime::since_unix_epoch(Duration::from_secs(retires));
+        let retires = expires.map(|expires| {
+            let left = expires.as_secs().saturating_sub(now);
+            let retires = now.saturating_add(left / 4 * 3 + left % 4 * 3 / 4);
+            UnixTime::since_unix_epoch(Duration::from_secs(retires))
+        });
         Self {
             drain,
             clock,
@@ -107,7 +111,10 @@ impl Closing {
     }
 
     pub(crate) fn has_begun(&self) -> bool {
-        self.drain.is_stopping() || self.retires <= self.clock.now()
+        self.drain.is_stopping()
+            || self
+                .retires
+                .is_some_and(|moment| moment <= self.clock.now())
     }
 
     /// Resolves when it begins: the moment for GOAWAY, which loses nothing.
@@ -116,7 +123,7 @@ impl Closing {
     pub(crate) async fn begins(&self) {
         tokio::select! {
             () = self.drain.stopping() => {}
-            () = sleep_until(&*self.clock, self.retires) => {}
+            () = retire(&*self.clock, self.retires) => {}
         }
     }
 
@@ -128,6 +135,13 @@ impl Closing {
     pub(crate) async fn last_call(&self, grace: Duration) {
         self.drain.stopping().await;
         tokio::time::sleep(grace).await;
+    }
+}
+
+async fn retire(clock: &dyn Clock, moment: Option<UnixTime>) {
+    match moment {
+        Some(moment) => sleep_until(clock, moment).await,
+        None => std::future::pending().await,
     }
 }
 

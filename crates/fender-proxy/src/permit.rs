@@ -2,17 +2,16 @@
 //!
 //! Its fields are private and [`Policy::authorize`] is its one constructor. A permit lives as long as
 //! the policy that gave it: [`Permit::revoked`] asks again on every snapshot, and [`Caller::cuts`]
-//! ends a connection whose peer was deny-listed or whose certificate expired. A feed that closed is
-//! stale, not revoked.
+//! ends a connection whose peer was deny-listed. A certificate that has expired asks for nothing new;
+//! what it was allowed before goes on. A feed that closed is stale, not revoked.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
 use fender_identity::{Peer, PeerSvid};
 use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
-use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
+use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::listen::PeerAddr;
@@ -154,7 +153,7 @@ impl Permit {
     pub(crate) async fn revoked(&self, policy: &mut Policy, ask: &Ask) -> Denied {
         loop {
             policy.changed().await;
-            if let Err(denied) = policy.authorize(ask) {
+            if let Err(denied) = policy.uphold(ask) {
                 return denied;
             }
         }
@@ -218,11 +217,20 @@ impl Policy {
         &self.newest
     }
 
-    /// Answers with the newest policy.
+    /// Answers a new question with the newest policy.
     pub(crate) fn authorize(&mut self, ask: &Ask) -> Result<Permit, Denied> {
+        let svid = ask.caller.peer.svid();
+        if svid.is_some_and(|svid| svid.not_after() < self.clock.now()) {
+            return Err(Denied::because(Why::Expired, self.newest().clone()));
+        }
+        self.uphold(ask)
+    }
+
+    /// Answers an old question with the newest policy.
+    fn uphold(&mut self, ask: &Ask) -> Result<Permit, Denied> {
         let snapshot = self.newest().clone();
-        if let Some(why) = self.disqualified(ask.caller.peer.svid(), &snapshot) {
-            return Err(Denied::because(why, snapshot));
+        if is_denied(ask.caller.peer.svid(), &snapshot) {
+            return Err(Denied::because(Why::Revoked, snapshot));
         }
         let decision = ask.with_facts(|facts| snapshot.policies.decide(facts));
         if decision.is_allowed() {
@@ -241,17 +249,10 @@ impl Policy {
         // Waiting has marked it as seen.
         self.newest = self.feed.borrow_and_update().clone();
     }
+}
 
-    fn disqualified(&self, svid: Option<&PeerSvid>, snapshot: &Snapshot) -> Option<Why> {
-        let svid = svid?;
-        if snapshot.denied.denies(svid.serial()) {
-            Some(Why::Revoked)
-        } else if svid.not_after() < self.clock.now() {
-            Some(Why::Expired)
-        } else {
-            None
-        }
-    }
+fn is_denied(svid: Option<&PeerSvid>, snapshot: &Snapshot) -> bool {
+    svid.is_some_and(|svid| snapshot.denied.denies(svid.serial()))
 }
 
 impl Denied {
@@ -285,31 +286,20 @@ impl Caller {
     pub(crate) async fn cuts(&self, policy: &mut Policy, drain: &Drain) -> Cut {
         let cut = tokio::select! {
             biased;
-            denied = self.lapsed(policy) => Cut::Denied(denied),
+            denied = self.deny_listed(policy) => Cut::Denied(denied),
             () = drain.forced() => Cut::Drained,
         };
         self.cut.get_or_init(|| cut).clone()
     }
 
-    /// Resolves when its peer was deny-listed (I4), or the peer's certificate has expired.
-    async fn lapsed(&self, policy: &mut Policy) -> Denied {
-        let Some(svid) = self.peer.svid() else {
-            return std::future::pending().await;
-        };
-        let clock = policy.clock.clone();
-        // Its last second still counts.
-        let end = svid.not_after().as_secs().saturating_add(1);
-        let end = UnixTime::since_unix_epoch(Duration::from_secs(end));
+    /// Resolves when its peer was deny-listed (I4).
+    async fn deny_listed(&self, policy: &mut Policy) -> Denied {
         loop {
             let snapshot = policy.newest().clone();
-            if let Some(why) = policy.disqualified(Some(svid), &snapshot) {
-                return Denied::because(why, snapshot);
+            if is_denied(self.peer.svid(), &snapshot) {
+                return Denied::because(Why::Revoked, snapshot);
             }
-            tokio::select! {
-                biased;
-                () = policy.changed() => {}
-                () = sleep_until(&*clock, end) => {}
-            }
+            policy.changed().await;
         }
     }
 }

@@ -54,7 +54,7 @@ async fn a_rotation_leaves_open_connections_alone_and_serves_new_ones_with_the_n
 }
 
 #[tokio::test]
-async fn a_connection_retires_politely_before_its_certificate_expires() {
+async fn a_connection_retires_politely_before_its_peers_certificate_expires() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
     let mut stream = world.web().await;
@@ -64,6 +64,44 @@ async fn a_connection_retires_politely_before_its_certificate_expires() {
     stream.write_all(get("/old").as_bytes()).await.unwrap();
     assert!(response(&mut stream).await.0.contains("connection: close"));
     assert_eq!(rest(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn a_connection_outlives_the_certificate_it_was_served_with() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let peer = world.authority.svid_until(WEB, NOW + 10 * HOUR);
+    let mut kept = world.client(&peer, &[]).await;
+    kept.write_all(get("/before").as_bytes()).await.unwrap();
+    response(&mut kept).await;
+    let after = world.authority.svid_until(ORDERS, NOW + 10 * HOUR);
+    world.svid.send_replace(after);
+    world.clock.advance(Duration::from_secs(HOUR * 2));
+    kept.write_all(get("/after").as_bytes()).await.unwrap();
+    let (head, _) = response(&mut kept).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(!head.contains("connection: close"), "{head}");
+}
+
+#[tokio::test]
+async fn a_tcp_connection_opened_with_a_valid_certificate_outlives_it() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let mut world = World::tcp(app);
+    let mut stream = world.client(&world.authority.svid(WEB), &[]).await;
+    let mut pong = [0; 4];
+    stream.write_all(b"ping").await.unwrap();
+    soon(stream.read_exact(&mut pong)).await.unwrap();
+    world.clock.advance(Duration::from_secs(HOUR * 2));
+    // A change that asks every permit again: time alone does not take one away.
+    world.change(|snapshot| snapshot.drain = Duration::from_secs(6));
+    stream.write_all(b"pong").await.unwrap();
+    soon(stream.read_exact(&mut pong)).await.unwrap();
+    assert_eq!(&pong, b"pong");
 }
 
 #[tokio::test]
