@@ -1,15 +1,20 @@
 //! Connections for a tonic server: accepted, their handshake finished, their peer known.
 //!
 //! A slow or hostile handshake holds up nobody: each runs by itself, against one deadline, as many at a time as there are
-//! places. A connection that fails its handshake is logged and gone; tonic never hears of it.
+//! places; who stalls gives their place to who waits. A connection that fails its handshake is logged and gone; tonic
+//! never hears of it.
+//!
+//! Nobody can hold all connections: each identity has a share, the anonymous have one together, and an anonymous
+//! connection lives no longer than the one call it is for.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use fender_identity::Peer;
+use fender_identity::{Peer, SpiffeId};
 use fender_runtime::accept::{Accept, Slot};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -17,7 +22,8 @@ use fender_runtime::listen::{ListenAddress, Listener, PeerAddr, Socket};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
@@ -28,6 +34,12 @@ use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_HEADER_LIST};
 
 /// A sidecar holds one stream for itself and one for each credential it watches.
 const MAX_STREAMS: u32 = 512;
+
+/// The longest a call may take to be answered, its request read included. A stream is answered when it begins.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// A handshake older than this gives its place to a connection that waits for one.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The server half of gRPC, bounded. Services still set [`MAX_MESSAGE`](super::MAX_MESSAGE) themselves:
 /// `IdentityServer::new(…).max_decoding_message_size(MAX_MESSAGE)`.
@@ -40,6 +52,7 @@ pub fn server() -> Server {
         .http2_max_local_error_reset_streams(Some(256))
         .max_concurrent_streams(MAX_STREAMS)
         .concurrency_limit_per_connection(64)
+        .timeout(ANSWER)
 }
 
 /// Bounds of a [`TlsIncoming`].
@@ -51,14 +64,23 @@ pub struct IncomingLimits {
     pub handshakes: usize,
     /// From accepted to authenticated.
     pub handshake: Duration,
+    /// Open connections of one identity.
+    pub per_identity: usize,
+    /// Open connections without an identity, of everybody together.
+    pub anonymous: usize,
+    /// How long a connection without an identity lives: enough for one call.
+    pub anonymous_life: Duration,
 }
 
 impl Default for IncomingLimits {
     fn default() -> Self {
         Self {
             connections: 10_000,
-            handshakes: 128,
+            handshakes: 512,
             handshake: Duration::from_secs(10),
+            per_identity: 5_000,
+            anonymous: 2_000,
+            anonymous_life: Duration::from_secs(30),
         }
     }
 }
@@ -84,7 +106,9 @@ impl TlsIncoming {
         let gate = Gate {
             config,
             places: Arc::new(Semaphore::new(limits.handshakes.max(1))),
-            limit: limits.handshake,
+            under_way: VecDeque::new(),
+            limits,
+            shares: Shares::default(),
             finished,
             drain: drain.clone(),
         };
@@ -109,22 +133,31 @@ impl Stream for TlsIncoming {
 struct Gate {
     config: watch::Receiver<Arc<ServerConfig>>,
     places: Arc<Semaphore>,
-    limit: Duration,
+    /// The oldest first; dropping one ends its handshake, one that is over is closed.
+    under_way: VecDeque<(Instant, oneshot::Sender<()>)>,
+    limits: IncomingLimits,
+    shares: Shares,
     finished: mpsc::Sender<ServerStream>,
     drain: Drain,
 }
 
 impl Gate {
-    async fn run(self, mut accept: Accept) {
+    async fn run(mut self, mut accept: Accept) {
         while let Some(place) = self.place().await {
             let Some((socket, remote, slot)) = accept.next(&self.drain).await else {
                 return;
             };
             let acceptor = TlsAcceptor::from(self.config.borrow().clone());
+            let handshake = Handshake {
+                acceptor,
+                deadline: Deadline::after(self.limits.handshake),
+                superseded: self.begin(),
+                limits: self.limits,
+                shares: self.shares.clone(),
+            };
             let finished = self.finished.clone();
-            let deadline = Deadline::after(self.limit);
             self.drain.spawn(async move {
-                match handshake(acceptor, socket, remote, slot, deadline).await {
+                match handshake.run(socket, remote, slot).await {
                     // Nobody takes it any more only when the server is gone; the connection then closes.
                     Ok(stream) => drop(finished.send(stream).await),
                     Err(error) => tracing::info!(%remote, %error, "TLS handshake failed"),
@@ -134,49 +167,131 @@ impl Gate {
         }
     }
 
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        tokio::select! {
-            biased;
-            () = self.drain.stopping() => None,
-            () = self.finished.closed() => None,
-            place = self.places.clone().acquire_owned() => place.ok(),
+    /// A place for one more handshake; if there is none, that of the oldest, once it has had its time.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let oldest = self.under_way.front().map(|(began, _)| *began + PATIENCE);
+            tokio::select! {
+                biased;
+                () = self.drain.stopping() => return None,
+                () = self.finished.closed() => return None,
+                place = self.places.clone().acquire_owned() => return place.ok(),
+                Some(()) = until(oldest) => drop(self.under_way.pop_front()),
+            }
         }
+    }
+
+    /// Resolves when this handshake has to make room.
+    fn begin(&mut self) -> oneshot::Receiver<()> {
+        if self.under_way.len() >= self.limits.handshakes {
+            self.under_way.retain(|(_, running)| !running.is_closed());
+        }
+        let (running, superseded) = oneshot::channel();
+        self.under_way.push_back((Instant::now(), running));
+        superseded
     }
 }
 
-async fn handshake(
+async fn until(moment: Option<Instant>) -> Option<()> {
+    tokio::time::sleep_until(moment?).await;
+    Some(())
+}
+
+struct Handshake {
     acceptor: TlsAcceptor,
-    socket: Socket,
-    remote: PeerAddr,
-    slot: Slot,
     deadline: Deadline,
-) -> io::Result<ServerStream> {
-    socket.set_nodelay()?;
-    let tls = deadline
-        .bound(acceptor.accept(socket))
-        .await
-        .map_err(|elapsed| io::Error::new(io::ErrorKind::TimedOut, elapsed))??;
-    let (_, session) = tls.get_ref();
-    if session.alpn_protocol() != Some(b"h2") {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the client did not offer HTTP/2",
-        ));
+    superseded: oneshot::Receiver<()>,
+    limits: IncomingLimits,
+    shares: Shares,
+}
+
+impl Handshake {
+    async fn run(self, socket: Socket, remote: PeerAddr, slot: Slot) -> io::Result<ServerStream> {
+        socket.set_nodelay()?;
+        let tls = tokio::select! {
+            biased;
+            tls = self.deadline.bound(self.acceptor.accept(socket)) => {
+                tls.map_err(|elapsed| io::Error::new(io::ErrorKind::TimedOut, elapsed))??
+            }
+            _ = self.superseded => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it stalled while others waited"));
+            }
+        };
+        let (_, session) = tls.get_ref();
+        if session.alpn_protocol() != Some(b"h2") {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client did not offer HTTP/2",
+            ));
+        }
+        let chain = session.peer_certificates().unwrap_or_default();
+        let info = ConnectInfo {
+            peer: fender_identity::tls::peer_of(session),
+            remote,
+            chain: chain
+                .iter()
+                .map(|certificate| certificate.clone().into_owned())
+                .collect(),
+        };
+        let share = self.shares.take(&info.peer, &self.limits).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::QuotaExceeded,
+                "its identity holds too many connections already",
+            )
+        })?;
+        let end = match &info.peer {
+            Peer::Verified(_) => None,
+            Peer::Anonymous => Some(Box::pin(tokio::time::sleep(self.limits.anonymous_life))),
+        };
+        Ok(ServerStream {
+            tls,
+            info,
+            end,
+            _share: share,
+            _slot: slot,
+        })
     }
-    let chain = session.peer_certificates().unwrap_or_default();
-    let info = ConnectInfo {
-        peer: fender_identity::tls::peer_of(session),
-        remote,
-        chain: chain
-            .iter()
-            .map(|certificate| certificate.clone().into_owned())
-            .collect(),
-    };
-    Ok(ServerStream {
-        tls,
-        info,
-        _slot: slot,
-    })
+}
+
+/// How many connections each identity holds; `None` is everybody without one.
+#[derive(Clone, Debug, Default)]
+struct Shares(Arc<Mutex<HashMap<Option<SpiffeId>, usize>>>);
+
+/// One connection's part; dropping it gives it back.
+#[derive(Debug)]
+struct Share {
+    shares: Shares,
+    id: Option<SpiffeId>,
+}
+
+impl Shares {
+    fn take(&self, peer: &Peer, limits: &IncomingLimits) -> Option<Share> {
+        let id = peer.id().cloned();
+        let limit = match id {
+            Some(_) => limits.per_identity,
+            None => limits.anonymous,
+        };
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.get(&id).copied().unwrap_or(0);
+        if count >= limit {
+            return None;
+        }
+        held.insert(id.clone(), count + 1);
+        Some(Share {
+            shares: self.clone(),
+            id,
+        })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.get_mut(&self.id) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) | None => drop(held.remove(&self.id)),
+        }
+    }
 }
 
 /// Who is at the other end of a request: `request.extensions().get::<ConnectInfo>()`.
@@ -195,7 +310,23 @@ pub struct ConnectInfo {
 pub struct ServerStream {
     tls: TlsStream<Socket>,
     info: ConnectInfo,
+    /// Of an anonymous connection.
+    end: Option<Pin<Box<Sleep>>>,
+    _share: Share,
     _slot: Slot,
+}
+
+impl ServerStream {
+    /// Fails once the connection has had its time; whoever polls for anything else is woken then.
+    fn alive(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.end.as_mut().map(|end| end.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "a connection without a certificate is for one call",
+            )),
+            Some(Poll::Pending) | None => Ok(()),
+        }
+    }
 }
 
 impl Connected for ServerStream {
@@ -212,6 +343,7 @@ impl AsyncRead for ServerStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
 }
@@ -222,6 +354,7 @@ impl AsyncWrite for ServerStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
         Pin::new(&mut self.tls).poll_write(cx, buf)
     }
 
@@ -230,6 +363,7 @@ impl AsyncWrite for ServerStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.alive(cx)?;
         Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
     }
 
@@ -238,6 +372,7 @@ impl AsyncWrite for ServerStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.alive(cx)?;
         Pin::new(&mut self.tls).poll_flush(cx)
     }
 

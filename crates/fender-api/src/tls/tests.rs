@@ -25,6 +25,7 @@ struct Bench {
     incoming: TlsIncoming,
     drain: Drain,
     url: ControlUrl,
+    held: Vec<ServerStream>,
 }
 
 fn server_config(ca: &Authority, svid: &Svid, clock: &Arc<TokioClock>) -> Arc<ServerConfig> {
@@ -53,7 +54,44 @@ impl Bench {
             incoming,
             drain,
             url,
+            held: Vec::new(),
         }
+    }
+
+    /// A client that connects in a task of its own and stays until the server ends it.
+    fn dial(&self, svid: Option<&Svid>) {
+        let config = fender_identity::tls::client(
+            TlsProfile::default(),
+            svid,
+            self.ca.bundles(),
+            control(),
+            ALPN,
+            Arc::new(TlsClock(self.clock.clone())),
+        );
+        let ListenAddress::Tcp(address) = *self.incoming.local_address() else {
+            unreachable!()
+        };
+        self.drain.spawn(async move {
+            let socket = TcpStream::connect(address).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(config.unwrap());
+            let Ok(mut tls) = connector.connect(server_name(&control()), socket).await else {
+                return;
+            };
+            while tls.read(&mut [0; 512]).await.is_ok_and(|read| read > 0) {}
+        });
+    }
+
+    async fn join_and_hold(&mut self, svid: Option<&Svid>) {
+        self.dial(svid);
+        let stream = self.incoming.next().await.unwrap().unwrap();
+        assert_eq!(stream.connect_info().peer.id(), svid.map(Svid::id));
+        self.held.push(stream);
+    }
+
+    async fn refuse(&mut self, svid: Option<&Svid>) {
+        self.dial(svid);
+        let next = tokio::time::timeout(Duration::from_secs(5), self.incoming.next()).await;
+        assert!(next.is_err(), "it reached the server");
     }
 
     async fn raw(&self) -> TcpStream {
@@ -137,16 +175,61 @@ async fn a_client_that_never_finishes_its_handshake_holds_up_nobody_and_is_cut()
 }
 
 #[tokio::test(start_paused = true)]
-async fn handshakes_beyond_their_places_wait_until_the_stalled_ones_are_cut() {
+async fn attack_stalled_handshakes_in_every_place_keep_nobody_out() {
     let limits = IncomingLimits {
-        handshakes: 1,
+        handshakes: 2,
         ..IncomingLimits::default()
     };
     let mut bench = Bench::new(limits);
-    let _silent = bench.raw().await;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        stalled.push(bench.raw().await);
+    }
     let began = tokio::time::Instant::now();
     bench.join(None).await.0.unwrap();
-    assert!(began.elapsed() >= limits.handshake);
+    assert!(began.elapsed() < limits.handshake, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_a_connection_without_a_certificate_is_not_held_for_ever() {
+    let limits = IncomingLimits::default();
+    let mut bench = Bench::new(limits);
+    let svid = bench.ca.svid(&id(ORDERS));
+    for (svid, cut) in [(None, true), (Some(&svid), false)] {
+        bench.join_and_hold(svid).await;
+        let mut stream = bench.held.pop().unwrap();
+        let mut buffer = [0; 512];
+        let read = async {
+            loop {
+                match stream.read(&mut buffer).await {
+                    Ok(read) if read > 0 => {}
+                    ended => break ended,
+                }
+            }
+        };
+        let ended = tokio::time::timeout(2 * limits.anonymous_life, read).await;
+        assert_eq!(matches!(ended, Ok(Err(_))), cut, "{ended:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_neither_strangers_nor_one_identity_hold_all_connections() {
+    let limits = IncomingLimits {
+        per_identity: 2,
+        anonymous: 1,
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let (orders, control) = (bench.ca.svid(&id(ORDERS)), bench.ca.svid(&control()));
+    bench.join_and_hold(None).await;
+    bench.join_and_hold(Some(&orders)).await;
+    bench.join_and_hold(Some(&orders)).await;
+    bench.refuse(None).await;
+    bench.refuse(Some(&orders)).await;
+    bench.join_and_hold(Some(&control)).await;
+    bench.held.clear();
+    bench.join_and_hold(None).await;
+    bench.join_and_hold(Some(&orders)).await;
 }
 
 #[tokio::test(start_paused = true)]
