@@ -29,6 +29,7 @@ use crate::callers::{self, Caller};
 use crate::control::Control;
 use crate::credentials::{self, Watched};
 use crate::decisions::Taken;
+use crate::documents::InForce;
 use crate::limit::Bucket;
 use crate::registry::{Connected, Introduction, Place};
 use crate::time::later;
@@ -97,8 +98,12 @@ impl Distribution for DistributionService {
             name,
             values,
         };
+        // Before the first look, so that no change falls in between.
+        let documents = control.library.changes();
         let source = delivery.source().ok_or_else(not_listed)?;
-        control.drain.spawn(delivery.run(source, snapshots));
+        control
+            .drain
+            .spawn(delivery.run(source, snapshots, documents));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -175,8 +180,9 @@ impl Subscription {
         // Apart, so that a flood of denials does not hide what the sidecar says of itself.
         let mut decisions = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
         let mut others = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
-        if hello.snapshot_version == snapshots.borrow().version {
-            snapshots.mark_unchanged();
+        // Looked at and marked as seen at once: what is published in between would never be sent.
+        let version = snapshots.borrow_and_update().version;
+        if hello.snapshot_version == version {
             sidecar.sent(hello.snapshot_version);
             sidecar.acked(hello.snapshot_version);
         } else {
@@ -312,31 +318,38 @@ struct CredentialDelivery {
 }
 
 impl CredentialDelivery {
-    async fn run(self, source: Watched, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    async fn run(
+        self,
+        source: Watched,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+        documents: watch::Receiver<Arc<InForce>>,
+    ) {
         let ended = tokio::select! {
             biased;
             status = self.control.over(&self.caller) => Err(status),
             () = self.values.closed() => Ok(()),
-            ended = self.deliver(source, snapshots) => ended,
+            ended = self.deliver(source, snapshots, documents) => ended,
         };
         if let Err(status) = ended {
             let _ = self.values.try_send(Err(status));
         }
     }
 
-    /// Tells every value until the documents no longer list the credential.
+    /// Tells every value until the documents no longer list the credential. Where it is read is no part of a Snapshot, so
+    /// the documents are followed as well.
     async fn deliver(
         &self,
         mut source: Watched,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        mut documents: watch::Receiver<Arc<InForce>>,
     ) -> Result<(), Status> {
         let mut states = (*source).clone();
         states.mark_changed();
         loop {
             tokio::select! {
                 biased;
-                changed = snapshots.changed() => {
-                    changed.map_err(|_| no_longer_known())?;
+                changed = either(&mut snapshots, &mut documents) => {
+                    changed?;
                     let next = self.source().ok_or_else(not_listed)?;
                     if !Arc::ptr_eq(&source, &next) {
                         states = (*next).clone();
@@ -361,6 +374,20 @@ impl CredentialDelivery {
         let path =
             credentials::authorized(&self.control.library, &self.caller.workload, &self.name)?;
         Some(self.control.sources.watch(&path))
+    }
+}
+
+/// Resolves when what a workload is told changes, or any document.
+async fn either(
+    snapshots: &mut watch::Receiver<Arc<Snapshot>>,
+    documents: &mut watch::Receiver<Arc<InForce>>,
+) -> Result<(), Status> {
+    tokio::select! {
+        biased;
+        changed = snapshots.changed() => changed.map_err(|_| no_longer_known()),
+        changed = documents.changed() => {
+            changed.map_err(|_| Code::Unavailable.status("the control plane is stopping"))
+        }
     }
 }
 

@@ -145,6 +145,11 @@ impl Library {
         Arc::clone(&self.in_force.borrow())
     }
 
+    /// Every change of the documents, also one that no Snapshot shows.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<InForce>> {
+        self.in_force.subscribe()
+    }
+
     /// The newest Snapshot of a workload, and every later one. Ends when the workload is no longer in the documents.
     pub(crate) fn follow(&self, workload: &WorkloadName) -> Option<watch::Receiver<Arc<Snapshot>>> {
         self.published().get(workload).map(watch::Sender::subscribe)

@@ -255,6 +255,28 @@ async fn a_credential_reaches_its_workload_and_so_does_every_change() {
 }
 
 #[tokio::test]
+async fn a_credential_whose_file_is_elsewhere_by_a_new_document_is_read_there_at_once() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "leaked").unwrap();
+    fs::write(world.path("moved"), "fresh").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    next(&mut values).await;
+
+    let (old, new) = (world.path("smtp"), world.path("moved"));
+    let moved = documents(world.directory.path(), "shop").replace(
+        &format!("path: {}", old.display()),
+        &format!("path: {}", new.display()),
+    );
+    assert_eq!(world.apply(moved).await.changes.len(), 1);
+    let told = tokio::time::timeout(Duration::from_secs(5), next(&mut values)).await;
+    let State::Value(second) = told.expect("it is told in time") else {
+        panic!("a value")
+    };
+    assert_eq!(second.value, b"fresh");
+}
+
+#[tokio::test]
 async fn a_credential_of_another_workload_is_refused_like_one_that_does_not_exist() {
     let world = World::new().await;
     fs::write(world.path("ledger"), "hunter2").unwrap();
