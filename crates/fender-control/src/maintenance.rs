@@ -4,14 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::UnixTime;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
 use crate::store::{Reader, Store, StoreError, audit, certificates, decisions};
+use crate::time::later;
 
+/// Much more often than an authority is due, so that a suspended machine or a moved clock is soon noticed.
+const LOOK: Duration = Duration::from_secs(60);
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// How far the clock is followed from one round of forgetting to the next. If it jumps ahead by years, there is time to
+/// put it right before every record that is still needed is gone.
+const STRIDE: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn keep(control: Arc<Control>) {
     tokio::select! {
@@ -22,22 +30,30 @@ pub(crate) async fn keep(control: Arc<Control>) {
     }
 }
 
-/// Hourly: much more often than anything here is due, so that a suspended machine or a moved clock is soon noticed.
 async fn keep_house(control: &Control) {
+    let mut forgotten = (Instant::now(), control.clock.now());
     loop {
-        tokio::time::sleep(HOUSEKEEPING).await;
+        tokio::time::sleep(LOOK).await;
         let now = control.clock.now();
         if let Err(error) = control.authority.refresh(&control.store, now).await {
             tracing::error!(%error, "renew the intermediate certificate authority");
         }
-        if let Err(error) = forget(control).await {
+        if forgotten.0.elapsed() < HOUSEKEEPING {
+            continue;
+        }
+        let believed = believed(now, forgotten.1);
+        forgotten = (Instant::now(), believed);
+        if let Err(error) = forget(control, believed).await {
             tracing::warn!(%error, "forget what nobody needs any more");
         }
     }
 }
 
-async fn forget(control: &Control) -> Result<(), StoreError> {
-    let now = control.clock.now();
+fn believed(now: UnixTime, before: UnixTime) -> UnixTime {
+    now.min(later(before, STRIDE))
+}
+
+async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     let renewal_grace = control.library.in_force().mesh.lifetimes.renewal_grace;
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
     while control
@@ -76,5 +92,22 @@ pub(crate) async fn record_refusals(mut refused: mpsc::Receiver<audit::Entry>, s
         if let Err(error) = store.write(audit::Append(entry)).await {
             tracing::error!(%error, "record a refused administrative call");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_ahead_by_years_is_followed_by_a_day_and_back_at_once() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (before, hour, day) = (at(1_800_000_000), 3600, 24 * 3600);
+        assert_eq!(
+            believed(at(1_800_000_000 + hour), before),
+            at(1_800_000_000 + hour)
+        );
+        assert_eq!(believed(at(2_500_000_000), before), at(1_800_000_000 + day));
+        assert_eq!(believed(at(1_700_000_000), before), at(1_700_000_000));
     }
 }

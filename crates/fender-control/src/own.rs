@@ -10,7 +10,7 @@ use fender_identity::csr::{self, CsrError, KeyError, NewKey};
 use fender_identity::tls::{self, ClientCertificate, TlsError, TlsProfile};
 use fender_identity::{SpiffeId, Svid, SvidError};
 use fender_runtime::backoff::Backoff;
-use fender_runtime::clock::{SharedClock, TlsClock, sleep_until};
+use fender_runtime::clock::{SharedClock, TlsClock};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
@@ -18,6 +18,10 @@ use tokio::sync::watch;
 use crate::ca::issue::{Attested, Evidence, Grant, IssueError};
 use crate::ca::{Authority, lifetimes};
 use crate::store::{Store, StoreError};
+use crate::time::until;
+
+/// How often the wall clock is looked at.
+const LOOK: Duration = Duration::from_secs(30);
 
 pub(crate) struct Own {
     authority: Arc<Authority>,
@@ -25,7 +29,8 @@ pub(crate) struct Own {
     clock: SharedClock,
     dns_names: Vec<String>,
     config: watch::Sender<Arc<ServerConfig>>,
-    renew_at: Mutex<UnixTime>,
+    /// When it begins and when its successor is due.
+    term: Mutex<(UnixTime, UnixTime)>,
     /// Certificates that open connections may have begun with, and their ends.
     leaves: Mutex<VecDeque<(CertificateDer<'static>, UnixTime)>>,
 }
@@ -49,7 +54,7 @@ impl Own {
             clock,
             dns_names,
             config: watch::Sender::new(Arc::clone(&fresh.config)),
-            renew_at: Mutex::new(fresh.svid.renew_at(0.0)),
+            term: Mutex::new(term(&fresh.svid)),
             leaves: Mutex::default(),
         };
         own.adopt(fresh);
@@ -67,11 +72,22 @@ impl Own {
         leaves.iter().map(|(leaf, _)| leaf.clone()).collect()
     }
 
+    /// Half of its life is over, or it has not begun: then the clock was ahead when it was made, and nobody believes it.
+    async fn due(&self) {
+        loop {
+            let (begins, renew_at) = *self.term.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.clock.now();
+            if now < begins || now >= renew_at {
+                return;
+            }
+            tokio::time::sleep(until(now, renew_at).min(LOOK)).await;
+        }
+    }
+
     /// Renews at half life, for ever. The one in use stays until there is a better one.
     pub(crate) async fn keep_fresh(&self) {
         loop {
-            let renew_at = *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner);
-            sleep_until(&*self.clock, renew_at).await;
+            self.due().await;
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
             loop {
                 match issue(&self.authority, &self.store, &self.clock, &self.dns_names).await {
@@ -93,10 +109,14 @@ impl Own {
             leaves.retain(|(_, not_after)| *not_after > now);
             leaves.push_back((leaf.clone(), svid.validity().not_after));
         }
-        *self.renew_at.lock().unwrap_or_else(PoisonError::into_inner) = svid.renew_at(0.0);
+        *self.term.lock().unwrap_or_else(PoisonError::into_inner) = term(&svid);
         tracing::info!(serial = %svid.serial(), "the control plane has a certificate of its own");
         self.config.send_replace(config);
     }
+}
+
+fn term(svid: &Svid) -> (UnixTime, UnixTime) {
+    (svid.validity().not_before, svid.renew_at(0.0))
 }
 
 async fn issue(

@@ -87,16 +87,21 @@ impl Authority {
         })
     }
 
-    /// Makes a successor for an intermediate past its half life.
+    /// Makes a successor for an intermediate past its half life, and signs with the one that counts now: the clock may
+    /// have been put right since, or another process made one.
     pub(crate) async fn refresh(&self, store: &Store, now: UnixTime) -> Result<(), CaError> {
         let mut rows = authorities::all(store).await?;
-        let Some(successor) = successor(&rows, &self.sealing, &self.trust_domain, now)? else {
+        if let Some(successor) = successor(&rows, &self.sealing, &self.trust_domain, now)? {
+            store
+                .write(authorities::Add(vec![successor.clone()]))
+                .await?;
+            rows.insert(0, successor);
+        }
+        let current = self.state();
+        let chosen = newest(&rows, Role::Intermediate, now).map(|row| &row.serial);
+        if chosen == Some(&current.issuing.serial) && rows.len() == current.known.len() {
             return Ok(());
-        };
-        store
-            .write(authorities::Add(vec![successor.clone()]))
-            .await?;
-        rows.insert(0, successor);
+        }
         let state = Arc::new(State::of(&rows, &self.sealing, &self.trust_domain, now)?);
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
         Ok(())
@@ -138,7 +143,7 @@ impl State {
             .map(|row| row.certificate.clone())
             .collect();
         let root = roots.first().cloned().ok_or(CaError::RootExpired)?;
-        let issuing = newest(rows, Role::Intermediate).ok_or(CaError::NoIntermediate)?;
+        let issuing = newest(rows, Role::Intermediate, now).ok_or(CaError::NoIntermediate)?;
         let issuing = Issuing {
             serial: issuing.serial.clone(),
             certificate: issuing.certificate.clone(),
@@ -166,10 +171,15 @@ impl State {
     }
 }
 
-fn newest(rows: &[AuthorityRow], role: Role) -> Option<&AuthorityRow> {
-    rows.iter()
-        .filter(|row| row.role == role)
-        .max_by_key(|row| row.validity.not_after)
+/// The youngest that is valid now. One made while the clock was ahead must not sign before its time comes; if there is
+/// no other, it is named all the same, and its signatures are refused when they are checked.
+fn newest(rows: &[AuthorityRow], role: Role, now: UnixTime) -> Option<&AuthorityRow> {
+    let youngest = |valid: &dyn Fn(&AuthorityRow) -> bool| {
+        rows.iter()
+            .filter(|row| row.role == role && valid(row))
+            .max_by_key(|row| row.validity.not_after)
+    };
+    youngest(&|row| row.validity.includes(now)).or_else(|| youngest(&|_| true))
 }
 
 fn found(
@@ -201,16 +211,21 @@ fn successor(
     trust_domain: &TrustDomain,
     now: UnixTime,
 ) -> Result<Option<AuthorityRow>, CaError> {
-    let current = newest(rows, Role::Intermediate).ok_or(CaError::NoIntermediate)?;
-    if !lifetimes::past_half(current.validity, now) {
+    let current = newest(rows, Role::Intermediate, now).ok_or(CaError::NoIntermediate)?;
+    let usable = current.validity.includes(now);
+    if usable && !lifetimes::past_half(current.validity, now) {
         return Ok(None);
     }
-    let root = newest(rows, Role::Root).ok_or(CaError::RootExpired)?;
+    let root = newest(rows, Role::Root, now).ok_or(CaError::RootExpired)?;
     if root.validity.not_after <= now {
         return Err(CaError::RootExpired);
     }
+    if !root.validity.includes(now) {
+        // Nothing made before the root begins could ever be verified.
+        return Ok(None);
+    }
     let successor = intermediate(root, sealing, trust_domain, now)?;
-    if successor.validity.not_after <= current.validity.not_after {
+    if usable && successor.validity.not_after <= current.validity.not_after {
         // The root ends first: a successor would gain nothing.
         return Ok(None);
     }

@@ -135,6 +135,34 @@ async fn the_intermediate_is_replaced_at_half_its_life_while_serving_and_the_roo
         .unwrap();
 }
 
+#[tokio::test]
+async fn an_intermediate_made_while_the_clock_was_years_ahead_signs_nothing_once_it_is_right_again()
+{
+    let (_directory, store, authority) = authority().await;
+    let right = authority.state().issuing.serial.clone();
+    let ahead = at(NOW + 5 * 365 * 24 * 3600);
+    authority.refresh(&store, ahead).await.unwrap();
+    assert_ne!(authority.state().issuing.serial, right);
+
+    let now = at(NOW + 3600);
+    authority.refresh(&store, now).await.unwrap();
+    assert_eq!(authority.state().issuing.serial, right);
+    authority
+        .issue(attested(ORDERS, 3600, Vec::new()), now)
+        .unwrap();
+
+    // After a restart as well, and when the good one has lived half its life.
+    for later in [now, at(NOW + lifetimes::INTERMEDIATE.as_secs())] {
+        let sealing = SealingKey::new(&[1; 32]).unwrap();
+        let again = Authority::open(&store, sealing, "acme.test".parse().unwrap(), later)
+            .await
+            .unwrap();
+        again
+            .issue(attested(ORDERS, 3600, Vec::new()), later)
+            .unwrap();
+    }
+}
+
 #[test]
 fn serials_are_positive_long_and_never_the_same() {
     let serials: std::collections::BTreeSet<_> =

@@ -259,3 +259,15 @@ async fn the_intermediate_is_made_anew_at_half_its_life_under_the_same_root() {
     let new = world.attested("shop/orders").await;
     assert_ne!(old.chain()[1], new.chain()[1]);
 }
+
+#[tokio::test]
+async fn the_control_plane_is_believed_again_when_a_clock_that_was_ahead_is_put_right() {
+    let world = World::new().await;
+    world.advance(Duration::from_secs(2 * 24 * 3600)).await;
+    world.clock.set(at(NOW));
+    world.connect(world.pinned()).await.unwrap_err();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    eventually(|| async { world.connect(world.pinned()).await.ok() }).await;
+}
