@@ -5,12 +5,11 @@
 //! from [`Status`] and the decision records, which hold none.
 
 use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fender_runtime::accept::Accept;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener, Socket};
@@ -27,21 +26,21 @@ const CONNECTIONS: usize = 16;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
-/// Opens the socket, in place of one that a dead sidecar left behind.
+/// Opens the socket, for its owner only, in place of one that a dead sidecar left behind. A socket
+/// that somebody answers at stays, and so does a file that is no socket.
 pub(super) fn bind(path: &Path) -> Result<Listener> {
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => anyhow::bail!(
-            "another sidecar answers at `{}`; give this one its own --admin-socket",
-            path.display()
-        ),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(_) => std::fs::remove_file(path)
-            .with_context(|| format!("remove the stale socket `{}`", path.display()))?,
-    }
-    let listener = Listener::bind(&ListenAddress::Unix(path.to_owned()))
-        .with_context(|| format!("open the admin socket `{}`", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Listener::bind(&ListenAddress::Unix(path.to_owned())).map_err(|error| {
+        let taken = error.kind() == std::io::ErrorKind::AddrInUse;
+        let error = anyhow::Error::new(error).context("open the admin socket");
+        if taken {
+            error.context(format!(
+                "another sidecar answers at `{0}`, or `{0}` is no socket; give this one its own --admin-socket",
+                path.display()
+            ))
+        } else {
+            error
+        }
+    })
 }
 
 pub(super) async fn serve(listener: Listener, status: Arc<Status>, drain: Drain) {
@@ -140,4 +139,31 @@ fn respond(code: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<B
         hyper::header::HeaderValue::from_static(kind),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_in_the_admin_sockets_place_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        let error = format!("{:#}", bind(&path).unwrap_err());
+        assert!(error.contains("--admin-socket"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_listener_is_too_busy_to_answer_is_neither_waited_for_nor_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let squatter = bind(&path).unwrap();
+        rustix::net::listen(&squatter, 0).unwrap();
+        // Fills its queue; another blocking connection would wait for ever.
+        let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let error = format!("{:#}", bind(&path).unwrap_err());
+        assert!(error.contains("another sidecar"), "{error}");
+    }
 }
