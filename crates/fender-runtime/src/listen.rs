@@ -132,28 +132,12 @@ impl Listener {
             })
     }
 
-    /// Takes over a listening socket made elsewhere.
+    /// Takes over a listening socket made elsewhere. Must be called inside a tokio runtime.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let socket = socket2::Socket::from(fd);
-        if !socket.is_listener()? {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "socket is not listening",
-            ));
-        }
-        socket.set_nonblocking(true)?;
-        socket.set_cloexec(true)?;
-        let local = socket.local_addr()?;
-        let (kind, address) = if let Some(address) = local.as_socket() {
-            let listener = TcpListener::from_std(OwnedFd::from(socket).into())?;
-            (Kind::Tcp(listener), ListenAddress::Tcp(address))
-        } else if let Some(path) = local.as_pathname() {
-            let address = ListenAddress::Unix(path.to_owned());
-            let listener = UnixListener::from_std(OwnedFd::from(socket).into())?;
-            (Kind::Unix(listener), address)
-        } else {
-            let error = "only TCP sockets and Unix sockets with a path can be listened on";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        let (fd, address) = examine(fd)?;
+        let kind = match &address {
+            ListenAddress::Tcp(_) => Kind::Tcp(TcpListener::from_std(fd.into())?),
+            ListenAddress::Unix(_) => Kind::Unix(UnixListener::from_std(fd.into())?),
         };
         Ok(Self { kind, address })
     }
@@ -195,6 +179,26 @@ impl AsFd for Listener {
             Kind::Unix(listener) => listener.as_fd(),
         }
     }
+}
+
+/// Makes sure that it is a listening socket we know, and ready for a runtime; none is needed yet.
+fn examine(fd: OwnedFd) -> io::Result<(OwnedFd, ListenAddress)> {
+    let invalid = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let socket = socket2::Socket::from(fd);
+    if !socket.is_listener()? {
+        return invalid("socket is not listening");
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_cloexec(true)?;
+    let local = socket.local_addr()?;
+    let address = if let Some(address) = local.as_socket() {
+        ListenAddress::Tcp(address)
+    } else if let Some(path) = local.as_pathname() {
+        ListenAddress::Unix(path.to_owned())
+    } else {
+        return invalid("only TCP sockets and Unix sockets with a path can be listened on");
+    };
+    Ok((socket.into(), address))
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<socket2::Socket> {

@@ -186,13 +186,25 @@ fn an_inherited_listener_serves_what_waits_in_its_queue() {
     assert_eq!(heard, "ahoy yourself");
 }
 
-#[tokio::test]
+#[test]
 #[ignore = "child"]
-async fn child_inherits_a_listener() {
+fn child_inherits_a_listener() {
+    let pid = std::process::id().to_string();
+    // Before there is a runtime: its own descriptors would take the numbers of inherited ones.
+    let listeners = Listeners::inherit(Some(&pid), Some("1"), Some("web")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(answer_on_the_inherited(listeners));
+
+    let again = Listeners::inherit(Some(&pid), Some("1"), None).unwrap_err();
+    assert!(again.to_string().contains("already"), "{again}");
+}
+
+async fn answer_on_the_inherited(mut listeners: Listeners) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let pid = std::process::id().to_string();
-    let mut listeners = Listeners::inherit(Some(&pid), Some("1"), Some("web")).unwrap();
     let (name, address) = listeners.leftover().next().unwrap();
     assert_eq!(name, "web");
     let address = address.clone();
@@ -203,9 +215,6 @@ async fn child_inherits_a_listener() {
     socket.read_exact(&mut heard).await.unwrap();
     socket.write_all(&heard).await.unwrap();
     socket.write_all(b" yourself").await.unwrap();
-
-    let again = Listeners::inherit(Some(&pid), Some("1"), None).unwrap_err();
-    assert!(again.to_string().contains("already"), "{again}");
 }
 
 #[test]

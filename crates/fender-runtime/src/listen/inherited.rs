@@ -5,6 +5,7 @@
 //! one place.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::{ListenAddress, Listener};
 use crate::sys;
@@ -18,7 +19,15 @@ pub struct Listeners {
 #[derive(Debug)]
 struct Inherited {
     name: String,
-    listener: Listener,
+    address: ListenAddress,
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    /// Taken before there was a runtime that could serve it.
+    Descriptor(OwnedFd),
+    Listener(Listener),
 }
 
 impl Listeners {
@@ -28,7 +37,8 @@ impl Listeners {
     }
 
     /// Takes what `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` announce; nothing when they are
-    /// meant for another process. Works once per process, before it opens descriptors of its own.
+    /// meant for another process. Works once per process, before it opens descriptors of its own
+    /// and so before there is a runtime.
     pub fn inherit(pid: Option<&str>, fds: Option<&str>, names: Option<&str>) -> io::Result<Self> {
         let (Some(pid), Some(fds)) = (pid, fds) else {
             return Ok(Self::none());
@@ -46,9 +56,11 @@ impl Listeners {
             .into_iter()
             .map(|fd| {
                 let name = names.next().unwrap_or_default().to_owned();
+                let (fd, address) = super::examine(fd)?;
                 Ok(Inherited {
                     name,
-                    listener: Listener::from_fd(fd)?,
+                    address,
+                    held: Held::Descriptor(fd),
                 })
             })
             .collect::<io::Result<_>>()?;
@@ -60,9 +72,10 @@ impl Listeners {
         let found = self
             .inherited
             .iter()
-            .position(|one| one.listener.local_address() == address);
-        match found {
-            Some(index) => Ok(self.inherited.swap_remove(index).listener),
+            .position(|one| one.address == *address);
+        match found.map(|index| self.inherited.swap_remove(index).held) {
+            Some(Held::Descriptor(fd)) => Listener::from_fd(fd),
+            Some(Held::Listener(listener)) => Ok(listener),
             None => Listener::bind(address),
         }
     }
@@ -71,7 +84,8 @@ impl Listeners {
     pub fn keep(&mut self, listener: Listener) {
         self.inherited.push(Inherited {
             name: String::new(),
-            listener,
+            address: listener.local_address().clone(),
+            held: Held::Listener(listener),
         });
     }
 
@@ -79,6 +93,6 @@ impl Listeners {
     pub fn leftover(&self) -> impl Iterator<Item = (&str, &ListenAddress)> {
         self.inherited
             .iter()
-            .map(|one| (one.name.as_str(), one.listener.local_address()))
+            .map(|one| (one.name.as_str(), &one.address))
     }
 }
