@@ -20,12 +20,16 @@ mod source;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use fender_runtime::{sys, telemetry};
 
 use cli::{Cli, Command, SvidCommand, Token};
 use exit::{Exit, Failure, Outcome};
+
+/// For threads that are about to end by themselves.
+const LINGER: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     // Before any name is looked up: a static binary must not load the host's name service modules.
@@ -87,7 +91,7 @@ pub(crate) fn blocking(work: impl Future<Output = Outcome>) -> Outcome {
         .enable_all()
         .build()
         .map_err(Failure::unavailable)?;
-    runtime.block_on(work)
+    finish(runtime, work)
 }
 
 /// Runs on this thread alone, for programs that mostly wait for processes.
@@ -96,7 +100,15 @@ pub(crate) fn single(work: impl Future<Output = Outcome>) -> Outcome {
         .enable_all()
         .build()
         .map_err(Failure::unavailable)?;
-    runtime.block_on(work)
+    finish(runtime, work)
+}
+
+/// What is done when the work is done is done: a thread that hangs in a file system or in the name
+/// service, which cannot be interrupted, does not keep the process from ending.
+fn finish(runtime: tokio::runtime::Runtime, work: impl Future<Output = Outcome>) -> Outcome {
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(LINGER);
+    outcome
 }
 
 /// Writes a command's result to standard output.
@@ -107,5 +119,23 @@ pub(crate) fn print(text: &str) -> Outcome {
         // The reader has seen enough, as in `fender schema | head`.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(Exit::Done),
         Err(error) => Err(Failure::unavailable(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_does_not_keep_the_process_from_ending() {
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let began = std::time::Instant::now();
+        let outcome = single(async {
+            tokio::task::spawn_blocking(move || hangs.recv_timeout(Duration::from_secs(20)));
+            Ok(Exit::Done)
+        });
+        assert!(matches!(outcome, Ok(Exit::Done)));
+        assert!(began.elapsed() < Duration::from_secs(10));
+        drop(release);
     }
 }
