@@ -100,6 +100,8 @@ impl Keeper {
             self.ledger.enter(None);
             return;
         };
+        // The source of the document before is not followed into the places of this one.
+        self.states = None;
         match places(&spec, &self.settings) {
             Ok(places) => self.places = places,
             Err(error) => return self.fail(error.to_string()),

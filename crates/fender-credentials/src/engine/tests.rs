@@ -363,6 +363,30 @@ async fn a_snapshot_adds_moves_and_drops_credentials() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_document_that_may_not_be_followed_ends_the_source_of_the_one_before() {
+    let mut bench = Bench::new();
+    bench.settings.sources.allow = AllowDirs::Below(vec![bench.directory.path().to_owned()]);
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let mut held = bench.start().await.unwrap();
+
+    let elsewhere = CredentialSource::File {
+        path: "/etc/hostname".into(),
+    };
+    bench.publish(vec![CredentialSpec {
+        source: elsewhere,
+        ..bench.spec("db", &["b"])
+    }]);
+    let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { .. }));
+    holding(&mut held, "db", outdated).await;
+    bench.remote.says("db", current("two"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench.holds(&[("a", "one")]);
+    holding(&mut held, "db", outdated).await;
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn files_are_kept_at_the_end_if_that_is_asked_for() {
     let mut bench = Bench::new();
     bench.settings.on_exit = OnExit::Keep;
