@@ -2,10 +2,11 @@
 //!
 //! Whoever issues the certificate replaces the files; the sidecar looks at them twice a second,
 //! reads what changed and serves it once certificate, key and bundle fit together. Until then, and
-//! whenever they do not, it keeps what it has and says so once. It never takes another identity
+//! whenever they do not or the certificate is not valid now, it keeps what it has and says so once. It never takes another identity
 //! than the one it started with: a certificate of somebody else is a mistake, not a renewal.
 
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,14 @@ impl Bytes {
     }
 }
 
+impl Bytes {
+    /// Reads and verifies on a thread that may block: the files may lie on a network.
+    async fn load(files: Arc<IdentityFiles>) -> Result<Self> {
+        let read = tokio::task::spawn_blocking(move || Self::read(&files));
+        read.await.context("read the identity's files")?
+    }
+}
+
 /// What follows the files.
 pub(super) struct Following {
     pub(super) svid: watch::Receiver<Arc<Svid>>,
@@ -68,26 +77,23 @@ pub(super) struct Following {
 }
 
 /// Reads the files, which must be right, and follows them until the drain stops.
-pub(super) fn follow(
+pub(super) async fn follow(
     standalone: Standalone,
     files: IdentityFiles,
     clock: &SharedClock,
     drain: &Drain,
 ) -> Result<Following> {
-    let bytes = Bytes::read(&files)?;
+    let files = Arc::new(files);
+    let bytes = Bytes::load(Arc::clone(&files)).await?;
     let (svid, bundles) = bytes.verify(&files)?;
-    let validity = svid.validity();
-    ensure!(
-        validity.includes(clock.now()),
-        "certificate `{}` is not valid now: put a current one in its place",
-        files.certificate.display()
-    );
+    ensure_valid(&svid, &files, clock)?;
     let snapshot = standalone.snapshot(svid.id(), bundles, 1);
     let (svid_sender, svid) = watch::channel(Arc::new(svid));
     let (snapshot_sender, snapshot) = watch::channel(Arc::new(snapshot));
     let follower = Follower {
         standalone,
         files,
+        clock: Arc::clone(clock),
         seen: bytes,
         svid: svid_sender,
         snapshot: snapshot_sender,
@@ -104,7 +110,8 @@ pub(super) fn follow(
 
 struct Follower {
     standalone: Standalone,
-    files: IdentityFiles,
+    files: Arc<IdentityFiles>,
+    clock: SharedClock,
     seen: Bytes,
     svid: watch::Sender<Arc<Svid>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -117,7 +124,7 @@ impl Follower {
         let mut complaint = String::new();
         loop {
             tick.tick().await;
-            match self.look() {
+            match self.look().await {
                 Ok(()) => complaint.clear(),
                 Err(error) => {
                     let text = format!("{error:#}");
@@ -134,8 +141,8 @@ impl Follower {
         }
     }
 
-    fn look(&mut self) -> Result<()> {
-        let bytes = Bytes::read(&self.files)?;
+    async fn look(&mut self) -> Result<()> {
+        let bytes = Bytes::load(Arc::clone(&self.files)).await?;
         if bytes.equals(&self.seen) {
             return Ok(());
         }
@@ -147,6 +154,7 @@ impl Follower {
             self.files.certificate.display(),
             svid.id()
         );
+        ensure_valid(&svid, &self.files, &self.clock)?;
         tracing::info!(serial = %svid.serial(), not_after = svid.validity().not_after.as_secs(), "serving the certificate found in the files");
         // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
         let version = self.snapshot.borrow().version + 1;
@@ -162,9 +170,23 @@ impl Follower {
     }
 }
 
+fn ensure_valid(svid: &Svid, files: &IdentityFiles, clock: &SharedClock) -> Result<()> {
+    ensure!(
+        svid.validity().includes(clock.now()),
+        "certificate `{}` is not valid now: put a current one in its place",
+        files.certificate.display()
+    );
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
+    // Opening a pipe returns at once, and reads as empty.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
         .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes))
         .with_context(|| format!("read `{}`", path.display()))?;
     ensure!(

@@ -74,6 +74,7 @@ pub(crate) async fn open(
             )));
         };
         let following = files::follow(standalone, files, clock, drain)
+            .await
             .map_err(|error| Failure::new(Exit::Usage, error))?;
         return Ok(Feed {
             svid: following.svid,
