@@ -62,6 +62,8 @@ impl Mesh {
             .arg(self.path("control"))
             .arg("--documents")
             .arg(self.path("documents"))
+            .arg("--allow-dir")
+            .arg(self.directory.path())
             .arg("--listen")
             .arg(self.control.to_string());
         let mut process = Process::start("control", &mut command, &self.path("logs/control.log"));

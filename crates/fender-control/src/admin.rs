@@ -241,7 +241,9 @@ impl Control {
             Ok(plan) => {
                 self.log(admin, Action::DryRun, "documents", Outcome::Done, "")
                     .await?;
-                Ok(shown(revision, &plan.changes, plan.warnings))
+                let mut warnings = plan.warnings;
+                warnings.extend(self.sources.not_allowed(&plan.documents));
+                Ok(shown(revision, &plan.changes, warnings))
             }
             Err(error) => self.not_applied(error, admin, Action::DryRun).await,
         }
@@ -264,7 +266,11 @@ impl Control {
             let _ = answer.send(control.library.apply(files, author).await);
         });
         match applied.await {
-            Ok(Ok(done)) => Ok(shown(done.revision, &done.changes, done.warnings)),
+            Ok(Ok(done)) => {
+                let mut warnings = done.warnings;
+                warnings.extend(self.sources.not_allowed(&self.library.in_force().documents));
+                Ok(shown(done.revision, &done.changes, warnings))
+            }
             Ok(Err(error)) => self.not_applied(error, admin, Action::Apply).await,
             Err(_) => Err(Code::Unavailable.status("the control plane is stopping")),
         }

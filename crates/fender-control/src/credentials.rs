@@ -1,16 +1,17 @@
 //! Secrets that the control plane reads and hands to the workloads whose documents list them, on their own stream.
 //!
-//! A value is in memory while somebody watches it, and nowhere else. Nothing inside the data directory is ever read
-//! this way, whatever a document says: the keys of the authorities lie there.
+//! A value is in memory while somebody watches it, and nowhere else. Whoever may apply documents is not thereby allowed
+//! to read this machine: a document's path is read only below the directories that were allowed at the start, links
+//! included, and never inside the data directory, where the keys of the authorities lie.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
 use fender_config::snapshot::CredentialSource;
-use fender_config::{CredentialFrom, ObjectName};
+use fender_config::{CredentialFrom, Documents, ObjectName};
 use fender_identity::WorkloadName;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, Source, State};
@@ -22,6 +23,7 @@ use crate::documents::Library;
 /// Files being watched, one watch each however many workloads ask.
 #[derive(Debug)]
 pub(crate) struct Sources {
+    allowed: Vec<PathBuf>,
     forbidden: Arc<Path>,
     drain: Drain,
     watched: Mutex<BTreeMap<PathBuf, Weak<watch::Receiver<State>>>>,
@@ -31,8 +33,9 @@ pub(crate) struct Sources {
 pub(crate) type Watched = Arc<watch::Receiver<State>>;
 
 impl Sources {
-    pub(crate) fn new(forbidden: &Path, drain: Drain) -> Self {
+    pub(crate) fn new(allowed: Vec<PathBuf>, forbidden: &Path, drain: Drain) -> Self {
         Self {
+            allowed,
             forbidden: forbidden.into(),
             drain,
             watched: Mutex::default(),
@@ -45,14 +48,51 @@ impl Sources {
         if let Some(states) = watched.get(path).and_then(Weak::upgrade) {
             return states;
         }
+        let Some(root) = self.root(path) else {
+            tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
+            let refused =
+                FetchError::Denied("it is in no directory allowed with --allow-dir".to_owned());
+            return Arc::new(watch::channel(State::Withdrawn(refused)).1);
+        };
         let source = Guarded {
-            file: FileSource::new(path),
+            file: FileSource::below(root, path),
             path: path.to_owned(),
             forbidden: Arc::clone(&self.forbidden),
         };
         let states = Arc::new(fender_providers::watch(source, &self.drain));
         watched.insert(path.to_owned(), Arc::downgrade(&states));
         states
+    }
+
+    /// A sentence for each credential that documents let the control plane read and this machine does not.
+    pub(crate) fn not_allowed(&self, documents: &Documents) -> Vec<String> {
+        let files =
+            documents
+                .credentials
+                .values()
+                .filter_map(|credential| match &credential.source {
+                    CredentialFrom::ControlFile(path) => Some((&credential.name, path)),
+                    CredentialFrom::SidecarFile(_) => None,
+                });
+        files
+            .filter(|(_, path)| self.root(path).is_none())
+            .map(|(name, path)| {
+                format!(
+                    "the credential `{name}` will not be read: `{}` is in no directory that the control plane was \
+                     started with --allow-dir for",
+                    path.display()
+                )
+            })
+            .collect()
+    }
+
+    /// The allowed directory a path lies in, by its text; opening it keeps links inside as well.
+    fn root(&self, path: &Path) -> Option<&Path> {
+        let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        let allowed = self.allowed.iter().map(PathBuf::as_path);
+        let mut below =
+            allowed.filter(|directory| path.starts_with(directory) && path != *directory);
+        below.next().filter(|_| path.components().all(plain))
     }
 }
 

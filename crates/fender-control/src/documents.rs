@@ -38,7 +38,7 @@ pub(crate) struct InForce {
 
 /// One change, worked out and not yet made.
 pub(crate) struct Plan {
-    documents: Documents,
+    pub(crate) documents: Documents,
     mesh: Mesh,
     files: Vec<Source>,
     snapshots: BTreeMap<WorkloadName, Snapshot>,

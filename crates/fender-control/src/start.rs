@@ -52,6 +52,8 @@ pub struct ControlConfig {
     pub listen: ListenAddress,
     /// Names in the control plane's own certificate, for clients that verify names.
     pub dns_names: Vec<String>,
+    /// Directories below which documents may name files for the control plane to read; none: it reads none.
+    pub allow_dirs: Vec<PathBuf>,
     /// For a first start without a `Mesh`, or to be sure which one this is.
     pub trust_domain: Option<TrustDomain>,
 }
@@ -102,6 +104,7 @@ pub async fn start(
         documents,
         listen,
         dns_names,
+        allow_dirs,
         trust_domain,
     } = config;
     let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
@@ -118,7 +121,7 @@ pub async fn start(
     )
     .await?;
     let authority = Arc::new(authority);
-    let (library, warnings) = Library::open(
+    let (library, mut warnings) = Library::open(
         store.clone(),
         Arc::clone(&clock),
         trust_domain.clone(),
@@ -148,6 +151,8 @@ pub async fn start(
     };
     let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
 
+    let sources = Sources::new(allow_dirs, data.path(), drain.clone());
+    warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);
     let running = Running {
@@ -160,7 +165,7 @@ pub async fn start(
         reader: store.reader().clone(),
     };
     let control = Arc::new(Control {
-        sources: Sources::new(data.path(), drain.clone()),
+        sources,
         clock: Arc::clone(&clock),
         drain: drain.clone(),
         store: store.clone(),

@@ -113,6 +113,9 @@ pub(crate) struct Control {
     /// A name by which clients reach the control plane, for those that verify names (repeatable)
     #[arg(long = "dns-name", value_name = "NAME")]
     pub(crate) dns_names: Vec<String>,
+    /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
+    pub(crate) allow_dir: Vec<PathBuf>,
     /// Put a new administrator's certificate into the data directory and exit
     #[arg(long)]
     pub(crate) reissue_admin: bool,
@@ -126,7 +129,7 @@ pub(crate) struct Sidecar {
     #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
     pub(crate) workload: Option<WorkloadName>,
     /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
-    #[arg(long = "allow-dir", value_name = "DIR")]
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
     /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
@@ -176,7 +179,7 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
     pub(crate) workload: Option<WorkloadName>,
     /// A directory in which documents from the control plane may read files (repeatable; default: none)
-    #[arg(long = "allow-dir", value_name = "DIR")]
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
     /// How long to wait for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
@@ -321,4 +324,9 @@ pub(crate) struct DemoApp {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like `90s`, `10m` or `8h`"))
+}
+
+/// Documents name absolute paths, so a directory is compared as one.
+fn directory(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
 }

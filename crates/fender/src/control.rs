@@ -29,6 +29,7 @@ pub(crate) async fn run(args: cli::Control) -> Outcome {
         documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
         listen: ListenAddress::Tcp(args.listen),
         dns_names: args.dns_names,
+        allow_dirs: args.allow_dir,
         trust_domain: args.trust_domain,
     };
     let drain = Drain::new();

@@ -277,6 +277,39 @@ async fn a_credential_whose_file_is_elsewhere_by_a_new_document_is_read_there_at
 }
 
 #[tokio::test]
+async fn a_document_cannot_have_a_file_read_outside_the_allowed_directories() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let shadow = outside.path().join("shadow");
+    fs::write(&shadow, "root:hash").unwrap();
+    std::os::unix::fs::symlink(&shadow, world.path("link")).unwrap();
+    let orders = world.attested("shop/orders").await;
+    // By its path, and by a link that leads out of an allowed directory.
+    let named = |path: &Path| {
+        documents(world.directory.path(), "shop").replace(
+            &format!("path: {}", world.path("smtp").display()),
+            &format!("path: {}", path.display()),
+        )
+    };
+    let answer = world.apply(named(&shadow)).await;
+    assert!(
+        answer
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("--allow-dir")),
+        "{:?}",
+        answer.warnings
+    );
+    for path in [shadow, world.path("link")] {
+        world.apply(named(&path)).await;
+        let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+        let told = next(&mut values).await;
+        assert!(!matches!(told, State::Value(_)), "{}", path.display());
+    }
+}
+
+#[tokio::test]
 async fn a_credential_of_another_workload_is_refused_like_one_that_does_not_exist() {
     let world = World::new().await;
     fs::write(world.path("ledger"), "hunter2").unwrap();

@@ -289,6 +289,8 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
         }),
         listen: "127.0.0.1:0".parse::<ListenAddress>().unwrap(),
         dns_names: vec!["control.internal".to_owned()],
+        // What the tests lay beside the data directory.
+        allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),
         trust_domain: None,
     }
 }

@@ -133,6 +133,8 @@ impl World {
             self.path("control").as_os_str(),
             OsStr::new("--documents"),
             self.path("documents").as_os_str(),
+            OsStr::new("--allow-dir"),
+            self.path("source").as_os_str(),
             OsStr::new("--listen"),
             OsStr::new(&self.ports.control.to_string()),
         ]
