@@ -5,6 +5,7 @@
 //! from the newest SVID and snapshot, complete, before anybody can see them; a handshake only reads.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -266,13 +267,18 @@ fn rules(rules: PathRules) -> path::Rules {
 
 fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();
-    let size = std::fs::metadata(path)
-        .map_err(|error| format!("`{shown}`: {error}"))?
-        .len();
-    if size > MAX_ROOTS {
+    let failed = |error: std::io::Error| format!("`{shown}`: {error}");
+    // A pipe would never answer and a device never end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(format!("`{shown}` is not a regular file"));
+    }
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_ROOTS + 1).read_to_end(&mut text))
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_ROOTS {
         return Err(format!("`{shown}` is larger than {MAX_ROOTS} bytes"));
     }
-    let text = std::fs::read(path).map_err(|error| format!("`{shown}`: {error}"))?;
     CertificateDer::pem_slice_iter(&text)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("`{shown}` is not PEM: {error}"))
@@ -316,4 +322,19 @@ pub(crate) async fn connect(
         })?;
     let peer = tls::peer_of(stream.get_ref().1);
     Ok((stream, peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_are_read_from_a_small_regular_file_only() {
+        let endless = read_roots(Path::new("/dev/zero")).unwrap_err();
+        assert!(endless.contains("regular file"), "{endless}");
+        let large = tempfile::NamedTempFile::new().unwrap();
+        large.as_file().set_len(MAX_ROOTS + 1).unwrap();
+        let error = read_roots(large.path()).unwrap_err();
+        assert!(error.contains("larger"), "{error}");
+    }
 }
