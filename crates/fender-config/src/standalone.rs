@@ -5,7 +5,7 @@
 //! read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fender_identity::{Bundles, SpiffeId};
@@ -17,7 +17,7 @@ use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
 use crate::snapshot::{CredentialSpec, DenyList, Destination, Outbound, Profile, Snapshot};
 use crate::yaml::Reader;
-use crate::{InboundPort, ObjectName, Problem, Problems, Source};
+use crate::{InboundPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
 /// Where key and certificates lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +157,16 @@ impl Standalone {
     /// The credentials it may have.
     pub fn credentials(&self) -> impl Iterator<Item = CredentialSpec> {
         self.credentials.iter().map(Credential::spec)
+    }
+
+    /// The Unix sockets it listens on.
+    pub fn listening_sockets(&self) -> impl Iterator<Item = &Path> {
+        let inbound = self.sidecar.inbound.iter().map(|port| &port.listen);
+        let outbound = self.sidecar.outbound.iter().map(|port| &port.listen);
+        inbound.chain(outbound).filter_map(|listen| match listen {
+            ListenAddr::Unix(path) => Some(path.as_path()),
+            ListenAddr::Tcp(_) => None,
+        })
     }
 
     /// The same Snapshot a control plane would have sent.

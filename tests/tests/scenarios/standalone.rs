@@ -196,3 +196,105 @@ fn a_certificate_without_a_spiffe_id_is_a_clear_error() {
         "{err}"
     );
 }
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_now_never_replaces_one_that_is() {
+    let sidecar = Standalone::start();
+    let client = sidecar.client(CALLER);
+    let before = leaf(&client).await;
+    let template = Template {
+        begins: -7200,
+        ends: -3600,
+        ..Template::svid(ORDERS)
+    };
+    let identity = sidecar.directory.path().join("identity");
+    sidecar.authority.issue(&template).write(&identity);
+    wait_until("the expired certificate is refused", PATIENCE, || {
+        sidecar.process.log().contains("not valid now")
+    });
+    assert_eq!(leaf(&client).await, before);
+}
+
+#[test]
+fn an_identity_behind_links_and_a_unix_listener_work_although_the_proxy_is_confined() {
+    let sidecar = Standalone::start_with(|command| {
+        let config = PathBuf::from(command.get_args().last().unwrap());
+        let directory = config.parent().unwrap();
+        let links = directory.join("links");
+        fs::create_dir(&links).unwrap();
+        fs::create_dir(directory.join("sockets")).unwrap();
+        for file in ["certificate.pem", "key.pem", "bundle.pem"] {
+            let target = directory.join("identity").join(file);
+            std::os::unix::fs::symlink(target, links.join(file)).unwrap();
+        }
+        let listener = format!(
+            "  inbound: [ {{ listen: \"unix:{}\", app: \"127.0.0.1:1\", protocol: tcp }}, {{",
+            directory.join("sockets/in.sock").display()
+        );
+        let text = fs::read_to_string(&config)
+            .unwrap()
+            .replace("/identity/", "/links/")
+            .replace("  inbound: [ {", &listener);
+        fs::write(&config, text).unwrap();
+    });
+    assert!(sidecar.directory.path().join("sockets/in.sock").exists());
+}
+
+#[test]
+fn a_listener_of_systemds_is_served_and_its_queue_is_kept() {
+    let mut sidecar = Standalone::start();
+    sidecar.process.kill();
+    let listener = std::net::TcpListener::bind(sidecar.address).unwrap();
+    let waiting = std::net::TcpStream::connect(sidecar.address).unwrap();
+    let mut command = std::process::Command::new("/bin/sh");
+    command
+        .args([
+            "-c",
+            r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@""#,
+        ])
+        .arg(binary())
+        .args(["sidecar", "--config"])
+        .arg(sidecar.directory.path().join("sidecar.yaml"))
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .stderr(fs::File::create(sidecar.directory.path().join("activated")).unwrap());
+    let mut child = command.spawn().unwrap();
+    wait_until("the activated sidecar is ready", PATIENCE, || {
+        fs::read_to_string(sidecar.directory.path().join("activated"))
+            .unwrap()
+            .contains(" ready ")
+    });
+    // What waited is taken, and told that it speaks no TLS.
+    use std::io::{Read, Write};
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    (&waiting).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = (&waiting).read_to_end(&mut answer);
+    assert!(!answer.is_empty(), "somebody accepted");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_standalone_sidecar_supervises_whatever_control_plane_the_environment_names() {
+    let mut sidecar = Standalone::start();
+    sidecar.process.kill();
+    let ended = std::process::Command::new(binary())
+        .env("FENDER_CONTROL", "https://127.0.0.1:1")
+        .args(["sidecar", "--config"])
+        .arg(sidecar.directory.path().join("sidecar.yaml"))
+        .args(["--", "/bin/sh", "-c", "exit 42"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(42), "{log}");
+}
+
+#[test]
+fn an_idle_sidecar_ends_at_once() {
+    let mut sidecar = Standalone::start();
+    let began = std::time::Instant::now();
+    sidecar.process.signal(rustix::process::Signal::TERM);
+    assert_eq!(sidecar.process.wait(PATIENCE).code(), Some(0));
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+}

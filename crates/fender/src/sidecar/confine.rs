@@ -27,11 +27,22 @@ const NAME_RESOLUTION: &[&str] = &[
 pub(super) struct Reach {
     pub(super) read: Vec<PathBuf>,
     pub(super) write: Vec<PathBuf>,
+    /// Directories in which sockets are made and replaced.
+    pub(super) sockets: Vec<PathBuf>,
     /// Directories of files that are read once and removed.
     pub(super) consume: Vec<PathBuf>,
 }
 
 impl Reach {
+    /// Lets a file be read where it is, and where it leads if it is a link: that is where Landlock
+    /// looks.
+    pub(super) fn read_file(&mut self, path: &Path) {
+        self.read.push(Self::parent(path));
+        if let Ok(target) = path.canonicalize() {
+            self.read.push(Self::parent(&target));
+        }
+    }
+
     /// The directory a file lies in: files are replaced by renaming, which changes what a rule on
     /// the file itself would mean.
     pub(super) fn parent(path: &Path) -> PathBuf {
@@ -54,9 +65,16 @@ pub(super) fn confine(reach: &Reach) -> Result<()> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::from_all(abi)
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let system = NAME_RESOLUTION.iter().map(PathBuf::from);
-    for path in system.chain(reach.read.iter().cloned()) {
-        ruleset = allow(ruleset, &path, read)?;
+    for path in NAME_RESOLUTION.iter().map(Path::new) {
+        if path.exists() {
+            ruleset = allow(ruleset, path, read)?;
+        }
+    }
+    for path in &reach.read {
+        ruleset = allow(ruleset, path, read)?;
+    }
+    for path in &reach.sockets {
+        ruleset = allow(ruleset, path, AccessFs::MakeSock | AccessFs::RemoveFile)?;
     }
     for path in &reach.consume {
         ruleset = allow(ruleset, path, read | AccessFs::RemoveFile)?;
@@ -82,9 +100,15 @@ fn allow(
     path: &Path,
     access: landlock::BitFlags<AccessFs>,
 ) -> Result<landlock::RulesetCreated> {
-    // What does not exist cannot be reached either.
-    let Ok(fd) = PathFd::new(path) else {
-        return Ok(ruleset);
+    let fd = match PathFd::new(path) {
+        Ok(fd) => fd,
+        Err(error) => {
+            tracing::warn!(
+                path = %path.display(), %error,
+                "cannot be reached, also if it appears later: it must be there when the sidecar starts"
+            );
+            return Ok(ruleset);
+        }
     };
     ruleset
         .add_rule(PathBeneath::new(fd, access))

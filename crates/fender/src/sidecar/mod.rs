@@ -10,6 +10,7 @@ mod admin_socket;
 mod confine;
 mod decisions;
 mod drains;
+mod paths;
 mod records;
 pub(crate) mod remote;
 mod status;
@@ -72,10 +73,11 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
         return Err(Failure::usage("no application to run"));
     };
     // Without a state of its own a proxy that died could not come back: its token is spent.
-    let memory = match (&args.source.control, &args.source.state) {
-        (Some(_), None) => Some(private_memory().map_err(Failure::unavailable)?),
-        (Some(_) | None, _) => None,
-    };
+    let stateless = args.source.config.is_none() && args.source.state.is_none();
+    let memory = stateless
+        .then(private_memory)
+        .transpose()
+        .map_err(Failure::unavailable)?;
     let environment =
         std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"FENDER_"));
     let plan = Plan {
@@ -171,7 +173,10 @@ async fn serve(
         }
         () = ordered_to_drain(superior.as_mut()) => {
             serving.begin_drain(&drains);
-            stop.requested().await;
+            tokio::select! {
+                () = stop.requested() => {}
+                () = left_alone(superior.as_mut()) => {}
+            }
         }
     }
     serving.begin_drain(&drains);
@@ -180,16 +185,23 @@ async fn serve(
     Ok(Exit::Done)
 }
 
-/// Returns when the supervisor asks for the end of inbound; never if nobody supervises.
+/// Returns when the supervisor asks for the end of inbound or is gone; never if nobody supervises.
 async fn ordered_to_drain(superior: Option<&mut Superior>) {
-    if let Some(superior) = superior {
-        match superior.next_order().await {
-            Some(Order::DrainInbound) => return,
-            // It is gone, and the kernel's signal to this process is on its way.
-            None => {}
-        }
+    match superior {
+        Some(superior) => match superior.next_order().await {
+            Some(Order::DrainInbound) | None => {}
+        },
+        None => std::future::pending().await,
     }
-    std::future::pending().await
+}
+
+/// Returns when the supervisor is gone; never if there was none. The kernel's signal says the same,
+/// but not of one that went before this process could ask for it.
+async fn left_alone(superior: Option<&mut Superior>) {
+    match superior {
+        Some(superior) => while superior.next_order().await.is_some() {},
+        None => std::future::pending().await,
+    }
 }
 
 /// Returns when nobody can reach this process any more; never if it was on loopback only.
@@ -256,8 +268,10 @@ async fn start(
     }
 
     // Its secrets, all or none.
+    let sources = sources(args, &feed, drains);
+    let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
     let settings = Settings {
-        sources: sources(args, &feed, drains),
+        sources,
         on_exit: OnExit::Wipe,
     };
     let holdings = engine::start(
@@ -280,10 +294,11 @@ async fn start(
         recorded,
         Arc::clone(&status.decisions),
         reports,
+        drains.work.clone(),
     ));
     let proxy = Proxy::start(Inputs {
         svid: feed.svid.clone(),
-        snapshot: feed.snapshot.clone(),
+        snapshot: served,
         clock,
         inbound: drains.inbound.clone(),
         outbound: drains.outbound.clone(),
@@ -376,19 +391,24 @@ fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
         reach.consume.push(Reach::parent(token));
     }
     if let Some(socket) = &args.admin_socket {
-        reach.write.push(Reach::parent(socket));
+        reach.sockets.push(Reach::parent(socket));
     }
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;
-        reach.read.push(Reach::parent(file));
-        if let Some(files) = &standalone.identity_files {
-            reach.read.extend(
-                [&files.certificate, &files.key, &files.bundle].map(|file| Reach::parent(file)),
-            );
+        reach.read_file(file);
+        for file in standalone
+            .identity_files
+            .iter()
+            .flat_map(|files| [&files.certificate, &files.key, &files.bundle])
+        {
+            reach.read_file(file);
         }
+        reach
+            .sockets
+            .extend(standalone.listening_sockets().map(Reach::parent));
         for credential in standalone.credentials() {
             if let CredentialSource::File { path } = &credential.source {
-                reach.read.push(Reach::parent(path));
+                reach.read_file(path);
             }
             reach.write.extend(
                 credential

@@ -10,6 +10,7 @@ use fender_api::client::Report;
 use fender_api::decision::{DecisionRecord, HttpRequest};
 use fender_policy::Verdict;
 use fender_proxy::{Reason, Record};
+use fender_runtime::drain::Drain;
 use tokio::sync::mpsc;
 
 use super::decisions::Decisions;
@@ -21,9 +22,19 @@ pub(super) async fn carry(
     mut records: mpsc::Receiver<Record>,
     kept: Arc<Decisions>,
     reports: Option<mpsc::Sender<Report>>,
+    drain: Drain,
 ) {
     let mut dropped = 0_u64;
-    while let Some(record) = records.recv().await {
+    loop {
+        // What was recorded before the end is still carried; nothing is waited for after it.
+        let record = tokio::select! {
+            biased;
+            record = records.recv() => record,
+            () = drain.stopping() => None,
+        };
+        let Some(record) = record else {
+            return;
+        };
         let Some(record) = decision(record) else {
             continue;
         };
