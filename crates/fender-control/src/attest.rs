@@ -22,6 +22,7 @@ use crate::ca::sha256;
 use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
+use crate::store::certificates;
 use crate::store::tokens::{self, Bearer, Worth, Worthless};
 
 /// Attestations that may fail per minute and address before the address has to wait.
@@ -37,14 +38,17 @@ impl Identity for IdentityService {
     ) -> Result<Response<SvidResponse>, Status> {
         let control = &*self.0;
         let origin = callers::origin(request.extensions())?;
-        if origin.ip.is_some_and(|ip| control.strangers.exceeded(&ip)) {
+        let request = request.into_inner();
+        if origin.ip.is_some_and(|ip| control.strangers.exceeded(&ip))
+            && !control.made_token_of(&request).await?
+        {
             return Err(
                 Code::Busy.status("too many failed attempts from this address: wait a minute")
             );
         }
         let source = origin.text.clone();
         let ip = origin.ip;
-        match control.attest(request.into_inner(), origin).await {
+        match control.attest(request, origin).await {
             Ok(response) => Ok(Response::new(response)),
             Err(refused) => {
                 if let Some(ip) = ip {
@@ -78,6 +82,17 @@ impl Identity for IdentityService {
 }
 
 impl Control {
+    /// Whether a request shows a token that was made here: many share an address, and one of them who guesses must not
+    /// keep out the others.
+    async fn made_token_of(&self, request: &AttestRequest) -> Result<bool, Status> {
+        let Some(Shown::JoinToken(token)) = &request.evidence else {
+            return Ok(false);
+        };
+        tokens::exists(self.store.reads(), &sha256(&token.secret))
+            .await
+            .map_err(failed)
+    }
+
     async fn attest(&self, request: AttestRequest, origin: Origin) -> Result<SvidResponse, Status> {
         let now = self.clock.now();
         let request_key = read_request(&request.csr)?;
@@ -139,7 +154,7 @@ impl Control {
         let in_force = self.library.in_force();
         let request_key = read_request(&request.csr)?;
         let (peer, expired) = match (request.expired, connected) {
-            (Some(proof), _) => (self.expired(&in_force, &request.csr, proof)?, true),
+            (Some(proof), _) => (self.expired(&in_force, &request.csr, proof).await?, true),
             (None, Some(peer)) => (peer, false),
             (None, None) => {
                 return Err(
@@ -158,6 +173,11 @@ impl Control {
         }
 
         let (workload, grant) = self.grant(&in_force, &request_key)?;
+        if !self.registry.may_renew(&workload, grant.lifetime) {
+            return Err(
+                Code::Busy.status("this workload renews more often than all its sidecars need")
+            );
+        }
         let evidence = Evidence::Certificate {
             serial: peer.serial().clone(),
             expired,
@@ -172,7 +192,9 @@ impl Control {
     }
 
     /// Who holds the key of a certificate that may have expired. The proof counts for this request and this server only.
-    fn expired(
+    ///
+    /// Whoever asks may be a stranger, and a chain can be made to take long: it is followed only for a leaf on record.
+    async fn expired(
         &self,
         in_force: &InForce,
         request: &[u8],
@@ -181,6 +203,17 @@ impl Control {
         let chain: Vec<_> = proof.chain.into_iter().map(CertificateDer::from).collect();
         let state = self.authority.state();
         let grace = in_force.mesh.lifetimes.renewal_grace;
+        let invalid = || {
+            Code::ProofInvalid
+                .status("the expired certificate, or the signature by its key, does not hold")
+        };
+        let shown = chain.first().ok_or_else(invalid)?;
+        if !certificates::is_leaf_on_record(self.store.reads(), shown)
+            .await
+            .map_err(failed)?
+        {
+            return Err(invalid());
+        }
         let mut refusal = None;
         for leaf in self.own.leaves() {
             let message = proof::renewal(request, &leaf);
@@ -197,8 +230,7 @@ impl Control {
         Err(match refusal {
             Some(Refusal::Expired { .. }) => Code::RenewalExpired
                 .status("the certificate expired longer ago than the mesh allows: attest anew with a join token"),
-            Some(_) | None => Code::ProofInvalid
-                .status("the expired certificate, or the signature by its key, does not hold"),
+            Some(_) | None => invalid(),
         })
     }
 

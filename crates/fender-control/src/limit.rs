@@ -88,6 +88,11 @@ impl Bucket {
         }
     }
 
+    pub(crate) fn refill_at(&mut self, per_second: f64) -> &mut Self {
+        self.per_second = per_second;
+        self
+    }
+
     pub(crate) fn take(&mut self) -> bool {
         let now = Instant::now();
         let gained = now.duration_since(self.seen).as_secs_f64() * self.per_second;

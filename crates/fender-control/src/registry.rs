@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use fender_api::proto::control::v1::{CredentialInUse, SidecarStatus};
 use fender_identity::{Serial, WorkloadName};
 use rustls::pki_types::UnixTime;
 
+use crate::limit::Bucket;
 use crate::time::seconds;
 
 /// Streams of every kind that one certificate may hold open.
@@ -26,6 +28,7 @@ struct Inner {
     sidecars: BTreeMap<u64, Sidecar>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
+    renewals: HashMap<WorkloadName, Bucket>,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,21 @@ impl Registry {
             workload: workload.clone(),
             serial: serial.clone(),
         })
+    }
+
+    /// Whether a workload may renew once more. Every renewal is a signature, and a record that is kept for days: without
+    /// a bound one workload could fill the disk of all.
+    ///
+    /// As often as all the sidecars it may have need it at half life, twice over; and once all of them together, when
+    /// they come back after an outage. To be asked only for a workload of the documents, so that the memory is bounded.
+    pub(crate) fn may_renew(&self, workload: &WorkloadName, leaf: Duration) -> bool {
+        let sidecars = u32::try_from(STREAMS_PER_WORKLOAD).unwrap_or(u32::MAX);
+        self.lock()
+            .renewals
+            .entry(workload.clone())
+            .or_insert_with(|| Bucket::new(sidecars, 0))
+            .refill_at(4.0 * f64::from(sidecars) / leaf.as_secs_f64().max(1.0))
+            .take()
     }
 
     pub(crate) fn connect(&self, workload: WorkloadName, introduction: Introduction) -> Connected {
@@ -186,6 +204,26 @@ fn release<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_a_workload_that_renews_without_end_is_stopped_and_no_other_is() {
+        let registry = Registry::default();
+        let orders = "shop/orders".parse().unwrap();
+        let hour = Duration::from_secs(3600);
+        let flood = || {
+            (0..100_000)
+                .filter(|_| registry.may_renew(&orders, hour))
+                .count()
+        };
+        assert_eq!(flood(), STREAMS_PER_WORKLOAD);
+        assert!(registry.may_renew(&"shop/inventory".parse().unwrap(), hour));
+        tokio::time::advance(hour / 4).await;
+        assert_eq!(
+            flood(),
+            STREAMS_PER_WORKLOAD,
+            "all at half life, twice over"
+        );
+    }
 
     #[test]
     fn one_certificate_holds_only_so_many_streams_and_gives_them_back() {

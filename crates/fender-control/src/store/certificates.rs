@@ -5,6 +5,7 @@ use std::time::Duration;
 use fender_identity::{Serial, SpiffeId, Validity};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use sqlx::{Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{Command, Store, StoreError, audit};
 use crate::time::{earlier, moment, seconds};
@@ -61,6 +62,21 @@ pub(crate) async fn find<'a>(
     .as_ref()
     .map(read)
     .transpose()
+}
+
+/// Whether these very bytes were issued here.
+pub(crate) async fn is_leaf_on_record<'a>(
+    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    leaf: &CertificateDer<'_>,
+) -> Result<bool, StoreError> {
+    let Some(serial) = X509Certificate::from_der(leaf)
+        .ok()
+        .and_then(|(_, leaf)| Serial::from_bytes(leaf.raw_serial()).ok())
+    else {
+        return Ok(false);
+    };
+    let known = find(db, &serial.to_string()).await?;
+    Ok(known.is_some_and(|known| known.leaf == *leaf))
 }
 
 pub(super) fn read(row: &SqliteRow) -> Result<Known, StoreError> {

@@ -59,6 +59,18 @@ pub(crate) enum Worthless {
     Expired,
 }
 
+/// Whether a token was made here and is not forgotten, whatever it is worth.
+pub(crate) async fn exists<'a>(
+    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    secret_sha256: &Hash,
+) -> Result<bool, StoreError> {
+    let row = sqlx::query("SELECT 1 FROM tokens WHERE secret_sha256 = ?")
+        .bind(secret_sha256.to_vec())
+        .fetch_optional(db)
+        .await?;
+    Ok(row.is_some())
+}
+
 pub(crate) struct Bearer<'a> {
     pub(crate) secret_sha256: &'a Hash,
     pub(crate) identity: &'a SpiffeId,
