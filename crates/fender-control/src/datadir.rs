@@ -51,12 +51,14 @@ impl DataDir {
                     .mode(0o700)
                     .create(path)
                     .map_err(failed)?;
+                check_ours(path)?;
                 Some(lock(&path.join("lock"))?)
             }
             Hold::Shared => None,
         };
         // Canonical, so that a path from a document can be compared with it.
         let path = fs::canonicalize(path).map_err(failed)?;
+        check_ours(&path)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -130,6 +132,21 @@ impl DataDir {
     }
 }
 
+/// Whoever may write to the directory can lay a key or a database of theirs in it before we look, or swap ours.
+fn check_ours(path: &Path) -> Result<(), DataDirError> {
+    let metadata = fs::metadata(path).map_err(at(path))?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let ours = rustix::process::geteuid().as_raw();
+    if owner == ours && mode & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(DataDirError::NotOurs {
+        path: path.to_owned(),
+        owner,
+        mode,
+    })
+}
+
 fn lock(path: &Path) -> Result<File, DataDirError> {
     let file = private()
         .create(true)
@@ -187,6 +204,16 @@ pub enum DataDirError {
     Io { path: PathBuf, source: io::Error },
     #[error("another control plane holds `{}`: give this one a `--data-dir` of its own, or stop the other", path.display())]
     Held { path: PathBuf },
+    #[error(
+        "the data directory `{}` belongs to uid {owner} and has mode {mode:04o}: only the user of the control plane may \
+         write to it; run as its owner, name a directory that is still to be made, or `chmod 700` it",
+        path.display()
+    )]
+    NotOurs {
+        path: PathBuf,
+        owner: u32,
+        mode: u32,
+    },
     #[error("others may read the key file `{}`: `chmod 600` it, and consider the authority's keys known to them", path.display())]
     Exposed { path: PathBuf },
     #[error("`{}` is not a key of 32 bytes: restore the one that belongs to this database", path.display())]

@@ -114,6 +114,27 @@ async fn what_was_answered_survives_a_process_that_ends_without_a_word() {
 }
 
 #[tokio::test]
+async fn attack_a_key_laid_in_a_data_directory_that_others_may_write_to_is_never_used() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    fs::create_dir(&data).unwrap();
+    for mode in [0o777, 0o770] {
+        fs::set_permissions(&data, fs::Permissions::from_mode(mode)).unwrap();
+        let documents = documents(directory.path(), "shop");
+        let started = start(
+            config(&data, Some(documents)),
+            TestClock::new(at(NOW)),
+            Drain::new(),
+        )
+        .await;
+        let error = started.unwrap_err().to_string();
+        assert!(error.contains("chmod 700"), "{error}");
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
 async fn two_control_planes_on_one_data_directory_are_refused() {
     let world = World::new().await;
     let config = config(&world.path("data"), None);
