@@ -317,7 +317,11 @@ impl Operation {
             place: format!("{place}.{field}"),
             saw,
             wants,
-            lacks: NOT_HTTP,
+            lacks: if seen.http.is_some() {
+                NO_HOST
+            } else {
+                NOT_HTTP
+            },
         }
     }
 }
@@ -350,6 +354,7 @@ impl Condition {
 const NO_IDENTITY: &str = "the peer showed no certificate";
 const NO_WORKLOAD: &str = "the peer's identity is not that of a workload, so it has no namespace";
 const NO_ADDRESS: &str = "the connection came over a Unix socket and has no source address";
+const NO_HOST: &str = "the request names no host";
 const NOT_HTTP: &str = "this is a `tcp` port, where nothing is known of HTTP";
 
 fn lacks_workload(seen: &Seen<'_>) -> &'static str {

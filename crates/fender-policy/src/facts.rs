@@ -22,7 +22,8 @@ pub struct Facts<'a> {
 #[derive(Clone, Copy)]
 pub struct HttpFacts<'a> {
     pub method: &'a str,
-    /// `:authority` or `Host`, with its port if it had one.
+    /// `:authority` or `Host`, with its port if it had one; empty if there was neither, and then a
+    /// clause that needs it cannot be evaluated.
     pub host: &'a str,
     /// Normalised, without the query: what is forwarded.
     pub path: &'a str,
@@ -86,8 +87,11 @@ impl<'a> Seen<'a> {
         self.caller.and_then(|caller| caller.account)
     }
 
+    /// None where the request named no host, which HTTP/1.0 allows: the app would choose one.
     pub(crate) fn host(&self) -> Option<&'a str> {
-        self.http.map(|http| http.host)
+        self.http
+            .map(|http| http.host)
+            .filter(|host| !host.is_empty())
     }
 
     pub(crate) fn method(&self) -> Option<&'a str> {

@@ -29,7 +29,7 @@ const IPS: [&str; 3] = ["10.0.0.1", "10.1.0.1", "2001:db8::1"];
 const BLOCKS: [&str; 3] = ["10.0.0.0/16", "10.0.0.0/8", "2001:db8::/32"];
 const PORTS: [u16; 2] = [8443, 9443];
 const METHODS: [&str; 3] = ["GET", "POST", "PROPFIND"];
-const HOSTS: [&str; 3] = ["shop.example", "SHOP.example:8443", "ops.example"];
+const HOSTS: [&str; 4] = ["shop.example", "SHOP.example:8443", "ops.example", ""];
 const PATHS: [&str; 5] = ["/", "/a", "/a/b", "/a/b/c", "/b"];
 const HEADER_VALUES: [&str; 3] = ["x", "xy", "z"];
 
@@ -138,7 +138,7 @@ fn operation(operation: &Operation, seen: &Seen<'_>) -> Vec<Option<bool>> {
         field(
             &operation.hosts,
             &operation.not_hosts,
-            seen.http.map(|http| http.host),
+            seen.http.map(|http| http.host).filter(|host| *host != ""),
             host,
         ),
         field(

@@ -273,6 +273,40 @@ fn an_address_condition_over_a_unix_socket_denies() {
 }
 
 #[test]
+fn a_request_that_names_no_host_is_denied_by_rules_about_hosts_and_allowed_by_none() {
+    let hosts = texts(&["admin.example"]);
+    let not = Operation {
+        not_hosts: hosts.clone(),
+        ..Operation::default()
+    };
+    let is = Operation {
+        hosts,
+        ..Operation::default()
+    };
+    let header = |_: &str| Vec::new();
+    let seen = Seen {
+        caller: WEB.map(Caller::of),
+        source_ip: None,
+        port: 8443,
+        http: Some(HttpFacts {
+            method: "GET",
+            host: "",
+            path: "/",
+            header: &header,
+        }),
+    };
+    for (action, operation) in [
+        (Action::Deny, is.clone()),
+        (Action::Deny, not.clone()),
+        (Action::Allow, is),
+        (Action::Allow, not),
+    ] {
+        let decision = only(action, to(operation.clone())).decide_seen(&seen);
+        assert_eq!(decision.verdict, Verdict::Deny, "{action} {operation:?}");
+    }
+}
+
+#[test]
 fn methods_are_case_sensitive() {
     let set = only(
         Action::Allow,
