@@ -48,6 +48,8 @@ pub struct Program {
     pub arguments: Vec<OsString>,
     /// Its whole environment; this process's own if none is given.
     pub environment: Option<Vec<(OsString, OsString)>>,
+    /// How many of the descriptors 3, 4, … it inherits, if they are withheld from others.
+    pub descriptors: u16,
 }
 
 /// Whom to supervise, and with how much patience.
@@ -338,6 +340,7 @@ fn start(program: &Program, input: Stdio) -> io::Result<Pid> {
             .envs(environment.iter().map(|(name, value)| (name, value)));
     }
     sys::default_signals(&mut command);
+    sys::pass_descriptors(&mut command, program.descriptors);
     // The handle is dropped: whoever waits for any child waits for this one too.
     let child = command.spawn()?;
     Ok(Pid::from_child(&child))

@@ -32,6 +32,7 @@ fn child_supervises() {
         program: "sh".into(),
         arguments: vec![name.into()],
         environment: None,
+        descriptors: 0,
     };
     let app = match fs::read_to_string("program") {
         Ok(program) => Program {

@@ -158,6 +158,27 @@ pub(crate) fn inherited_descriptors(count: u16) -> io::Result<Vec<OwnedFd>> {
         .collect())
 }
 
+/// Keeps the descriptors 3, 4, … that were left open for this process from its children, save those
+/// that [`pass_descriptors`] gives them to.
+pub fn withhold_descriptors(count: u16) -> io::Result<()> {
+    (3..3 + RawFd::from(count)).try_for_each(adopt)
+}
+
+/// Lets a child inherit the descriptors 3, 4, … under their numbers.
+pub fn pass_descriptors(command: &mut Command, count: u16) {
+    let pass = move || {
+        for number in 3..3 + RawFd::from(count) {
+            // SAFETY: borrowed for this call only, which is defined for any number. It is not -1.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec; `fcntl` is async-signal-safe, and it neither
+    // allocates nor locks.
+    unsafe { command.pre_exec(pass) };
+}
+
 /// Marks an inherited descriptor as one that our own children do not inherit.
 fn adopt(number: RawFd) -> io::Result<()> {
     // SAFETY: borrowed for this call only, which is defined for any number: the kernel answers

@@ -298,3 +298,27 @@ fn an_idle_sidecar_ends_at_once() {
     let took = began.elapsed();
     assert!(took < std::time::Duration::from_secs(2), "{took:?}");
 }
+
+#[test]
+fn a_supervisor_passes_systemds_listener_to_the_proxy_and_never_to_the_application() {
+    let mut sidecar = Standalone::start();
+    sidecar.process.kill();
+    let listener = std::net::TcpListener::bind(sidecar.address).unwrap();
+    let script = r#"test ! -e /proc/self/fd/3 && test -z "$LISTEN_FDS$LISTEN_PID""#;
+    let ended = std::process::Command::new("/bin/sh")
+        .args([
+            "-c",
+            r#"exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@""#,
+        ])
+        .arg(binary())
+        .args(["sidecar", "--config"])
+        .arg(sidecar.directory.path().join("sidecar.yaml"))
+        .args(["--", "/bin/sh", "-c", script])
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .output()
+        .unwrap();
+    // Were it not passed on, the proxy could not listen: the address is in use.
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(0), "{log}");
+    assert!(log.contains(" ready "), "{log}");
+}

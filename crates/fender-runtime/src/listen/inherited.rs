@@ -40,17 +40,10 @@ impl Listeners {
     /// meant for another process. Works once per process, before it opens descriptors of its own
     /// and so before there is a runtime.
     pub fn inherit(pid: Option<&str>, fds: Option<&str>, names: Option<&str>) -> io::Result<Self> {
-        let (Some(pid), Some(fds)) = (pid, fds) else {
-            return Ok(Self::none());
-        };
-        if pid.parse() != Ok(std::process::id()) {
+        let count = Self::announced(pid, fds)?;
+        if count == 0 {
             return Ok(Self::none());
         }
-        let invalid = || {
-            let message = format!("LISTEN_FDS is `{fds}`, which is no number of descriptors");
-            io::Error::new(io::ErrorKind::InvalidInput, message)
-        };
-        let count = fds.parse::<u16>().map_err(|_| invalid())?;
         let mut names = names.unwrap_or_default().split(':');
         let inherited = sys::inherited_descriptors(count)?
             .into_iter()
@@ -65,6 +58,20 @@ impl Listeners {
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { inherited })
+    }
+
+    /// How many are announced to this process; nothing is taken.
+    pub fn announced(pid: Option<&str>, fds: Option<&str>) -> io::Result<u16> {
+        let (Some(pid), Some(fds)) = (pid, fds) else {
+            return Ok(0);
+        };
+        if pid.parse() != Ok(std::process::id()) {
+            return Ok(0);
+        }
+        fds.parse().map_err(|_| {
+            let message = format!("LISTEN_FDS is `{fds}`, which is no number of descriptors");
+            io::Error::new(io::ErrorKind::InvalidInput, message)
+        })
     }
 
     /// The listener for `address`: the inherited one bound to it, or a new one.

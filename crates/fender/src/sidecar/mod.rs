@@ -26,6 +26,7 @@ use fender_api::client::Report;
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
@@ -52,10 +53,15 @@ const ADMIN_SOCKET: &str = "admin.sock";
 
 pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if !args.command.is_empty() && !args.supervised {
-        return single(supervise(args));
+        // The proxy serves them; the application has no business with them.
+        let [pid, fds, _] = announcement();
+        let descriptors = Listeners::announced(pid.as_deref(), fds.as_deref())
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
+        sys::withhold_descriptors(descriptors).map_err(|error| Failure::new(Exit::Usage, error))?;
+        return single(supervise(args, descriptors));
     }
     // Before this process opens anything: inherited descriptors are known by their numbers.
-    let listeners = inherited_listeners()?;
+    let listeners = inherited_listeners(args.supervised)?;
     sys::harden_process().map_err(Failure::unavailable)?;
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
@@ -67,7 +73,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
 }
 
 /// The supervisor: the proxy first, then, once that is ready, the application.
-async fn supervise(args: cli::Sidecar) -> Outcome {
+async fn supervise(args: cli::Sidecar, descriptors: u16) -> Outcome {
     let mut command = args.command.into_iter();
     let Some(program) = command.next() else {
         return Err(Failure::usage("no application to run"));
@@ -78,13 +84,14 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
         .then(private_memory)
         .transpose()
         .map_err(Failure::unavailable)?;
-    let environment =
-        std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"FENDER_"));
+    let environment = environment::build(std::env::vars_os(), &Inherit::All, [])
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let plan = Plan {
         app: Program {
             program,
             arguments: command.collect(),
-            environment: Some(environment.collect()),
+            environment: Some(environment),
+            descriptors: 0,
         },
         proxy: Some(Program {
             program: std::env::current_exe()
@@ -93,6 +100,7 @@ async fn supervise(args: cli::Sidecar) -> Outcome {
                 .into_os_string(),
             arguments: own_arguments(memory.as_ref().map(tempfile::TempDir::path)),
             environment: None,
+            descriptors,
         }),
         stop_timeout: args.stop_timeout,
         drain_timeout: SUPERVISED_DRAIN,
@@ -312,15 +320,21 @@ async fn start(
 }
 
 /// Systemd's socket activation: listeners that exist before this process and outlive it.
-fn inherited_listeners() -> Result<Listeners, Failure> {
-    let variable = |name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    let (pid, fds, names) = (
-        variable("LISTEN_PID"),
-        variable("LISTEN_FDS"),
-        variable("LISTEN_FDNAMES"),
-    );
+fn inherited_listeners(supervised: bool) -> Result<Listeners, Failure> {
+    let [mut pid, fds, names] = announcement();
+    // A supervisor passes on what was meant for it.
+    let parent = rustix::process::getppid().map(|parent| parent.to_string());
+    if supervised && pid.is_some() && pid == parent {
+        pid = Some(std::process::id().to_string());
+    }
     Listeners::inherit(pid.as_deref(), fds.as_deref(), names.as_deref())
         .map_err(|error| Failure::new(Exit::Usage, error))
+}
+
+/// `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`.
+fn announcement() -> [Option<String>; 3] {
+    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
+        .map(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
 }
 
 fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
