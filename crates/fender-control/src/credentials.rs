@@ -48,18 +48,21 @@ impl Sources {
         if let Some(states) = watched.get(path).and_then(Weak::upgrade) {
             return states;
         }
-        let Some(root) = self.root(path) else {
-            tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
-            let refused =
-                FetchError::Denied("it is in no directory allowed with --allow-dir".to_owned());
-            return Arc::new(watch::channel(State::Withdrawn(refused)).1);
+        let states = match self.root(path) {
+            Some(root) => {
+                let source = Guarded {
+                    file: FileSource::below(root, path),
+                    path: path.to_owned(),
+                    forbidden: Arc::clone(&self.forbidden),
+                };
+                fender_providers::watch(source, &self.drain)
+            }
+            None => {
+                tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
+                fender_providers::watch(NotAllowed, &self.drain)
+            }
         };
-        let source = Guarded {
-            file: FileSource::below(root, path),
-            path: path.to_owned(),
-            forbidden: Arc::clone(&self.forbidden),
-        };
-        let states = Arc::new(fender_providers::watch(source, &self.drain));
+        let states = Arc::new(states);
         watched.insert(path.to_owned(), Arc::downgrade(&states));
         states
     }
@@ -142,6 +145,21 @@ pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
         }
     };
     Some(proto::CredentialValue { state: Some(state) })
+}
+
+/// A file in no allowed directory. It is followed like any other, so that whoever asks is answered once and then waits.
+struct NotAllowed;
+
+impl Source for NotAllowed {
+    async fn fetch(&self) -> Result<Fetched, FetchError> {
+        Err(FetchError::Denied(
+            "it is in no directory allowed with --allow-dir".to_owned(),
+        ))
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
 }
 
 /// A file that must not lie in the data directory, looked at anew each time: links move.

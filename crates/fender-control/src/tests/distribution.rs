@@ -310,6 +310,25 @@ async fn a_document_cannot_have_a_file_read_outside_the_allowed_directories() {
 }
 
 #[tokio::test]
+async fn a_sidecar_is_told_once_that_a_file_is_not_allowed_and_waits_for_one_that_is() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let right = documents(world.directory.path(), "shop");
+    let smtp = format!("path: {}", world.path("smtp").display());
+    let orders = world.attested("shop/orders").await;
+    world
+        .apply(right.replace(&smtp, "path: /etc/hostname"))
+        .await;
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    assert!(matches!(next(&mut values).await, State::Withdrawn(_)));
+    world.apply(right).await;
+    let State::Value(told) = next(&mut values).await else {
+        panic!("a value")
+    };
+    assert_eq!(told.value, b"hunter2");
+}
+
+#[tokio::test]
 async fn a_credential_of_another_workload_is_refused_like_one_that_does_not_exist() {
     let world = World::new().await;
     fs::write(world.path("ledger"), "hunter2").unwrap();
