@@ -25,7 +25,7 @@ use crate::convert::InvalidField;
 use crate::decision::DecisionRecord;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::admin_client::AdminClient;
-use crate::tls::{MAX_APPLY, MAX_MESSAGE};
+use crate::tls::{MAX_APPLY, MAX_STATUS};
 use crate::token::{JoinToken, TokenError};
 use crate::url::ControlUrl;
 
@@ -187,7 +187,7 @@ impl Admin {
             .await?;
         Ok(Self {
             client: AdminClient::new(connection.channel)
-                .max_decoding_message_size(MAX_MESSAGE)
+                .max_decoding_message_size(MAX_STATUS)
                 .max_encoding_message_size(MAX_APPLY),
             clock,
             trust_domain: own.id().trust_domain().clone(),

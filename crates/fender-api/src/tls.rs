@@ -17,6 +17,10 @@ pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// The largest `Apply`: documents are refused one by one, with their names, rather than as a message too large.
 pub const MAX_APPLY: usize = 16 * 1024 * 1024;
 
+/// The largest answer an administrator takes: a status names every sidecar, and what one says of itself must not hide the
+/// others.
+pub const MAX_STATUS: usize = 64 * 1024 * 1024;
+
 /// gRPC is HTTP/2 and nothing else.
 pub const ALPN: &[&[u8]] = &[b"h2"];
 

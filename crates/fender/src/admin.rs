@@ -220,9 +220,10 @@ fn problem_line(problem: &Problem) -> String {
 }
 
 fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {
+    let value = render::tame(value);
     match output {
         Output::Json => print(&format!("{value:#}\n")),
-        Output::Table => print(&table(value)),
+        Output::Table => print(&table(&value)),
     }
 }
 

@@ -10,14 +10,32 @@ use fender_api::proto::control::v1 as proto;
 use fender_policy::Verdict;
 use serde_json::{Value, json};
 
-/// A moment in RFC 3339, seconds.
+/// The first second of a year with five digits, which RFC 3339 cannot tell.
+const BEYOND: u64 = 253_402_300_800;
+
+/// A moment in RFC 3339, seconds. It may be what a sidecar says: nothing is too late to be shown.
 pub(crate) fn moment(unix: i64) -> String {
     match u64::try_from(unix) {
+        Ok(BEYOND..) => "after the year 9999".to_owned(),
         Ok(seconds) if seconds > 0 => {
             humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
                 .to_string()
         }
         _ => "never".to_owned(),
+    }
+}
+
+/// Much of what is shown was said by sidecars and their callers: none of it may move a cursor, begin a line or speak to
+/// the terminal.
+pub(crate) fn tame(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(text.replace(char::is_control, "\u{fffd}")),
+        Value::Array(values) => values.iter().map(tame).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (name.replace(char::is_control, "\u{fffd}"), tame(value)))
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }
 
@@ -247,4 +265,44 @@ fn array<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
 
 fn strings<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a str> {
     array(value, key).filter_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attack_a_moment_beyond_all_calendars_is_shown_and_does_not_panic() {
+        assert_eq!(moment(1_800_000_000), "2027-01-15T08:00:00Z");
+        for far in [253_402_300_800, i64::MAX / 1000, i64::MAX] {
+            assert_eq!(moment(far), "after the year 9999");
+        }
+        for none in [0, -1, i64::MIN] {
+            assert_eq!(moment(none), "never");
+        }
+    }
+
+    #[test]
+    fn attack_what_a_sidecar_says_of_itself_does_not_speak_to_the_terminal() {
+        let status = proto::StatusResponse {
+            workloads: vec![proto::WorkloadStatus {
+                name: "shop/orders".to_owned(),
+                sidecars: vec![proto::SidecarStatus {
+                    version: "1\u{1b}]52;c;aGk=\u{7}".to_owned(),
+                    nack: "no\nshop/ledger  fine\u{9b}2J".to_owned(),
+                    ..proto::SidecarStatus::default()
+                }],
+                ..proto::WorkloadStatus::default()
+            }],
+            ..proto::StatusResponse::default()
+        };
+        let json = status_json(&status);
+        assert!(status_text(&json).contains('\u{1b}'), "it is shown at all");
+        let shown = [status_text(&tame(&json)), format!("{:#}", tame(&json))];
+        for shown in shown {
+            let hostile = |c: char| c.is_control() && c != '\n';
+            assert!(!shown.contains(hostile), "{shown:?}");
+            assert!(!shown.contains("\nshop/ledger"), "{shown}");
+        }
+    }
 }
