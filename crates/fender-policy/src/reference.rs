@@ -138,7 +138,9 @@ fn operation(operation: &Operation, seen: &Seen<'_>) -> Vec<Option<bool>> {
         field(
             &operation.hosts,
             &operation.not_hosts,
-            seen.http.map(|http| http.host).filter(|host| *host != ""),
+            seen.http
+                .map(|http| http.host)
+                .filter(|host| !host.is_empty()),
             host,
         ),
         field(
