@@ -26,11 +26,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::Limits;
 use crate::body::RequestBody;
-use crate::fault::{Fault, PeerFault, UpstreamFault, find};
+use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault, find};
 use crate::permit::Permit;
 
 /// One application, and the idle connections to it.
@@ -38,6 +39,7 @@ use crate::permit::Permit;
 pub(crate) struct App {
     address: AppAddress,
     idle: Mutex<VecDeque<Idle>>,
+    links: Arc<Semaphore>,
     limits: Limits,
 }
 
@@ -52,6 +54,7 @@ struct Idle {
 struct Link {
     sender: http1::SendRequest<RequestBody>,
     connection: http1::Connection<TokioIo<Socket>, RequestBody>,
+    slot: OwnedSemaphorePermit,
 }
 
 /// What the app answered.
@@ -67,13 +70,17 @@ pub(crate) struct Tunnel {
     pub(crate) socket: Socket,
     /// What the app sent behind the head.
     pub(crate) read: Bytes,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl App {
-    pub(crate) fn new(address: AppAddress, limits: Limits) -> Self {
+    /// `links` bounds the HTTP connections to all apps of one proxy: many streams may share one
+    /// connection of a peer, and each holds a descriptor here.
+    pub(crate) fn new(address: AppAddress, links: Arc<Semaphore>, limits: Limits) -> Self {
         Self {
             address,
             idle: Mutex::default(),
+            links,
             limits,
         }
     }
@@ -124,7 +131,11 @@ impl App {
             }
         }
         let deadline = Deadline::after(self.limits.establish);
-        let mut link = Link::open(self.connect(permit, deadline).await?).await?;
+        let slot = match deadline.bound(self.links.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(_)) | Err(_) => return Err(OurFault::Crowded.into()),
+        };
+        let mut link = Link::open(self.connect(permit, deadline).await?, slot).await?;
         match link.exchange(request).await {
             Ok(response) => self.answered(link, response).await,
             Err(Failed { error, .. }) => Err(blame(error)),
@@ -173,6 +184,10 @@ impl App {
     }
 
     fn keep(&self, link: Box<Link>) {
+        // Somebody may be waiting for the slot.
+        if self.links.available_permits() == 0 {
+            return;
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() >= self.limits.pool {
             idle.pop_front();
@@ -209,12 +224,16 @@ struct Failed {
 }
 
 impl Link {
-    async fn open(socket: Socket) -> Result<Box<Self>, Fault> {
+    async fn open(socket: Socket, slot: OwnedSemaphorePermit) -> Result<Box<Self>, Fault> {
         let (sender, connection) = http1::Builder::new()
             .handshake(TokioIo::new(socket))
             .await
             .map_err(blame)?;
-        Ok(Box::new(Self { sender, connection }))
+        Ok(Box::new(Self {
+            sender,
+            connection,
+            slot,
+        }))
     }
 
     /// Whether the app has not closed it, as far as can be known.
@@ -254,6 +273,7 @@ impl Link {
         Ok(Tunnel {
             socket: io.into_inner(),
             read: read_buf,
+            _slot: self.slot,
         })
     }
 }

@@ -86,6 +86,8 @@ pub(crate) enum OurFault {
     Drained,
     #[error("not configured any more")]
     Removed,
+    #[error("no connection to the app became free in time")]
+    Crowded,
     #[error("the message could not be written: {0}")]
     Unwritable(String),
 }
@@ -129,6 +131,10 @@ impl Fault {
             Self::Ours(OurFault::Drained | OurFault::Removed) => {
                 Some((StatusCode::SERVICE_UNAVAILABLE, "going away"))
             }
+            Self::Ours(OurFault::Crowded) => Some((
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests at a time",
+            )),
             Self::Ours(OurFault::Unwritable(_)) => {
                 Some((StatusCode::INTERNAL_SERVER_ERROR, "internal error"))
             }

@@ -8,7 +8,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections open at a time, inbound and outbound each, so that a flood from outside never
-    /// takes the app's own way out. 8,192: two descriptors each fit the common hard limit of 20,000.
+    /// takes the app's own way out; and as many HTTP connections to the app, however many streams
+    /// share a peer's connection: a request waits for one and is refused after `establish`. 8,192:
+    /// two descriptors each fit the common hard limit of 20,000.
     pub connections: usize,
     /// From `accept` to the first byte that is carried: handshake, decision and the way to the
     /// other side together. 10 s: several round trips across the world, and too short to hoard.

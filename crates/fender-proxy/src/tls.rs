@@ -23,6 +23,7 @@ use fender_wire::path;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::Semaphore;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::Limits;
@@ -47,6 +48,8 @@ pub(crate) struct Terms {
     pub(crate) svid: Arc<Svid>,
     pub(crate) inbound: BTreeMap<ListenAddress, Arc<InboundTerms>>,
     pub(crate) outbound: BTreeMap<ListenAddress, Arc<OutboundTerms>>,
+    /// One for each HTTP connection to an app, handed from terms to terms.
+    links: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -98,11 +101,19 @@ impl Terms {
             svid: svid.clone(),
             inbound: BTreeMap::new(),
             outbound: BTreeMap::new(),
+            links: before.map_or_else(
+                || {
+                    let links = limits.connections.min(Semaphore::MAX_PERMITS);
+                    Arc::new(Semaphore::new(links))
+                },
+                |before| before.links.clone(),
+            ),
         };
         for inbound in &snapshot.inbound {
             let listen = listen_address(&inbound.listen);
             let before = before.and_then(|before| before.inbound.get(&listen));
-            let built = InboundTerms::build(inbound, svid, snapshot, before, clock, limits)?;
+            let new_app = || App::new(inbound.app.clone(), terms.links.clone(), limits.clone());
+            let built = InboundTerms::build(inbound, svid, snapshot, before, clock, new_app)?;
             if terms.inbound.insert(listen, Arc::new(built)).is_some() {
                 return Err(TermsError::Twice(inbound.listen.clone()));
             }
@@ -135,7 +146,7 @@ impl InboundTerms {
         snapshot: &Snapshot,
         before: Option<&Arc<Self>>,
         clock: &SharedClock,
-        limits: &Limits,
+        new_app: impl FnOnce() -> App,
     ) -> Result<Self, TermsError> {
         let alpn: &[&[u8]] = match inbound.protocol {
             Protocol::Http => &[H2, H1],
@@ -157,7 +168,7 @@ impl InboundTerms {
             })?;
         let app = match before.map(|before| &before.app) {
             Some(app) if *app.address() == inbound.app => app.clone(),
-            Some(_) | None => Arc::new(App::new(inbound.app.clone(), limits.clone())),
+            Some(_) | None => Arc::new(new_app()),
         };
         Ok(Self {
             protocol: inbound.protocol,
