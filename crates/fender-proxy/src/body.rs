@@ -18,6 +18,7 @@ use crate::app::{AppBody, Tunnel};
 use crate::fault::{Fault, PeerFault};
 use crate::headers;
 use crate::http1::Upload;
+use crate::http2;
 use crate::permit::Denied;
 use crate::request::Exchange;
 
@@ -234,6 +235,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, CutShort>>> {
         let this = &mut *self;
+        http2::taken();
         if let Some(denied) = this.poll_revoked(cx) {
             this.exchange.fail(denied);
             this.kind = ResponseKind::Tunnel(None);
@@ -254,7 +256,7 @@ impl Body for ResponseBody {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(data) = frame.data_ref() {
-                    this.exchange.sent(data.len());
+                    http2::given(this.exchange.sent(data.len()));
                 }
                 if this.is_end_stream() {
                     this.exchange.succeed();

@@ -2,19 +2,24 @@
 //!
 //! Streams are requests like those of HTTP/1 and go the same way. Not offered: server push, extended
 //! CONNECT. A drain sends GOAWAY and lets open streams finish; a connection without streams ends
-//! after the idle limit; a silent peer is pinged.
+//! after the idle limit; a silent peer is pinged; a response the peer does not take is reset.
 
+use std::cell::Cell;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
 
 use fender_runtime::drain::Drain;
 use fender_wire::{Authority, head};
-use http::header::{CONTENT_LENGTH, HOST};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{CONTENT_LENGTH, COOKIE, HOST};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::Sleep;
 
 use crate::Limits;
 use crate::body::{RequestBody, ResponseBody};
@@ -48,11 +53,18 @@ pub(crate) async fn serve(
         () = activity.idle(limits.idle) => {}
     }
     connection.as_mut().graceful_shutdown();
-    outcome(connection.await)
+    tokio::select! {
+        ended = connection.as_mut() => outcome(ended),
+        // Nothing is open, and what is left to send is not taken.
+        () = activity.idle(limits.stall) => Err(PeerFault::Stalls.into()),
+    }
 }
 
 fn builder(limits: &Limits, drain: &Drain) -> http2::Builder<Tracked> {
-    let mut builder = http2::Builder::new(Tracked(drain.clone()));
+    let mut builder = http2::Builder::new(Tracked {
+        drain: drain.clone(),
+        stall: limits.stall,
+    });
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
@@ -100,12 +112,12 @@ async fn answer(
             path: parts.uri.path(),
             query: parts.uri.query(),
             authority: Some(authority),
-            headers: parts.headers,
+            headers: with_one_cookie(parts.headers),
             upgrade: None,
         },
         Err(fault) => return refused(&gate, fault),
     };
-    if let Err(fault) = check(&asked) {
+    if let Err(fault) = check(&asked, &gate.node.limits) {
         return refused(&gate, fault);
     }
     match gate.admit(asked, |_| false, Some(token)) {
@@ -119,7 +131,14 @@ fn refused(gate: &Gate, fault: PeerFault) -> Response<ResponseBody> {
 }
 
 /// What HTTP/2 allows and HTTP/1, which the app speaks, would read in two ways.
-fn check(asked: &Asked<'_>) -> Result<(), PeerFault> {
+fn check(asked: &Asked<'_>, limits: &Limits) -> Result<(), PeerFault> {
+    let target = asked.path.len() + asked.query.map_or(0, |query| query.len() + 1);
+    if target > limits.target_bytes {
+        return Err(head::HeadError::ExceedsTarget.into());
+    }
+    if asked.headers.len() > limits.head_fields {
+        return Err(head::HeadError::ExceedsFields.into());
+    }
     if asked.method == Method::CONNECT {
         return Err(head::HeadError::AsksTunnel.into());
     }
@@ -134,11 +153,28 @@ fn check(asked: &Asked<'_>) -> Result<(), PeerFault> {
     if second.is_some() {
         return Err(head::HeadError::RepeatsContentLength.into());
     }
-    let plain = |value: &http::HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
+    let plain = |value: &HeaderValue| value.as_bytes().iter().all(u8::is_ascii_digit);
     if !first.is_none_or(plain) {
         return Err(head::HeadError::BreaksContentLength.into());
     }
     Ok(())
+}
+
+/// HTTP/2 may cut a cookie into several fields, HTTP/1 may not (RFC 9113 §8.2.3): the app, and the
+/// policy, must find it whole.
+fn with_one_cookie(mut headers: HeaderMap) -> HeaderMap {
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if crumbs.len() > 1 {
+        // Values that were fields are one together.
+        if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+            headers.insert(COOKIE, whole);
+        }
+    }
+    headers
 }
 
 /// The one host a request is for: `:authority`, and `Host` only if it says the same.
@@ -166,15 +202,67 @@ fn authority(uri: &http::Uri, headers: &HeaderMap) -> Result<Authority, PeerFaul
     }
 }
 
-/// hyper's tasks belong to the drain like all others.
+/// hyper's tasks belong to the drain like all others, and none of them is stuck for ever with a peer
+/// that takes nothing.
 #[derive(Clone, Debug)]
-struct Tracked(Drain);
+struct Tracked {
+    drain: Drain,
+    stall: Duration,
+}
 
 impl<F> hyper::rt::Executor<F> for Tracked
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.0.spawn(task);
+        self.drain
+            .spawn(SENDING.scope(Cell::default(), unless_stuck(Box::pin(task), self.stall)));
     }
+}
+
+tokio::task_local! {
+    /// The stream that a task of hyper's serves.
+    static SENDING: Cell<Sending>;
+}
+
+/// What became of the data a response's body gave last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Sending {
+    #[default]
+    Taken,
+    /// It waits for the peer to make room: how much there was before it.
+    Waits(u64),
+}
+
+/// A body was asked for more: the peer took what there was.
+pub(crate) fn taken() {
+    let _ = SENDING.try_with(|sending| sending.set(Sending::Taken));
+}
+
+/// A body gave data, after so many bytes before it.
+pub(crate) fn given(before: u64) {
+    let _ = SENDING.try_with(|sending| sending.set(Sending::Waits(before)));
+}
+
+/// Runs a stream's task until the peer has taken nothing for `stall`. Dropping it resets the stream.
+async fn unless_stuck(mut task: Pin<Box<impl Future<Output = ()>>>, stall: Duration) {
+    let mut timer: Option<(Sending, Pin<Box<Sleep>>)> = None;
+    poll_fn(|cx| {
+        if task.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let sending = SENDING.with(Cell::get);
+        if sending == Sending::Taken {
+            timer = None;
+            return Poll::Pending;
+        }
+        if timer.as_ref().is_none_or(|(of, _)| *of != sending) {
+            timer = Some((sending, Box::pin(tokio::time::sleep(stall))));
+        }
+        match &mut timer {
+            Some((_, sleep)) => sleep.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    })
+    .await;
 }

@@ -324,8 +324,11 @@ impl Exchange {
         }
     }
 
-    pub(crate) fn sent(&mut self, bytes: usize) {
-        self.line.sent = self.line.sent.saturating_add(bytes as u64);
+    /// Counts what goes to the peer, and says how much went before it.
+    pub(crate) fn sent(&mut self, bytes: usize) -> u64 {
+        let before = self.line.sent;
+        self.line.sent = before.saturating_add(bytes as u64);
+        before
     }
 
     /// What a connection that changed protocols carried.

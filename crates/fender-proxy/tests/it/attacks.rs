@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -465,4 +467,110 @@ async fn an_upgrade_to_h2c_carries_nothing_past_the_gate() {
         !seen.contains("upgrade") && !seen.contains("http2-settings"),
         "{seen}"
     );
+}
+
+#[tokio::test]
+async fn the_streams_of_one_peer_open_no_more_connections_to_the_app_than_there_are_slots() {
+    let tasks = Drain::new();
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counts, peak) = (open.clone(), most.clone());
+    let app = raw_app(&tasks, move |mut socket| {
+        let (open, most) = (counts.clone(), peak.clone());
+        async move {
+            most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            // Never answers.
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+            open.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let limits = Limits {
+        connections: 2,
+        establish: Duration::from_secs(2),
+        ..Limits::default()
+    };
+    let port = inbound(app, fender_config::snapshot::Protocol::Http);
+    let world = World::start(vec![port], vec![], limits);
+    let client = world.web2().await;
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut client = client.clone();
+        let request = Request::get("https://orders/held")
+            .body(Full::default())
+            .unwrap();
+        asked.spawn(async move { client.send_request(request).await.unwrap().status() });
+    }
+    for _ in 0..6 {
+        let status = soon(asked.join_next()).await.unwrap().unwrap();
+        assert_eq!(status, http::StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_stream_whose_response_is_not_taken_is_reset_and_the_others_go_on() {
+    let tasks = Drain::new();
+    let (ended, mut ends) = watch::channel(false);
+    let ended = Arc::new(ended);
+    let app = raw_app(&tasks, move |mut socket| {
+        let ended = ended.clone();
+        async move {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = socket.read_u8().await else {
+                    return;
+                };
+                request.push(byte);
+            }
+            if request.starts_with(b"GET /short") {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                let _ = socket.write_all(answer).await;
+                return;
+            }
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n";
+            let _ = socket.write_all(head).await;
+            while socket.write_all(&[b'x'; 16 * 1024]).await.is_ok() {}
+            ended.send_replace(true);
+        }
+    })
+    .await;
+    let limits = Limits {
+        stall: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let port = inbound(app, fender_config::snapshot::Protocol::Http);
+    let world = World::start(vec![port], vec![], limits);
+    let mut client = world.web2().await;
+    let ask = |path: &str| {
+        Request::get(format!("https://orders{path}"))
+            .body(Full::default())
+            .unwrap()
+    };
+    let endless = soon(client.send_request(ask("/endless"))).await.unwrap();
+    soon(ends.wait_for(|ended| *ended)).await.unwrap();
+    let short = soon(client.send_request(ask("/short"))).await.unwrap();
+    let short = soon(short.into_body().collect()).await.unwrap().to_bytes();
+    assert_eq!(short, "ok");
+    assert!(soon(endless.into_body().collect()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_http2_head_is_held_to_the_limits_of_an_http1_head() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let mut client = world.web2().await;
+    let long = format!("https://orders/?{}", "q".repeat(8 * 1024));
+    let request = Request::get(long).body(Full::default()).unwrap();
+    let answer = soon(client.send_request(request)).await.unwrap();
+    assert_eq!(answer.status(), http::StatusCode::URI_TOO_LONG);
+
+    let mut request = Request::get("https://orders/").body(Full::default());
+    let headers = request.as_mut().unwrap().headers_mut();
+    for at in 0..101 {
+        let name = http::HeaderName::try_from(format!("x-{at}")).unwrap();
+        headers.insert(name, http::HeaderValue::from_static("1"));
+    }
+    let answer = soon(client.send_request(request.unwrap())).await.unwrap();
+    let too_large = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    assert_eq!(answer.status(), too_large);
 }
