@@ -126,7 +126,9 @@ impl Writer {
     ) -> Result<(), WriteError> {
         let mut head = HeadWriter::response(&mut self.out, parts.status.as_u16());
         for (name, value) in &parts.headers {
-            let replaced = *name == CONTENT_LENGTH && framing != Framing::None;
+            // A 204 has no length (RFC 9110 §8.6): who believed one would wait for a body.
+            let replaced = *name == CONTENT_LENGTH
+                && (framing != Framing::None || parts.status == StatusCode::NO_CONTENT);
             if !replaced && *name != TRANSFER_ENCODING && *name != CONNECTION {
                 head.field(name.as_str(), value.as_bytes())?;
             }

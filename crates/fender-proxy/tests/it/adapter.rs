@@ -8,7 +8,7 @@ use fender_proxy::{Limits, Reason};
 use fender_runtime::drain::Drain;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::*;
 
@@ -76,6 +76,52 @@ async fn http2_arrives_with_the_callers_identity() {
         "{seen}"
     );
     assert!(seen.ends_with("\n\npayload"), "{seen}");
+}
+
+#[tokio::test]
+async fn a_cookie_that_http2_cut_into_crumbs_arrives_whole() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let mut client = world.web2().await;
+    let request = Request::get("https://orders/")
+        .header("cookie", "a=1")
+        .header("x-between", "yes")
+        .header("cookie", "b=2")
+        .header("cookie", "c=3; d=4")
+        .body(Full::default())
+        .unwrap();
+    let response = soon(client.send_request(request)).await.unwrap();
+    let seen = soon(response.into_body().collect())
+        .await
+        .unwrap()
+        .to_bytes();
+    let seen = String::from_utf8(seen.to_vec()).unwrap();
+    assert!(seen.contains("cookie: a=1; b=2; c=3; d=4\n"), "{seen}");
+    assert_eq!(seen.matches("cookie").count(), 1, "{seen}");
+}
+
+#[tokio::test]
+async fn an_answer_without_content_declares_no_length_and_the_connection_goes_on() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(socket.read_u8().await.unwrap());
+        }
+        let answer = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nHTTP/";
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let world = World::http(app);
+    let mut stream = world.web().await;
+    for _ in 0..2 {
+        stream.write_all(get("/none").as_bytes()).await.unwrap();
+        let answer = head(&mut stream).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 204") && !answer.contains("content-length"),
+            "{answer}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -365,11 +411,7 @@ async fn bytes_are_carried_on_a_tcp_port_and_a_denied_peer_is_closed() {
     world.change(|snapshot| snapshot.policies = policies(vec![]));
     let mut stream = world.client(&world.authority.svid(WEB), &[]).await;
     let mut nothing = Vec::new();
-    let _ = soon(tokio::io::AsyncReadExt::read_to_end(
-        &mut stream,
-        &mut nothing,
-    ))
-    .await;
+    let _ = soon(AsyncReadExt::read_to_end(&mut stream, &mut nothing)).await;
     assert!(nothing.is_empty());
     assert_eq!(
         soon(world.records.recv()).await.unwrap().facts.request,

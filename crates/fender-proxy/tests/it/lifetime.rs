@@ -91,7 +91,7 @@ async fn a_tcp_connection_opened_with_a_valid_certificate_outlives_it() {
         let _ = tokio::io::copy(&mut read, &mut write).await;
     })
     .await;
-    let mut world = World::tcp(app);
+    let world = World::tcp(app);
     let mut stream = world.client(&world.authority.svid(WEB), &[]).await;
     let mut pong = [0; 4];
     stream.write_all(b"ping").await.unwrap();
