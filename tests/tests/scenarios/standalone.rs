@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use fender_tests::pki::{Authority, Template};
-use fender_tests::process::{PATIENCE, Process, binary, free_address, output};
+use fender_tests::process::{PATIENCE, Process, binary, free_address, installed, output};
 use fender_tests::{Client, Nginx, wait_until};
 use tempfile::TempDir;
 
@@ -321,4 +321,24 @@ fn a_supervisor_passes_systemds_listener_to_the_proxy_and_never_to_the_applicati
     let log = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(0), "{log}");
     assert!(log.contains(" ready "), "{log}");
+}
+
+#[test]
+fn a_supervised_sidecar_whose_network_was_taken_away_ends_with_its_application() {
+    let mut sidecar = Standalone::start();
+    sidecar.process.kill();
+    installed("ip");
+    let script = r#"
+        ip link set lo up && ip link add here type veth peer name there || exit 1
+        "$0" sidecar --config "$1" -- /bin/sh -c 'ip link del here; exec sleep 100'
+    "#;
+    let ended = std::process::Command::new(installed("unshare"))
+        .args(["--net", "/bin/sh", "-c", script])
+        .arg(binary())
+        .arg(sidecar.directory.path().join("sidecar.yaml"))
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(69), "{log}");
+    assert!(log.contains("interface"), "{log}");
 }

@@ -48,6 +48,7 @@ use status::Status;
 
 /// Beyond the proxy's own drain: how long a supervisor waits before it kills the proxy.
 const SUPERVISED_DRAIN: Duration = Duration::from_secs(60);
+const ABANDONED: &str = "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one";
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
 
@@ -67,7 +68,8 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
     let reach = reach(&args)?;
-    let interfaces = Interfaces::open();
+    // A supervisor looks for itself: a proxy that ended would only be started again.
+    let interfaces = (!args.supervised).then(Interfaces::open).flatten();
     confine::confine(&reach).map_err(Failure::unavailable)?;
     blocking(serve(args, listeners, interfaces))
 }
@@ -105,7 +107,19 @@ async fn supervise(args: cli::Sidecar, descriptors: u16) -> Outcome {
         stop_timeout: args.stop_timeout,
         drain_timeout: SUPERVISED_DRAIN,
     };
-    let code = supervise::run(plan).await.map_err(Failure::unavailable)?;
+    let interfaces = Interfaces::open();
+    let mut supervised = std::pin::pin!(supervise::run(plan));
+    let code = tokio::select! {
+        code = &mut supervised => code.map_err(Failure::unavailable)?,
+        () = network_abandoned(interfaces) => {
+            tracing::error!("{ABANDONED}");
+            // The application ends as it would if somebody asked us.
+            rustix::process::kill_process(rustix::process::getpid(), sys::Signal::TERM)
+                .map_err(Failure::unavailable)?;
+            supervised.await.map_err(Failure::unavailable)?;
+            return Ok(Exit::Unavailable);
+        }
+    };
     Ok(Exit::App(code))
 }
 
@@ -175,9 +189,7 @@ async fn serve(
         () = stop.requested() => {}
         () = network_abandoned(interfaces) => {
             drains.abandon().await;
-            return Err(Failure::unavailable(anyhow::anyhow!(
-                "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one"
-            )));
+            return Err(Failure::unavailable(anyhow::anyhow!(ABANDONED)));
         }
         () = ordered_to_drain(superior.as_mut()) => {
             serving.begin_drain(&drains);
