@@ -3,7 +3,9 @@
 //!
 //! The application is not a descendant of the proxy and inherits none of it. Documents from a
 //! control plane can reach no path that was not named locally, even if every check above this one
-//! were wrong. On a kernel without Landlock the sidecar runs and says what is missing.
+//! were wrong; except that all of `/etc` is readable, as far as this user may, because names are
+//! resolved from files there that are replaced by renaming. Connecting to Unix sockets is not
+//! Landlock's to forbid: [`super::paths`] does. On a kernel without Landlock the sidecar runs and says what is missing.
 
 use std::path::{Path, PathBuf};
 
