@@ -171,14 +171,20 @@ struct Guarded {
 
 impl Source for Guarded {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
-        if let Ok(real) = tokio::fs::canonicalize(&self.path).await
-            && real.starts_with(&self.forbidden)
+        let real = tokio::fs::canonicalize(&self.path).await;
+        if real
+            .as_ref()
+            .is_ok_and(|real| real.starts_with(&self.forbidden))
         {
             return Err(FetchError::Denied(
                 "it lies in the control plane's data directory".to_owned(),
             ));
         }
-        self.file.fetch().await
+        match (self.file.fetch().await, real) {
+            // What opens now was not there to be looked at, or could not be: next time, perhaps.
+            (Ok(_), Err(error)) => Err(FetchError::Outage(error.to_string())),
+            (answer, _) => answer,
+        }
     }
 
     fn interval(&self) -> Duration {
