@@ -3,13 +3,17 @@
 //! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log, target
 //! [`ACCESS`], is always written: it is a record and not a level of detail.
 
+use std::fmt;
 use std::io;
 use std::str::FromStr;
 
+use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::SetGlobalDefaultError;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
@@ -56,13 +60,34 @@ where
         .log_internal_errors(false)
         .with_writer(writer);
     match format {
-        LogFormat::Text => lines.with_ansi(false).with_filter(targets).boxed(),
+        LogFormat::Text => lines
+            .with_ansi(false)
+            .fmt_fields(format::debug_fn(write_field).delimited(" "))
+            .with_filter(targets)
+            .boxed(),
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
             .with_filter(targets)
             .boxed(),
     }
+}
+
+/// Writes one field of a text line. What strangers wrote (a name in a certificate, for one) begins no
+/// line of its own and steers no terminal.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => {}
+        name => write!(writer, "{name}=")?,
+    }
+    for char in format!("{value:?}").chars() {
+        if char.is_control() {
+            write!(writer, "{}", char.escape_default())?;
+        } else {
+            writer.write_char(char)?;
+        }
+    }
+    Ok(())
 }
 
 fn targets(directive: &str) -> Result<Targets, TelemetryError> {
@@ -140,6 +165,18 @@ mod tests {
         });
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(r#""path":"a\nb""#), "{text}");
+    }
+
+    #[test]
+    fn a_text_line_stays_one_line_whatever_a_stranger_wrote() {
+        let hostile = "spiffe://x\n2030-01-01T00:00:00Z  INFO access: peer=admin\r\u{1b}[2J\u{9b}";
+        let text = logged(LogFormat::Text, "info", || {
+            tracing::info!(reason = %hostile, path = hostile, "{hostile}");
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let controls: Vec<char> = text.chars().filter(|char| char.is_control()).collect();
+        assert_eq!(controls, ['\n'], "{text:?}");
+        assert_eq!(text.matches("\\n2030").count(), 3, "{text}");
     }
 
     #[test]
