@@ -186,8 +186,8 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
 fn operation(reader: &mut Reader<'_>, at: &At<raw::RuleOperation>) -> Operation {
     let raw = &at.value;
     let operation = Operation {
-        hosts: list(reader, "hosts", &raw.hosts, text),
-        not_hosts: list(reader, "notHosts", &raw.not_hosts, text),
+        hosts: list(reader, "hosts", &raw.hosts, host),
+        not_hosts: list(reader, "notHosts", &raw.not_hosts, host),
         ports: list(reader, "ports", &raw.ports, port),
         not_ports: list(reader, "notPorts", &raw.not_ports, port),
         methods: list(reader, "methods", &raw.methods, method),
@@ -282,6 +282,22 @@ fn method(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
     text(reader, at)
 }
 
+/// Hosts are matched in lower case and without the dot that ends a fully qualified name.
+fn host(reader: &mut Reader<'_>, at: &At<String>) -> Option<TextMatch> {
+    let host = at.value.trim_end_matches('.');
+    if host.len() < at.value.len() || !host.is_ascii() {
+        let help = "leave out the final dot, and write an international name in its `xn--` form";
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            format!("`{}` would never match", at.value),
+            help,
+        );
+        return None;
+    }
+    text(reader, at)
+}
+
 fn path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathMatch> {
     text(reader, at)?;
     if at.value.contains('?') {
@@ -294,11 +310,55 @@ fn path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathMatch> {
         );
         return None;
     }
+    if let Some(help) = unmatchable(&at.value) {
+        reader.wrong(
+            at,
+            "fender::bad-pattern",
+            format!(
+                "`{}` would never match the one form paths are brought into",
+                at.value
+            ),
+            help,
+        );
+        return None;
+    }
     reader.parse(
         at,
         "fender::bad-pattern",
         "for example `/reports/{*}/pages/{**}`",
     )
+}
+
+/// Why no request can have this path, and how to write it instead. A DENY that never matches would
+/// guard nothing.
+fn unmatchable(pattern: &str) -> Option<&'static str> {
+    const DOTS: &str = "leave out `.` and `..`";
+    const ESCAPED: &str =
+        "write every byte but `A-Z a-z 0-9 - . _ ~ ! $ & ' ( ) * + , ; = : @ /` as `%HH`";
+    const PLAIN: &str = "write letters, digits, `-`, `.`, `_` and `~` as they are, and every other \
+        `%HH` with upper-case digits";
+    // Operators of templates are not text.
+    let text = pattern.replace("{**}", "").replace("{*}", "");
+    if text.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Some(DOTS);
+    }
+    let is_plain =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%".contains(&byte);
+    if !text.bytes().all(is_plain) {
+        return Some(ESCAPED);
+    }
+    let escapes = text.split('%').skip(1);
+    let is_canonical = |rest: &str| {
+        let digits = rest.as_bytes().get(..2).unwrap_or(rest.as_bytes());
+        let upper = digits
+            .iter()
+            .all(|digit| digit.is_ascii_digit() || (b'A'..=b'F').contains(digit) || *digit == b'*');
+        let byte = rest
+            .get(..2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        upper && !byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+    };
+    (!escapes.clone().all(is_canonical)).then_some(PLAIN)
 }
 
 fn port(reader: &mut Reader<'_>, at: &At<String>) -> Option<u16> {

@@ -112,3 +112,75 @@ spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V 
         ["a.yaml:9:57: the Credential `shop/smtp` is listed twice (remove one of them)"]
     );
 }
+
+/// A DENY of what can never arrive would guard nothing.
+#[test]
+fn a_pattern_in_a_spelling_that_is_never_matched_is_refused() {
+    let policy = |operation: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{ namespace: shop, name: guard }}\n\
+             spec: {{ action: DENY, rules: [ {{ to: [ {{ operation: {{ {operation} }} }} ] }} ] }}\n"
+        );
+        let problems = match parse(&[source("guard.yaml", &text)]) {
+            Ok(_) => return false,
+            Err(problems) => problems,
+        };
+        problems
+            .iter()
+            .any(|problem| problem.code == "fender::bad-pattern")
+    };
+    for never in [
+        "/%61dmin",
+        "/caf\u{e9}",
+        "/caf%c3%a9",
+        "/a b",
+        "/a/../b",
+        "/./a",
+        "/a/..",
+        "/%2e%2e/a",
+        "/a\\\\b",
+        "/%7Euser",
+        "/a#b",
+        "/a/{*}/%61",
+        "/<x>",
+    ] {
+        assert!(policy(&format!("paths: [ \"{never}\" ]")), "{never}");
+    }
+    for sometimes in [
+        "/admin",
+        "/caf%C3%A9",
+        "/a%20b",
+        "*.js",
+        "*",
+        "/a*",
+        "/a%2*",
+        "/%2Fa",
+        "/a;b=c",
+        "/{*}/x",
+        "/{**}",
+        "/..a",
+        "/%25*",
+    ] {
+        assert!(
+            !policy(&format!("paths: [ \"{sometimes}\" ]")),
+            "{sometimes}"
+        );
+    }
+    for never in ["bad.example.", "*.example.", "b\u{fc}cher.example"] {
+        assert!(policy(&format!("hosts: [ \"{never}\" ]")), "{never}");
+    }
+    for sometimes in [
+        "bad.example",
+        "*.example",
+        "bad.*",
+        "bad.example:8443",
+        "[::1]",
+        "*",
+    ] {
+        assert!(
+            !policy(&format!("hosts: [ \"{sometimes}\" ]")),
+            "{sometimes}"
+        );
+    }
+}
