@@ -16,6 +16,7 @@ const PLACES: &[&str] = &[
     "docs/guide",
     "docs/reference",
     "examples/compose",
+    "fuzz",
 ];
 
 pub(super) fn check(root: &Path) -> Result<()> {
