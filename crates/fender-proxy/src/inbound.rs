@@ -12,6 +12,7 @@ use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::fault::{Fault, OurFault, PeerFault};
@@ -42,6 +43,22 @@ pub(crate) struct Door {
     pub(crate) listen: Arc<ListenAddress>,
     /// The port peers reach.
     pub(crate) port: u16,
+    /// Room for connections, shared by all inbound listeners.
+    pub(crate) slots: Arc<Semaphore>,
+}
+
+impl Door {
+    /// Resolves when a handshake must give way: it had its time, and others find no room. Silence
+    /// costs a stranger nothing, so it may not keep out those who speak.
+    async fn crowded(&self) {
+        let grace = self.node.limits.handshake;
+        loop {
+            tokio::time::sleep(grace).await;
+            if self.slots.available_permits() == 0 {
+                return;
+            }
+        }
+    }
 }
 
 /// One connection.
@@ -163,6 +180,7 @@ impl Conn {
             () = self.drain.forced() => Err(OurFault::Drained.into()),
             // Boxed, like whatever an open connection does not need later.
             accepted = Box::pin(tls::accept(socket, terms, deadline)) => Ok(accepted?),
+            () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
         }
     }
 

@@ -15,6 +15,9 @@ pub struct Limits {
     /// From `accept` to the first byte that is carried: handshake, decision and the way to the
     /// other side together. 10 s: several round trips across the world, and too short to hoard.
     pub establish: Duration,
+    /// How much of it a peer's handshake gets while no slot is free for others. 1 s: two round trips
+    /// across the world still fit, a crowd of silent sockets must be renewed each second.
+    pub handshake: Duration,
     /// One request head, line ends included. 32 KiB: cookies and tokens fit, floods do not.
     pub head_bytes: usize,
     /// Fields of one request head. 100, as hyper and nginx.
@@ -70,6 +73,7 @@ impl Default for Limits {
         Self {
             connections: 8192,
             establish: Duration::from_secs(10),
+            handshake: Duration::from_secs(1),
             head_bytes: 32 * 1024,
             head_fields: 100,
             target_bytes: 8 * 1024,

@@ -374,6 +374,7 @@ impl Worker {
                     node,
                     listen: key,
                     port,
+                    slots: side.slots.clone(),
                 });
                 drain.spawn(inbound::serve(accept, door, drain.clone()));
             }

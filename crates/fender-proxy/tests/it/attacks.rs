@@ -175,6 +175,29 @@ async fn a_client_that_never_finishes_its_handshake_is_cut() {
 }
 
 #[tokio::test]
+async fn silent_sockets_in_every_slot_do_not_keep_out_a_peer_that_speaks() {
+    let tasks = Drain::new();
+    let limits = Limits {
+        connections: 4,
+        establish: Duration::from_secs(3600),
+        handshake: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let port = inbound(
+        echo_app(&tasks).await,
+        fender_config::snapshot::Protocol::Http,
+    );
+    let world = World::start(vec![port], vec![], limits);
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(TcpStream::connect(world.address()).await.unwrap());
+    }
+    let answer = world.raw(&last_get("/heard")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    drop(silent);
+}
+
+#[tokio::test]
 async fn a_spoofed_identity_header_is_stripped_in_every_spelling() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
