@@ -27,6 +27,7 @@ pub use documents::{
 };
 pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};
+pub use read::MAX_DRAIN;
 pub use schema::schema;
 
 /// One file of documents.

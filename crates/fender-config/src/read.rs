@@ -415,7 +415,8 @@ fn tls(reader: &mut Reader<'_>, tls: Option<&raw::Tls>) -> fender_identity::tls:
 }
 
 const DRAIN: Duration = Duration::from_secs(30);
-const MAX_DRAIN: Duration = Duration::from_secs(3600);
+/// The longest drain a document can ask for.
+pub const MAX_DRAIN: Duration = Duration::from_secs(3600);
 
 fn drain(reader: &mut Reader<'_>, at: Option<&At<String>>) -> Duration {
     at.and_then(|at| duration(reader, "drain", at, Duration::ZERO, MAX_DRAIN))

@@ -217,7 +217,14 @@ async fn tunnel(
             peer.flush().await
         };
         ahead.await.map_err(PeerFault::from)?;
-        relay(&mut peer, &mut app_socket, limits.half_closed, &mut carried).await?;
+        relay(
+            &mut peer,
+            &mut app_socket,
+            limits.half_closed,
+            &mut carried,
+            || {},
+        )
+        .await?;
         Ok::<(), Fault>(())
     };
     let revoked = async {

@@ -37,6 +37,7 @@ pub(crate) struct Counters {
     upstream: AtomicU64,
     policy: AtomicU64,
     ours: AtomicU64,
+    outbound: AtomicU64,
 }
 
 /// A copy of the counters.
@@ -49,6 +50,9 @@ pub struct Counts {
     pub upstream_faults: u64,
     pub denied: u64,
     pub own_faults: u64,
+    /// Grows with every connection of the app's and whenever bytes move on one. What stands still is
+    /// idle.
+    pub outbound_activity: u64,
 }
 
 impl Counters {
@@ -70,6 +74,11 @@ impl Counters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The app used its way out.
+    pub(crate) fn outbound(&self) {
+        self.outbound.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn read(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -79,6 +88,7 @@ impl Counters {
             upstream_faults: read(&self.upstream),
             denied: read(&self.policy),
             own_faults: read(&self.ours),
+            outbound_activity: read(&self.outbound),
         }
     }
 }

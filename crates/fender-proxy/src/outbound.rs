@@ -65,6 +65,7 @@ struct Conn {
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
         door.node.counters.connection();
+        door.node.counters.outbound();
         let line = ConnectionLine {
             direction: Direction::Outbound,
             protocol: "tcp",
@@ -129,6 +130,7 @@ impl Conn {
                 stream,
                 node.limits.half_closed,
                 &mut self.line.carried,
+                || node.counters.outbound(),
             ) => carried.map_err(Fault::from),
         };
         if let Err(fault @ Fault::Upstream(_)) = &carried {

@@ -42,7 +42,7 @@ pub(crate) struct Broken {
 }
 
 /// Carries bytes between `peer` and `upstream` until both have finished. `carried` counts as they
-/// go, so that a relay which is cut has its numbers too.
+/// go, so that a relay which is cut has its numbers too; `moved` hears that some did.
 ///
 /// Not cancel safe: what is in flight is lost.
 pub(crate) async fn relay<P, U>(
@@ -50,6 +50,7 @@ pub(crate) async fn relay<P, U>(
     upstream: U,
     half_closed: Duration,
     carried: &mut Carried,
+    moved: impl Fn(),
 ) -> Result<(), Broken>
 where
     P: AsyncRead + AsyncWrite + Unpin,
@@ -65,6 +66,9 @@ where
         let sent = up.poll(cx, (&mut peer, Side::Peer), (&mut upstream, Side::Upstream));
         let received = down.poll(cx, (&mut upstream, Side::Upstream), (&mut peer, Side::Peer));
         (carried.received, carried.sent) = (up.carried, down.carried);
+        if before != (up.carried, down.carried) {
+            moved();
+        }
 
         match (sent, received) {
             (Poll::Ready(Err(broken)), _) | (_, Poll::Ready(Err(broken))) => {
@@ -221,7 +225,8 @@ mod tests {
             client.read_to_string(&mut answer).await.unwrap();
             answer
         };
-        let (result, answer) = tokio::join!(relay(peer, upstream, LIMIT, &mut carried), both);
+        let (result, answer) =
+            tokio::join!(relay(peer, upstream, LIMIT, &mut carried, || {}), both);
         result.unwrap();
         assert_eq!(answer, "QUESTION");
         assert_eq!(
@@ -258,7 +263,8 @@ mod tests {
             );
             echoed
         };
-        let (result, echoed) = tokio::join!(relay(peer, upstream, LIMIT, &mut carried), both);
+        let (result, echoed) =
+            tokio::join!(relay(peer, upstream, LIMIT, &mut carried, || {}), both);
         result.unwrap();
         assert!(echoed == sent);
         assert_eq!(
@@ -284,7 +290,8 @@ mod tests {
             server.shutdown().await.unwrap();
             heard
         };
-        let (result, heard) = tokio::join!(relay(peer, upstream, LIMIT, &mut carried), patient);
+        let (result, heard) =
+            tokio::join!(relay(peer, upstream, LIMIT, &mut carried, || {}), patient);
         result.unwrap();
         assert_eq!(heard, "still here");
     }
@@ -295,7 +302,7 @@ mod tests {
         let (upstream, _server) = duplex(64);
         let mut carried = Carried::default();
         client.shutdown().await.unwrap();
-        let broken = relay(peer, upstream, LIMIT, &mut carried)
+        let broken = relay(peer, upstream, LIMIT, &mut carried, || {})
             .await
             .unwrap_err();
         assert_eq!(
@@ -332,7 +339,7 @@ mod tests {
             }
         }
         let (_client, peer) = duplex(64);
-        let broken = relay(peer, Failing, LIMIT, &mut Carried::default())
+        let broken = relay(peer, Failing, LIMIT, &mut Carried::default(), || {})
             .await
             .unwrap_err();
         assert_eq!(broken.side, Side::Upstream);

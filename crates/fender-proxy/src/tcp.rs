@@ -31,7 +31,7 @@ pub(crate) async fn carry(
     tokio::select! {
         biased; // a revoked peer loses even a race it was about to win
         denied = permit.revoked(&mut gate.policy, &ask) => Err(denied.into()),
-        carried = relay(stream, app, gate.node.limits.half_closed, &mut line.carried) => {
+        carried = relay(stream, app, gate.node.limits.half_closed, &mut line.carried, || {}) => {
             Ok(carried?)
         }
     }

@@ -32,7 +32,7 @@ pub(crate) async fn apply(args: cli::Apply) -> Outcome {
     // Checked here first: the text is at hand, so problems can be shown in it.
     if let Err(problems) = fender_config::parse(&sources) {
         return Err(Failure::usage(format!(
-            "{}\nnothing was applied",
+            "the documents are refused\n{}\nnothing was applied",
             problems.render()
         )));
     }
@@ -206,17 +206,18 @@ fn refused(error: AdminError) -> Failure {
 }
 
 fn problem_line(problem: &Problem) -> String {
-    let place = if problem.line == 0 {
-        problem.file.clone()
-    } else {
-        format!("{}:{}:{}", problem.file, problem.line, problem.column)
+    let place = match (problem.file.as_str(), problem.line) {
+        // What is wrong with all of them together is nowhere.
+        ("", _) => String::new(),
+        (file, 0) => format!("{file}: "),
+        (file, line) => format!("{file}:{line}:{}: ", problem.column),
     };
     let help = if problem.help.is_empty() {
         String::new()
     } else {
         format!("\n    help: {}", problem.help)
     };
-    format!("{place}: {} [{}]{help}", problem.message, problem.code)
+    format!("{place}{} [{}]{help}", problem.message, problem.code)
 }
 
 fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {

@@ -250,7 +250,7 @@ pub(crate) struct Status {
     /// Ask the sidecar at this admin socket instead of the control plane
     #[arg(long, value_name = "PATH")]
     pub(crate) sidecar: Option<PathBuf>,
-    /// Print nothing; exit 0 if the sidecar is ready, 69 if not
+    /// Show nothing: exit 0 if the sidecar is ready, 69 with an error if not
     #[arg(long, requires = "sidecar")]
     pub(crate) ready: bool,
     /// Table or JSON

@@ -9,7 +9,7 @@ use fender_runtime::drain::Drain;
 use fender_runtime::listen::ListenAddress;
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::Stop;
+use crate::signals::{HangUp, Stop};
 use crate::{cli, load, print};
 
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
@@ -22,7 +22,7 @@ pub(crate) async fn run(args: cli::Control) -> Outcome {
             .map_err(failed)?;
         return print(&format!("{}\n", args.data_dir.join("admin").display()));
     }
-    let mut stop = Stop::install().map_err(Failure::unavailable)?;
+    let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
     let documents = args.documents.as_deref().map(load::documents).transpose();
     let config = ControlConfig {
         data_dir: args.data_dir,

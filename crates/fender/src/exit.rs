@@ -104,8 +104,19 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.code {
-            Some(code) => write!(f, "error[{code}]: {:#}", self.error),
-            None => write!(f, "error: {:#}", self.error),
+            Some(code) => write!(f, "error[{code}]: ")?,
+            None => f.write_str("error: ")?,
         }
+        // Some errors tell their cause themselves: it is not said twice.
+        let mut said = String::new();
+        for error in self.error.chain() {
+            let text = error.to_string();
+            if !said.ends_with(&text) {
+                let separator = if said.is_empty() { "" } else { ": " };
+                said.push_str(separator);
+                said.push_str(&text);
+            }
+        }
+        f.write_str(&said)
     }
 }

@@ -39,7 +39,7 @@ pub(crate) async fn get_json(socket: &Path, path: &str) -> Result<Value> {
 async fn exchange(socket: &Path, path: &str) -> Result<Option<Value>> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
-            "connect to the sidecar's admin socket `{}`",
+            "no sidecar answers at the admin socket `{}`",
             socket.display()
         )
     })?;

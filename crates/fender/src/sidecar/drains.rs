@@ -5,9 +5,23 @@ use std::time::Duration;
 
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use tokio::time::Instant;
 
 /// For goodbyes that cost nothing when they are not heard.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How long the application's way out must have been unused to be closed.
+const UNUSED: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What is known of the application when its sidecar ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum App {
+    /// It has exited: we are asked after it.
+    Over,
+    /// It is not our child.
+    Unknown,
+}
 
 pub(super) struct Drains {
     pub(super) inbound: Drain,
@@ -26,15 +40,25 @@ impl Drains {
         }
     }
 
-    /// D1: inbound has stopped; one deadline for it and for the application's own calls. A
-    /// supervised proxy is asked to end only after the application has; otherwise its calls may go
-    /// on as long as any request it still answers.
-    pub(super) async fn end(&self, grace: Duration, app_is_over: bool) {
+    /// D1: inbound has stopped; one deadline for it and for the application's own calls.
+    ///
+    /// A supervised proxy is asked to end only after the application has, so its way out can close.
+    /// Otherwise nobody says when the application has ended: its way out stays until it has been
+    /// unused for a while, by the count of `used`, or until the deadline.
+    pub(super) async fn end(&self, grace: Duration, app: App, used: impl Fn() -> Option<u64>) {
         let deadline = Deadline::after(grace);
-        if app_is_over {
-            self.outbound.stop();
-        }
-        let whole = self.inbound.close(deadline).await & self.outbound.close(deadline).await;
+        let whole = match app {
+            App::Over => {
+                self.outbound.stop();
+                self.inbound.close(deadline).await & self.outbound.close(deadline).await
+            }
+            App::Unknown => {
+                let whole = self.inbound.close(deadline).await & unused(used, deadline).await;
+                // What is open still is idle, and idle connections lose nothing.
+                self.outbound.close(Deadline::after(Duration::ZERO)).await;
+                whole
+            }
+        };
         if !whole {
             tracing::warn!(?grace, "connections were cut at the end of the drain");
         }
@@ -47,5 +71,63 @@ impl Drains {
         for drain in [&self.inbound, &self.outbound, &self.credentials, &self.work] {
             drain.close(Deadline::after(FAREWELL)).await;
         }
+    }
+}
+
+/// Waits until `used` has stood still for a while; false if that was not before the deadline. There
+/// is nothing to wait for when it counts nothing.
+async fn unused(used: impl Fn() -> Option<u64>, deadline: Deadline) -> bool {
+    let quiet = async {
+        let (mut last, mut since) = (used(), Instant::now());
+        while last.is_some() && since.elapsed() < UNUSED {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = used();
+            if now != last {
+                (last, since) = (now, Instant::now());
+            }
+        }
+    };
+    deadline.bound(quiet).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_out_in_use_stays_until_it_is_not() {
+        let (count, asked) = (Cell::new(0), Cell::new(0));
+        let used = || {
+            asked.set(asked.get() + 1);
+            // In use for the first fifty looks: ten seconds.
+            count.set(asked.get().min(50));
+            Some(count.get())
+        };
+        let begun = Instant::now();
+        assert!(unused(used, Deadline::after(Duration::from_secs(60))).await);
+        let lasted = begun.elapsed();
+        assert!(
+            lasted >= Duration::from_secs(11) && lasted < Duration::from_secs(13),
+            "{lasted:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_out_that_is_always_in_use_is_closed_at_the_deadline() {
+        let count = Cell::new(0);
+        let used = || {
+            count.set(count.get() + 1);
+            Some(count.get())
+        };
+        assert!(!unused(used, Deadline::after(Duration::from_secs(30))).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_way_out_nothing_is_waited_for() {
+        let begun = Instant::now();
+        assert!(unused(|| None, Deadline::after(Duration::from_secs(30))).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::Context;
 use fender_api::client::Report;
 use fender_config::ObjectName;
-use fender_config::snapshot::{CredentialSource, Delivery};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
@@ -38,16 +38,17 @@ use fender_runtime::sys;
 use tokio::sync::{mpsc, watch};
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::Stop;
+use crate::signals::{HangUp, Stop};
 use crate::source::{self, Feed};
 use crate::{blocking, cli, single};
 use abandoned::Interfaces;
 use confine::Reach;
-use drains::Drains;
+use drains::{App, Drains};
 use status::Status;
 
-/// Beyond the proxy's own drain: how long a supervisor waits before it kills the proxy.
-const SUPERVISED_DRAIN: Duration = Duration::from_secs(60);
+/// How long a supervisor waits before it kills the proxy: longer than any drain a document can ask
+/// for, because the proxy ends by itself at its own deadline.
+const SUPERVISED_DRAIN: Duration = fender_config::MAX_DRAIN.saturating_add(Duration::from_secs(30));
 const ABANDONED: &str = "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one";
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
@@ -70,8 +71,9 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     let reach = reach(&args)?;
     // A supervisor looks for itself: a proxy that ended would only be started again.
     let interfaces = (!args.supervised).then(Interfaces::open).flatten();
+    let hang_up = HangUp::inherited();
     confine::confine(&reach).map_err(Failure::unavailable)?;
-    blocking(serve(args, listeners, interfaces))
+    blocking(serve(args, listeners, interfaces, hang_up))
 }
 
 /// The supervisor: the proxy first, then, once that is ready, the application.
@@ -157,8 +159,9 @@ async fn serve(
     args: cli::Sidecar,
     listeners: Listeners,
     interfaces: Option<Interfaces>,
+    hang_up: HangUp,
 ) -> Outcome {
-    let mut stop = Stop::install().map_err(Failure::unavailable)?;
+    let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
     let drains = Drains::new();
     let started = tokio::select! {
         started = start(&args, listeners, &drains) => started,
@@ -201,7 +204,14 @@ async fn serve(
     }
     serving.begin_drain(&drains);
     let grace = serving.feed.snapshot.borrow().drain;
-    drains.end(grace, args.supervised).await;
+    let app = if args.supervised {
+        App::Over
+    } else {
+        App::Unknown
+    };
+    drains
+        .end(grace, app, || serving.status.outbound_activity())
+        .await;
     Ok(Exit::Done)
 }
 
@@ -302,6 +312,18 @@ async fn start(
     )
     .await
     .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
+    for credential in feed
+        .snapshot
+        .borrow()
+        .credentials
+        .iter()
+        .filter(|spec| is_for_exec_only(spec))
+    {
+        tracing::warn!(
+            credential = %credential.name,
+            "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
+        );
+    }
     status.set_holdings(holdings.clone());
     let reports = feed.session.as_ref().map(|session| session.reports.clone());
     if let Some(reports) = reports.clone() {
@@ -363,6 +385,11 @@ fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
         None => AllowDirs::Below(args.allow_dir.clone()),
     };
     Sources { allow, remote }
+}
+
+fn is_for_exec_only(credential: &CredentialSpec) -> bool {
+    let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
+    credential.deliver.iter().all(environment)
 }
 
 /// Tells the control plane which generation of each credential is in use.

@@ -72,6 +72,18 @@ impl Status {
         self.has_started() && !self.draining.load(Ordering::Acquire) && valid
     }
 
+    /// Grows while the application uses its way out; none if it has none.
+    pub(super) fn outbound_activity(&self) -> Option<u64> {
+        let status = self.proxy.get()?.status();
+        let outbound =
+            |listener: &fender_proxy::ListenerStatus| listener.direction == Direction::Outbound;
+        status
+            .listeners
+            .iter()
+            .any(outbound)
+            .then_some(status.counts.outbound_activity)
+    }
+
     pub(super) fn to_json(&self) -> Value {
         let (svid, snapshot) = (self.svid.borrow().clone(), self.snapshot.borrow().clone());
         let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
