@@ -3,7 +3,8 @@
 //! Nobody comes here without a [`Permit`]. A kept connection has no task of its own: it is driven by
 //! the request or the body that uses it, and lies still in the pool otherwise. It is used again only
 //! within [`Limits::pool_idle`], sooner than any common server closes it, and after a look whether it
-//! is still open.
+//! is still open; and never after a response without a body (to HEAD, 204, 304), because an app that
+//! sends one all the same would answer the next request with it.
 //!
 //! A request is sent a second time only when nothing of it was written, or when a kept connection
 //! ended before a word of response to a request that is idempotent and has no body (RFC 9110 §9.2.2).
@@ -113,10 +114,11 @@ impl App {
         permit: &Permit,
         mut request: Request<RequestBody>,
     ) -> Result<Answered, Fault> {
+        let method = request.method().clone();
         if let Some(mut link) = self.take() {
             let again = replay(&request);
             match link.exchange(request).await {
-                Ok(response) => return self.answered(link, response).await,
+                Ok(response) => return self.answered(link, &method, response).await,
                 Err(Failed {
                     unsent: Some(unsent),
                     ..
@@ -137,7 +139,7 @@ impl App {
         };
         let mut link = Link::open(self.connect(permit, deadline).await?, slot).await?;
         match link.exchange(request).await {
-            Ok(response) => self.answered(link, response).await,
+            Ok(response) => self.answered(link, &method, response).await,
             Err(Failed { error, .. }) => Err(blame(error)),
         }
     }
@@ -145,6 +147,7 @@ impl App {
     async fn answered(
         self: &Arc<Self>,
         link: Box<Link>,
+        method: &Method,
         response: Response<Incoming>,
     ) -> Result<Answered, Fault> {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -152,11 +155,18 @@ impl App {
             let tunnel = link.into_tunnel().await.map_err(blame)?;
             return Ok(Answered::Upgraded(Response::from_parts(parts, ()), tunnel));
         }
+        // Apps that send a body all the same are common, and it would be read as the next answer.
+        let afterwards = match response.status() {
+            _ if method == Method::HEAD => Afterwards::Drop,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Afterwards::Drop,
+            _ => Afterwards::Keep,
+        };
         Ok(Answered::Response(response.map(|incoming| {
             let (app, link) = (self.clone(), Some(link));
             let mut body = AppBody {
                 app,
                 link,
+                afterwards,
                 incoming,
             };
             // Nobody asks an empty body for its end.
@@ -334,7 +344,16 @@ fn blame(error: hyper::Error) -> Fault {
 pub(crate) struct AppBody {
     app: Arc<App>,
     link: Option<Box<Link>>,
+    afterwards: Afterwards,
     incoming: Incoming,
+}
+
+/// What becomes of a connection after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Afterwards {
+    Keep,
+    /// The app may have sent more than the response.
+    Drop,
 }
 
 impl AppBody {
@@ -350,6 +369,7 @@ impl AppBody {
     /// The response is complete: the connection may serve another request.
     fn finish(&mut self) {
         if let Some(mut link) = self.link.take()
+            && self.afterwards == Afterwards::Keep
             && link.is_open()
         {
             self.app.keep(link);

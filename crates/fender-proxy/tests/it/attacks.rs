@@ -597,3 +597,39 @@ async fn an_http2_head_is_held_to_the_limits_of_an_http1_head() {
     let too_large = http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
     assert_eq!(answer.status(), too_large);
 }
+
+#[tokio::test]
+async fn what_an_app_sends_after_a_head_response_answers_nobody_elses_request() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        loop {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = socket.read_u8().await else {
+                    return;
+                };
+                request.push(byte);
+            }
+            if request.starts_with(b"HEAD") {
+                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 46\r\n\r\n";
+                let _ = socket.write_all(head).await;
+                // The attacker's words, where HEAD allows none.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let poison = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned";
+                let _ = socket.write_all(poison).await;
+            } else {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nclean";
+                let _ = socket.write_all(answer).await;
+            }
+        }
+    })
+    .await;
+    let world = World::http(app);
+    let (mut attacker, mut victim) = (world.web().await, world.web().await);
+    let request = "HEAD /echo HTTP/1.1\r\nhost: o\r\n\r\n";
+    attacker.write_all(request.as_bytes()).await.unwrap();
+    head(&mut attacker).await;
+    victim.write_all(get("/mine").as_bytes()).await.unwrap();
+    let (_, seen) = response(&mut victim).await;
+    assert_eq!(seen, "clean");
+}
