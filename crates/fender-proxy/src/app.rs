@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -28,6 +28,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use crate::Limits;
@@ -246,17 +247,20 @@ impl Link {
         }))
     }
 
-    /// Whether the app has not closed it, as far as can be known.
+    /// Whether the app has not closed it and has sent nothing unasked, as far as can be known.
     fn is_open(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.connection).poll(&mut cx).is_pending() && self.sender.is_ready()
+        let connection = &mut self.connection;
+        // A task that has used up its turn would see nothing to read, whatever is there.
+        let look = unconstrained(poll_fn(|cx| Pin::new(&mut *connection).poll(cx)));
+        pin!(look).poll(&mut cx).is_pending() && self.sender.is_ready()
     }
 
     async fn exchange(
         &mut self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Failed> {
-        let mut response = std::pin::pin!(self.sender.try_send_request(request));
+        let mut response = pin!(self.sender.try_send_request(request));
         let connection = &mut self.connection;
         let mut over = false;
         let answer = poll_fn(|cx| {
@@ -416,5 +420,36 @@ impl Body for AppBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::task::coop::poll_proceed;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_connection_is_seen_to_be_closed_even_by_a_task_that_used_up_its_turn() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let mut link = Link::open(Socket::Tcp(ours), slot).await.unwrap();
+        assert!(link.is_open());
+        drop(theirs);
+        // The end of the connection has arrived once the reactor has had a turn.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        poll_fn(|cx| {
+            while let Poll::Ready(step) = poll_proceed(cx) {
+                step.made_progress();
+            }
+            assert!(!link.is_open());
+            Poll::Ready(())
+        })
+        .await;
     }
 }

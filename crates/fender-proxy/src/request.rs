@@ -236,9 +236,14 @@ fn target(path: &str, query: Option<&str>) -> Result<Uri, PeerFault> {
 /// Tells the app how long the body is: exactly one way of saying it.
 fn declare(headers: &mut HeaderMap, length: Length) {
     headers.remove(TRANSFER_ENCODING);
-    headers.remove(CONTENT_LENGTH);
+    let declared = headers.remove(CONTENT_LENGTH);
     match length {
-        Length::None => {}
+        // Some apps insist on hearing it.
+        Length::None => {
+            if let Some(zero) = declared.filter(|declared| declared == "0") {
+                headers.insert(CONTENT_LENGTH, zero);
+            }
+        }
         Length::Known(length) => {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }

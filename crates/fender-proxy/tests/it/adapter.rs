@@ -125,6 +125,15 @@ async fn an_answer_without_content_declares_no_length_and_the_connection_goes_on
 }
 
 #[tokio::test]
+async fn a_body_declared_empty_stays_declared_empty() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let request = "POST /e HTTP/1.1\r\nhost: o\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let seen = world.raw(request).await;
+    assert!(seen.contains("\ncontent-length: 0\n"), "{seen}");
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_order_on_one_connection() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
