@@ -166,11 +166,21 @@ async fn write(
             batch.drain(..).for_each(|job| job.fail(&error));
             continue;
         }
-        let mut done = Vec::with_capacity(batch.len());
-        for job in batch.drain(..) {
-            done.push(job.run(&mut db).await);
+        let mut done: Vec<Box<dyn Done>> = Vec::with_capacity(batch.len());
+        let mut jobs = batch.drain(..);
+        let mut broken = None;
+        while broken.is_none()
+            && let Some(job) = jobs.next()
+        {
+            let ran = job.run(&mut db).await;
+            broken = ran.broken();
+            done.push(ran);
         }
-        let outcome = end(&mut db).await;
+        // What would run now ran in no transaction, or in one with half a change in it.
+        if let Some(error) = &broken {
+            jobs.for_each(|job| job.fail(error));
+        }
+        let outcome = end(&mut db, broken).await;
         if outcome.is_ok() {
             commits.fetch_add(1, Ordering::Relaxed);
         }
@@ -191,14 +201,23 @@ async fn begin(db: &mut SqliteConnection) -> Option<Arc<sqlx::Error>> {
         .map(Arc::new)
 }
 
-async fn end(db: &mut SqliteConnection) -> Result<(), Arc<sqlx::Error>> {
-    let Err(error) = sqlx::query("COMMIT").execute(&mut *db).await else {
-        return Ok(());
+/// Commits, or undoes everything if the transaction is `broken` or cannot be committed.
+async fn end(
+    db: &mut SqliteConnection,
+    broken: Option<Arc<sqlx::Error>>,
+) -> Result<(), Arc<sqlx::Error>> {
+    let error = match broken {
+        Some(error) => error,
+        None => match sqlx::query("COMMIT").execute(&mut *db).await {
+            Ok(_) => return Ok(()),
+            Err(error) => Arc::new(error),
+        },
     };
     if let Err(rollback) = sqlx::query("ROLLBACK").execute(db).await {
-        tracing::error!(%rollback, "undo a transaction that could not be committed");
+        // SQLite has rolled back by itself, as it does when the disk is full.
+        tracing::warn!(%rollback, %error, "undo a transaction that could not be committed");
     }
-    Err(Arc::new(error))
+    Err(error)
 }
 
 /// A queued change of any kind.
@@ -213,6 +232,9 @@ trait Job: Send {
 
 /// A change that has run and waits for its commit.
 trait Done: Send {
+    /// Why the transaction itself can no longer be trusted, if it cannot.
+    fn broken(&self) -> Option<Arc<sqlx::Error>>;
+
     fn settle(self: Box<Self>, commit: &Result<(), Arc<sqlx::Error>>);
 }
 
@@ -227,9 +249,16 @@ impl<C: Command> Job for Queued<C> {
         db: &'a mut SqliteConnection,
     ) -> Pin<Box<dyn Future<Output = Box<dyn Done>> + Send + 'a>> {
         Box::pin(async move {
-            let result = in_savepoint(self.command, db).await;
+            let (result, broken) = match in_savepoint(self.command, db).await {
+                Ok(result) => (result, None),
+                Err(broken) => {
+                    let broken = Arc::new(broken);
+                    (Err(StoreError::Commit(Arc::clone(&broken))), Some(broken))
+                }
+            };
             Box::new(Ran {
                 result,
+                broken,
                 reply: self.reply,
             }) as Box<dyn Done>
         })
@@ -241,25 +270,31 @@ impl<C: Command> Job for Queued<C> {
     }
 }
 
+/// What the command says; an error if its change could be neither kept apart nor undone.
 async fn in_savepoint<C: Command>(
     command: C,
     db: &mut SqliteConnection,
-) -> Result<C::Output, StoreError> {
+) -> Result<Result<C::Output, StoreError>, sqlx::Error> {
     sqlx::query("SAVEPOINT change").execute(&mut *db).await?;
     let result = command.run(db).await;
     if result.is_err() {
         sqlx::query("ROLLBACK TO change").execute(&mut *db).await?;
     }
     sqlx::query("RELEASE change").execute(db).await?;
-    result
+    Ok(result)
 }
 
 struct Ran<T> {
     result: Result<T, StoreError>,
+    broken: Option<Arc<sqlx::Error>>,
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<T: Send> Done for Ran<T> {
+    fn broken(&self) -> Option<Arc<sqlx::Error>> {
+        self.broken.clone()
+    }
+
     fn settle(self: Box<Self>, commit: &Result<(), Arc<sqlx::Error>>) {
         let answer = match commit {
             Ok(()) => self.result,

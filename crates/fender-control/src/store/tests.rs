@@ -114,6 +114,35 @@ async fn a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch() {
     assert_eq!(store.reader().commits() - before, 1);
 }
 
+/// Loses the whole transaction under its batch, as SQLite does by itself when the disk is full.
+struct DiskFull;
+
+impl Command for DiskFull {
+    type Output = ();
+
+    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
+        sqlx::query("ROLLBACK").execute(db).await?;
+        Err(StoreError::Damaged("test"))
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_to_all() {
+    let (_directory, store) = store().await;
+    let note = |id| Note { id, then: Ok(()) };
+    let (first, lost, last) = tokio::join!(
+        store.write(note(1)),
+        store.write(DiskFull),
+        store.write(note(3)),
+    );
+    assert!(matches!(first.unwrap_err(), StoreError::Commit(_)));
+    assert!(matches!(lost.unwrap_err(), StoreError::Commit(_)));
+    assert!(matches!(last.unwrap_err(), StoreError::Commit(_)));
+    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 0);
+    store.write(note(4)).await.unwrap();
+    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 1);
+}
+
 #[tokio::test]
 async fn a_change_whose_caller_went_away_is_made_all_the_same() {
     let (_directory, store) = store().await;
