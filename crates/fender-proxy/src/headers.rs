@@ -28,6 +28,12 @@ pub(crate) fn is_ours(name: &[u8]) -> bool {
         || folds_to(name, b"x-real-ip")
 }
 
+/// `Proxy` is nobody's field, and CGI makes of it the variable `HTTP_PROXY`, through which many
+/// clients would then send the app's own requests (CVE-2016-5385).
+fn names_a_proxy(name: &[u8]) -> bool {
+    name == b"proxy"
+}
+
 /// Says whether this field looks like one that frames a message and is not: what the app makes of
 /// it is anybody's guess.
 pub(crate) fn disguises_framing(name: &str) -> bool {
@@ -43,7 +49,7 @@ pub(crate) fn sanitise(headers: &mut HeaderMap, strips: impl Fn(&str) -> bool) {
         .keys()
         .filter(|name| {
             let bytes = name.as_str().as_bytes();
-            is_hop_by_hop(bytes) || is_ours(bytes) || strips(name.as_str())
+            is_hop_by_hop(bytes) || is_ours(bytes) || names_a_proxy(bytes) || strips(name.as_str())
         })
         .cloned()
         .collect();

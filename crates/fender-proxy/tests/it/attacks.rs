@@ -226,6 +226,18 @@ async fn a_spoofed_identity_header_is_stripped_in_every_spelling() {
 }
 
 #[tokio::test]
+async fn a_proxy_field_does_not_become_the_apps_own_proxy() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let request = "GET / HTTP/1.1\r\nhost: o\r\nconnection: close\r\nProxy: http://evil\r\n\r\n";
+    let seen = world.raw(request).await;
+    assert!(
+        seen.starts_with("HTTP/1.1 200") && !seen.contains("evil"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
 async fn a_spoofed_identity_trailer_is_not_believed() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
