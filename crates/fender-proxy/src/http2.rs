@@ -14,6 +14,7 @@ use std::time::Duration;
 use fender_runtime::drain::Drain;
 use fender_wire::{Authority, head};
 use http::header::{CONTENT_LENGTH, COOKIE, HOST};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -105,6 +106,11 @@ async fn answer(
     token: Token,
 ) -> Response<ResponseBody> {
     let (parts, body) = request.into_parts();
+    // Without a path there is a query alone, before which one would be invented.
+    let target = parts.uri.path_and_query().map(PathAndQuery::as_str);
+    if target.is_some_and(|target| target.starts_with('?')) {
+        return refused(&gate, head::HeadError::MisfitsTarget.into());
+    }
     let asked = match authority(&parts.uri, &parts.headers) {
         Ok(authority) => Asked {
             protocol: PROTOCOL,

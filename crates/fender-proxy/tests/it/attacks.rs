@@ -645,3 +645,138 @@ async fn what_an_app_sends_after_a_head_response_answers_nobody_elses_request() 
     let (_, seen) = response(&mut victim).await;
     assert_eq!(seen, "clean");
 }
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags, 0, 0, 0, stream]);
+    frame.extend(payload);
+    frame
+}
+
+/// One HTTP/2 request by hand, its fields exactly as given; the kind of frame that answers it.
+async fn by_hand(world: &World, fields: &[(&str, &str)]) -> Option<u8> {
+    let (end_stream_and_headers, settings, headers) = (0x5, 4, 1);
+    let mut block = Vec::new();
+    for (name, value) in fields {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.as_bytes());
+        }
+    }
+    let mut stream = world.client(&world.authority.svid(WEB), &[b"h2"]).await;
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(settings, 0, 0, &[]));
+    bytes.extend(frame(headers, end_stream_and_headers, 1, &block));
+    stream.write_all(&bytes).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        if soon(stream.read_exact(&mut head)).await.is_err() {
+            return None;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        soon(stream.read_exact(&mut payload)).await.ok()?;
+        // A response, a reset or a farewell.
+        if matches!(head[3], 1 | 3 | 7) {
+            return Some(head[3]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn smuggling_through_the_downgrade_from_http2_never_reaches_the_app() {
+    let tasks = Drain::new();
+    let served = Arc::new(AtomicUsize::new(0));
+    let count = served.clone();
+    let app = raw_app(&tasks, move |mut socket| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = socket.write_all(answer).await;
+        }
+    })
+    .await;
+    let world = World::http(app);
+    let (method, scheme) = ((":method", "POST"), (":scheme", "https"));
+    let (path, authority) = ((":path", "/"), (":authority", "orders"));
+    for extra in [
+        ("transfer-encoding", "chunked"),
+        ("transfer_encoding", "chunked"),
+        ("connection", "x-hop"),
+        ("keep-alive", "1"),
+        ("upgrade", "websocket"),
+        ("te", "gzip"),
+        ("content-length", "5"),
+        ("content-length", "+0"),
+        ("content-length", "0, 0"),
+        ("content_length", "0"),
+        ("host", "other"),
+        ("x-a", "b\r\nx-evil: 1"),
+        ("x-a", "b\nx-evil: 1"),
+        ("x-a", "b\0"),
+        ("x-a\r\nx-evil", "1"),
+        ("x-a: b", "1"),
+        ("X-Upper", "1"),
+        ("", "1"),
+        (":path", "/second"),
+        (":unknown", "1"),
+        (":protocol", "websocket"),
+    ] {
+        by_hand(&world, &[method, scheme, path, authority, extra]).await;
+        assert_eq!(served.load(Ordering::SeqCst), 0, "{extra:?}");
+    }
+    for path in [
+        "",
+        "admin",
+        "*",
+        "/a b",
+        "/a\r\nx: 1",
+        "/a HTTP/1.1\r\nx: 1",
+        "/\0",
+        "//\t",
+        "/%00",
+        "https://other/",
+        "?a",
+    ] {
+        by_hand(&world, &[method, scheme, (":path", path), authority]).await;
+        assert_eq!(served.load(Ordering::SeqCst), 0, "{path:?}");
+    }
+    for host in [
+        "",
+        "a@orders",
+        "orders:",
+        "orders:99999",
+        "a b",
+        "a/b",
+        "a\r\nx: 1",
+        "a,b",
+        "[::1",
+        "a?b",
+        "127.1",
+    ] {
+        by_hand(&world, &[method, scheme, path, (":authority", host)]).await;
+        assert_eq!(served.load(Ordering::SeqCst), 0, "{host:?}");
+    }
+    for verb in [
+        "",
+        "get",
+        "GET / HTTP/1.1\r\nx: 1",
+        "G T",
+        "CONNECT",
+        "GET\0",
+        "G@T",
+    ] {
+        by_hand(&world, &[(":method", verb), scheme, path, authority]).await;
+        assert_eq!(served.load(Ordering::SeqCst), 0, "{verb:?}");
+    }
+    by_hand(&world, &[("x-first", "1"), method, scheme, path, authority]).await;
+    by_hand(&world, &[method, scheme, path]).await;
+    assert_eq!(served.load(Ordering::SeqCst), 0);
+
+    // What is not wrong does.
+    let kind = by_hand(&world, &[method, scheme, path, authority]).await;
+    assert_eq!((kind, served.load(Ordering::SeqCst)), (Some(1), 1));
+}
