@@ -34,12 +34,19 @@ pub(crate) enum Absent {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
+    /// Apart, if it shall be handed on without the rest: who reads the rest is the authority.
+    admin: PathBuf,
     /// The lock goes with the descriptor, and so with the process however it ends.
     _lock: Option<File>,
 }
 
 impl DataDir {
-    pub(crate) fn open(path: &Path, hold: Hold) -> Result<Self, DataDirError> {
+    /// `admin` is where the first administrator's files go, if not into the directory itself.
+    pub(crate) fn open(
+        path: &Path,
+        admin: Option<&Path>,
+        hold: Hold,
+    ) -> Result<Self, DataDirError> {
         let failed = |source| DataDirError::Io {
             path: path.to_owned(),
             source,
@@ -59,7 +66,12 @@ impl DataDir {
         // Canonical, so that a path from a document can be compared with it.
         let path = fs::canonicalize(path).map_err(failed)?;
         check_ours(&path)?;
-        Ok(Self { path, _lock: lock })
+        let admin = admin.map_or_else(|| path.join("admin"), Path::to_owned);
+        Ok(Self {
+            path,
+            admin,
+            _lock: lock,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -111,8 +123,8 @@ impl DataDir {
         Ok(SealingKey::new(key)?)
     }
 
-    pub(crate) fn admin(&self) -> PathBuf {
-        self.path.join("admin")
+    pub(crate) fn admin(&self) -> &Path {
+        &self.admin
     }
 
     /// Gives an administrator their files. The certificate comes last: where it is, the others are.
@@ -121,8 +133,9 @@ impl DataDir {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&directory)
-            .map_err(at(&directory))?;
+            .create(directory)
+            .map_err(at(directory))?;
+        check_ours(directory)?;
         write_private(&directory.join("bundle.pem"), bundle.to_pem().as_bytes())?;
         write_private(&directory.join("key.pem"), svid.key_pem().expose())?;
         write_private(

@@ -144,9 +144,13 @@ async fn write_admin(
 
 /// Makes the administrator's files of a data directory anew: for whoever owns the directory, and let the old ones
 /// expire or lost them. A control plane may be running on it.
-pub async fn reissue_admin(data_dir: &Path, clock: SharedClock) -> Result<(), StartError> {
+pub async fn reissue_admin(
+    data_dir: &Path,
+    admin_dir: Option<&Path>,
+    clock: SharedClock,
+) -> Result<(), StartError> {
     let drain = Drain::new();
-    let data = DataDir::open(data_dir, Hold::Shared)?;
+    let data = DataDir::open(data_dir, admin_dir, Hold::Shared)?;
     if !data.has_database() {
         return Err(StartError::NotADataDir {
             path: data_dir.to_owned(),

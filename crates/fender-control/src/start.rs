@@ -46,6 +46,8 @@ const REFUSED: usize = 64;
 pub struct ControlConfig {
     /// Database, keys and the administrator's files; made 0700 if it is not there.
     pub data_dir: PathBuf,
+    /// Where the first administrator's files go, if not into `admin` in the data directory.
+    pub admin_dir: Option<PathBuf>,
     /// The documents of a directory, to be put in force if they differ from what is stored.
     pub documents: Option<Vec<Source>>,
     /// A TCP address.
@@ -101,6 +103,7 @@ pub async fn start(
 ) -> Result<Running, StartError> {
     let ControlConfig {
         data_dir,
+        admin_dir,
         documents,
         listen,
         dns_names,
@@ -109,7 +112,7 @@ pub async fn start(
     } = config;
     let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
 
-    let data = DataDir::open(&data_dir, Hold::Alone)?;
+    let data = DataDir::open(&data_dir, admin_dir.as_deref(), Hold::Alone)?;
     let store = Store::open(&data.database()?, &drain).await?;
     let trust_domain =
         founding::trust_domain(&store, trust_domain.as_ref(), written.as_ref()).await?;
@@ -158,7 +161,7 @@ pub async fn start(
     let running = Running {
         address,
         trust_domain,
-        admin_dir: data.admin(),
+        admin_dir: data.admin().to_owned(),
         revision: library.in_force().revision,
         warnings,
         ca_pins: authority.pins(),

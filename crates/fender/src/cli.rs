@@ -101,6 +101,9 @@ pub(crate) struct Control {
         default_value = "fender-data"
     )]
     pub(crate) data_dir: PathBuf,
+    /// Where the first administrator's certificate is put, to be handed on without the rest [default: admin in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) admin_dir: Option<PathBuf>,
     /// Documents to load at start; they become a new revision when they differ from the current one
     #[arg(long, value_name = "DIR")]
     pub(crate) documents: Option<PathBuf>,

@@ -17,15 +17,19 @@ const GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: cli::Control) -> Outcome {
     if args.reissue_admin {
-        fender_control::reissue_admin(&args.data_dir, clock::system())
+        fender_control::reissue_admin(&args.data_dir, args.admin_dir.as_deref(), clock::system())
             .await
             .map_err(failed)?;
-        return print(&format!("{}\n", args.data_dir.join("admin").display()));
+        let directory = args
+            .admin_dir
+            .unwrap_or_else(|| args.data_dir.join("admin"));
+        return print(&format!("{}\n", directory.display()));
     }
     let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
     let documents = args.documents.as_deref().map(load::documents).transpose();
     let config = ControlConfig {
         data_dir: args.data_dir,
+        admin_dir: args.admin_dir,
         documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
         listen: ListenAddress::Tcp(args.listen),
         dns_names: args.dns_names,

@@ -281,6 +281,7 @@ impl World {
 fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
     ControlConfig {
         data_dir: data_dir.to_owned(),
+        admin_dir: None,
         documents: documents.map(|text| {
             vec![Source {
                 name: "mesh.yaml".to_owned(),

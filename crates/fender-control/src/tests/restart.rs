@@ -257,7 +257,7 @@ async fn the_administrators_files_are_made_anew_beside_a_running_control_plane()
     };
     assert!(expired.await.is_none());
 
-    crate::reissue_admin(&world.path("data"), world.clock.clone())
+    crate::reissue_admin(&world.path("data"), None, world.clock.clone())
         .await
         .unwrap();
     assert_ne!(world.admin_svid().serial(), old.serial());
@@ -270,7 +270,7 @@ async fn the_intermediate_is_made_anew_at_half_its_life_under_the_same_root() {
     let before = world.status().await.authorities;
     let old = world.attested("shop/orders").await;
     world.clock.advance(Duration::from_secs(183 * 24 * 3600));
-    crate::reissue_admin(&world.path("data"), world.clock.clone())
+    crate::reissue_admin(&world.path("data"), None, world.clock.clone())
         .await
         .unwrap();
     let world = world.restart().await;
@@ -291,4 +291,24 @@ async fn the_control_plane_is_believed_again_when_a_clock_that_was_ahead_is_put_
     tokio::time::advance(Duration::from_secs(31)).await;
     tokio::time::resume();
     eventually(|| async { world.connect(world.pinned()).await.ok() }).await;
+}
+
+#[tokio::test]
+async fn the_administrators_files_can_lie_apart_from_the_authoritys_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let (data, admin) = (
+        directory.path().join("data"),
+        directory.path().join("admin"),
+    );
+    let config = ControlConfig {
+        admin_dir: Some(admin.clone()),
+        trust_domain: Some("acme.test".parse().unwrap()),
+        ..config(&data, None)
+    };
+    let running = start(config, TestClock::new(at(NOW)), Drain::new())
+        .await
+        .unwrap();
+    assert_eq!(running.admin_dir, admin);
+    assert!(admin.join("key.pem").exists() && admin.join("certificate.pem").exists());
+    assert!(!data.join("admin").exists());
 }
