@@ -14,6 +14,8 @@ pub const METADATA_KEY: &str = "fender-code";
 
 /// Exit code for bad usage or bad documents.
 pub const EXIT_USAGE: u8 = 64;
+/// Exit code for a thing that was asked for and is not there.
+pub const EXIT_MISSING: u8 = 66;
 /// Exit code for a control plane that cannot be reached or is not able to answer.
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// Exit code for a deadline that passed.
@@ -84,7 +86,7 @@ codes! {
     /// The sidecar or tool is too old for this mesh.
     VersionRefused = "version-refused", FailedPrecondition, EXIT_REFUSED;
     /// What was asked for does not exist, or is not the caller's to see.
-    NotFound = "not-found", NotFound, EXIT_REFUSED;
+    NotFound = "not-found", NotFound, EXIT_MISSING;
     /// The certificate request is malformed or asks for what is not issued.
     CsrInvalid = "csr-invalid", InvalidArgument, EXIT_USAGE;
     /// The request is malformed.

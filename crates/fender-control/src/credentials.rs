@@ -140,6 +140,9 @@ pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
         State::Stale { last: None, .. } => credential_value::State::Unavailable(
             "the control plane cannot read it at present".to_owned(),
         ),
+        State::Withdrawn(FetchError::Denied(_)) => credential_value::State::Withdrawn(
+            "the control plane may not read it; its own log says why".to_owned(),
+        ),
         State::Withdrawn(_) => {
             credential_value::State::Withdrawn("its source no longer has it".to_owned())
         }

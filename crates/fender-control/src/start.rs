@@ -112,6 +112,15 @@ pub async fn start(
     } = config;
     let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
 
+    // Before anything is founded: a port that is taken must not leave a new authority behind.
+    let listener = Listener::bind(&listen).map_err(|source| StartError::Listen {
+        address: listen.clone(),
+        source,
+    })?;
+    let ListenAddress::Tcp(address) = *listener.local_address() else {
+        return Err(StartError::NotTcp { address: listen });
+    };
+
     let data = DataDir::open(&data_dir, admin_dir.as_deref(), Hold::Alone)?;
     let store = Store::open(&data.database()?, &drain).await?;
     let trust_domain =
@@ -145,13 +154,6 @@ pub async fn start(
     )
     .await?;
 
-    let listener = Listener::bind(&listen).map_err(|source| StartError::Listen {
-        address: listen.clone(),
-        source,
-    })?;
-    let ListenAddress::Tcp(address) = *listener.local_address() else {
-        return Err(StartError::NotTcp { address: listen });
-    };
     let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
 
     let sources = Sources::new(allow_dirs, data.path(), drain.clone());
@@ -243,7 +245,7 @@ pub enum StartError {
     },
     #[error("`{}` is not the data directory of a control plane", path.display())]
     NotADataDir { path: PathBuf },
-    #[error("listen on `{address}`: {source}")]
+    #[error("{source}")]
     Listen {
         address: ListenAddress,
         source: std::io::Error,

@@ -86,6 +86,9 @@ pub(crate) enum OurFault {
     Drained,
     #[error("not configured any more")]
     Removed,
+    /// It proves nothing any more, so nothing is opened with it.
+    #[error("our own certificate has expired")]
+    Expired,
     #[error("no connection to the app became free in time")]
     Crowded,
     #[error("the message could not be written: {0}")]
@@ -131,6 +134,10 @@ impl Fault {
             Self::Ours(OurFault::Drained | OurFault::Removed) => {
                 Some((StatusCode::SERVICE_UNAVAILABLE, "going away"))
             }
+            Self::Ours(OurFault::Expired) => Some((
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the sidecar has no valid certificate",
+            )),
             Self::Ours(OurFault::Crowded) => Some((
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too many requests at a time",

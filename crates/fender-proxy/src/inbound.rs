@@ -119,6 +119,9 @@ impl Conn {
             .get(&*self.door.listen)
             .ok_or(OurFault::Removed)?
             .clone();
+        if current.has_expired(&*node.clock) {
+            return Err(OurFault::Expired.into());
+        }
 
         let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
         let expires = peer.svid().map(PeerSvid::not_after);
@@ -224,5 +227,6 @@ fn is_handshake(fault: &Fault) -> bool {
     matches!(
         fault,
         Fault::Peer(PeerFault::Handshake(_) | PeerFault::EstablishesTooSlowly)
+            | Fault::Ours(OurFault::Expired)
     )
 }

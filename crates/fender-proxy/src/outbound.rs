@@ -107,6 +107,11 @@ impl Conn {
         self.line.destination = Some(terms.name.clone());
         let _ = socket.set_nodelay();
 
+        if current.has_expired(&*node.clock) {
+            let fault = OurFault::Expired.into();
+            self.apologise(&terms, socket, &fault).await;
+            return Err(fault);
+        }
         let reached = tokio::select! {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),

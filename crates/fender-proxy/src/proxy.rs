@@ -104,6 +104,7 @@ impl Proxy {
             open: BTreeMap::new(),
             report,
             unserved: None,
+            certificate: Certificate::Valid,
         };
         worker.open_all()?;
         worker.publish();
@@ -208,6 +209,15 @@ struct Worker {
     report: watch::Sender<Report>,
     /// Why the newest terms could not be built.
     unserved: Option<String>,
+    /// As it was last said.
+    certificate: Certificate,
+}
+
+/// Our own certificate, by the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certificate {
+    Valid,
+    Expired,
 }
 
 struct Side {
@@ -246,8 +256,28 @@ impl Worker {
                     }
                 }
             }
+            self.look_at_certificate();
             self.settle();
         }
+    }
+
+    /// Without a valid certificate nothing new is opened, and that must not go unheard.
+    fn look_at_certificate(&mut self) {
+        let found = match self.node.terms.load().has_expired(&*self.node.clock) {
+            true => Certificate::Expired,
+            false => Certificate::Valid,
+        };
+        match (self.certificate, found) {
+            (Certificate::Valid, Certificate::Expired) => tracing::error!(
+                "OUR CERTIFICATE HAS EXPIRED and was not renewed: every new connection is refused until it is"
+            ),
+            (Certificate::Expired, Certificate::Valid) => {
+                tracing::info!("our certificate is valid again");
+            }
+            (Certificate::Valid, Certificate::Valid)
+            | (Certificate::Expired, Certificate::Expired) => {}
+        }
+        self.certificate = found;
     }
 
     /// Builds and publishes the terms of the newest SVID and snapshot, or keeps the old ones.
@@ -407,7 +437,9 @@ impl Worker {
             local: open.local.clone(),
             direction: open.direction,
         });
-        let problem = self.unserved.clone().or_else(|| {
+        let expired = (self.certificate == Certificate::Expired)
+            .then(|| "our certificate has expired: new connections are refused".to_owned());
+        let problem = expired.or_else(|| self.unserved.clone()).or_else(|| {
             missing
                 .first()
                 .map(|(listen, _)| format!("cannot listen on `{listen}` yet"))

@@ -16,7 +16,7 @@ use fender_config::snapshot::{
 use fender_config::{HostPort, ListenAddr};
 use fender_identity::tls::{self, TlsError};
 use fender_identity::{Peer, Svid};
-use fender_runtime::clock::{SharedClock, TlsClock};
+use fender_runtime::clock::{Clock, SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::listen::{ListenAddress, Socket};
 use fender_wire::path;
@@ -88,6 +88,11 @@ pub(crate) enum TermsError {
 }
 
 impl Terms {
+    /// Our own certificate proves nothing any more.
+    pub(crate) fn has_expired(&self, clock: &dyn Clock) -> bool {
+        self.svid.validity().not_after < clock.now()
+    }
+
     /// Builds everything a snapshot asks for. Apps that stay where they were keep their connections.
     pub(crate) fn build(
         svid: &Arc<Svid>,

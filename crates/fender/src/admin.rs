@@ -150,8 +150,12 @@ pub(crate) async fn explain(args: cli::Explain) -> Outcome {
 }
 
 pub(crate) async fn write_svid(args: cli::SvidWrite) -> Outcome {
-    let person = WorkloadName::new(PEOPLE, &args.name)
-        .map_err(|error| Failure::usage(format!("--name `{}`: {error}", args.name)))?;
+    let person = WorkloadName::new(PEOPLE, &args.name).map_err(|error| {
+        Failure::usage(format!(
+            "`{}` cannot be a person's name here ({error}); give another with --name",
+            args.name
+        ))
+    })?;
     let mut control = connect(&args.admin).await?;
     let (svid, bundle) = control
         .issue_svid(&person, args.ttl, Deadline::after(CALL_TIME))

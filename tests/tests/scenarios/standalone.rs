@@ -342,3 +342,23 @@ fn a_supervised_sidecar_whose_network_was_taken_away_ends_with_its_application()
     assert_eq!(ended.status.code(), Some(69), "{log}");
     assert!(log.contains("interface"), "{log}");
 }
+
+#[test]
+fn a_certificate_that_the_bundle_does_not_vouch_for_is_refused_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let identity = directory.path().join("identity");
+    Authority::new("example.org")
+        .issue(&Template::svid(ORDERS))
+        .write(&identity);
+    Authority::new("example.org").write_bundle(&identity);
+    let config = write_config(directory.path(), &identity, free_address(), free_address());
+    let (code, _, err) = output(
+        binary(),
+        &["sidecar", "--config", &config.to_string_lossy()],
+    );
+    assert_eq!(code, 64, "{err}");
+    assert!(
+        err.contains("bundle.pem") && err.contains("vouches"),
+        "{err}"
+    );
+}

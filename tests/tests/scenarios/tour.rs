@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fender_tests::binary;
+use fender_tests::{binary, installed};
 
 #[test]
 fn the_readmes_tour_works_as_written() {
@@ -21,13 +21,16 @@ fn the_readmes_tour_works_as_written() {
         "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         binary().parent().unwrap().display()
     );
-    let output = Command::new("/bin/bash")
-        .args([
-            "-euo",
-            "pipefail",
-            "-c",
-            &format!("trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{script}"),
-        ])
+    // The tour names its ports, so it gets a network of its own.
+    let prepared = format!(
+        "ip link set lo up\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{script}"
+    );
+    let mut command = Command::new(installed("unshare"));
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let output = command
+        .args(["--net", "/bin/bash", "-euo", "pipefail", "-c", &prepared])
         .current_dir(home.path())
         .env_clear()
         .env("PATH", path)

@@ -84,6 +84,29 @@ async fn a_connection_outlives_the_certificate_it_was_served_with() {
 }
 
 #[tokio::test]
+async fn an_expired_certificate_of_ours_opens_no_connection_and_a_renewed_one_does() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let peer = world.authority.svid_until(WEB, NOW + 10 * HOUR);
+    world.clock.advance(Duration::from_secs(HOUR + 2));
+    // Closed before a word of TLS: whether the client would have noticed is not asked.
+    let mut refused = TcpStream::connect(world.address()).await.unwrap();
+    assert_eq!(soon(refused.read(&mut [0])).await.unwrap(), 0);
+    world
+        .svid
+        .send_replace(world.authority.svid_until(ORDERS, NOW + 10 * HOUR));
+    soon(async {
+        while world.running.status().svid_not_after.as_secs() < NOW + 2 * HOUR {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut stream = world.client(&peer, &[]).await;
+    stream.write_all(get("/again").as_bytes()).await.unwrap();
+    assert!(response(&mut stream).await.0.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
 async fn a_tcp_connection_opened_with_a_valid_certificate_outlives_it() {
     let tasks = Drain::new();
     let app = raw_app(&tasks, |mut socket| async move {

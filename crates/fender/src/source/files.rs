@@ -14,8 +14,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{IdentityFiles, Standalone};
-use fender_identity::{Bundle, Bundles, Secret, Svid};
-use fender_runtime::clock::SharedClock;
+use fender_identity::verify::{Refusal, Role, verify};
+use fender_identity::{Bundle, Bundles, PeerSvid, Secret, Svid};
+use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -45,7 +46,7 @@ impl Bytes {
             && self.bundle == other.bundle
     }
 
-    fn verify(&self, files: &IdentityFiles) -> Result<(Svid, Bundles)> {
+    fn verify(&self, files: &IdentityFiles, now: UnixTime) -> Result<(Svid, Bundles)> {
         let name = |path: &PathBuf| path.display().to_string();
         let svid = Svid::from_pem(&self.certificate, self.key.expose()).with_context(|| {
             format!(
@@ -54,10 +55,22 @@ impl Bytes {
                 name(&files.key)
             )
         })?;
+        ensure!(
+            svid.validity().includes(now),
+            "certificate `{}` is not valid now: put a current one in its place",
+            name(&files.certificate)
+        );
         let bundle = Bundle::from_pem(svid.id().trust_domain().clone(), &self.bundle)
             .with_context(|| format!("use trust bundle `{}`", name(&files.bundle)))?;
         let mut bundles = Bundles::new();
         bundles.insert(bundle);
+        vouched_for(&svid, &bundles, now).with_context(|| {
+            format!(
+                "verify certificate `{}` by trust bundle `{}`, as every peer will",
+                name(&files.certificate),
+                name(&files.bundle)
+            )
+        })?;
         Ok((svid, bundles))
     }
 }
@@ -85,8 +98,7 @@ pub(super) async fn follow(
 ) -> Result<Following> {
     let files = Arc::new(files);
     let bytes = Bytes::load(Arc::clone(&files)).await?;
-    let (svid, bundles) = bytes.verify(&files)?;
-    ensure_valid(&svid, &files, clock)?;
+    let (svid, bundles) = bytes.verify(&files, clock.now())?;
     let snapshot = standalone.snapshot(svid.id(), bundles, 1);
     let (svid_sender, svid) = watch::channel(Arc::new(svid));
     let (snapshot_sender, snapshot) = watch::channel(Arc::new(snapshot));
@@ -146,7 +158,7 @@ impl Follower {
         if bytes.equals(&self.seen) {
             return Ok(());
         }
-        let (svid, bundles) = bytes.verify(&self.files)?;
+        let (svid, bundles) = bytes.verify(&self.files, self.clock.now())?;
         let current = self.svid.borrow().id().clone();
         ensure!(
             *svid.id() == current,
@@ -154,7 +166,6 @@ impl Follower {
             self.files.certificate.display(),
             svid.id()
         );
-        ensure_valid(&svid, &self.files, &self.clock)?;
         tracing::info!(serial = %svid.serial(), not_after = svid.validity().not_after.as_secs(), "serving the certificate found in the files");
         // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
         let version = self.snapshot.borrow().version + 1;
@@ -170,13 +181,11 @@ impl Follower {
     }
 }
 
-fn ensure_valid(svid: &Svid, files: &IdentityFiles, clock: &SharedClock) -> Result<()> {
-    ensure!(
-        svid.validity().includes(clock.now()),
-        "certificate `{}` is not valid now: put a current one in its place",
-        files.certificate.display()
-    );
-    Ok(())
+/// Every peer that trusts the same bundle must be able to accept it, as a server or as a client.
+fn vouched_for(svid: &Svid, bundles: &Bundles, now: UnixTime) -> Result<(), Refusal> {
+    let anybody = |_: &PeerSvid| Ok(());
+    let by = |role| verify(svid.chain(), role, bundles, now, &anybody).map(drop);
+    by(Role::Client).or_else(|_| by(Role::Server))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -67,6 +67,9 @@ pub(crate) async fn open(
 ) -> Result<Feed, Failure> {
     if let Some(file) = &source.config {
         let standalone = read_standalone(file)?;
+        for warning in &standalone.warnings {
+            tracing::warn!(%warning, "in the configuration");
+        }
         let Some(files) = standalone.identity_files.clone() else {
             return Err(Failure::usage(format!(
                 "`{}` names no certificate: write `spec.identity.files` with certificate, key and bundle",
@@ -107,12 +110,12 @@ pub(crate) async fn open(
 /// The documents of a sidecar without a control plane.
 pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
     let source = load::source(file).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let standalone =
-        standalone::parse(&[source]).map_err(|problems| Failure::usage(problems.render()))?;
-    for warning in &standalone.warnings {
-        tracing::warn!(%warning, "in the configuration");
-    }
-    Ok(standalone)
+    standalone::parse(&[source]).map_err(|problems| {
+        Failure::usage(format!(
+            "the configuration is refused\n{}",
+            problems.render()
+        ))
+    })
 }
 
 fn refused(error: OpenError) -> Failure {
