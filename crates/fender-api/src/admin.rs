@@ -101,8 +101,8 @@ pub struct Admin {
 /// One document file, as `fender apply` sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// The revision that was made; none for a dry run, an empty change or documents with problems.
-    pub revision: Option<u64>,
+    /// The revision in force: the new one, unless this was a dry run, changed nothing or had problems.
+    pub revision: u64,
     /// What differs.
     pub changes: Vec<Change>,
     /// Why nothing was applied.
@@ -313,7 +313,7 @@ impl TryFrom<proto::ApplyResponse> for Applied {
             help: problem.help,
         };
         Ok(Self {
-            revision: (message.revision != 0).then_some(message.revision),
+            revision: message.revision,
             changes: message
                 .changes
                 .into_iter()
@@ -348,7 +348,7 @@ impl From<&Applied> for proto::ApplyResponse {
             help: problem.help.clone(),
         };
         Self {
-            revision: applied.revision.unwrap_or_default(),
+            revision: applied.revision,
             changes: applied.changes.iter().map(change).collect(),
             problems: applied.problems.iter().map(problem).collect(),
             warnings: applied.warnings.clone(),

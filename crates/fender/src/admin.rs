@@ -65,10 +65,14 @@ pub(crate) async fn apply(args: cli::Apply) -> Outcome {
         };
         let _ = writeln!(out, "{sign} {} {}", change.kind, change.name);
     }
-    let _ = match (answer.changes.is_empty(), args.dry_run, answer.revision) {
-        (true, _, _) => writeln!(out, "no difference to the current revision"),
-        (false, false, Some(revision)) => writeln!(out, "applied as revision {revision}"),
-        (false, _, _) => writeln!(out, "dry run: nothing was changed"),
+    let revision = answer.revision;
+    let _ = match (answer.changes.is_empty(), args.dry_run) {
+        (true, _) => writeln!(out, "no difference to revision {revision}"),
+        (false, true) => writeln!(
+            out,
+            "dry run: nothing was changed, revision {revision} stays"
+        ),
+        (false, false) => writeln!(out, "applied as revision {revision}"),
     };
     print(&out)
 }

@@ -128,18 +128,9 @@ pub(crate) struct Control {
 pub(crate) struct Sidecar {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// The identity that is expected; a token or state for another one is refused
-    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
-    pub(crate) workload: Option<WorkloadName>,
-    /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
-    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
-    pub(crate) allow_dir: Vec<PathBuf>,
     /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,
-    /// How long to wait at start for identity, configuration and credentials
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
-    pub(crate) start_timeout: Duration,
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
@@ -151,7 +142,7 @@ pub(crate) struct Sidecar {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
-/// Where identity and configuration come from: a control plane, or a file.
+/// Where identity and configuration come from: a control plane, or a file; and what they may touch here.
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
 pub(crate) struct Source {
@@ -172,21 +163,21 @@ pub(crate) struct Source {
     /// Run from this file, without a control plane
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// The identity that is expected; a token or state for another one is refused
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// How long to wait at start for identity, configuration and credentials
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
 }
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// The identity that is expected; a token or state for another one is refused
-    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
-    pub(crate) workload: Option<WorkloadName>,
-    /// A directory in which documents from the control plane may read files (repeatable; default: none)
-    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
-    pub(crate) allow_dir: Vec<PathBuf>,
-    /// How long to wait for identity, configuration and credentials
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
-    pub(crate) start_timeout: Duration,
     /// The command to become
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,

@@ -44,7 +44,7 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
 }
 
 async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Failure> {
-    let deadline = Deadline::after(args.start_timeout);
+    let deadline = Deadline::after(args.source.start_timeout);
     let drain = Drain::new();
     let (specs, sources): (Vec<_>, _) = match &args.source.config {
         Some(file) => {
@@ -58,14 +58,7 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
             )
         }
         None => {
-            let feed = source::open(
-                &args.source,
-                args.workload.clone(),
-                &clock::system(),
-                &drain,
-                deadline,
-            )
-            .await?;
+            let feed = source::open(&args.source, &clock::system(), &drain, deadline).await?;
             let specs = feed.snapshot.borrow().credentials.clone();
             let remote: Arc<dyn RemoteSecrets> = match feed.session {
                 Some(session) => Arc::new(ByControl::new(session, drain.clone())),
@@ -74,7 +67,7 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
             (
                 specs,
                 Sources {
-                    allow: AllowDirs::Below(args.allow_dir.clone()),
+                    allow: AllowDirs::Below(args.source.allow_dir.clone()),
                     remote,
                 },
             )

@@ -42,7 +42,7 @@ fn an_admin_key_others_may_read_is_refused_with_the_way_out() {
 #[test]
 fn what_was_applied_survives_the_wire() {
     let applied = Applied {
-        revision: Some(3),
+        revision: 3,
         changes: vec![
             Change {
                 kind: "Workload".into(),
@@ -143,7 +143,7 @@ async fn documents_that_are_too_large_are_told_one_by_one_and_not_as_a_broken_ca
         .map(|problem| problem.file.as_str())
         .collect();
     assert_eq!(names, ["huge.yaml", "small.yaml"]);
-    assert_eq!(applied.revision, None);
+    assert_eq!(applied.revision, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -265,17 +265,10 @@ async fn start(
     drains: &Drains,
 ) -> Result<Serving, Failure> {
     let clock = clock::system();
-    let deadline = Deadline::after(args.start_timeout);
+    let deadline = Deadline::after(args.source.start_timeout);
 
     // Who we are, and what we must do.
-    let feed = source::open(
-        &args.source,
-        args.workload.clone(),
-        &clock,
-        &drains.work,
-        deadline,
-    )
-    .await?;
+    let feed = source::open(&args.source, &clock, &drains.work, deadline).await?;
 
     // Whoever asks how it goes is answered from here on.
     let status = Arc::new(Status::new(
@@ -382,7 +375,7 @@ fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
     // A file on this machine was written by whoever may name its paths; a control plane was not.
     let allow = match args.source.config {
         Some(_) => AllowDirs::Any,
-        None => AllowDirs::Below(args.allow_dir.clone()),
+        None => AllowDirs::Below(args.source.allow_dir.clone()),
     };
     Sources { allow, remote }
 }
@@ -434,7 +427,7 @@ fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
 /// Everything this command line names on the file system, and nothing else.
 fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
     let mut reach = Reach::default();
-    reach.write.extend(args.allow_dir.iter().cloned());
+    reach.write.extend(args.source.allow_dir.iter().cloned());
     if let Some(state) = &args.source.state {
         // It may not exist yet: then it is made now, so that a rule can name it.
         make_private(state).map_err(Failure::unavailable)?;

@@ -11,7 +11,7 @@ use fender_api::client::{self, Link, OpenError, Session, SessionConfig, StateDir
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Standalone};
-use fender_identity::{Svid, WorkloadName};
+use fender_identity::Svid;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -60,7 +60,6 @@ impl Feed {
 /// Opens what the command line names.
 pub(crate) async fn open(
     source: &cli::Source,
-    workload: Option<WorkloadName>,
     clock: &SharedClock,
     drain: &Drain,
     deadline: Deadline,
@@ -97,7 +96,7 @@ pub(crate) async fn open(
         clock: clock.clone(),
         drain: drain.clone(),
         version: env!("CARGO_PKG_VERSION"),
-        workload,
+        workload: source.workload.clone(),
     };
     let session = client::open(config, deadline).await.map_err(refused)?;
     Ok(Feed {
