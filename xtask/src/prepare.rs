@@ -32,7 +32,9 @@ pub(crate) const TESTS: &[Program] = &[
     program("nft", "nftables"),
     program("nginx", "nginx-light"),
     program("openssl", "openssl"),
+    program("prlimit", "util-linux"),
     program("python3", "python3"),
+    program("script", "bsdutils"),
     program("unshare", "util-linux"),
 ];
 

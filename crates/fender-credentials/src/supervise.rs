@@ -223,7 +223,10 @@ impl Supervisor {
     fn start_app(&mut self) {
         let Program { program, .. } = &self.plan.app;
         match start(&self.plan.app, Stdio::inherit()) {
-            Ok(pid) => self.app = App::Running(pid),
+            Ok(pid) => {
+                hand_over_terminal(pid);
+                self.app = App::Running(pid);
+            }
             Err(error) => {
                 tracing::error!(program = %program.display(), %error, "cannot start the application");
                 // What a shell says of such a command.
@@ -344,6 +347,20 @@ fn start(program: &Program, input: Stdio) -> io::Result<Pid> {
     // The handle is dropped: whoever waits for any child waits for this one too.
     let child = command.spawn()?;
     Ok(Pid::from_child(&child))
+}
+
+/// Makes the application the terminal's foreground, if there is a terminal: in a group of its own it
+/// would be stopped at its first read from it. Nobody takes it back: the shell does when we end.
+fn hand_over_terminal(app: Pid) {
+    let input = io::stdin();
+    if !rustix::termios::isatty(&input) {
+        return;
+    }
+    match rustix::termios::tcsetpgrp(&input, app) {
+        // It may have read already, and been stopped.
+        Ok(()) => send(app, Signal::CONT),
+        Err(error) => tracing::debug!(%error, "the terminal stays with somebody else"),
+    }
 }
 
 fn send(pid: Pid, signal: Signal) {

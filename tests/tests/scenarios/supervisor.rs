@@ -7,7 +7,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use fender_tests::process::{PATIENCE, Process, free_address};
-use fender_tests::{Mesh, wait_until};
+use fender_tests::{Mesh, installed, wait_until};
 use rustix::process::{Pid, Signal};
 
 use crate::control_loss::one_service;
@@ -176,6 +176,38 @@ fn an_application_that_ignores_sigterm_is_killed_after_its_time() {
     wait_for_file(&mut process, &ready);
     process.signal(Signal::TERM);
     assert_eq!(process.wait(Duration::from_secs(30)).code(), Some(128 + 9));
+}
+
+#[test]
+fn an_application_reads_from_the_terminal_it_was_started_in() {
+    let mesh = mesh();
+    let token = mesh.token("shop/orders", "5m");
+    let sidecar = mesh.sidecar_command("shop/orders", Some(&token));
+    let words = std::iter::once(sidecar.get_program()).chain(sidecar.get_args());
+    let words: Vec<_> = words
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let line = format!(
+        "{} -- /bin/sh -c 'read answer; exit $answer'",
+        words.join(" ")
+    );
+    // `script` gives it a terminal, and what is typed there.
+    let mut command = std::process::Command::new(installed("script"));
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    command
+        .env_clear()
+        .env("FENDER_CONTROL", mesh.url())
+        .env("SHELL", "/bin/sh");
+    command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null());
+    let mut terminal = command.spawn().unwrap();
+    let mut keyboard = terminal.stdin.take().unwrap();
+    std::io::Write::write_all(&mut keyboard, b"7\n").unwrap();
+    wait_until("the application has read and ended", PATIENCE, || {
+        terminal.try_wait().unwrap().is_some()
+    });
+    assert_eq!(terminal.wait().unwrap().code(), Some(7));
 }
 
 fn children(parent: u32) -> Vec<u32> {
