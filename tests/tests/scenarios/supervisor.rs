@@ -201,13 +201,23 @@ fn an_application_reads_from_the_terminal_it_was_started_in() {
     command
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null());
-    let mut terminal = command.spawn().unwrap();
-    let mut keyboard = terminal.stdin.take().unwrap();
+    let mut terminal = Terminal(command.spawn().unwrap());
+    let mut keyboard = terminal.0.stdin.take().unwrap();
     std::io::Write::write_all(&mut keyboard, b"7\n").unwrap();
     wait_until("the application has read and ended", PATIENCE, || {
-        terminal.try_wait().unwrap().is_some()
+        terminal.0.try_wait().unwrap().is_some()
     });
-    assert_eq!(terminal.wait().unwrap().code(), Some(7));
+    assert_eq!(terminal.0.wait().unwrap().code(), Some(7));
+}
+
+/// A terminal that hangs up when the test is over, whatever came of it.
+struct Terminal(std::process::Child);
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn children(parent: u32) -> Vec<u32> {
