@@ -182,7 +182,7 @@ impl Conn {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),
             // Boxed, like whatever an open connection does not need later.
-            accepted = Box::pin(tls::accept(socket, terms, deadline)) => Ok(accepted?),
+            accepted = Box::pin(tls::accept(socket, terms, &self.door.node.limits, deadline)) => Ok(accepted?),
             () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
         }
     }

@@ -30,7 +30,7 @@ use crate::headers;
 use crate::node::Node;
 use crate::permit::Caller;
 use crate::record::{ConnectionLine, Direction};
-use crate::relay::{Carried, poll_fill, relay};
+use crate::relay::{Carried, discard, poll_fill, relay};
 use crate::tls::{self, OutboundTerms, UpstreamStream};
 
 /// Takes connections of the app until the drain stops.
@@ -183,23 +183,14 @@ async fn asks(socket: &mut Socket, patience: Duration) -> bool {
 }
 
 /// Writes the answer and reads on for a moment, so that it is not lost in a reset.
-async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, mut left: usize) {
+async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, left: usize) {
     let deadline = Deadline::after(patience);
     let write = async {
         socket.write_all(response).await?;
         socket.shutdown().await
     };
-    if !matches!(deadline.bound(write).await, Ok(Ok(()))) {
-        return;
-    }
-    let mut rest = BytesMut::new();
-    while left > 0 {
-        rest.clear();
-        let more = poll_fn(|cx| poll_fill(socket, &mut rest, cx));
-        match deadline.bound(more).await {
-            Ok(Ok(read)) if read > 0 => left = left.saturating_sub(read),
-            Ok(_) | Err(_) => return,
-        }
+    if matches!(deadline.bound(write).await, Ok(Ok(()))) {
+        discard(socket, deadline, left).await;
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use fender_runtime::deadline::Deadline;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
@@ -96,6 +97,23 @@ where
         }))
     })
     .await
+}
+
+/// Reads what still comes and throws it away, so that the last words that were written are not lost
+/// in a reset: closing a socket with something unread resets it.
+pub(crate) async fn discard<S>(socket: &mut S, deadline: Deadline, mut left: usize)
+where
+    S: AsyncRead + Unpin,
+{
+    let mut rest = BytesMut::new();
+    while left > 0 {
+        rest.clear();
+        let more = poll_fn(|cx| poll_fill(socket, &mut rest, cx));
+        match deadline.bound(more).await {
+            Ok(Ok(read)) if read > 0 => left = left.saturating_sub(read),
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 /// One direction.

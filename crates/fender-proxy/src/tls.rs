@@ -23,12 +23,14 @@ use fender_wire::path;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::Limits;
 use crate::app::App;
 use crate::fault::{PeerFault, UpstreamFault};
+use crate::relay::discard;
 
 /// A connection from a peer, once it is known who that is.
 pub(crate) type Stream = tokio_rustls::server::TlsStream<Socket>;
@@ -300,17 +302,27 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .map_err(|error| format!("`{shown}` is not PEM: {error}"))
 }
 
-/// Ends the peer's TLS and says who it is.
+/// Ends the peer's TLS and says who it is. A peer that is refused is told so by the alert: it is not
+/// cut off while its own first words are on their way, which would take the alert back.
 pub(crate) async fn accept(
     socket: Socket,
     terms: &InboundTerms,
+    limits: &Limits,
     deadline: Deadline,
 ) -> Result<(Stream, Peer), PeerFault> {
-    let acceptor = TlsAcceptor::from(terms.config.clone());
-    let stream = deadline
-        .bound(acceptor.accept(socket))
-        .await?
-        .map_err(|error| PeerFault::handshake(&error))?;
+    let handshake = TlsAcceptor::from(terms.config.clone())
+        .accept(socket)
+        .into_fallible();
+    let stream = match deadline.bound(handshake).await? {
+        Ok(stream) => stream,
+        Err((error, mut socket)) => {
+            let patience = Deadline::after(limits.linger.min(deadline.remaining()));
+            if matches!(patience.bound(socket.shutdown()).await, Ok(Ok(()))) {
+                discard(&mut socket, patience, limits.linger_bytes).await;
+            }
+            return Err(PeerFault::handshake(&error));
+        }
+    };
     let peer = tls::peer_of(stream.get_ref().1);
     Ok((stream, peer))
 }

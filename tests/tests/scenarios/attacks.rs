@@ -1,7 +1,8 @@
 //! Who does not hold a certificate of the mesh does not get past TLS (I1). Each test is an attack.
 
-use fender_tests::Client;
 use fender_tests::pki::{Authority, Issued, Template, self_signed};
+use fender_tests::process::output;
+use fender_tests::{Client, installed};
 
 use crate::standalone::{CALLER, Standalone};
 
@@ -112,4 +113,26 @@ async fn certificate_authority_posing_as_a_workload() {
         ..Template::svid(CALLER)
     });
     assert_refused_in_tls(&sidecar, Some(ca), "CA").await;
+}
+
+#[test]
+fn a_client_without_a_certificate_is_told_so_whatever_it_has_sent_meanwhile() {
+    let sidecar = Standalone::start();
+    let bundle = sidecar
+        .authority
+        .write_bundle(&sidecar.directory.path().join("curl"));
+    let url = format!("https://localhost:{}/public", sidecar.address.port());
+    for version in ["--http1.1", "--http2"] {
+        let arguments = [
+            "--silent",
+            "--show-error",
+            version,
+            "--cacert",
+            bundle.to_str().unwrap(),
+            &url,
+        ];
+        let (code, _, err) = output(installed("curl"), &arguments);
+        assert_eq!(code, 56, "{version}: {err}");
+        assert!(err.contains("certificate required"), "{version}: {err}");
+    }
 }
