@@ -483,9 +483,15 @@ pub(crate) fn logged(text: &str) -> Vec<String> {
 
 /// Waits for such a line: it is written when a connection has ended.
 pub(crate) async fn logs_line(text: &str) -> String {
+    logs_line_of("", text).await
+}
+
+/// The same for a line that holds both.
+pub(crate) async fn logs_line_of(kind: &str, text: &str) -> String {
     soon(async {
         loop {
-            if let Some(line) = logged(text).pop() {
+            let mut lines = logged(text).into_iter();
+            if let Some(line) = lines.rfind(|line| line.contains(kind)) {
                 return line;
             }
             tokio::task::yield_now().await;
