@@ -11,6 +11,7 @@ mod adapter;
 mod ambassador;
 mod attacks;
 mod harness;
+mod http2;
 mod lifetime;
 mod renewal;
 mod streams;
