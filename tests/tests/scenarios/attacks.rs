@@ -1,7 +1,7 @@
 //! Who does not hold a certificate of the mesh does not get past TLS (I1). Each test is an attack.
 
 use fender_tests::pki::{Authority, Issued, Template, self_signed};
-use fender_tests::process::output;
+use fender_tests::process::{PATIENCE, output};
 use fender_tests::{Client, installed};
 
 use crate::standalone::{CALLER, Standalone};
@@ -22,16 +22,26 @@ async fn assert_refused_in_tls(sidecar: &Standalone, identity: Option<Issued>, r
             ),
         }
     }
-    let log = sidecar.process.log();
-    assert!(
-        log.contains(reason),
-        "the log says why (`{reason}`):\n{log}"
-    );
+    assert_logged(sidecar, reason).await;
     // The door still opens for a friend.
     assert_eq!(
         sidecar.client(CALLER).get("/public").await.unwrap().status,
         200
     );
+}
+
+/// The line is written when the connection is over, which the refused client does not see.
+async fn assert_logged(sidecar: &Standalone, reason: &str) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !sidecar.process.log().contains(reason) {
+        let log = || sidecar.process.log();
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the log says why (`{reason}`):\n{}",
+            log()
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
