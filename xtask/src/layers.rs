@@ -17,6 +17,7 @@ const MAP: &[(&str, &[&str])] = &[
     (
         "fender",
         &[
+            "fender-agent",
             "fender-api",
             "fender-config",
             "fender-control",
@@ -58,6 +59,15 @@ const MAP: &[(&str, &[&str])] = &[
             "fender-identity",
             "fender-policy",
             "fender-providers",
+            "fender-runtime",
+        ],
+    ),
+    (
+        "fender-agent",
+        &[
+            "fender-api",
+            "fender-config",
+            "fender-identity",
             "fender-runtime",
         ],
     ),

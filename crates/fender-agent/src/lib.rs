@@ -1,0 +1,9 @@
+//! What stands on a host between the control plane and the processes there: it finds out who calls a local socket, and
+//! serves the caller's own identity by the SPIFFE Workload API and by Envoy's SDS.
+//!
+//! It decides nothing about who may be whom: that is the control plane's, by the facts attested here. It never gives
+//! two callers the same private key, and answers nobody over a network.
+
+mod identities;
+
+pub use identities::{Caller, Entitled, Identities, JwtSvid, Refused};
