@@ -4,6 +4,8 @@
 //! It decides nothing about who may be whom: that is the control plane's, by the facts attested here. It never gives
 //! two callers the same private key, and answers nobody over a network.
 
+mod caller;
 mod identities;
 
+pub use caller::UnknownCaller;
 pub use identities::{Caller, Entitled, Identities, JwtSvid, Refused};

@@ -7,9 +7,9 @@
     reason = "the one module that may; each block has its SAFETY comment"
 )]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,13 @@ unsafe extern "C" {
     #[cfg(target_env = "gnu")]
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
+    fn getsockopt(
+        socket: c_int,
+        level: c_int,
+        name: c_int,
+        value: *mut c_void,
+        length: *mut u32,
+    ) -> c_int;
 }
 
 /// Pins the C library's name service to files and DNS.
@@ -177,6 +184,40 @@ pub fn pass_descriptors(command: &mut Command, count: u16) {
     // SAFETY: the closure runs between fork and exec; `fcntl` is async-signal-safe, and it neither
     // allocates nor locks.
     unsafe { command.pre_exec(pass) };
+}
+
+/// The very process at the other end of a Unix socket, as it connected: its number may have another owner by now.
+///
+/// Linux 6.5 and later; earlier ones answer with `ErrorKind::Unsupported`.
+pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SOL_SOCKET: c_int = 1;
+    const SO_PEERPIDFD: c_int = 77;
+    const ENOPROTOOPT: i32 = 92;
+    let mut process: RawFd = -1;
+    let mut length = size_of::<RawFd>() as u32;
+    // SAFETY: the descriptor is open while it is borrowed; the kernel writes at most `length` bytes to `process`, which
+    // is as long as that and outlives the call.
+    let failed = unsafe {
+        getsockopt(
+            socket.as_raw_fd(),
+            SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut process).cast(),
+            &raw mut length,
+        )
+    } != 0;
+    if failed {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(ENOPROTOOPT) => io::ErrorKind::Unsupported.into(),
+            Some(_) | None => error,
+        });
+    }
+    if process < 0 {
+        return Err(io::Error::other("the kernel named no process"));
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(process) })
 }
 
 /// Marks an inherited descriptor as one that our own children do not inherit.
