@@ -1,7 +1,10 @@
-//! The checks that the fuzz targets run, which are those of `fender-wire`'s own tests.
+//! The checks that the fuzz targets run, which are those of the crates' own tests.
 
 #[path = "../../crates/fender-wire/tests/it/checks.rs"]
 mod checks;
+
+#[path = "../../crates/fender-identity/tests/it/checks.rs"]
+mod identity;
 
 /// A head in arbitrary bytes: see `checks::head`.
 pub fn head(data: &[u8]) {
@@ -21,4 +24,9 @@ pub fn path(data: &[u8]) {
 /// An identity header in arbitrary bytes: see `checks::xfcc`.
 pub fn xfcc(data: &[u8]) {
     checks::xfcc(data);
+}
+
+/// A signed token, or a set of keys, in arbitrary bytes: see `identity::jwt`.
+pub fn jwt(data: &[u8]) {
+    identity::jwt(data);
 }

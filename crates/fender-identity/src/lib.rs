@@ -1,5 +1,5 @@
-//! Who somebody is, and how it is proven: SPIFFE IDs, SVIDs, trust bundles, secrets, and the one
-//! function that decides whether a certificate chain proves an identity.
+//! Who somebody is, and how it is proven: SPIFFE IDs, SVIDs, trust bundles, secrets, and the two
+//! functions that decide whether a certificate chain or a signed token proves an identity.
 //!
 //! Pure: no file, socket, task or clock. `now` is an argument, or comes from the `TimeProvider`
 //! a TLS configuration was made with. This crate decides *who*; whether they *may* is policy.
@@ -7,6 +7,7 @@
 mod bundle;
 mod certificate;
 pub mod csr;
+pub mod jwt;
 mod peer;
 mod pem;
 mod secret;

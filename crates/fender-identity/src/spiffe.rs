@@ -284,7 +284,7 @@ fn check_label(text: &str, part: &'static str) -> Result<(), WorkloadNameError> 
 }
 
 /// The beginning of hostile text, printable, for an error message.
-fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     const SHOWN: usize = 80;
     let mut shown: String = text
         .chars()
