@@ -14,6 +14,7 @@ use fender_identity::tls::TlsProfile;
 use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
+use crate::administrators::{Administrator, MinimumVersion};
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw};
 use crate::snapshot::{
@@ -205,6 +206,9 @@ pub struct Mesh {
     pub tls: TlsProfile,
     /// What holds for a workload that no ALLOW policy selects, unless it says otherwise itself.
     pub authorization: fender_policy::Default,
+    /// None: the document does not say, which is not the same as nobody.
+    pub administrators: Option<Vec<Administrator>>,
+    pub minimum_version: Option<MinimumVersion>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //! stay paths.
 
 mod address;
+mod administrators;
 mod documents;
 mod name;
 mod problem;
@@ -18,9 +19,11 @@ mod schema;
 pub mod snapshot;
 pub mod standalone;
 mod suggest;
+mod texts;
 mod yaml;
 
 pub use address::{AppAddress, HostPort, InvalidAddress, ListenAddr, LoopbackAddr};
+pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
     Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh,
     OutboundPort, OutboundTo, SelectingPolicy, Selector, Upstream, What, Workload, parse,
@@ -29,6 +32,7 @@ pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};
 pub use read::MAX_DRAIN;
 pub use schema::schema;
+pub use texts::{DocumentName, DocumentText, texts};
 
 /// One file of documents.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::administrators::Role;
 use crate::snapshot::{
     ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
 };
@@ -58,6 +59,29 @@ pub(crate) struct Mesh {
     pub(crate) lifetimes: Option<Lifetimes>,
     pub(crate) tls: Option<Tls>,
     pub(crate) authorization: Option<Authorization>,
+    /// Who may administer, and what. Not named: the first administrator, everything.
+    pub(crate) administrators: Option<At<Vec<At<Administrator>>>>,
+    /// Older sidecars are refused from a moment on.
+    pub(crate) minimum_version: Option<MinimumVersion>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Administrator {
+    /// Their certificate is `spiffe://TRUST/fender/admin/NAME`.
+    pub(crate) name: At<String>,
+    pub(crate) role: At<Word<Role>>,
+    /// Where the role holds; `"*"`: everywhere. Not for `security`, which holds for the mesh.
+    pub(crate) namespaces: Option<At<Vec<At<String>>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MinimumVersion {
+    /// `0.2.0`
+    pub(crate) version: At<String>,
+    /// Until then they are warned of: `2027-01-01T00:00:00Z`.
+    pub(crate) after: At<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -405,6 +429,7 @@ macro_rules! words {
 }
 
 words!(Profile: "production" => Self::Production, "development" => Self::Development);
+words!(Role: "viewer" => Self::Viewer, "operator" => Self::Operator, "security" => Self::Security);
 words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
 words!(Fallback: "deny" => Self::Deny, "allow" => Self::Allow, "audit" => Self::Audit);
 words!(Protocol: "http" => Self::Http, "tcp" => Self::Tcp);

@@ -3,6 +3,7 @@
 //! A document whose structure is broken gives one problem and is then out of the way: what refers
 //! to it is not reported missing.
 
+mod administrators;
 mod credential;
 mod mesh;
 mod policy;

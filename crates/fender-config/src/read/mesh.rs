@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::administrators::{administrators, minimum_version};
 use super::{NAME_HELP, duration, fallback, tls};
 use crate::documents::{Lifetimes, Mesh};
 use crate::name::check_label;
@@ -73,6 +74,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
             "with `deny`, the default, such a workload is closed until a policy opens it",
         );
     }
+    let administrators = administrators(reader, spec.administrators.as_ref());
+    let minimum_version = minimum_version(reader, spec.minimum_version.as_ref());
     let trust_domain = reader.parse(
         &spec.trust_domain,
         "fender::bad-trust-domain",
@@ -87,6 +90,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         lifetimes,
         tls,
         authorization,
+        administrators,
+        minimum_version,
     })
 }
 

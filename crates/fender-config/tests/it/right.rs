@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use fender_config::snapshot::{CredentialSource, Delivery, Destination, Profile, Protocol};
-use fender_config::{Change, Documents, Kind, Source, What, parse, schema, standalone};
+use fender_config::{
+    Change, Documents, Kind, Reach, Role, Source, What, parse, schema, standalone,
+};
 use fender_identity::{Bundles, WorkloadName};
 use fender_policy::{Action, Default};
 
@@ -252,4 +254,53 @@ fn the_schema_names_every_kind_and_every_field() {
     insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("schema", text);
     });
+}
+
+const GOVERNED: &str = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: mesh }\nspec:\n  trustDomain: example.org\n";
+
+fn governed(rest: &str) -> Documents {
+    let text = format!("{GOVERNED}{rest}");
+    parse(&[source("mesh.yaml", text)]).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn administrators_are_who_the_mesh_names_and_where() {
+    let mesh = governed(
+        "  administrators:\n  - { name: ada, role: security }\n  - { name: ben, role: operator, namespaces: [ shop, bank ] }\n  - { name: cem, role: viewer, namespaces: [ \"*\" ] }\n",
+    );
+    assert_eq!(mesh.warnings, []);
+    let [ada, ben, cem] = <[_; 3]>::try_from(mesh.mesh.unwrap().administrators.unwrap()).unwrap();
+    assert_eq!((ada.role, &ada.reach), (Role::Security, &Reach::Everywhere));
+    assert_eq!(ben.role, Role::Operator);
+    assert!(ben.reach.includes("shop") && ben.reach.includes("bank"));
+    assert!(!ben.reach.includes("shop-2") && !ben.reach.includes(""));
+    assert!(cem.role == Role::Viewer && cem.reach.includes("anything"));
+    assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Security);
+}
+
+#[test]
+fn a_mesh_that_names_nobody_is_another_than_one_that_does_not_say() {
+    assert_eq!(governed("").mesh.unwrap().administrators, None);
+    for nobody in [
+        "[]",
+        "[ { name: ben, role: viewer, namespaces: [ shop ] } ]",
+    ] {
+        let documents = governed(&format!("  administrators: {nobody}\n"));
+        assert_eq!(documents.warnings[0].code, "fender::no-security");
+        assert!(documents.mesh.unwrap().administrators.is_some());
+    }
+}
+
+#[test]
+fn a_version_is_older_by_its_numbers_and_one_that_cannot_be_read_is_older_than_all() {
+    let documents =
+        governed("  minimumVersion: { version: 0.10.0, after: 2027-01-15T08:00:00Z }\n");
+    let minimum = documents.mesh.unwrap().minimum_version.unwrap();
+    assert_eq!(minimum.after.as_secs(), 1_800_000_000);
+    for older in ["0.9.9", "0.10.0-rc.1", "0.2.0", "", "latest", "0.10"] {
+        assert!(minimum.exceeds(older), "{older}");
+    }
+    for enough in ["0.10.0", "0.10.1", "1.0.0-rc.1", "0.10.0+build"] {
+        assert!(!minimum.exceeds(enough), "{enough}");
+    }
 }
