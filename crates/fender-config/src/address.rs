@@ -161,6 +161,80 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// `https://HOST[:PORT][/PATH]`. There is no other scheme, and no place for a user, a query or a fragment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HttpsUrl {
+    at: HostPort,
+    /// Empty, or it begins with a slash and does not end with one.
+    path: String,
+}
+
+impl HttpsUrl {
+    /// This URL with more of a path: `segments` begins with a slash.
+    pub fn join(&self, segments: &str) -> Self {
+        Self {
+            at: self.at.clone(),
+            path: format!("{}{segments}", self.path),
+        }
+    }
+}
+
+impl FromStr for HttpsUrl {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A URL with user information may hold a password, which an error must not repeat.
+        let shown = match text.rsplit_once('@') {
+            Some((_, after)) => format!("…@{after}"),
+            None => text.to_owned(),
+        };
+        let refuse = |why| InvalidAddress::new(&shown, why);
+        let rest = text
+            .strip_prefix("https://")
+            .ok_or_else(|| refuse("it does not begin with `https://`"))?;
+        let (authority, path) = match rest.find('/') {
+            Some(slash) => rest.split_at(slash),
+            None => (rest, ""),
+        };
+        if authority.contains('@') {
+            return Err(refuse("it names a user"));
+        }
+        let bare_ipv6 = authority.starts_with('[') && authority.ends_with(']');
+        let at = if authority.contains(':') && !bare_ipv6 {
+            authority.parse()
+        } else {
+            HostPort::new(authority.trim_matches(['[', ']']), 443)
+        };
+        let allowed = |b: u8| {
+            b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'~' | b':' | b'%')
+        };
+        if !path.bytes().all(allowed) {
+            return Err(refuse(
+                "its path holds more than letters, digits and `/.-_~:%`",
+            ));
+        }
+        if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err(refuse("its path holds a dot segment"));
+        }
+        Ok(Self {
+            at: at.map_err(|invalid| refuse(invalid.why))?,
+            path: path.trim_end_matches('/').to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for HttpsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at.port {
+            443 if self.at.host.contains(':') => {
+                write!(f, "https://[{}]{}", self.at.host, self.path)
+            }
+            443 => write!(f, "https://{}{}", self.at.host, self.path),
+            _ => write!(f, "https://{}{}", self.at, self.path),
+        }
+    }
+}
+
 /// A DNS name as it may stand in a certificate: labels of letters, digits and `-`, the last one not
 /// all digits.
 pub(crate) fn is_host_name(text: &str) -> bool {
@@ -212,6 +286,57 @@ impl InvalidAddress {
         Self {
             text: text.to_owned(),
             why,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_https_url_is_a_host_and_a_path() {
+        for (text, shown) in [
+            ("https://api.internal:6443", "https://api.internal:6443"),
+            ("https://API.internal", "https://api.internal"),
+            (
+                "https://10.0.0.1/openid/v1/jwks",
+                "https://10.0.0.1/openid/v1/jwks",
+            ),
+            ("https://[fd00::1]/", "https://[fd00::1]"),
+            ("https://[fd00::1]:8443/a/", "https://[fd00::1]:8443/a"),
+            ("https://api:443/a", "https://api/a"),
+        ] {
+            let url: HttpsUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), shown, "{text}");
+            assert_eq!(shown.parse(), Ok(url));
+        }
+        let url: HttpsUrl = "https://api:6443/base".parse().unwrap();
+        assert_eq!(url.join("/v1/x").to_string(), "https://api:6443/base/v1/x");
+    }
+
+    #[test]
+    fn attack_a_url_that_leads_elsewhere() {
+        for text in [
+            "http://api",
+            "HTTPS://api",
+            "https://",
+            "https:///path",
+            "https://user:hunter2@api",
+            "https://api:0",
+            "https://api:70000",
+            "https://api#x",
+            "https://api/?a",
+            "https://api/#a",
+            "https://api/a b",
+            "https://api/../b",
+            "https://api\\@evil",
+            "https://api\n",
+            "https://fd00::1/",
+            "file:///etc/passwd",
+        ] {
+            let refused = text.parse::<HttpsUrl>().unwrap_err().to_string();
+            assert!(!refused.contains("hunter2"), "{refused}");
         }
     }
 }

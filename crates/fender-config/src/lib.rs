@@ -22,7 +22,7 @@ mod suggest;
 mod texts;
 mod yaml;
 
-pub use address::{AppAddress, HostPort, InvalidAddress, ListenAddr, LoopbackAddr};
+pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
     Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh,

@@ -22,7 +22,7 @@ mod testing;
 pub use bundle::{Bundle, BundleError, Bundles};
 pub use certificate::{Malformed, Serial, SerialError, Validity};
 pub use peer::{Peer, PeerSvid};
-pub use pem::PemError;
+pub use pem::{PemError, certificates as certificates_from_pem};
 pub use secret::Secret;
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
 pub use svid::{Svid, SvidError};

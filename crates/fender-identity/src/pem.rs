@@ -24,7 +24,7 @@ pub enum PemError {
 }
 
 /// Every certificate in the text, in order; other sections are passed over.
-pub(crate) fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates: Vec<CertificateDer<'static>> = sections(text, "certificate")?;
     if certificates.is_empty() {
         return Err(PemError::Missing {

@@ -9,6 +9,7 @@
 mod state;
 
 pub mod file;
+pub mod http;
 
 use std::fmt;
 use std::time::Duration;

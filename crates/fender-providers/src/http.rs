@@ -1,0 +1,174 @@
+//! HTTPS to one server: a question, an answer, and bounds on both.
+//!
+//! The server is verified by its name against the roots given, and by no others; nothing can turn that off. A redirect
+//! is an answer, not an instruction: whoever asks showed a secret to this server and to no other. No proxy is taken from
+//! the environment, no cookie is kept, nothing is tried twice.
+
+use std::sync::Arc;
+
+use fender_config::HttpsUrl;
+use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, client_dns};
+use fender_identity::{PemError, Secret, certificates_from_pem};
+use fender_runtime::clock::{SharedClock, TlsClock};
+use fender_runtime::deadline::Deadline;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::redirect::Policy;
+
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// Others' servers are not all as new as ours.
+const PROFILE: TlsProfile = TlsProfile {
+    minimum: TlsVersion::Tls12,
+};
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// A client of servers that one set of roots vouches for.
+#[derive(Clone, Debug)]
+pub struct HttpClient {
+    inner: reqwest::Client,
+    limit: usize,
+}
+
+/// One question.
+#[derive(Debug)]
+pub struct Question<'a> {
+    pub method: Method,
+    pub url: &'a HttpsUrl,
+    /// Credentials: none of them is shown in an error or a log.
+    pub headers: &'a [(&'static str, Secret)],
+    /// JSON.
+    pub body: Option<Secret>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Get,
+    Post,
+    Put,
+}
+
+/// What came back, whatever its status.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Secret,
+}
+
+impl Answer {
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+}
+
+impl HttpClient {
+    /// `roots` is PEM; an answer's body may weigh `limit` bytes.
+    pub fn new(roots: &[u8], limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let tls = client_dns(PROFILE, None, roots, ALPN, Arc::new(TlsClock(clock)))?;
+        let inner = reqwest::Client::builder()
+            .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
+            .https_only(true)
+            .redirect(Policy::none())
+            .no_proxy()
+            .retry(reqwest::retry::never())
+            .build()
+            .map_err(|_| HttpClientError::Build)?;
+        Ok(Self { inner, limit })
+    }
+
+    /// Asks, and waits for the whole answer until the deadline.
+    pub async fn ask(
+        &self,
+        question: Question<'_>,
+        deadline: Deadline,
+    ) -> Result<Answer, HttpError> {
+        let request = self.request(question)?;
+        let answered = async {
+            let mut response = self.inner.execute(request).await.map_err(unreachable)?;
+            let status = response.status().as_u16();
+            let length = response.content_length().unwrap_or_default();
+            if length > self.limit as u64 {
+                return Err(HttpError::TooLarge { limit: self.limit });
+            }
+            // Sized once: growing would leave copies of a secret behind.
+            let mut body = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+            while let Some(part) = response.chunk().await.map_err(unreachable)? {
+                if body.len() + part.len() > self.limit {
+                    return Err(HttpError::TooLarge { limit: self.limit });
+                }
+                body.extend_from_slice(&part);
+            }
+            let body = Secret::new(body);
+            Ok(Answer { status, body })
+        };
+        deadline
+            .bound(answered)
+            .await
+            .unwrap_or(Err(HttpError::TimedOut))
+    }
+
+    fn request(&self, question: Question<'_>) -> Result<reqwest::Request, HttpError> {
+        let method = match question.method {
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+        };
+        let mut request = self
+            .inner
+            .request(method, question.url.to_string())
+            .header(ACCEPT, JSON);
+        for (name, value) in question.headers {
+            let mut value =
+                HeaderValue::from_bytes(value.expose()).map_err(|_| HttpError::Header { name })?;
+            value.set_sensitive(true);
+            request = request.header(HeaderName::from_static(name), value);
+        }
+        if let Some(body) = question.body {
+            request = request
+                .header(CONTENT_TYPE, JSON)
+                .body(body.expose().to_vec());
+        }
+        request.build().map_err(unreachable)
+    }
+}
+
+/// Why there is no client. Nothing a server does leads here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpClientError {
+    #[error("roots: {0}")]
+    Roots(#[from] PemError),
+    #[error("roots: {0}")]
+    Tls(#[from] TlsError),
+    #[error("no HTTP client could be made")]
+    Build,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// Network, name, certificate or protocol; without the URL, which may say more than a log should.
+    #[error("server cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("server took too long to answer")]
+    TimedOut,
+    #[error("answer of the server is larger than {limit} bytes")]
+    TooLarge { limit: usize },
+    /// Ours, not the server's.
+    #[error("value of the header `{name}` cannot be sent: is there a line end in it?")]
+    Header { name: &'static str },
+}
+
+fn unreachable(error: reqwest::Error) -> HttpError {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    HttpError::Unreachable(text)
+}
+
+#[cfg(test)]
+mod tests;
