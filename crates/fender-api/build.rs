@@ -17,5 +17,7 @@ fn main() -> io::Result<()> {
     tonic_prost_build::configure()
         .build_transport(false)
         .skip_debug(SECRET)
+        // Shared by all streams.
+        .bytes(".fender.control.v1.Update")
         .compile_fds(descriptors)
 }

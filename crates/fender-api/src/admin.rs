@@ -276,6 +276,7 @@ impl Admin {
         let answer = bounded(deadline, self.client.issue_svid(request)).await?;
         let identity = accept(answer, &key, &id, self.clock.now())?;
         let bundle = identity
+            .trust
             .bundles
             .get(&self.trust_domain)
             .ok_or_else(|| InvalidField::new("bundles", "the own trust domain is missing"))?;

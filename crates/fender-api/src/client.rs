@@ -161,13 +161,13 @@ async fn resume(
     expect_workload(config, stored.svid.id().workload())?;
     let Stored {
         svid,
-        bundles,
+        trust,
         renewal_grace,
         snapshot,
     } = stored;
     let identity = Identity {
         svid: Arc::new(svid),
-        bundles: Arc::new(bundles),
+        trust,
         renewal_grace,
     };
     let snapshot = snapshot.filter(|snapshot| snapshot.identity == *identity.svid.id());
@@ -176,7 +176,7 @@ async fn resume(
     }
     tracing::info!(id = %identity.svid.id(), "the stored certificate has expired, renewing it with its key");
     let renewed = retry(deadline, async |limit| {
-        caller.renew(&identity.svid, &identity.bundles, limit).await
+        caller.renew(&identity.svid, &identity.trust, limit).await
     })
     .await?;
     save(config.state.as_ref(), &renewed).await?;
@@ -275,7 +275,7 @@ async fn first_snapshot(
             // What was learned about trust since then still counts.
             Ok((
                 Snapshot {
-                    bundles: core.bundles.borrow().clone(),
+                    trust: core.trust.borrow().clone(),
                     ..stored
                 },
                 None,

@@ -10,7 +10,7 @@ mod policy;
 mod snapshot;
 mod trust;
 
-pub(crate) use snapshot::denied;
+pub(crate) use trust::denied;
 pub use trust::{IssuedSvid, bundles_from_proto, bundles_to_proto};
 
 /// A field that cannot be used, by its path in the message.

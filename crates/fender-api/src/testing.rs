@@ -6,14 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use fender_config::snapshot::Snapshot;
 use fender_identity::csr::{self, NewKey};
 use fender_identity::tls::{CaPin, ClientCertificate, TlsProfile};
 use fender_identity::verify::{Proof, lapsed};
-use fender_identity::{Bundle, Bundles, Secret, SpiffeId, Svid};
+use fender_identity::{Bundle, Bundles, Secret, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{Clock, TlsClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
+use prost::Message as _;
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
     SanType, SerialNumber, date_time_ymd,
@@ -172,6 +174,7 @@ pub(crate) struct Control {
     /// Issues for this identity whatever was asked.
     pub(crate) issue_for: Mutex<Option<SpiffeId>>,
     pub(crate) updates: watch::Sender<Option<proto::Snapshot>>,
+    pub(crate) trust: watch::Sender<Bytes>,
     pub(crate) credential: watch::Sender<proto::CredentialValue>,
     heard: mpsc::UnboundedSender<Heard>,
     svid: Svid,
@@ -187,6 +190,7 @@ impl Control {
         let (heard, hears) = mpsc::unbounded_channel();
         let svid = ca.svid(id);
         let snapshot = proto::Snapshot::from(&snapshot(1, &ca));
+        let first = trust(1, &ca).encode_to_vec().into();
         let control = Self {
             svid,
             ca,
@@ -199,6 +203,7 @@ impl Control {
             refuse_streams: Mutex::new(None),
             issue_for: Mutex::new(None),
             updates: watch::Sender::new(Some(snapshot)),
+            trust: watch::Sender::new(first),
             credential: watch::Sender::new(proto::CredentialValue::default()),
             heard,
         };
@@ -268,6 +273,10 @@ impl Control {
 
     pub(crate) fn push(&self, snapshot: proto::Snapshot) {
         self.updates.send_replace(Some(snapshot));
+    }
+
+    pub(crate) fn push_trust(&self, trust: proto::Trust) {
+        self.trust.send_replace(trust.encode_to_vec().into());
     }
 
     fn tell(&self, heard: Heard) {
@@ -375,13 +384,20 @@ impl Heard {
     }
 }
 
+pub(crate) fn trust(version: u64, ca: &Authority) -> proto::Trust {
+    proto::Trust::from(&Trust {
+        version,
+        ..ca.bundles().into()
+    })
+}
+
 /// A small Snapshot that can be served.
 pub(crate) fn snapshot(version: u64, ca: &Authority) -> Snapshot {
     Snapshot {
         version,
         identity: id(ORDERS),
         profile: fender_config::snapshot::Profile::Production,
-        bundles: ca.bundles(),
+        trust: ca.bundles().into(),
         tls: TlsProfile::default(),
         inbound: Vec::new(),
         outbound: Vec::new(),
@@ -391,7 +407,6 @@ pub(crate) fn snapshot(version: u64, ca: &Authority) -> Snapshot {
         }),
         credentials: Vec::new(),
         drain: Duration::from_secs(10),
-        denied: fender_config::snapshot::DenyList::default(),
     }
 }
 
@@ -451,7 +466,9 @@ impl Distribution for Service {
         }
         let (send, receive) = mpsc::channel(4);
         let mut updates = self.control.updates.subscribe();
+        let mut trust = self.control.trust.subscribe();
         updates.mark_changed();
+        trust.mark_changed();
         let mut reports = request.into_inner();
         let control = self.control.clone();
         let drain = self.drain.clone();
@@ -459,8 +476,15 @@ impl Distribution for Service {
             let mut expired = std::pin::pin!(Self::expired(control.clone(), info));
             loop {
                 tokio::select! {
+                    biased;
                     () = drain.stopping() => return,
                     status = &mut expired => return drop(send.send(Err(status)).await),
+                    Ok(()) = trust.changed() => {
+                        let kind = Some(proto::update::Kind::Trust(trust.borrow_and_update().clone()));
+                        if send.send(Ok(proto::Update { kind })).await.is_err() {
+                            return;
+                        }
+                    }
                     report = reports.next() => match report {
                         Some(Ok(proto::Report { kind: Some(kind) })) => {
                             control.tell(Heard::Report(kind));

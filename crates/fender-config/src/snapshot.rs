@@ -4,13 +4,12 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
-use fender_identity::{Bundles, Serial, SpiffeId};
+use fender_identity::{SpiffeId, Trust};
 use fender_policy::PolicySet;
 
 use crate::address::{AppAddress, HostPort, ListenAddr};
@@ -22,7 +21,9 @@ pub struct Snapshot {
     pub version: u64,
     pub identity: SpiffeId,
     pub profile: Profile,
-    pub bundles: Arc<Bundles>,
+    /// Travels apart from all the rest, which does not change with it. The control plane leaves it empty:
+    /// it is filled in where it arrives.
+    pub trust: Trust,
     pub tls: TlsProfile,
     pub inbound: Vec<Inbound>,
     pub outbound: Vec<Outbound>,
@@ -31,7 +32,6 @@ pub struct Snapshot {
     pub credentials: Vec<CredentialSpec>,
     /// How long open connections may take to end once asked.
     pub drain: Duration,
-    pub denied: DenyList,
 }
 
 /// What a mesh may relax.
@@ -41,16 +41,6 @@ pub enum Profile {
     Production,
     /// Certificates of seconds, for demonstrations and tests.
     Development,
-}
-
-/// Certificates refused although they have not expired.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DenyList(pub BTreeSet<Serial>);
-
-impl DenyList {
-    pub fn denies(&self, serial: &Serial) -> bool {
-        self.0.contains(serial)
-    }
 }
 
 /// A port of the workload: TLS outside, the app on loopback inside.

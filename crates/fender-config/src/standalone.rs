@@ -15,7 +15,7 @@ use crate::documents::snapshot::selected;
 use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
 use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
-use crate::snapshot::{CredentialSpec, DenyList, Destination, Outbound, Profile, Snapshot};
+use crate::snapshot::{CredentialSpec, Destination, Outbound, Profile, Snapshot};
 use crate::yaml::Reader;
 use crate::{InboundPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
@@ -185,14 +185,13 @@ impl Standalone {
             version,
             identity: identity.clone(),
             profile: Profile::Production,
-            bundles: Arc::new(bundles),
+            trust: Arc::new(bundles).into(),
             tls: sidecar.tls,
             inbound: sidecar.inbound.iter().map(InboundPort::listener).collect(),
             outbound: sidecar.outbound.iter().map(DirectPort::outbound).collect(),
             policies: Arc::new(policies),
             credentials: self.credentials.iter().map(Credential::spec).collect(),
             drain: sidecar.drain,
-            denied: DenyList::default(),
         }
     }
 }

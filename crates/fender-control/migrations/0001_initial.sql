@@ -92,3 +92,10 @@ CREATE TABLE decisions (
 ) STRICT;
 CREATE INDEX decisions_by_workload ON decisions (workload, recorded_at);
 CREATE INDEX decisions_by_age ON decisions (recorded_at);
+
+-- The number of what every sidecar is told of whom to believe, and the digest of it.
+CREATE TABLE trust (
+    single INTEGER PRIMARY KEY CHECK (single = 1),
+    version INTEGER NOT NULL,
+    digest BLOB NOT NULL
+) STRICT;

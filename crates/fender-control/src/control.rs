@@ -22,6 +22,7 @@ use crate::limit::Failures;
 use crate::own::Own;
 use crate::registry::Registry;
 use crate::store::{Store, audit};
+use crate::trust::Announcements;
 
 pub(crate) struct Control {
     pub(crate) clock: SharedClock,
@@ -29,6 +30,7 @@ pub(crate) struct Control {
     pub(crate) store: Store,
     pub(crate) authority: Arc<Authority>,
     pub(crate) library: Library,
+    pub(crate) trust: Announcements,
     pub(crate) own: Own,
     pub(crate) registry: Registry,
     pub(crate) sources: Sources,

@@ -1,7 +1,7 @@
-//! One stream per sidecar: its Snapshot down, its reports up; and one per secret it may have.
+//! One stream per sidecar: Trust and its Snapshot down, its reports up; and one per secret it may have.
 //!
 //! A sidecar is told only what its own identity needs. One that reads slowly is never queued for: whenever it can take
-//! something it gets the newest Snapshot. A stream ends with the certificate it began with, with its workload's
+//! something it gets the newest. A stream ends with the certificate it began with, with its workload's
 //! document, and with the control plane.
 
 use std::pin::Pin;
@@ -33,6 +33,7 @@ use crate::documents::InForce;
 use crate::limit::Bucket;
 use crate::registry::{Connected, Introduction, Place};
 use crate::time::later;
+use crate::trust::Announced;
 
 /// A client that opens a stream says hello within this time.
 const HELLO: Duration = Duration::from_secs(10);
@@ -181,6 +182,14 @@ impl Subscription {
         let mut decisions = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
         let mut others = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
         // Looked at and marked as seen at once: what is published in between would never be sent.
+        let mut trust = self.control.trust.follow();
+        let version = trust.borrow_and_update().trust.version;
+        if hello.trust_version == version {
+            sidecar.trust_sent(version);
+            sidecar.trust_acked(version);
+        } else {
+            trust.mark_changed();
+        }
         let version = snapshots.borrow_and_update().version;
         if hello.snapshot_version == version {
             sidecar.sent(hello.snapshot_version);
@@ -201,7 +210,10 @@ impl Subscription {
                         false => tracing::debug!(workload = %self.caller.workload, "report dropped: too many"),
                     }
                 }
-                sent = send_newest(&self.updates, &mut snapshots) => sidecar.sent(sent?),
+                sent = send_newest(&self.updates, &mut trust, &mut snapshots) => match sent? {
+                    Sent::Trust(version) => sidecar.trust_sent(version),
+                    Sent::Snapshot(version) => sidecar.sent(version),
+                },
             }
         }
     }
@@ -247,6 +259,12 @@ impl Subscription {
                 tracing::warn!(%workload, version = nack.version, reason, "snapshot refused by a sidecar");
                 sidecar.nacked(reason);
             }
+            Some(report::Kind::TrustAck(ack)) => sidecar.trust_acked(ack.version),
+            Some(report::Kind::TrustNack(nack)) => {
+                let reason = cut(&nack.reason, MAX_TEXT);
+                tracing::error!(%workload, version = nack.version, reason, "trust refused by a sidecar");
+                sidecar.nacked(format!("trust: {reason}"));
+            }
             Some(report::Kind::Decision(decision)) => {
                 match self.control.decisions.take(workload, decision) {
                     Taken::Queued => {}
@@ -286,26 +304,47 @@ impl Subscription {
     }
 }
 
-/// Waits for a change, then for room, then sends what is newest at that moment. Cancel safe: nothing is marked as seen
-/// before there is room for it.
+/// What was sent, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Trust(u64),
+    Snapshot(u64),
+}
+
+/// Waits for a change, then for room, then sends what is newest at that moment, Trust first. Cancel safe: nothing is
+/// marked as seen before there is room for it.
 async fn send_newest(
     updates: &mpsc::Sender<Result<Update, Status>>,
+    trust: &mut watch::Receiver<Arc<Announced>>,
     snapshots: &mut watch::Receiver<Arc<Snapshot>>,
-) -> Result<u64, Status> {
-    let gone = || Code::Unavailable.status("the client is gone");
+) -> Result<Sent, Status> {
+    let stopping = || Code::Unavailable.status("the control plane is stopping");
     loop {
-        let changed = snapshots.has_changed().map_err(|_| no_longer_known())?;
-        if changed {
+        let believed = trust.has_changed().map_err(|_| stopping())?;
+        if believed || snapshots.has_changed().map_err(|_| no_longer_known())? {
             break;
         }
-        let mut waiting = snapshots.clone();
-        waiting.changed().await.map_err(|_| no_longer_known())?;
+        let (mut newer_trust, mut newer) = (trust.clone(), snapshots.clone());
+        tokio::select! {
+            changed = newer_trust.changed() => changed.map_err(|_| stopping())?,
+            changed = newer.changed() => changed.map_err(|_| no_longer_known())?,
+        }
     }
-    let room = updates.reserve().await.map_err(|_| gone())?;
-    let snapshot = Arc::clone(&snapshots.borrow_and_update());
-    let kind = update::Kind::Snapshot(proto::Snapshot::from(&*snapshot));
+    let room = updates
+        .reserve()
+        .await
+        .map_err(|_| Code::Unavailable.status("the client is gone"))?;
+    let (kind, sent) = if trust.has_changed().map_err(|_| stopping())? {
+        let announced = Arc::clone(&trust.borrow_and_update());
+        let kind = update::Kind::Trust(announced.encoded.clone());
+        (kind, Sent::Trust(announced.trust.version))
+    } else {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let kind = update::Kind::Snapshot(proto::Snapshot::from(&*snapshot));
+        (kind, Sent::Snapshot(snapshot.version))
+    };
     room.send(Ok(Update { kind: Some(kind) }));
-    Ok(snapshot.version)
+    Ok(sent)
 }
 
 /// One secret on its way to one workload.
@@ -411,20 +450,34 @@ mod tests {
             text: text.to_owned(),
         };
         let documents = fender_config::parse(&[source]).unwrap();
-        let bundles = fender_identity::Bundles::default();
         Arc::new(
             documents
-                .snapshot(&"shop/orders".parse().unwrap(), version, bundles)
+                .snapshot(&"shop/orders".parse().unwrap(), version)
                 .unwrap(),
         )
+    }
+
+    fn announced(version: u64) -> Arc<Announced> {
+        let trust = fender_identity::Trust {
+            version,
+            ..Default::default()
+        };
+        let encoded = format!("trust {version}").into();
+        Arc::new(Announced { trust, encoded })
     }
 
     #[tokio::test]
     async fn a_sidecar_that_reads_slowly_gets_the_newest_snapshot_and_no_backlog() {
         let (updates, mut sent) = mpsc::channel(1);
         let (publish, mut snapshots) = watch::channel(snapshot(1));
+        let (_announce, mut trust) = watch::channel(announced(1));
         snapshots.mark_changed();
-        assert_eq!(send_newest(&updates, &mut snapshots).await.unwrap(), 1);
+        assert_eq!(
+            send_newest(&updates, &mut trust, &mut snapshots)
+                .await
+                .unwrap(),
+            Sent::Snapshot(1)
+        );
 
         let slow = async {
             for version in 2..=30 {
@@ -441,8 +494,26 @@ mod tests {
             }
             heard
         };
-        let (second, heard) = tokio::join!(send_newest(&updates, &mut snapshots), slow);
-        assert_eq!((second.unwrap(), heard), (30, vec![1, 30]));
+        let (second, heard) = tokio::join!(send_newest(&updates, &mut trust, &mut snapshots), slow);
+        assert_eq!((second.unwrap(), heard), (Sent::Snapshot(30), vec![1, 30]));
+    }
+
+    #[tokio::test]
+    async fn whom_to_believe_goes_before_any_snapshot_and_is_the_same_bytes_for_all() {
+        let (updates, mut sent) = mpsc::channel(2);
+        let (_publish, mut snapshots) = watch::channel(snapshot(1));
+        let (announce, mut trust) = watch::channel(announced(1));
+        snapshots.mark_changed();
+        announce.send_replace(announced(2));
+        let encoded = announce.borrow().encoded.clone();
+        for expected in [Sent::Trust(2), Sent::Snapshot(1)] {
+            let sent = send_newest(&updates, &mut trust, &mut snapshots).await;
+            assert_eq!(sent.unwrap(), expected);
+        }
+        let Some(update::Kind::Trust(bytes)) = sent.recv().await.unwrap().unwrap().kind else {
+            panic!("trust")
+        };
+        assert_eq!(bytes.as_ptr(), encoded.as_ptr());
     }
 
     #[tokio::test]
@@ -450,13 +521,19 @@ mod tests {
         let (updates, mut sent) = mpsc::channel(1);
         updates.try_send(Ok(Update { kind: None })).unwrap();
         let (_publish, mut snapshots) = watch::channel(snapshot(7));
+        let (_announce, mut trust) = watch::channel(announced(1));
         snapshots.mark_changed();
         tokio::select! {
             biased;
-            _ = send_newest(&updates, &mut snapshots) => panic!("there is no room"),
+            _ = send_newest(&updates, &mut trust, &mut snapshots) => panic!("there is no room"),
             () = tokio::task::yield_now() => {}
         }
         sent.recv().await.unwrap().unwrap();
-        assert_eq!(send_newest(&updates, &mut snapshots).await.unwrap(), 7);
+        assert_eq!(
+            send_newest(&updates, &mut trust, &mut snapshots)
+                .await
+                .unwrap(),
+            Sent::Snapshot(7)
+        );
     }
 }

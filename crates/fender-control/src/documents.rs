@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fender_api::proto::control::v1 as proto;
 use fender_config::snapshot::Snapshot;
 use fender_config::{Change, Documents, Mesh, Source};
-use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_runtime::clock::SharedClock;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -66,7 +66,6 @@ pub(crate) struct Library {
     store: Store,
     clock: SharedClock,
     trust_domain: TrustDomain,
-    bundles: Arc<Bundles>,
     in_force: watch::Sender<Arc<InForce>>,
     published: Mutex<BTreeMap<WorkloadName, watch::Sender<Arc<Snapshot>>>>,
     /// One change at a time.
@@ -85,7 +84,6 @@ impl Library {
         store: Store,
         clock: SharedClock,
         trust_domain: TrustDomain,
-        bundles: Arc<Bundles>,
         given: Option<Vec<Source>>,
         author: Author,
     ) -> Result<(Self, Vec<String>), LibraryError> {
@@ -107,8 +105,8 @@ impl Library {
         // Without either, all there is to know is the trust domain.
         let files = given.or_else(|| stored_files.clone()).unwrap_or_default();
         let stored_files = stored_files.unwrap_or_default();
-        let plan = plan(files, &before, &stored_files, &trust_domain, &bundles)
-            .map_err(LibraryError::Refused)?;
+        let plan =
+            plan(files, &before, &stored_files, &trust_domain).map_err(LibraryError::Refused)?;
 
         let told = revisions::told(&store).await?;
         let in_force = InForce {
@@ -121,7 +119,6 @@ impl Library {
             store,
             clock,
             trust_domain,
-            bundles,
             in_force: watch::Sender::new(Arc::new(in_force)),
             published: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -164,9 +161,9 @@ impl Library {
     /// What applying these files would do. Megabytes of documents take their time: not on a thread that serves.
     pub(crate) async fn plan(&self, files: Vec<Source>) -> Result<Plan, ApplyError> {
         let now = self.in_force();
-        let (trust_domain, bundles) = (self.trust_domain.clone(), Arc::clone(&self.bundles));
+        let trust_domain = self.trust_domain.clone();
         let planned = tokio::task::spawn_blocking(move || {
-            plan(files, &now.documents, &now.files, &trust_domain, &bundles)
+            plan(files, &now.documents, &now.files, &trust_domain)
         });
         planned
             .await
@@ -283,7 +280,6 @@ fn plan(
     before: &Documents,
     before_files: &[Source],
     trust_domain: &TrustDomain,
-    bundles: &Bundles,
 ) -> Result<Plan, Vec<Problem>> {
     let documents = match parse(&files) {
         Err(Unread::NoMesh(_)) if before_files.is_empty() || is_generated(before_files) => {
@@ -303,7 +299,7 @@ fn plan(
     let snapshots = documents
         .workloads
         .keys()
-        .filter_map(|name| Some((name.clone(), documents.snapshot(name, 0, bundles.clone())?)))
+        .filter_map(|name| Some((name.clone(), documents.snapshot(name, 0)?)))
         .collect();
     let changes = Documents::diff(before, &documents);
     let news = match files == before_files {

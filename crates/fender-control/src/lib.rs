@@ -24,6 +24,7 @@ mod registry;
 mod start;
 mod store;
 mod time;
+mod trust;
 
 #[cfg(test)]
 mod tests;

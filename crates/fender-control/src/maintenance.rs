@@ -38,6 +38,9 @@ async fn keep_house(control: &Control) {
         if let Err(error) = control.authority.refresh(&control.store, now).await {
             tracing::error!(%error, "renew the intermediate certificate authority");
         }
+        if let Err(error) = control.trust.refresh().await {
+            tracing::error!(%error, "announce whom to believe");
+        }
         if forgotten.0.elapsed() < HOUSEKEEPING {
             continue;
         }

@@ -110,6 +110,8 @@ impl Registry {
             certificate_serial: introduction.serial.to_string(),
             certificate_not_after_unix: seconds(introduction.not_after),
             credentials: Vec::new(),
+            trust_sent: 0,
+            trust_acked: 0,
         };
         let mut inner = self.lock();
         let id = inner.next;
@@ -147,6 +149,14 @@ impl Connected {
             status.snapshot_acked = version;
             status.nack.clear();
         });
+    }
+
+    pub(crate) fn trust_sent(&self, version: u64) {
+        self.update(|status| status.trust_sent = version);
+    }
+
+    pub(crate) fn trust_acked(&self, version: u64) {
+        self.update(|status| status.trust_acked = version);
     }
 
     pub(crate) fn nacked(&self, reason: String) {

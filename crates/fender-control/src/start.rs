@@ -32,6 +32,7 @@ use crate::own::{Own, OwnError};
 use crate::registry::Registry;
 use crate::store::audit::{self, Action, Chain};
 use crate::store::{Reader, Store, StoreError};
+use crate::trust::Announcements;
 use crate::{founding, maintenance};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
@@ -137,7 +138,6 @@ pub async fn start(
         store.clone(),
         Arc::clone(&clock),
         trust_domain.clone(),
-        Arc::clone(&authority.state().bundles),
         documents,
         Author {
             id: SpiffeId::control(&trust_domain),
@@ -145,6 +145,7 @@ pub async fn start(
         },
     )
     .await?;
+    let trust = Announcements::open(store.clone(), Arc::clone(&authority)).await?;
     founding::first_admin(&data, &store, &authority, &clock).await?;
     let own = Own::new(
         Arc::clone(&authority),
@@ -176,6 +177,7 @@ pub async fn start(
         store: store.clone(),
         authority,
         library,
+        trust,
         own,
         registry: Registry::default(),
         decisions,

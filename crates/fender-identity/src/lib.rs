@@ -14,6 +14,7 @@ mod secret;
 mod spiffe;
 mod svid;
 pub mod tls;
+mod trust;
 pub mod verify;
 
 #[cfg(test)]
@@ -26,3 +27,4 @@ pub use pem::{PemError, certificates as certificates_from_pem};
 pub use secret::Secret;
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
 pub use svid::{Svid, SvidError};
+pub use trust::{Believed, DenyList, Trust};

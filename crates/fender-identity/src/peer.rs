@@ -6,7 +6,7 @@
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::certificate::sha256;
-use crate::{Serial, SpiffeId};
+use crate::{Serial, SpiffeId, Validity};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -32,7 +32,7 @@ impl Peer {
 pub struct PeerSvid {
     id: SpiffeId,
     serial: Serial,
-    not_after: UnixTime,
+    validity: Validity,
     leaf: CertificateDer<'static>,
     fingerprint: [u8; 32],
 }
@@ -41,14 +41,14 @@ impl PeerSvid {
     pub(crate) fn new(
         id: SpiffeId,
         serial: Serial,
-        not_after: UnixTime,
+        validity: Validity,
         leaf: CertificateDer<'static>,
     ) -> Self {
         let fingerprint = sha256(&leaf);
         Self {
             id,
             serial,
-            not_after,
+            validity,
             leaf,
             fingerprint,
         }
@@ -62,8 +62,12 @@ impl PeerSvid {
         &self.serial
     }
 
+    pub fn not_before(&self) -> UnixTime {
+        self.validity.not_before
+    }
+
     pub fn not_after(&self) -> UnixTime {
-        self.not_after
+        self.validity.not_after
     }
 
     /// SHA-256 of the leaf's DER.

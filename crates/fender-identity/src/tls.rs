@@ -25,7 +25,7 @@ use rustls_pki_types::{CertificateDer, DnsName, ServerName};
 
 use crate::certificate::{from_hex, sha256};
 use crate::verify::{Leaf, Refusal};
-use crate::{Bundles, Peer, SpiffeId, Svid, TrustDomain};
+use crate::{Peer, SpiffeId, Svid, Trust, TrustDomain};
 use verifier::{AnyMeshClient, ExpectedServer};
 
 /// What a connection must at least be.
@@ -52,18 +52,18 @@ pub enum ClientCertificate {
     Ignore,
 }
 
-/// For a server of the mesh. `bundles` say which clients can prove themselves.
+/// For a server of the mesh. `trust` says which clients can prove themselves.
 pub fn server(
     profile: TlsProfile,
     svid: &Svid,
-    bundles: Arc<Bundles>,
+    trust: impl Into<Trust>,
     mode: ClientCertificate,
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(versions(profile))?;
-    let builder = match AnyMeshClient::for_mode(mode, bundles)? {
+    let builder = match AnyMeshClient::for_mode(mode, trust.into())? {
         Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
         None => builder.with_no_client_auth(),
     };
@@ -80,15 +80,16 @@ pub fn server(
 pub fn client(
     profile: TlsProfile,
     svid: Option<&Svid>,
-    bundles: Arc<Bundles>,
+    trust: impl Into<Trust>,
     expected: SpiffeId,
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    if bundles.get(expected.trust_domain()).is_none() {
+    let trust = trust.into();
+    if trust.bundles.get(expected.trust_domain()).is_none() {
         return Err(TlsError::NoBundleFor { expected });
     }
-    let verifier = ExpectedServer::new(bundles, expected);
+    let verifier = ExpectedServer::new(trust, expected);
     let config = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(versions(profile))?
         .dangerous()

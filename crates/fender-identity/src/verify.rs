@@ -15,7 +15,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::certificate::{Certificate, MAX_CERTIFICATE, Malformed};
-use crate::{Bundle, Bundles, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDomain, Validity};
+use crate::{Believed, Bundle, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDomain, Validity};
 
 /// Certificates in a chain, leaf included.
 pub const MAX_CHAIN: usize = 6;
@@ -35,13 +35,14 @@ pub enum Role {
 }
 
 /// I1. Who the peer is, if `chain` (leaf first) proves it.
-pub fn verify(
+pub fn verify<'t>(
     chain: &[CertificateDer<'_>],
     role: Role,
-    bundles: &Bundles,
+    trust: impl Into<Believed<'t>>,
     now: UnixTime,
     authorize: &dyn Fn(&PeerSvid) -> Result<(), NotExpected>,
 ) -> Result<PeerSvid, Refusal> {
+    let Believed { bundles, denied } = trust.into();
     // 1. There is a chain, and it is small.
     let (leaf_der, intermediates) = split(chain)?;
     // 2. The leaf names exactly one identity, and is a leaf.
@@ -53,8 +54,12 @@ pub fn verify(
         .ok_or_else(|| Refusal::ForeignTrustDomain(trust_domain.clone()))?;
     // 4. A path leads from the leaf to one of those roots: signatures, validity, purpose.
     find_path(leaf_der, intermediates, role, bundle, now)?;
-    // 5. Only now it is somebody, and the caller says whether it is whom they expect.
+    // 5. Only now it is somebody, who may have been revoked since.
     let peer = leaf.into_peer(leaf_der);
+    if denied.denies(&peer) {
+        return Err(Refusal::Revoked(peer.id().clone()));
+    }
+    // 6. The caller says whether it is whom they expect.
     authorize(&peer).map_err(|expected| unexpected(&peer, expected))?;
     Ok(peer)
 }
@@ -70,9 +75,9 @@ pub struct Proof<'a> {
 
 /// Like [`verify`] for a client, for a leaf that may have expired up to `grace` ago, proven by the
 /// signature [`crate::Svid::sign`] makes. The chain is judged at the leaf's last moment.
-pub fn lapsed(
+pub fn lapsed<'t>(
     proof: Proof<'_>,
-    bundles: &Bundles,
+    trust: impl Into<Believed<'t>>,
     now: UnixTime,
     grace: Duration,
     authorize: &dyn Fn(&PeerSvid) -> Result<(), NotExpected>,
@@ -87,7 +92,7 @@ pub fn lapsed(
     let peer = verify(
         proof.chain,
         Role::Client,
-        bundles,
+        trust,
         now.min(not_after),
         &|_| Ok(()),
     )?;
@@ -186,6 +191,8 @@ pub enum Refusal {
     WeakSignature,
     #[error("signature does not prove possession of the certificate's key")]
     KeyNotProven,
+    #[error("certificate of `{0}` was revoked")]
+    Revoked(SpiffeId),
     #[error("no certificate in the chain is the pinned root")]
     PinMismatch,
     #[error("peer is `{presented}`, {expected}")]
@@ -235,7 +242,7 @@ impl Leaf {
 
     pub(crate) fn into_peer(self, der: &CertificateDer<'_>) -> PeerSvid {
         let leaf = der.clone().into_owned();
-        PeerSvid::new(self.id, self.serial, self.validity.not_after, leaf)
+        PeerSvid::new(self.id, self.serial, self.validity, leaf)
     }
 }
 

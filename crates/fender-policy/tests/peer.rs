@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use fender_identity::verify::{Role, verify};
-use fender_identity::{Bundle, Peer};
+use fender_identity::{Bundle, Bundles, Peer};
 use fender_policy::{Action, Default, Facts, Policy, PolicySet, Rule, Source, Verdict};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -20,7 +20,10 @@ fn web() -> Peer {
     let leaf = CertificateDer::from_slice(include_bytes!("fixtures/leaf.der"));
     let bundle = Bundle::new("example.org".parse().unwrap(), vec![root]).unwrap();
     let now = UnixTime::since_unix_epoch(Duration::from_secs(4_000_000_000));
-    let svid = verify(&[leaf], Role::Client, &bundle.into(), now, &|_| Ok(())).unwrap();
+    let svid = verify(&[leaf], Role::Client, &Bundles::from(bundle), now, &|_| {
+        Ok(())
+    })
+    .unwrap();
     Peer::Verified(svid)
 }
 

@@ -252,7 +252,7 @@ impl Policy {
 }
 
 fn is_denied(svid: Option<&PeerSvid>, snapshot: &Snapshot) -> bool {
-    svid.is_some_and(|svid| snapshot.denied.denies(svid.serial()))
+    svid.is_some_and(|svid| snapshot.trust.denied.denies(svid))
 }
 
 impl Denied {

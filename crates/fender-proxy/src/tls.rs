@@ -165,9 +165,9 @@ impl InboundTerms {
             ClientCertificate::Ignore => tls::ClientCertificate::Ignore,
         };
         let time = Arc::new(TlsClock(clock.clone()));
-        let bundles = snapshot.bundles.clone();
+        let trust = snapshot.trust.clone();
         let config =
-            tls::server(snapshot.tls, svid, bundles, mode, alpn, time).map_err(|source| {
+            tls::server(snapshot.tls, svid, trust, mode, alpn, time).map_err(|source| {
                 TermsError::Tls {
                     listen: inbound.listen.clone(),
                     source,
@@ -207,8 +207,8 @@ impl OutboundTerms {
                 addresses,
                 protocol,
             } => {
-                let (bundles, alpn) = (snapshot.bundles.clone(), alpn(*protocol));
-                let config = tls::client(snapshot.tls, Some(svid), bundles, id.clone(), alpn, time)
+                let (trust, alpn) = (snapshot.trust.clone(), alpn(*protocol));
+                let config = tls::client(snapshot.tls, Some(svid), trust, id.clone(), alpn, time)
                     .map_err(tls_error)?;
                 Ok(Self {
                     name: id.to_string(),
@@ -227,6 +227,7 @@ impl OutboundTerms {
             } => {
                 let roots = match roots {
                     UpstreamRoots::Mesh => snapshot
+                        .trust
                         .bundles
                         .iter()
                         .flat_map(|bundle| bundle.roots())

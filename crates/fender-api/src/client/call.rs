@@ -7,7 +7,7 @@ use std::time::Duration;
 use fender_identity::csr::{KeyError, NewKey};
 use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, server_name};
 use fender_identity::verify::{PeerExpectation, Role, verify};
-use fender_identity::{Bundles, SpiffeId, Svid};
+use fender_identity::{SpiffeId, Svid, Trust};
 use fender_runtime::clock::{SharedClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use rustls::ClientConfig;
@@ -44,7 +44,7 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) svid: Arc<Svid>,
-    pub(crate) bundles: Arc<Bundles>,
+    pub(crate) trust: Trust,
     pub(crate) renewal_grace: Duration,
 }
 
@@ -78,24 +78,24 @@ impl Caller {
         self.accept(answer, key, token.identity())
     }
 
-    /// The next certificate for the same identity, with a new key.
+    /// The next certificate for the same identity, with a new key. It comes with bundles; who is denied stays as `known`.
     pub(crate) async fn renew(
         &self,
         current: &Svid,
-        bundles: &Arc<Bundles>,
+        known: &Trust,
         deadline: Deadline,
     ) -> Result<Identity, CallError> {
         let key = NewKey::generate()?;
         let csr = key.csr_der(current.id())?;
         let answer = if self.clock.now() < current.validity().not_after {
             let connection = self
-                .connect(current.id(), Some(current), bundles, deadline)
+                .connect(current.id(), Some(current), known, deadline)
                 .await?;
             let request = proto::RenewRequest { csr, expired: None };
             bounded(deadline, identity(&connection).renew(request)).await?
         } else {
             // No server takes an expired certificate in a handshake: its key speaks for itself instead.
-            let connection = self.connect(current.id(), None, bundles, deadline).await?;
+            let connection = self.connect(current.id(), None, known, deadline).await?;
             let message = proof::renewal(&csr, &connection.server_leaf);
             let expired = proto::ExpiredProof {
                 chain: current
@@ -113,7 +113,14 @@ impl Caller {
             };
             bounded(deadline, identity(&connection).renew(request)).await?
         };
-        self.accept(answer, &key, current.id())
+        let renewed = self.accept(answer, &key, current.id())?;
+        Ok(Identity {
+            trust: Trust {
+                bundles: renewed.trust.bundles,
+                ..known.clone()
+            },
+            ..renewed
+        })
     }
 
     /// A connection to the control plane of `own`'s trust domain, as `svid` or as nobody.
@@ -121,7 +128,7 @@ impl Caller {
         &self,
         own: &SpiffeId,
         svid: Option<&Svid>,
-        bundles: &Arc<Bundles>,
+        trust: &Trust,
         deadline: Deadline,
     ) -> Result<Connection, CallError> {
         let control = SpiffeId::control(own.trust_domain());
@@ -129,7 +136,7 @@ impl Caller {
         let config: Arc<ClientConfig> = fender_identity::tls::client(
             PROFILE,
             svid,
-            bundles.clone(),
+            trust.clone(),
             control,
             ALPN,
             self.tls_clock(),
@@ -171,7 +178,7 @@ pub(crate) fn accept(
     }
     Ok(Identity {
         svid: Arc::new(svid),
-        bundles: Arc::new(issued.bundles),
+        trust: Arc::new(issued.bundles).into(),
         renewal_grace: issued.renewal_grace,
     })
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
-use fender_identity::{Bundles, Svid};
+use fender_identity::{Svid, Trust};
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tonic::transport::Channel;
 
 use super::call::{CallError, Caller, Identity};
@@ -22,7 +22,9 @@ pub(crate) struct Core {
     /// Tells this process from others of the same workload.
     pub(crate) instance: OpaqueId,
     pub(crate) svid: watch::Sender<Arc<Svid>>,
-    pub(crate) bundles: watch::Sender<Arc<Bundles>>,
+    pub(crate) trust: watch::Sender<Trust>,
+    /// Who changes what is believed keeps it before the next one does.
+    believing: Mutex<()>,
     pub(crate) renewal_grace: watch::Sender<Duration>,
     /// Set while the stream is up.
     pub(crate) channel: watch::Sender<Option<Channel>>,
@@ -41,7 +43,8 @@ impl Core {
             drain,
             instance: OpaqueId::random(),
             svid: watch::Sender::new(identity.svid),
-            bundles: watch::Sender::new(identity.bundles),
+            trust: watch::Sender::new(identity.trust),
+            believing: Mutex::default(),
             renewal_grace: watch::Sender::new(identity.renewal_grace),
             channel: watch::Sender::new(None),
         })
@@ -49,8 +52,13 @@ impl Core {
 
     /// Gets the next certificate and publishes it. The old one stays if anything fails.
     pub(crate) async fn renew(&self, deadline: Deadline) -> Result<(), CallError> {
-        let (current, bundles) = (self.svid.borrow().clone(), self.bundles.borrow().clone());
-        let renewed = self.caller.renew(&current, &bundles, deadline).await?;
+        let (current, known) = (self.svid.borrow().clone(), self.trust.borrow().clone());
+        let mut renewed = self.caller.renew(&current, &known, deadline).await?;
+        let _turn = self.believing.lock().await;
+        renewed.trust = Trust {
+            bundles: renewed.trust.bundles,
+            ..self.trust.borrow().clone()
+        };
         if let Some(state) = &self.state
             && let Err(error) = save_identity(state.clone(), &renewed).await
         {
@@ -58,27 +66,30 @@ impl Core {
             tracing::error!(%error, "the renewed certificate could not be kept");
         }
         self.renewal_grace.send_replace(renewed.renewal_grace);
-        self.bundles.send_replace(renewed.bundles);
+        self.trust.send_replace(renewed.trust);
         self.svid.send_replace(renewed.svid);
         Ok(())
     }
 
-    /// Keeps a Snapshot that was published, and the bundles it came with.
-    pub(crate) async fn keep(&self, snapshot: Arc<Snapshot>) {
-        self.bundles.send_if_modified(|bundles| {
-            let changed = **bundles != *snapshot.bundles;
-            *bundles = snapshot.bundles.clone();
-            changed
-        });
+    /// Takes over and keeps what was learned of whom to believe.
+    pub(crate) async fn believe(&self, trust: Trust) {
+        let _turn = self.believing.lock().await;
+        self.trust.send_replace(trust.clone());
         let Some(state) = self.state.clone() else {
             return;
         };
         let grace = *self.renewal_grace.borrow();
-        let kept = on_disk(move || {
-            state.save_trust(&snapshot.bundles, grace)?;
-            state.save_snapshot(&snapshot)
-        });
-        if let Err(error) = kept.await {
+        if let Err(error) = on_disk(move || state.save_trust(&trust, grace)).await {
+            tracing::error!(%error, "whom to believe could not be kept");
+        }
+    }
+
+    /// Keeps a Snapshot that was published.
+    pub(crate) async fn keep(&self, snapshot: Arc<Snapshot>) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        if let Err(error) = on_disk(move || state.save_snapshot(&snapshot)).await {
             tracing::error!(%error, "the snapshot could not be kept");
         }
     }
@@ -86,10 +97,10 @@ impl Core {
 
 /// The certificate comes last: a state directory has an identity once it has one.
 pub(crate) async fn save_identity(state: StateDir, identity: &Identity) -> Result<(), StateError> {
-    let (svid, bundles) = (identity.svid.clone(), identity.bundles.clone());
+    let (svid, trust) = (identity.svid.clone(), identity.trust.clone());
     let grace = identity.renewal_grace;
     on_disk(move || {
-        state.save_trust(&bundles, grace)?;
+        state.save_trust(&trust, grace)?;
         state.save_svid(&svid)
     })
     .await

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
 use fender_identity::csr::NewKey;
-use fender_identity::{Bundles, Secret, Svid};
+use fender_identity::{Secret, Svid, Trust};
 use prost::Message as _;
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-use crate::convert::{bundles_from_proto, bundles_to_proto};
+use crate::convert::InvalidField;
 use crate::proto::control::v1 as proto;
 use crate::tls::MAX_MESSAGE;
 
@@ -45,7 +45,7 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) svid: Svid,
-    pub(crate) bundles: Bundles,
+    pub(crate) trust: Trust,
     pub(crate) renewal_grace: Duration,
     pub(crate) snapshot: Option<Snapshot>,
 }
@@ -108,8 +108,12 @@ impl StateDir {
             .map_err(|error| self.damaged(TRUST, error))?;
         Ok(Some(Stored {
             svid,
-            bundles: bundles_from_proto("bundles", trust.bundles)
-                .map_err(|error| self.damaged(TRUST, error))?,
+            trust: trust
+                .trust
+                .map(known)
+                .transpose()
+                .map_err(|error| self.damaged(TRUST, error))?
+                .ok_or_else(|| self.damaged(TRUST, "it says nothing"))?,
             renewal_grace: Duration::from_secs(trust.renewal_grace_seconds),
             snapshot: self.load_snapshot()?,
         }))
@@ -140,9 +144,9 @@ impl StateDir {
         self.write(SVID, &pem)
     }
 
-    pub(crate) fn save_trust(&self, bundles: &Bundles, grace: Duration) -> Result<(), StateError> {
+    pub(crate) fn save_trust(&self, trust: &Trust, grace: Duration) -> Result<(), StateError> {
         let trust = proto::StoredTrust {
-            bundles: bundles_to_proto(bundles),
+            trust: Some(trust.into()),
             renewal_grace_seconds: grace.as_secs(),
         };
         self.write(TRUST, &trust.encode_to_vec())
@@ -245,6 +249,16 @@ impl fmt::Debug for StateDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("StateDir").field(&self.0.path).finish()
     }
+}
+
+/// Kept since the first certificate, when no control plane had numbered it yet.
+fn known(message: proto::Trust) -> Result<Trust, InvalidField> {
+    let version = message.version;
+    let trust = Trust::try_from(proto::Trust {
+        version: version.max(1),
+        ..message
+    })?;
+    Ok(Trust { version, ..trust })
 }
 
 fn check_private(path: &Path) -> Result<(), StateError> {

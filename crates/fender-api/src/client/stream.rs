@@ -1,11 +1,13 @@
-//! The worker that holds the stream: Snapshots down, acknowledgements and reports up, and back again when it breaks.
+//! The worker that holds the stream: Snapshots and Trust down, acknowledgements and reports up, and back again when it breaks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
+use fender_identity::Trust;
 use fender_runtime::backoff::Backoff;
 use fender_runtime::deadline::Deadline;
 use tokio::sync::{mpsc, watch};
@@ -16,7 +18,7 @@ use tonic::transport::Channel;
 
 use super::call::{CALL, CallError, bounded, error_chain};
 use super::core::Core;
-use super::update::{Judged, judge};
+use super::update::{Refused, judge, learn};
 use super::{Link, Report};
 use crate::code::Code;
 use crate::proto::control::v1 as proto;
@@ -36,21 +38,37 @@ const MAX_REASON: usize = 1024;
 /// Credentials whose generation is repeated after a reconnect.
 const MAX_GENERATIONS: usize = 256;
 
+/// The versions this process has received, 0 while it runs on stored ones: those are to be sent anew even if their
+/// numbers did not change, for they may be from another life of the control plane.
+#[derive(Clone, Copy, Debug, Default)]
+struct Running {
+    snapshot: u64,
+    trust: u64,
+}
+
+#[derive(Debug)]
+enum Arrived {
+    Snapshot(Box<proto::Snapshot>),
+    /// An encoded Trust.
+    Trust(Bytes),
+}
+
 /// A stream on one connection.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     channel: Channel,
     outgoing: mpsc::Sender<proto::Report>,
     incoming: Streaming<proto::Update>,
+    received: Running,
 }
 
 impl Subscription {
     /// Connects with the certificate of this moment and says hello.
-    async fn open(core: &Core, running: u64, deadline: Deadline) -> Result<Self, CallError> {
-        let (svid, bundles) = (core.svid.borrow().clone(), core.bundles.borrow().clone());
+    async fn open(core: &Core, running: Running, deadline: Deadline) -> Result<Self, CallError> {
+        let (svid, trust) = (core.svid.borrow().clone(), core.trust.borrow().clone());
         let connection = core
             .caller
-            .connect(svid.id(), Some(&svid), &bundles, deadline)
+            .connect(svid.id(), Some(&svid), &trust, deadline)
             .await?;
         let (outgoing, reports) = mpsc::channel(16);
         let mut subscription = {
@@ -60,7 +78,8 @@ impl Subscription {
             let hello = Kind::Hello(proto::Hello {
                 sidecar_version: core.caller.version.to_owned(),
                 instance: core.instance.to_string(),
-                snapshot_version: running,
+                snapshot_version: running.snapshot,
+                trust_version: running.trust,
             });
             // Before the call: the server may want to hear who we are before it answers.
             send(&outgoing, hello).await?;
@@ -70,6 +89,7 @@ impl Subscription {
                 channel: connection.channel,
                 outgoing,
                 incoming,
+                received: running,
             }
         };
         let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or(i64::MAX);
@@ -82,12 +102,12 @@ impl Subscription {
         Ok(subscription)
     }
 
-    /// A stream and the first Snapshot it brought that can be served.
+    /// A stream and the first Snapshot it brought that can be served, with what was learned of trust before it.
     pub(crate) async fn first(
         core: &Arc<Core>,
         deadline: Deadline,
     ) -> Result<(Snapshot, Self), CallError> {
-        let mut subscription = Self::open(core, 0, deadline).await?;
+        let mut subscription = Self::open(core, Running::default(), deadline).await?;
         let mut refused = None;
         loop {
             let message = match deadline.bound(subscription.next()).await {
@@ -96,16 +116,25 @@ impl Subscription {
                     return Err(refused.map_or(CallError::Timeout, CallError::Answer));
                 }
             };
-            let id = core.svid.borrow().id().clone();
-            match judge(message, &id) {
-                Judged::Accepted(snapshot) => {
-                    subscription.send(ack(snapshot.version)).await?;
-                    core.keep(Arc::new((*snapshot).clone())).await;
-                    return Ok((*snapshot, subscription));
+            let message = match message {
+                Arrived::Snapshot(message) => *message,
+                Arrived::Trust(bytes) => {
+                    let (own, known) =
+                        (core.svid.borrow().id().clone(), core.trust.borrow().clone());
+                    let (trust, taken) = learn(&bytes, &own, &known);
+                    subscription.learned(core, trust, taken).await?;
+                    continue;
                 }
-                Judged::Refused {
-                    version, reason, ..
-                } => {
+            };
+            let (id, trust) = (core.svid.borrow().id().clone(), core.trust.borrow().clone());
+            match judge(message, &id, &trust) {
+                Ok(snapshot) => {
+                    subscription.received.snapshot = snapshot.version;
+                    subscription.send(ack(snapshot.version)).await?;
+                    core.keep(Arc::new(snapshot.clone())).await;
+                    return Ok((snapshot, subscription));
+                }
+                Err(Refused { version, reason }) => {
                     tracing::error!(version, %reason, "snapshot refused");
                     subscription.send(nack(version, reason.clone())).await?;
                     refused = Some(format!("snapshot {version}: {reason}"));
@@ -115,7 +144,7 @@ impl Subscription {
     }
 
     /// Cancel safe: a message is either returned or still to come.
-    async fn next(&mut self) -> Result<proto::Snapshot, CallError> {
+    async fn next(&mut self) -> Result<Arrived, CallError> {
         loop {
             let update = self
                 .incoming
@@ -125,9 +154,35 @@ impl Subscription {
                     code: Code::Unavailable,
                     reason: "the stream has ended".to_owned(),
                 })?;
-            // What a newer control plane may say besides is nothing this version must know.
-            if let Some(proto::update::Kind::Snapshot(snapshot)) = update.kind {
-                return Ok(snapshot);
+            match update.kind {
+                Some(proto::update::Kind::Snapshot(snapshot)) => {
+                    return Ok(Arrived::Snapshot(Box::new(snapshot)));
+                }
+                Some(proto::update::Kind::Trust(bytes)) => return Ok(Arrived::Trust(bytes)),
+                // What a newer control plane may say besides is nothing this version must know.
+                None => {}
+            }
+        }
+    }
+
+    /// Keeps what was learned from a Trust, and tells the control plane.
+    async fn learned(
+        &mut self,
+        core: &Core,
+        trust: Trust,
+        taken: Result<(), Refused>,
+    ) -> Result<(), CallError> {
+        let version = trust.version;
+        core.believe(trust).await;
+        match taken {
+            Ok(()) => {
+                self.received.trust = version;
+                tracing::info!(version, "trust accepted");
+                self.send(Kind::TrustAck(proto::Ack { version })).await
+            }
+            Err(Refused { version, reason }) => {
+                tracing::error!(version, %reason, "trust refused, but for those it denies");
+                self.send(Kind::TrustNack(refusal(version, reason))).await
             }
         }
     }
@@ -150,9 +205,13 @@ fn ack(version: u64) -> Kind {
     Kind::Ack(proto::Ack { version })
 }
 
-fn nack(version: u64, mut reason: String) -> Kind {
+fn nack(version: u64, reason: String) -> Kind {
+    Kind::Nack(refusal(version, reason))
+}
+
+fn refusal(version: u64, mut reason: String) -> proto::Nack {
     reason.truncate(reason.floor_char_boundary(MAX_REASON));
-    Kind::Nack(proto::Nack { version, reason })
+    proto::Nack { version, reason }
 }
 
 /// The worker.
@@ -161,9 +220,7 @@ pub(crate) struct Stream {
     snapshot: watch::Sender<Arc<Snapshot>>,
     link: watch::Sender<Link>,
     reports: mpsc::Receiver<Report>,
-    /// The version this process has received, 0 while it runs on a stored Snapshot: that one is to be sent anew even if its
-    /// number did not change, for it may be from another life of the control plane.
-    running: u64,
+    running: Running,
     /// What is in use, to be said again on every new stream.
     generations: BTreeMap<ObjectName, String>,
     backoff: Backoff,
@@ -189,7 +246,7 @@ impl Stream {
             snapshot,
             link,
             reports,
-            running: 0,
+            running: Running::default(),
             generations: BTreeMap::new(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
@@ -197,8 +254,8 @@ impl Stream {
 
     pub(crate) async fn run(mut self, first: Option<Subscription>) {
         let mut renewals = self.core.svid.subscribe();
-        if first.is_some() {
-            self.running = self.snapshot.borrow().version;
+        if let Some(first) = &first {
+            self.running = first.received;
         }
         let mut subscription = first;
         loop {
@@ -304,7 +361,8 @@ impl Stream {
                 biased;
                 () = self.core.drain.stopping() => return Ended::Stopping,
                 message = subscription.next() => match message {
-                    Ok(message) => self.take(message, &mut subscription).await,
+                    Ok(Arrived::Snapshot(message)) => self.take(*message, &mut subscription).await,
+                    Ok(Arrived::Trust(bytes)) => self.learn(&bytes, &mut subscription).await,
                     Err(error) => Err(error),
                 },
                 renewed = renewals.changed() => match renewed {
@@ -325,33 +383,43 @@ impl Stream {
         subscription: &mut Subscription,
     ) -> Result<(), CallError> {
         let own = self.core.svid.borrow().id().clone();
-        match judge(message, &own) {
-            Judged::Accepted(snapshot) => {
-                let version = snapshot.version;
-                self.running = version;
-                self.publish(*snapshot).await;
+        let trust = self.core.trust.borrow().clone();
+        match judge(message, &own, &trust) {
+            Ok(snapshot) => {
+                let (version, snapshot) = (snapshot.version, Arc::new(snapshot));
+                self.running.snapshot = version;
+                self.snapshot.send_replace(snapshot.clone());
+                self.core.keep(snapshot).await;
                 tracing::info!(version, "snapshot accepted");
                 subscription.send(ack(version)).await
             }
-            Judged::Refused {
-                version,
-                reason,
-                trust,
-            } => {
+            Err(Refused { version, reason }) => {
                 tracing::error!(version, %reason, "snapshot refused, the old one stays");
-                let next = trust.applied_to(&self.snapshot.borrow());
-                if let Some(next) = next {
-                    self.publish(next).await;
-                }
                 subscription.send(nack(version, reason)).await
             }
         }
     }
 
-    async fn publish(&self, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
-        self.snapshot.send_replace(snapshot.clone());
-        self.core.keep(snapshot).await;
+    async fn learn(
+        &mut self,
+        bytes: &[u8],
+        subscription: &mut Subscription,
+    ) -> Result<(), CallError> {
+        let (own, known) = (
+            self.core.svid.borrow().id().clone(),
+            self.core.trust.borrow().clone(),
+        );
+        let (trust, taken) = learn(bytes, &own, &known);
+        if taken.is_ok() {
+            self.running.trust = trust.version;
+        }
+        if trust != known {
+            // Before it is kept on disk: who is denied now must not have the time that takes.
+            self.snapshot.send_modify(|snapshot| {
+                Arc::make_mut(snapshot).trust = trust.clone();
+            });
+        }
+        subscription.learned(&self.core, trust, taken).await
     }
 
     async fn pass_on(

@@ -17,7 +17,7 @@ mod stream;
 use crate::code::{EXIT_REFUSED, EXIT_TIMEOUT, EXIT_UNAVAILABLE};
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::report::Kind;
-use crate::testing::{Authority, Control, Heard, ORDERS, START, id, listener, snapshot};
+use crate::testing::{Authority, Control, Heard, ORDERS, START, id, listener, snapshot, trust};
 use crate::token::JoinToken;
 
 /// One sidecar's surroundings.
@@ -128,6 +128,29 @@ impl Bench {
         self.reported(|kind| {
             if let Kind::Ack(ack) = kind {
                 Some(ack.version)
+            } else {
+                None
+            }
+        })
+        .await
+    }
+
+    /// The first one that is not for this version.
+    async fn trust_ack_after(&mut self, version: u64) -> u64 {
+        self.reported(|kind| {
+            if let Kind::TrustAck(ack) = kind {
+                Some(ack.version).filter(|acked| *acked != version)
+            } else {
+                None
+            }
+        })
+        .await
+    }
+
+    async fn trust_nack(&mut self) -> (u64, String) {
+        self.reported(|kind| {
+            if let Kind::TrustNack(nack) = kind {
+                Some((nack.version, nack.reason.clone()))
             } else {
                 None
             }

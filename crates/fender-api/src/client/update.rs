@@ -1,76 +1,82 @@
-//! What becomes of a Snapshot that arrived: taken whole, or refused except for what it says about trust.
+//! What becomes of a Snapshot or a Trust that arrived. A Snapshot is taken whole or not at all; so is a Trust, but for its
+//! deny list, which must not wait for the rest.
 
 use std::sync::Arc;
 
-use fender_config::snapshot::{DenyList, Snapshot};
-use fender_identity::{Bundles, SpiffeId};
+use fender_config::snapshot::Snapshot;
+use fender_identity::{DenyList, SpiffeId, Trust};
+use prost::Message as _;
 
-use crate::convert::{InvalidField, bundles_from_proto, denied};
+use crate::convert::{InvalidField, denied};
 use crate::proto::control::v1 as proto;
 
-/// The outcome.
+/// What cannot be taken, and why.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Judged {
-    /// It can be served.
-    Accepted(Box<Snapshot>),
-    /// It cannot; the old one stays.
-    Refused {
-        version: u64,
-        reason: String,
-        /// Applies all the same, if it can be read.
-        trust: Trust,
-    },
+pub(crate) struct Refused {
+    pub(crate) version: u64,
+    pub(crate) reason: String,
 }
 
-/// The parts that must not wait for a good Snapshot: whom to believe, and whom not any more.
-#[derive(Debug, Default, PartialEq)]
-pub(crate) struct Trust {
-    bundles: Option<Bundles>,
-    denied: Option<DenyList>,
-}
-
-pub(crate) fn judge(message: proto::Snapshot, own: &SpiffeId) -> Judged {
+/// A Snapshot that can be served under this trust.
+pub(crate) fn judge(
+    message: proto::Snapshot,
+    own: &SpiffeId,
+    trust: &Trust,
+) -> Result<Snapshot, Refused> {
     let version = message.version;
-    let trust = Trust {
-        bundles: bundles_from_proto("bundles", message.bundles.clone())
-            .ok()
-            .filter(|bundles| bundles.get(own.trust_domain()).is_some()),
-        denied: denied(&message.denied_serials).ok(),
+    let read = Snapshot::try_from(message).and_then(|snapshot| {
+        if snapshot.identity != *own {
+            let why = format!("it is for `{}`, not for `{own}`", snapshot.identity);
+            return Err(InvalidField::new("identity", why));
+        }
+        Ok(Snapshot {
+            trust: trust.clone(),
+            ..snapshot
+        })
+    });
+    read.map_err(|error| Refused {
+        version,
+        reason: error.to_string(),
+    })
+}
+
+/// What is known of whom to believe after a Trust has arrived, and why not all of it is taken if it is not.
+pub(crate) fn learn(bytes: &[u8], own: &SpiffeId, known: &Trust) -> (Trust, Result<(), Refused>) {
+    let message = match proto::Trust::decode(bytes) {
+        Ok(message) => message,
+        Err(error) => {
+            let refused = Refused {
+                version: 0,
+                reason: error.to_string(),
+            };
+            return (known.clone(), Err(refused));
+        }
     };
-    match Snapshot::try_from(message).and_then(|snapshot| check(snapshot, own)) {
-        Ok(snapshot) => Judged::Accepted(Box::new(snapshot)),
-        Err(error) => Judged::Refused {
-            version,
-            reason: error.to_string(),
-            trust,
-        },
+    let (version, denials) = (message.version, message.denials.clone());
+    match Trust::try_from(message).and_then(|trust| believable(trust, own)) {
+        Ok(trust) => (trust, Ok(())),
+        Err(error) => {
+            let refused = Refused {
+                version,
+                reason: error.to_string(),
+            };
+            let denied = denied(denials.unwrap_or_default()).unwrap_or_default();
+            (denying(known, denied), Err(refused))
+        }
     }
 }
 
-fn check(snapshot: Snapshot, own: &SpiffeId) -> Result<Snapshot, InvalidField> {
-    if snapshot.identity != *own {
-        let why = format!("it is for `{}`, not for `{own}`", snapshot.identity);
-        return Err(InvalidField::new("identity", why));
-    }
-    if snapshot.bundles.get(own.trust_domain()).is_none() {
+fn believable(trust: Trust, own: &SpiffeId) -> Result<Trust, InvalidField> {
+    if trust.bundles.get(own.trust_domain()).is_none() {
         let why = format!("there is none of `{}`", own.trust_domain());
         return Err(InvalidField::new("bundles", why));
     }
-    Ok(snapshot)
+    Ok(trust)
 }
 
-impl Trust {
-    /// The old Snapshot under the new trust; none if nothing changes.
-    ///
-    /// Denials are only added: a Snapshot that cannot be read whole must not forgive anybody.
-    pub(crate) fn applied_to(self, current: &Snapshot) -> Option<Snapshot> {
-        let mut next = current.clone();
-        if let Some(bundles) = self.bundles {
-            next.bundles = Arc::new(bundles);
-        }
-        if let Some(denied) = self.denied {
-            next.denied.0.extend(denied.0);
-        }
-        (next != *current).then_some(next)
-    }
+/// Denials are only added: what cannot be read whole must not forgive anybody.
+fn denying(known: &Trust, more: DenyList) -> Trust {
+    let mut next = known.clone();
+    Arc::make_mut(&mut next.denied).extend(more);
+    next
 }

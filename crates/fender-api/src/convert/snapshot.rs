@@ -1,17 +1,14 @@
-//! The Snapshot on the wire.
+//! The Snapshot on the wire, without the trust that travels apart.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::snapshot as domain;
+use fender_identity::Trust;
 use fender_identity::tls::{TlsProfile, TlsVersion};
 
-use super::{
-    InvalidField, bundles_from_proto, bundles_to_proto, each, parse, parse_all, required, texts,
-    unknown,
-};
+use super::{InvalidField, each, parse, parse_all, required, texts, unknown};
 use crate::proto::control::v1 as proto;
 
 impl TryFrom<proto::Snapshot> for domain::Snapshot {
@@ -29,7 +26,7 @@ impl TryFrom<proto::Snapshot> for domain::Snapshot {
                 true => domain::Profile::Development,
                 false => domain::Profile::Production,
             },
-            bundles: Arc::new(bundles_from_proto("bundles", message.bundles)?),
+            trust: Trust::default(),
             tls: tls(required("tls", message.tls)?)?,
             inbound: each("inbound", message.inbound, inbound)?,
             outbound: each("outbound", message.outbound, outbound)?,
@@ -40,7 +37,6 @@ impl TryFrom<proto::Snapshot> for domain::Snapshot {
             ),
             credentials: each("credentials", message.credentials, credential)?,
             drain: Duration::from_millis(message.drain_millis),
-            denied: denied(&message.denied_serials)?,
         })
     }
 }
@@ -51,22 +47,14 @@ impl From<&domain::Snapshot> for proto::Snapshot {
             version: snapshot.version,
             identity: snapshot.identity.to_string(),
             development: snapshot.profile == domain::Profile::Development,
-            bundles: bundles_to_proto(&snapshot.bundles),
             tls: Some(from_tls(snapshot.tls)),
             inbound: snapshot.inbound.iter().map(from_inbound).collect(),
             outbound: snapshot.outbound.iter().map(from_outbound).collect(),
             policies: Some((&*snapshot.policies).into()),
             credentials: snapshot.credentials.iter().map(from_credential).collect(),
             drain_millis: snapshot.drain.as_millis().try_into().unwrap_or(u64::MAX),
-            denied_serials: texts(&snapshot.denied.0),
         }
     }
-}
-
-/// The deny-list alone: it applies even when the rest of a Snapshot is refused.
-pub(crate) fn denied(serials: &[String]) -> Result<domain::DenyList, InvalidField> {
-    let serials: BTreeSet<_> = parse_all("denied_serials", serials)?.into_iter().collect();
-    Ok(domain::DenyList(serials))
 }
 
 fn tls(message: proto::TlsProfile) -> Result<TlsProfile, InvalidField> {

@@ -3,14 +3,15 @@ use std::time::Duration;
 
 use fender_config::snapshot as domain;
 use fender_identity::tls::{TlsProfile, TlsVersion};
-use fender_identity::{Bundle, Bundles, SpiffeId};
+use fender_identity::{Bundle, Bundles, DenyList, SpiffeId, Trust};
 use fender_policy as policy;
-use proptest::collection::{btree_set, vec};
+use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use rustls_pki_types::UnixTime;
 
 use crate::proto::control::v1 as proto;
-use crate::testing::{Authority, snapshot};
+use crate::testing::{Authority, snapshot, trust};
 
 /// Making one takes a while, and no test looks into it.
 static ROOTS: LazyLock<[Authority; 3]> =
@@ -302,33 +303,61 @@ prop_compose! {
         version in 1..=u64::MAX,
         identity in identity(),
         development in any::<bool>(),
-        bundles in bundles(),
         tls12 in any::<bool>(),
         inbound in vec(inbound(), 0..3),
         outbound in vec(outbound(), 0..3),
         policies in policies(),
         credentials in vec(credential(), 0..3),
         drain in any::<u32>(),
-        denied in btree_set(1..=u64::MAX, 0..4),
     ) -> domain::Snapshot {
         domain::Snapshot {
             version,
             identity,
             profile: if development { domain::Profile::Development } else { domain::Profile::Production },
-            bundles: Arc::new(bundles),
+            trust: Trust::default(),
             tls: TlsProfile { minimum: if tls12 { TlsVersion::Tls12 } else { TlsVersion::Tls13 } },
             inbound,
             outbound,
             policies: Arc::new(policies),
             credentials,
             drain: Duration::from_millis(drain.into()),
-            denied: domain::DenyList(denied.into_iter().map(|serial| format!("{serial:016x}").parse().unwrap()).collect()),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_trust()(
+        version in 1..=u64::MAX,
+        bundles in bundles(),
+        serials in vec(1..=u64::MAX, 0..4),
+        identities in vec((identity(), any::<u32>()), 0..3),
+        workloads in vec(any::<u32>(), 0..2),
+        crls in vec(vec(any::<u8>(), 1..9), 0..3),
+    ) -> Trust {
+        let at = |seconds: u32| UnixTime::since_unix_epoch(Duration::from_secs(seconds.into()));
+        let mut denied = DenyList::default();
+        serials.into_iter().for_each(|serial| denied.deny_serial(format!("{serial:016x}").parse().unwrap()));
+        identities.into_iter().for_each(|(id, moment)| denied.deny_identity_before(id, at(moment)));
+        workloads.into_iter().for_each(|moment| denied.deny_workloads_before("acme.test".parse().unwrap(), at(moment)));
+        Trust {
+            version,
+            bundles: bundles.into(),
+            denied: denied.into(),
+            crls: crls.into_iter().map(Into::into).collect(),
         }
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn trust_survives_the_wire(trust in any_trust()) {
+        use prost::Message as _;
+        let bytes = proto::Trust::from(&trust).encode_to_vec();
+        let message = proto::Trust::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(Trust::try_from(message).unwrap(), trust);
+    }
 
     #[test]
     fn a_snapshot_survives_the_wire(snapshot in any_snapshot()) {
@@ -397,11 +426,6 @@ fn every_error_names_its_field() {
         refused(|m| m.inbound[0].listen = "x".to_owned()),
         "inbound[0].listen"
     );
-    assert_eq!(refused(|m| m.bundles[0].roots.clear()), "bundles[0].roots");
-    assert_eq!(
-        refused(|m| m.denied_serials.push("x".to_owned())),
-        "denied_serials[0]"
-    );
     assert_eq!(
         refused(|m| m.outbound.push(proto::Outbound {
             listen: "127.0.0.1:1".to_owned(),
@@ -457,10 +481,62 @@ fn a_deny_rule_whose_clause_is_unknown_does_not_become_wider_or_vanish() {
     );
 }
 
+/// A Trust that can be read, and something done to it.
+fn disbelieved(change: impl FnOnce(&mut proto::Trust)) -> String {
+    let mut message = trust(1, &ROOTS[0]);
+    message.denials.as_mut().unwrap().rules.push(rule_before(1));
+    Trust::try_from(message.clone()).unwrap();
+    change(&mut message);
+    Trust::try_from(message).unwrap_err().field().to_owned()
+}
+
+fn rule_before(moment_unix: i64) -> proto::DeniedBefore {
+    let whose = proto::denied_before::Whose::TrustDomain("acme.test".to_owned());
+    proto::DeniedBefore {
+        whose: Some(whose),
+        moment_unix,
+    }
+}
+
+fn denials(message: &mut proto::Trust) -> &mut proto::Denials {
+    message.denials.as_mut().unwrap()
+}
+
+#[test]
+fn what_cannot_be_believed_names_its_field() {
+    assert_eq!(disbelieved(|m| m.version = 0), "version");
+    assert_eq!(
+        disbelieved(|m| m.bundles[0].roots.clear()),
+        "bundles[0].roots"
+    );
+    assert_eq!(
+        disbelieved(|m| denials(m).serials.push(vec![0])),
+        "denials.serials[0]"
+    );
+    assert_eq!(
+        disbelieved(|m| denials(m).rules[0].whose = None),
+        "denials.rules[0].whose"
+    );
+    assert_eq!(
+        disbelieved(|m| denials(m).rules.push(rule_before(-1))),
+        "denials.rules[1].moment_unix"
+    );
+}
+
 #[test]
 fn the_same_trust_domain_twice_is_refused() {
-    let field = refused(|m| m.bundles.push(m.bundles[0].clone()));
+    let field = disbelieved(|m| m.bundles.push(m.bundles[0].clone()));
     assert_eq!(field, "bundles[1].trust_domain");
+}
+
+#[test]
+fn attack_a_deny_list_without_end_is_refused() {
+    let serials = |count| (1_u64..=count).map(|serial| serial.to_be_bytes().to_vec());
+    let field = disbelieved(|m| denials(m).serials.extend(serials(10_001)));
+    assert_eq!(field, "denials.serials");
+    let rules = |count| (1..=count).map(rule_before);
+    let field = disbelieved(|m| denials(m).rules.extend(rules(10_001)));
+    assert_eq!(field, "denials.rules");
 }
 
 #[test]

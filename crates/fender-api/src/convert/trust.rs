@@ -1,12 +1,106 @@
-//! Bundles and issued certificates on the wire.
+//! Trust, bundles and issued certificates on the wire.
 
 use std::time::Duration;
 
-use fender_identity::{Bundle, Bundles};
-use rustls_pki_types::CertificateDer;
+use fender_identity::{Bundle, Bundles, DenyList, Serial, Trust};
+use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::{InvalidField, parse};
+use super::{InvalidField, parse, required};
 use crate::proto::control::v1 as proto;
+
+/// Revocation lists in one Trust: one of each authority that signs, old ones and replicas' included.
+const MAX_CRLS: usize = 256;
+
+impl TryFrom<proto::Trust> for Trust {
+    type Error = InvalidField;
+
+    fn try_from(message: proto::Trust) -> Result<Self, InvalidField> {
+        if message.version == 0 {
+            return Err(InvalidField::new("version", "0 means no Trust"));
+        }
+        if message.crls.len() > MAX_CRLS {
+            let why = format!("{} are more than {MAX_CRLS}", message.crls.len());
+            return Err(InvalidField::new("crls", why));
+        }
+        Ok(Self {
+            version: message.version,
+            bundles: bundles_from_proto("bundles", message.bundles)?.into(),
+            denied: denied(message.denials.unwrap_or_default())?.into(),
+            crls: message.crls.into_iter().map(Into::into).collect(),
+        })
+    }
+}
+
+impl From<&Trust> for proto::Trust {
+    fn from(trust: &Trust) -> Self {
+        Self {
+            version: trust.version,
+            bundles: bundles_to_proto(&trust.bundles),
+            denials: Some((&*trust.denied).into()),
+            crls: trust.crls.iter().map(|crl| crl.to_vec()).collect(),
+        }
+    }
+}
+
+/// The deny list alone: it holds even when the rest of a Trust cannot be read.
+pub(crate) fn denied(message: proto::Denials) -> Result<DenyList, InvalidField> {
+    let (serials, rules) = (message.serials.len(), message.rules.len());
+    if serials > DenyList::MAX_SERIALS {
+        let why = format!("{serials} are more than {}", DenyList::MAX_SERIALS);
+        return Err(InvalidField::new("denials.serials", why));
+    }
+    if rules > DenyList::MAX_RULES {
+        let why = format!("{rules} are more than {}", DenyList::MAX_RULES);
+        return Err(InvalidField::new("denials.rules", why));
+    }
+    let mut list = DenyList::default();
+    for (i, serial) in message.serials.iter().enumerate() {
+        let serial = Serial::from_bytes(serial)
+            .map_err(|error| InvalidField::new(format!("denials.serials[{i}]"), error))?;
+        list.deny_serial(serial);
+    }
+    for (i, rule) in message.rules.into_iter().enumerate() {
+        deny_before(&mut list, rule).map_err(|error| error.at("denials.rules", i))?;
+    }
+    Ok(list)
+}
+
+fn deny_before(list: &mut DenyList, rule: proto::DeniedBefore) -> Result<(), InvalidField> {
+    use proto::denied_before::Whose;
+    let seconds = u64::try_from(rule.moment_unix)
+        .map_err(|_| InvalidField::new("moment_unix", "lies before 1970"))?;
+    let moment = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    match required("whose", rule.whose)? {
+        Whose::Identity(id) => list.deny_identity_before(parse("identity", &id)?, moment),
+        Whose::TrustDomain(name) => {
+            list.deny_workloads_before(parse("trust_domain", &name)?, moment)
+        }
+    }
+    Ok(())
+}
+
+impl From<&DenyList> for proto::Denials {
+    fn from(list: &DenyList) -> Self {
+        use proto::denied_before::Whose;
+        let rule = |whose, moment: UnixTime| proto::DeniedBefore {
+            whose: Some(whose),
+            moment_unix: i64::try_from(moment.as_secs()).unwrap_or(i64::MAX),
+        };
+        let identities = list
+            .identities()
+            .map(|(id, moment)| rule(Whose::Identity(id.to_string()), moment));
+        let workloads = list
+            .workloads()
+            .map(|(domain, moment)| rule(Whose::TrustDomain(domain.to_string()), moment));
+        Self {
+            serials: list
+                .serials()
+                .map(|serial| serial.as_bytes().to_vec())
+                .collect(),
+            rules: identities.chain(workloads).collect(),
+        }
+    }
+}
 
 /// Bundles by trust domain. The same domain twice is refused: which of the two would hold?
 pub fn bundles_from_proto(

@@ -4,25 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fender_identity::{Bundles, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{SpiffeId, Trust, TrustDomain, WorkloadName};
 use fender_policy::{Condition, Policy, PolicySet, TextMatch};
 
 use super::{
     Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, Upstream,
 };
-use crate::snapshot::{
-    CredentialSource, CredentialSpec, DenyList, Destination, Inbound, Outbound, Snapshot,
-};
+use crate::snapshot::{CredentialSource, CredentialSpec, Destination, Inbound, Outbound, Snapshot};
 
 impl Documents {
     /// What the sidecar of this workload must know, and nothing more. None if there is no such
     /// workload.
-    pub fn snapshot(
-        &self,
-        workload: &WorkloadName,
-        version: u64,
-        bundles: Bundles,
-    ) -> Option<Snapshot> {
+    pub fn snapshot(&self, workload: &WorkloadName, version: u64) -> Option<Snapshot> {
         let (mesh, workload) = (self.mesh.as_ref()?, self.workloads.get(workload)?);
         let namespace = workload.name.namespace();
         let policies = PolicySet {
@@ -49,14 +42,13 @@ impl Documents {
             version,
             identity: workload.spiffe_id(&mesh.trust_domain),
             profile: mesh.profile,
-            bundles: Arc::new(bundles),
+            trust: Trust::default(),
             tls: mesh.tls,
             inbound: workload.inbound.iter().map(InboundPort::listener).collect(),
             outbound: outbound.collect(),
             policies: Arc::new(policies),
             credentials: credentials.map(Credential::spec).collect(),
             drain: workload.drain,
-            denied: DenyList::default(),
         })
     }
 

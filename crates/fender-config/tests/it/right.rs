@@ -21,9 +21,7 @@ fn name(text: &str) -> WorkloadName {
 
 #[test]
 fn a_snapshot_holds_what_its_workload_declared() {
-    let snapshot = shop()
-        .snapshot(&name("shop/orders"), 7, Bundles::default())
-        .unwrap();
+    let snapshot = shop().snapshot(&name("shop/orders"), 7).unwrap();
     assert_eq!(snapshot.version, 7);
     assert_eq!(
         snapshot.identity.as_str(),
@@ -61,9 +59,7 @@ fn a_snapshot_holds_what_its_workload_declared() {
 fn a_snapshot_holds_only_the_policies_that_select_its_workload() {
     let documents = shop();
     let of = |workload: &str| {
-        let snapshot = documents
-            .snapshot(&name(workload), 1, Bundles::default())
-            .unwrap();
+        let snapshot = documents.snapshot(&name(workload), 1).unwrap();
         let names = snapshot
             .policies
             .policies
@@ -92,9 +88,7 @@ fn a_snapshot_holds_only_the_policies_that_select_its_workload() {
 
 #[test]
 fn cluster_local_stands_for_the_trust_domain_of_the_mesh() {
-    let snapshot = shop()
-        .snapshot(&name("shop/orders"), 1, Bundles::default())
-        .unwrap();
+    let snapshot = shop().snapshot(&name("shop/orders"), 1).unwrap();
     let viewers = &snapshot.policies.policies[1];
     assert_eq!(viewers.action, Action::Allow);
     assert_eq!(
@@ -111,9 +105,7 @@ fn cluster_local_stands_for_the_trust_domain_of_the_mesh() {
 
 #[test]
 fn where_the_control_plane_reads_a_secret_does_not_travel() {
-    let snapshot = shop()
-        .snapshot(&name("shop/orders"), 1, Bundles::default())
-        .unwrap();
+    let snapshot = shop().snapshot(&name("shop/orders"), 1).unwrap();
     assert_eq!(snapshot.credentials[0].source, CredentialSource::Control);
     assert!(!format!("{snapshot:?}").contains("/etc/secrets"));
     let Delivery::File(file) = &snapshot.credentials[0].deliver[0] else {
@@ -127,11 +119,7 @@ fn where_the_control_plane_reads_a_secret_does_not_travel() {
 
 #[test]
 fn a_snapshot_of_an_unknown_workload_is_none() {
-    assert!(
-        shop()
-            .snapshot(&name("shop/ghost"), 1, Bundles::default())
-            .is_none()
-    );
+    assert!(shop().snapshot(&name("shop/ghost"), 1).is_none());
 }
 
 #[test]

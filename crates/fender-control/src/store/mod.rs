@@ -14,6 +14,7 @@ pub(crate) mod decisions;
 pub(crate) mod mesh;
 pub(crate) mod revisions;
 pub(crate) mod tokens;
+pub(crate) mod trust;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

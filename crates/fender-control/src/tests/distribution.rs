@@ -44,6 +44,27 @@ async fn a_snapshot_holds_only_what_its_own_workload_needs() {
 }
 
 #[tokio::test]
+async fn every_workload_hears_the_same_of_whom_to_believe_and_before_anything_else() {
+    let world = World::new().await;
+    let mut heard = Vec::new();
+    for workload in ["shop/orders", "shop/inventory"] {
+        let svid = world.attested(workload).await;
+        heard.push(world.subscribe(&svid, 0).await.next_trust().await.unwrap());
+    }
+    assert_eq!(heard[0], heard[1]);
+    assert_eq!(
+        heard[0].bundles[0].roots,
+        [world.bundle().roots()[0].to_vec()]
+    );
+    let before = heard[0].version;
+
+    let world = world.restart().await;
+    let svid = world.attested("shop/orders").await;
+    let after = world.subscribe(&svid, 0).await.next_trust().await.unwrap();
+    assert_eq!(after.version, before, "no change, no new number");
+}
+
+#[tokio::test]
 async fn a_change_reaches_only_the_workload_whose_snapshot_changed() {
     let world = World::new().await;
     let (orders, inventory) = (

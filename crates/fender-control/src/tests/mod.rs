@@ -30,6 +30,7 @@ use fender_runtime::clock::{Clock as _, TestClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::ListenAddress;
+use prost::Message as _;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -359,6 +360,7 @@ impl Sidecar {
             sidecar_version: "0.1.0".to_owned(),
             instance: "0123456789abcdef0123456789abcdef".to_owned(),
             snapshot_version: running,
+            trust_version: 0,
         };
         reports
             .send(report(proto::report::Kind::Hello(hello)))
@@ -372,15 +374,27 @@ impl Sidecar {
         Ok(Self { reports, updates })
     }
 
+    async fn update(&mut self) -> Result<proto::update::Kind, Status> {
+        let update = self.updates.message().await?;
+        let update = update.expect("an update before the end");
+        Ok(update.kind.expect("an update that says something"))
+    }
+
+    /// The next Snapshot, whatever is said of trust before it.
     async fn next(&mut self) -> Result<proto::Snapshot, Status> {
-        let update = self
-            .updates
-            .message()
-            .await?
-            .expect("an update before the end");
-        match update.kind {
-            Some(proto::update::Kind::Snapshot(snapshot)) => Ok(snapshot),
-            None => panic!("an empty update"),
+        loop {
+            match self.update().await? {
+                proto::update::Kind::Snapshot(snapshot) => return Ok(snapshot),
+                proto::update::Kind::Trust(_) => {}
+            }
+        }
+    }
+
+    /// What is said next, which must be about trust.
+    async fn next_trust(&mut self) -> Result<proto::Trust, Status> {
+        match self.update().await? {
+            proto::update::Kind::Trust(bytes) => Ok(proto::Trust::decode(bytes).unwrap()),
+            proto::update::Kind::Snapshot(_) => panic!("trust goes first"),
         }
     }
 

@@ -10,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{AlertDescription, ClientConnection, HandshakeKind, ServerConnection};
 
 use super::*;
+use crate::Bundles;
 use crate::testing::{HOUR, Issued, NOW, TestClock, at, dns, domain, id, root, valid};
 
 const MESH: &str = "mesh.example";
@@ -255,7 +256,7 @@ fn m2_tls_12_is_only_for_those_who_opted_in() {
 
 /// A client from before TLS 1.3.
 fn only_tls12(mesh: &Mesh, svid: &Svid) -> Arc<ClientConfig> {
-    let verifier = Arc::new(ExpectedServer::new(mesh.bundles(), id(ORDERS)));
+    let verifier = Arc::new(ExpectedServer::new(mesh.bundles().into(), id(ORDERS)));
     let builder = ClientConfig::builder_with_details(provider(), mesh.clock.clone())
         .with_protocol_versions(&[&version::TLS12])
         .unwrap()

@@ -16,12 +16,12 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use super::{CaPin, ClientCertificate, TlsError};
 use crate::certificate::Malformed;
 use crate::verify::{MAX_CHAIN, PeerExpectation, Refusal, Role, signature_algorithms, verify};
-use crate::{Bundle, Bundles, PeerSvid, SpiffeId, TrustDomain};
+use crate::{Believed, Bundle, Bundles, PeerSvid, SpiffeId, Trust, TrustDomain};
 
 /// Whoever the bundles verify; what they may do is not decided in TLS.
 #[derive(Debug)]
 pub(super) struct AnyMeshClient {
-    bundles: Arc<Bundles>,
+    trust: Trust,
     hints: Vec<DistinguishedName>,
     mandatory: Mandatory,
     algorithms: WebPkiSupportedAlgorithms,
@@ -36,22 +36,22 @@ enum Mandatory {
 impl AnyMeshClient {
     pub(super) fn for_mode(
         mode: ClientCertificate,
-        bundles: Arc<Bundles>,
+        trust: Trust,
     ) -> Result<Option<Self>, TlsError> {
         let mandatory = match mode {
             ClientCertificate::Ignore => return Ok(None),
             ClientCertificate::Accept => Mandatory::No,
             ClientCertificate::Require => Mandatory::Yes,
         };
-        if bundles.is_empty() {
+        if trust.bundles.is_empty() {
             return Err(TlsError::NoBundle);
         }
-        let anchors = bundles.iter().flat_map(Bundle::anchors);
+        let anchors = trust.bundles.iter().flat_map(Bundle::anchors);
         let hints = anchors
             .map(|anchor| DistinguishedName::in_sequence(&anchor.subject))
             .collect();
         Ok(Some(Self {
-            bundles,
+            trust,
             hints,
             mandatory,
             algorithms: signature_algorithms(),
@@ -75,7 +75,7 @@ impl ClientCertVerifier for AnyMeshClient {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let chain = chain(end_entity, intermediates);
-        verify(&chain, Role::Client, &self.bundles, now, &|peer| {
+        verify(&chain, Role::Client, &self.trust, now, &|peer| {
             PeerExpectation::Verified.admit(peer)
         })
         .map(|_| ClientCertVerified::assertion())
@@ -108,14 +108,14 @@ impl ClientCertVerifier for AnyMeshClient {
 /// A server by its SPIFFE ID. The name that was sent as SNI is not looked at.
 #[derive(Debug)]
 pub(super) struct ExpectedServer {
-    trust: Trust,
+    roots: Roots,
     expectation: PeerExpectation,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 #[derive(Debug)]
-enum Trust {
-    Bundles(Arc<Bundles>),
+enum Roots {
+    Trusted(Trust),
     /// The pins choose roots out of what the server sends; only then these prove its chain.
     Pinned {
         trust_domain: TrustDomain,
@@ -124,21 +124,21 @@ enum Trust {
 }
 
 impl ExpectedServer {
-    pub(super) fn new(bundles: Arc<Bundles>, expected: SpiffeId) -> Self {
-        Self::believing(Trust::Bundles(bundles), expected)
+    pub(super) fn new(trust: Trust, expected: SpiffeId) -> Self {
+        Self::believing(Roots::Trusted(trust), expected)
     }
 
     /// The control plane of `trust_domain`. A leaf of the mesh under the same root is somebody
     /// else.
     pub(super) fn pinned_control(trust_domain: TrustDomain, pins: Vec<CaPin>) -> Self {
         let control = SpiffeId::control(&trust_domain);
-        Self::believing(Trust::Pinned { trust_domain, pins }, control)
+        Self::believing(Roots::Pinned { trust_domain, pins }, control)
     }
 
-    fn believing(trust: Trust, expected: SpiffeId) -> Self {
+    fn believing(roots: Roots, expected: SpiffeId) -> Self {
         let expectation = PeerExpectation::Exactly(expected);
         Self {
-            trust,
+            roots,
             expectation,
             algorithms: signature_algorithms(),
         }
@@ -146,14 +146,14 @@ impl ExpectedServer {
 
     fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<PeerSvid, Refusal> {
         let pinned;
-        let bundles = match &self.trust {
-            Trust::Bundles(bundles) => bundles.as_ref(),
-            Trust::Pinned { trust_domain, pins } => {
+        let believed = match &self.roots {
+            Roots::Trusted(trust) => Believed::from(trust),
+            Roots::Pinned { trust_domain, pins } => {
                 pinned = pinned_roots(chain, trust_domain, pins)?;
-                &pinned
+                Believed::from(&pinned)
             }
         };
-        verify(chain, Role::Server, bundles, now, &|peer| {
+        verify(chain, Role::Server, believed, now, &|peer| {
             self.expectation.admit(peer)
         })
     }

@@ -34,7 +34,7 @@ fn beside(server: &World, to: Destination) -> World {
         Limits::default(),
     );
     world.change(|snapshot| {
-        snapshot.bundles = server.authority.bundles();
+        snapshot.trust.bundles = server.authority.bundles();
         snapshot.identity = id(WEB);
     });
     world.svid.send_replace(server.authority.svid(WEB));

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::snapshot::{
-    ClientCertificate, DenyList, Destination, Inbound, Outbound, PathRules, Profile, Protocol,
-    Snapshot,
+    ClientCertificate, Destination, Inbound, Outbound, PathRules, Profile, Protocol, Snapshot,
 };
 use fender_config::{AppAddress, ListenAddr};
 use fender_identity::tls::{self, TlsProfile};
@@ -233,14 +232,13 @@ impl World {
             version: 1,
             identity: id(ORDERS),
             profile: Profile::Production,
-            bundles: authority.bundles(),
+            trust: authority.bundles().into(),
             tls: TlsProfile::default(),
             inbound,
             outbound,
             policies: everybody(),
             credentials: vec![],
             drain: Duration::from_secs(5),
-            denied: DenyList::default(),
         }));
         let (sender, records) = mpsc::channel(64);
         let (inbound, outbound) = (Drain::new(), Drain::new());

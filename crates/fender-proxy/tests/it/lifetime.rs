@@ -256,7 +256,8 @@ async fn a_revoked_peer_is_severed_and_refused_anew() {
     let mut other = world.web().await;
 
     world.change(|snapshot| {
-        snapshot.denied.0.insert(svid.serial().clone());
+        let denied = Arc::make_mut(&mut snapshot.trust.denied);
+        denied.deny_serial(svid.serial().clone());
     });
     let mut rest_of = Vec::new();
     assert!(soon(one.read_to_end(&mut rest_of)).await.is_err());
@@ -435,7 +436,7 @@ async fn a_removed_listener_drains_and_an_added_one_accepts() {
 async fn a_snapshot_that_cannot_be_served_leaves_the_old_in_place_and_says_so() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
-    world.change(|snapshot| snapshot.bundles = Arc::new(fender_identity::Bundles::new()));
+    world.change(|snapshot| snapshot.trust.bundles = Arc::new(fender_identity::Bundles::new()));
     let mut running = world.running.clone();
     soon(async {
         while running.status().problem.is_none() {

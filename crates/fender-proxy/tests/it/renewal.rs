@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fender_config::HostPort;
-use fender_config::snapshot::{DenyList, Destination, Profile, Protocol, Snapshot};
+use fender_config::snapshot::{Destination, Profile, Protocol, Snapshot};
 use fender_identity::tls::TlsProfile;
 use fender_identity::{Bundle, Bundles, Svid};
 use fender_proxy::{Inputs, Limits, Proxy, Running};
@@ -33,14 +33,13 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         version: 1,
         identity: svid.id().clone(),
         profile: Profile::Development,
-        bundles: bundles.clone(),
+        trust: bundles.clone().into(),
         tls: TlsProfile::default(),
         inbound: vec![],
         outbound: vec![],
         policies: everybody(),
         credentials: vec![],
         drain: Duration::from_secs(5),
-        denied: DenyList::default(),
     };
     change(&mut snapshot);
     let (svid, svids) = watch::channel(svid);

@@ -13,7 +13,7 @@ fn filled(state: &StateDir) -> Svid {
     let ca = Authority::new();
     let svid = ca.svid(&id(ORDERS));
     state
-        .save_trust(&ca.bundles(), Duration::from_secs(7))
+        .save_trust(&ca.bundles().into(), Duration::from_secs(7))
         .unwrap();
     state.save_svid(&svid).unwrap();
     state.save_snapshot(&snapshot(3, &ca)).unwrap();

@@ -78,7 +78,7 @@ async fn a_certificate_the_server_refuses_in_tls_is_told_apart_from_an_answer() 
     bench.control.clock.jump(Duration::from_secs(120));
     let soon = Deadline::after(Duration::from_secs(10));
     let connected = caller
-        .connect(svid.id(), Some(&svid), &ca.bundles(), soon)
+        .connect(svid.id(), Some(&svid), &ca.bundles().into(), soon)
         .await;
     let error = match connected {
         // In TLS 1.3 a client hears only afterwards that it was refused.

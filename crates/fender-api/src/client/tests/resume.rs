@@ -51,7 +51,9 @@ async fn a_restart_while_the_control_plane_is_away_serves_what_was_stored_and_ke
         | Kind::Nack(_)
         | Kind::Decision(_)
         | Kind::Certificate(_)
-        | Kind::Credential(_) => None,
+        | Kind::Credential(_)
+        | Kind::TrustAck(_)
+        | Kind::TrustNack(_) => None,
     };
     assert_eq!(bench.reported(hello).await, 0);
 }

@@ -15,55 +15,94 @@ async fn a_new_snapshot_is_published_and_acknowledged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_invalid_snapshot_is_refused_with_its_reason_but_what_it_says_about_trust_applies() {
+async fn an_invalid_snapshot_is_refused_with_its_reason_and_trust_applies_beside_it() {
     let mut bench = Bench::new();
-    let mut session = bench.joined().await;
+    let session = bench.joined().await;
 
     let mut bad = proto::Snapshot::from(&snapshot(2, &bench.control.ca));
     bad.tls = None;
     bad.drain_millis = 1;
-    bad.denied_serials = vec!["2a".to_owned()];
-    bad.bundles[0].roots.push(Authority::new().root.to_vec());
     bench.control.push(bad);
-
     let (version, reason) = bench.nack().await;
     assert_eq!(version, 2);
     assert!(reason.contains("`tls`"), "{reason}");
-    let snapshot = session.snapshot.borrow_and_update().clone();
+
+    bench.control.push_trust(changed(&bench, 2));
+    assert_eq!(bench.trust_ack_after(1).await, 2);
+    let snapshot = session.snapshot.borrow().clone();
     assert_eq!(snapshot.version, 1, "the old one stays");
     assert_eq!(snapshot.drain, Duration::from_secs(10));
-    assert!(snapshot.denied.denies(&"2a".parse().unwrap()));
-    assert_eq!(
-        snapshot
-            .bundles
-            .get(&"acme.test".parse().unwrap())
-            .unwrap()
-            .roots()
-            .len(),
-        2
-    );
+    assert_eq!(serials(&snapshot), ["2a"]);
+    assert_eq!(roots(&snapshot), 2);
+    assert_eq!(snapshot.trust.version, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_snapshot_forgives_nobody() {
+async fn a_snapshot_that_comes_later_is_under_the_newest_trust() {
+    let mut bench = Bench::new();
+    let mut session = bench.joined().await;
+    bench.control.push_trust(changed(&bench, 2));
+    assert_eq!(bench.trust_ack_after(1).await, 2);
+    bench.control.push((&snapshot(2, &bench.control.ca)).into());
+    let later = session
+        .snapshot
+        .wait_for(|snapshot| snapshot.version == 2)
+        .await
+        .unwrap();
+    assert_eq!((serials(&later), roots(&later)), (vec!["2a".to_owned()], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trust_without_our_own_roots_is_refused_but_for_those_it_denies_and_forgives_nobody() {
     let mut bench = Bench::new();
     let session = bench.joined().await;
-    let mut denying = proto::Snapshot::from(&snapshot(2, &bench.control.ca));
-    denying.denied_serials = vec!["2a".to_owned()];
-    bench.control.push(denying);
-    while bench.ack().await != 2 {}
+    bench.control.push_trust(changed(&bench, 2));
+    assert_eq!(bench.trust_ack_after(1).await, 2);
 
-    let mut bad = proto::Snapshot::from(&snapshot(3, &bench.control.ca));
-    bad.policies = None;
-    bench.control.push(bad);
-    assert_eq!(bench.nack().await.0, 3);
-    assert!(
-        session
-            .snapshot
-            .borrow()
-            .denied
-            .denies(&"2a".parse().unwrap())
-    );
+    let mut bad = changed(&bench, 3);
+    bad.bundles.clear();
+    bad.denials.as_mut().unwrap().serials = vec![vec![0x2b]];
+    bench.control.push_trust(bad);
+    let (version, reason) = bench.trust_nack().await;
+    assert_eq!(version, 3);
+    assert!(reason.contains("`bundles`"), "{reason}");
+    let snapshot = session.snapshot.borrow().clone();
+    assert_eq!(serials(&snapshot), ["2a", "2b"]);
+    assert_eq!((roots(&snapshot), snapshot.trust.version), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whom_not_to_believe_is_remembered_without_a_control_plane() {
+    let bench = Bench::new();
+    bench.control.push_trust(changed(&bench, 7));
+    bench.stored().await;
+    bench.kill().await;
+    let bench = bench.reborn();
+    let session = bench
+        .open(bench.config(None, Some(bench.state())))
+        .await
+        .unwrap();
+    let snapshot = session.snapshot.borrow().clone();
+    assert_eq!(serials(&snapshot), ["2a"]);
+    assert_eq!((roots(&snapshot), snapshot.trust.version), (2, 7));
+}
+
+/// One more root, and one certificate denied.
+fn changed(bench: &Bench, version: u64) -> proto::Trust {
+    let mut trust = trust(version, &bench.control.ca);
+    trust.bundles[0].roots.push(Authority::new().root.to_vec());
+    trust.denials.as_mut().unwrap().serials = vec![vec![0x2a]];
+    trust
+}
+
+fn serials(snapshot: &Snapshot) -> Vec<String> {
+    let serials = snapshot.trust.denied.serials();
+    serials.map(ToString::to_string).collect()
+}
+
+fn roots(snapshot: &Snapshot) -> usize {
+    let own = snapshot.trust.bundles.get(&"acme.test".parse().unwrap());
+    own.unwrap().roots().len()
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use rcgen::ExtendedKeyUsagePurpose;
 use rustls::AlertDescription;
 
 use super::*;
+use crate::Bundles;
 use crate::testing::{leaf, self_signed, uri};
 use crate::verify::Role;
 
