@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::code::{Code, EXIT_USAGE};
 use crate::decision::DecisionRecord;
-use crate::token::{TokenFile, TokenFileError};
+use crate::token::TokenFileError;
 use crate::url::ControlUrl;
 
 mod call;
 mod core;
 mod credential;
+mod evidence;
 mod renewal;
 mod state;
 mod stream;
@@ -35,10 +36,12 @@ mod update;
 pub use call::CallError;
 pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
+pub use evidence::Evidence;
 pub use state::{StateDir, StateError};
 
 use call::{CALL, Identity, error_chain};
 use core::Core;
+use evidence::Expected;
 use state::Stored;
 use stream::{Stream, Subscription};
 
@@ -53,8 +56,8 @@ const REPORTS: usize = 256;
 pub struct SessionConfig {
     /// Where the control plane is.
     pub url: ControlUrl,
-    /// What to attest with when there is no usable state.
-    pub token: Option<TokenFile>,
+    /// What to attest with when there is no usable state, and when the identity is refused later.
+    pub evidence: Option<Evidence>,
     /// Where to keep the identity across restarts.
     pub state: Option<StateDir>,
     /// The wall clock.
@@ -141,8 +144,8 @@ pub async fn open(config: SessionConfig, deadline: Deadline) -> Result<Session, 
     };
 
     let resumed = resume(&config, &caller, stored, deadline).await;
-    match (resumed, &config.token) {
-        (Err(OpenError::Refused(error)), Some(token)) if token.exists() => {
+    match (resumed, &config.evidence) {
+        (Err(OpenError::Refused(error)), Some(evidence)) if evidence.at_hand() => {
             tracing::warn!(%error, "the stored identity is refused, attesting anew");
             let identity = attest(&config, &caller, deadline).await?;
             begin(config, caller, identity, None, deadline).await
@@ -158,7 +161,7 @@ async fn resume(
     stored: Stored,
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
-    expect_workload(config, stored.svid.id().workload())?;
+    Expected::from(config.workload.as_ref()).admit(stored.svid.id())?;
     let Stored {
         svid,
         trust,
@@ -189,31 +192,12 @@ async fn attest(
     caller: &Caller,
     deadline: Deadline,
 ) -> Result<Identity, OpenError> {
-    let file = config.token.as_ref().ok_or(OpenError::NoEvidence)?;
-    let token = file.read()?;
-    expect_workload(config, Some(token.workload().clone()))?;
-
-    // The key is kept before it is shown: asking again with the same key is no second use of the token.
-    let key = match &config.state {
-        Some(state) => match state.pending_key()? {
-            Some(key) => key,
-            None => {
-                let key = fender_identity::csr::NewKey::generate().map_err(CallError::from)?;
-                state.save_pending_key(&key)?;
-                key
-            }
-        },
-        None => fender_identity::csr::NewKey::generate().map_err(CallError::from)?,
-    };
-    let identity = retry(deadline, async |limit| {
-        caller.attest(&token, &key, limit).await
-    })
-    .await?;
+    let evidence = config.evidence.as_ref().ok_or(OpenError::NoEvidence)?;
+    let expected = Expected::from(config.workload.as_ref());
+    let attempt = evidence.prepare(&expected, config.state.as_ref())?;
+    let identity = retry(deadline, async |limit| attempt.make(caller, limit).await).await?;
     save(config.state.as_ref(), &identity).await?;
-    if let Some(state) = &config.state {
-        state.forget_pending_key()?;
-    }
-    file.consume();
+    attempt.done(config.state.as_ref())?;
     tracing::info!(id = %identity.svid.id(), serial = %identity.svid.serial(), "attested");
     Ok(identity)
 }
@@ -226,7 +210,13 @@ async fn begin(
     stored: Option<Snapshot>,
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
-    let core = Core::new(caller, identity, config.state, config.drain);
+    let core = Core::new(
+        caller,
+        identity,
+        config.evidence,
+        config.state,
+        config.drain,
+    );
     let (snapshot, subscription) = first_snapshot(&core, stored, deadline).await?;
     let link = match &subscription {
         Some(_) => Link::Connected,
@@ -281,23 +271,6 @@ async fn first_snapshot(
                 None,
             ))
         }
-    }
-}
-
-fn expect_workload(config: &SessionConfig, found: Option<WorkloadName>) -> Result<(), OpenError> {
-    match (&config.workload, found) {
-        (Some(expected), Some(found)) if *expected != found => Err(OpenError::WrongWorkload {
-            expected: expected.clone(),
-            found: found.to_string(),
-        }),
-        (Some(expected), None) => {
-            let found = "none".to_owned();
-            Err(OpenError::WrongWorkload {
-                expected: expected.clone(),
-                found,
-            })
-        }
-        (Some(_) | None, _) => Ok(()),
     }
 }
 
@@ -358,9 +331,9 @@ pub enum OpenError {
     State(#[from] StateError),
     /// The operator expects somebody else.
     #[error("this is to be `{expected}`, and the identity at hand is of `{found}`")]
-    WrongWorkload {
+    WrongIdentity {
         /// Who was expected.
-        expected: WorkloadName,
+        expected: String,
         /// Who it would be.
         found: String,
     },
@@ -377,7 +350,7 @@ impl OpenError {
     pub fn code(&self) -> Option<Code> {
         match self {
             Self::Refused(error) | Self::Unavailable(error) => Some(error.code()),
-            Self::WrongWorkload { .. } => Some(Code::TokenWrongIdentity),
+            Self::WrongIdentity { .. } => Some(Code::TokenWrongIdentity),
             Self::NoEvidence | Self::TokenFile(_) | Self::State(_) => None,
         }
     }

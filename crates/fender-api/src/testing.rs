@@ -211,13 +211,21 @@ impl Control {
     }
 
     pub(crate) fn token(&self, secret: u8, refusal: Option<Code>) -> JoinToken {
+        self.known_token(ORDERS, secret, refusal)
+    }
+
+    pub(crate) fn token_for(&self, identity: &str, secret: u8) -> JoinToken {
+        self.known_token(identity, secret, None)
+    }
+
+    fn known_token(&self, identity: &str, secret: u8, refusal: Option<Code>) -> JoinToken {
         let token = Token {
-            identity: id(ORDERS),
+            identity: id(identity),
             spent_by: None,
             refusal,
         };
         self.tokens.lock().unwrap().insert(vec![secret; 32], token);
-        self.unknown_token(ORDERS, secret)
+        self.unknown_token(identity, secret)
     }
 
     pub(crate) fn unknown_token(&self, identity: &str, secret: u8) -> JoinToken {

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use fender_identity::tls::CaPin;
-use fender_identity::{Secret, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{Secret, SpiffeId, TrustDomain};
 use prost::Message as _;
 use zeroize::Zeroizing;
 
@@ -37,17 +37,16 @@ const SECRET_LENGTH: usize = 32;
 #[derive(Clone)]
 pub struct JoinToken {
     identity: SpiffeId,
-    workload: WorkloadName,
     pins: Vec<CaPin>,
     secret: Secret,
 }
 
 impl JoinToken {
-    /// A token for a workload. Refuses what [`JoinToken::parse`] would.
+    /// A token for a workload or a node's agent. Refuses what [`JoinToken::parse`] would.
     pub fn new(identity: SpiffeId, pins: Vec<CaPin>, secret: Secret) -> Result<Self, TokenError> {
-        let workload = identity
-            .workload()
-            .ok_or_else(|| TokenError::NotAWorkload(identity.to_string()))?;
+        if identity.workload().is_none() && identity.node().is_none() {
+            return Err(TokenError::Nobody(identity.to_string()));
+        }
         if pins.is_empty() || pins.len() > MAX_PINS {
             return Err(TokenError::Pins);
         }
@@ -56,7 +55,6 @@ impl JoinToken {
         }
         Ok(Self {
             identity,
-            workload,
             pins,
             secret,
         })
@@ -111,11 +109,6 @@ impl JoinToken {
         &self.identity
     }
 
-    /// The workload that attests with it.
-    pub fn workload(&self) -> &WorkloadName {
-        &self.workload
-    }
-
     /// The trust domain its control plane must be of.
     pub fn trust_domain(&self) -> &TrustDomain {
         self.identity.trust_domain()
@@ -165,9 +158,9 @@ pub enum TokenError {
         "the join token is damaged: its secret is cut off; make a new one with `fender token create`"
     )]
     Secret,
-    /// For something that is not a workload.
-    #[error("a join token is for a workload, `{0}` is none")]
-    NotAWorkload(String),
+    /// For somebody who joins in no such way.
+    #[error("a join token is for a workload or a node, `{0}` is neither")]
+    Nobody(String),
 }
 
 #[cfg(test)]
@@ -190,7 +183,10 @@ mod tests {
         let text = token([9; 32]).to_text();
         let text = text.expose_str().unwrap();
         let read = JoinToken::parse(&format!("\n{text}\r\n ")).unwrap();
-        assert_eq!(read.workload().to_string(), "shop/orders");
+        assert_eq!(
+            read.identity().workload().unwrap().to_string(),
+            "shop/orders"
+        );
         assert_eq!(read.trust_domain().as_str(), "acme.test");
         assert_eq!(read.pins(), [CaPin::from([7; 32]), CaPin::from([8; 32])]);
         assert!(read.secret().ct_eq(&Secret::new(vec![9; 32])));
@@ -259,7 +255,7 @@ mod tests {
             vec![CaPin::from([7; 32])],
             Secret::new(vec![0; 32]),
         );
-        assert!(matches!(made, Err(TokenError::NotAWorkload(_))));
+        assert!(matches!(made, Err(TokenError::Nobody(_))));
     }
 
     proptest! {

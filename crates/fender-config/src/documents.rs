@@ -1,8 +1,10 @@
 //! The validated documents: what a mesh is made of.
 
+mod attest;
 mod diff;
 pub(crate) mod snapshot;
 
+pub use attest::{Attestor, DockerSelector, Image, On, Sha256, UnixSelector};
 pub use diff::{Change, What};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
-use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
 use crate::administrators::{Administrator, MinimumVersion};
@@ -28,6 +30,7 @@ use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Sou
 pub struct Documents {
     pub mesh: Option<Mesh>,
     pub workloads: BTreeMap<WorkloadName, Workload>,
+    pub nodes: BTreeMap<NodeName, Node>,
     pub upstreams: BTreeMap<ObjectName, Upstream>,
     pub credentials: BTreeMap<ObjectName, Credential>,
     pub policies: BTreeMap<PolicyName, SelectingPolicy>,
@@ -69,6 +72,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
                 read::credential(reader, raw),
                 |it| &it.name,
             ),
+            Raw::Node(raw) => insert(&mut documents.nodes, read::node(reader, raw), |it| &it.name),
             Raw::AuthorizationPolicy(raw) => policies.push((page, raw)),
             Raw::Sidecar(_) => report.add(
                 Problem::new(
@@ -95,8 +99,13 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
         );
     }
     let ports = Ports::of(&workloads);
+    let groups = documents
+        .nodes
+        .values()
+        .flat_map(|node| node.groups.iter().cloned())
+        .collect();
     for unresolved in workloads {
-        let workload = unresolved.resolve(&known, &ports, report);
+        let workload = unresolved.resolve(&known, &ports, &groups, report);
         documents.workloads.insert(workload.name.clone(), workload);
     }
     let root_namespace = documents
@@ -234,11 +243,13 @@ pub struct Workload {
     pub authorization: Option<fender_policy::Default>,
 }
 
-/// A way to prove being a workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Attestor {
-    /// A join token.
-    Token,
+/// A host whose agent may speak for what runs there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub name: NodeName,
+    pub groups: BTreeSet<String>,
+    /// How its agent proves to be this node's. Empty: nobody can.
+    pub attest: BTreeSet<Attestor>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -337,6 +348,7 @@ impl Workload {
 pub enum Kind {
     Mesh,
     Workload,
+    Node,
     Upstream,
     Credential,
     AuthorizationPolicy,
@@ -348,6 +360,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Mesh => "Mesh",
             Self::Workload => "Workload",
+            Self::Node => "Node",
             Self::Upstream => "Upstream",
             Self::Credential => "Credential",
             Self::AuthorizationPolicy => "AuthorizationPolicy",

@@ -25,12 +25,13 @@ mod yaml;
 pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
-    Attestor, Change, Credential, CredentialFrom, Documents, InboundPort, Kind, Lifetimes, Mesh,
-    OutboundPort, OutboundTo, SelectingPolicy, Selector, Upstream, What, Workload, parse,
+    Attestor, Change, Credential, CredentialFrom, DockerSelector, Documents, Image, InboundPort,
+    Kind, Lifetimes, Mesh, Node, On, OutboundPort, OutboundTo, SelectingPolicy, Selector, Sha256,
+    UnixSelector, Upstream, What, Workload, parse,
 };
 pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};
-pub use read::MAX_DRAIN;
+pub use read::{InvalidDigest, MAX_DRAIN};
 pub use schema::schema;
 pub use texts::{DocumentName, DocumentText, texts};
 

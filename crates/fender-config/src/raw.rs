@@ -131,10 +131,10 @@ pub(crate) struct Workload {
 pub(crate) struct Attest {
     /// A join token.
     pub(crate) token: Option<Token>,
-    #[schemars(skip)]
-    pub(crate) docker: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) unix: Option<At<IgnoredAny>>,
+    /// A container, as the engine of its host describes it to the agent there.
+    pub(crate) docker: Option<At<DockerSelector>>,
+    /// A process, as the kernel of its host describes it to the agent there.
+    pub(crate) unix: Option<At<UnixSelector>>,
     #[schemars(skip)]
     pub(crate) kubernetes: Option<At<IgnoredAny>>,
     #[schemars(skip)]
@@ -144,6 +144,50 @@ pub(crate) struct Attest {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Token {}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct UnixSelector {
+    /// The Node on which it runs.
+    pub(crate) node: Option<At<String>>,
+    /// Instead: any Node that lists this group.
+    pub(crate) node_group: Option<At<String>>,
+    /// The user it runs as. Required.
+    #[schemars(required)]
+    pub(crate) uid: Option<At<i64>>,
+    /// The group it runs as.
+    pub(crate) gid: Option<At<i64>>,
+    /// Its program, as it sees the file system itself.
+    pub(crate) path: Option<At<String>>,
+    /// Of its program, 64 hexadecimal digits.
+    pub(crate) sha256: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct DockerSelector {
+    /// The Node on which it runs.
+    pub(crate) node: Option<At<String>>,
+    /// Instead: any Node that lists this group.
+    pub(crate) node_group: Option<At<String>>,
+    /// The image's id, `sha256:…`, or its digest in a registry, `NAME@sha256:…`. Required.
+    #[schemars(required)]
+    pub(crate) image: Option<At<String>>,
+    /// Labels it must have besides. They prove nothing by themselves.
+    #[serde(default)]
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// A host with an agent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Node {
+    /// Names under which selectors find it, beside its own.
+    #[serde(default)]
+    pub(crate) groups: Vec<At<String>>,
+    /// How its agent proves to be this node's. Empty: no agent can.
+    pub(crate) attest: Option<Vec<At<Attest>>>,
+}
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -4,8 +4,10 @@
 //! to it is not reported missing.
 
 mod administrators;
+mod attest;
 mod credential;
 mod mesh;
+mod node;
 mod policy;
 mod port;
 mod sidecar;
@@ -17,8 +19,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use attest::InvalidDigest;
 pub(crate) use credential::credential;
 pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
+pub(crate) use node::node;
 pub(crate) use policy::policy;
 pub(crate) use sidecar::{Alone, DirectPort, sidecar};
 pub(crate) use upstream::upstream;
@@ -38,6 +42,7 @@ const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 pub(crate) enum Raw {
     Mesh(Document<raw::Mesh>),
     Workload(Document<raw::Workload>),
+    Node(Document<raw::Node>),
     Upstream(Document<raw::Upstream>),
     Credential(Document<raw::Credential>),
     AuthorizationPolicy(IstioDocument),
@@ -49,6 +54,7 @@ impl Raw {
         match self {
             Self::Mesh(_) => Kind::Mesh,
             Self::Workload(_) => Kind::Workload,
+            Self::Node(_) => Kind::Node,
             Self::Upstream(_) => Kind::Upstream,
             Self::Credential(_) => Kind::Credential,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
@@ -60,6 +66,7 @@ impl Raw {
         match self {
             Self::Mesh(document) => named(&document.metadata),
             Self::Workload(document) => named(&document.metadata),
+            Self::Node(document) => named(&document.metadata),
             Self::Upstream(document) => named(&document.metadata),
             Self::Credential(document) => named(&document.metadata),
             Self::Sidecar(document) => named(&document.metadata),
@@ -120,6 +127,15 @@ impl<'a> Known<'a> {
                 .filter(|full| within(full))
                 .filter_map(|full| Some(full.split_once('/')?.1)),
         )
+    }
+
+    pub(crate) fn misses_node(&self, name: &str) -> bool {
+        !self.names.contains_key(&(Kind::Node, name.to_owned())) && !self.words.contains(name)
+    }
+
+    pub(crate) fn nearest_node(&self, name: &str) -> Option<&str> {
+        let nodes = self.names.keys().filter(|(of, _)| *of == Kind::Node);
+        nearest(name, nodes.map(|(_, node)| node.as_str()))
     }
 
     /// Where an object is described; the first file if that is not known.
@@ -184,9 +200,10 @@ fn too_large(source: &Source) -> Problem {
 
 const FENDER: &str = "fender.dev/v1";
 const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "Mesh",
     "Workload",
+    "Node",
     "Upstream",
     "Credential",
     "AuthorizationPolicy",
@@ -227,6 +244,7 @@ fn read(page: &Page<'_>) -> Result<Raw, Problem> {
     match kind.value.as_str() {
         "Mesh" => fender().and_then(|()| page.read().map(Raw::Mesh)),
         "Workload" => fender().and_then(|()| page.read().map(Raw::Workload)),
+        "Node" => fender().and_then(|()| page.read().map(Raw::Node)),
         "Upstream" => fender().and_then(|()| page.read().map(Raw::Upstream)),
         "Credential" => fender().and_then(|()| page.read().map(Raw::Credential)),
         "Sidecar" => fender().and_then(|()| page.read().map(Raw::Sidecar)),
@@ -258,6 +276,7 @@ fn register(page: &Page<'_>, raw: &Raw, known: &mut Known<'_>, report: &mut Repo
     let kind = raw.kind();
     let full = match (kind, namespace) {
         (Kind::Mesh | Kind::Sidecar, _) => String::new(),
+        (Kind::Node, _) => name.value.clone(),
         (_, Some(namespace)) => format!("{}/{}", namespace.value, name.value),
         (_, None) => return,
     };
@@ -288,7 +307,7 @@ fn full_name<T, E: std::fmt::Display>(
             metadata,
             "fender::missing-field",
             "the metadata has no `namespace`",
-            "every object but the Mesh belongs to a namespace: `metadata: { \
+            "every object but the Mesh and a Node belongs to a namespace: `metadata: { \
                 namespace: shop, name: orders }`",
         );
         return None;

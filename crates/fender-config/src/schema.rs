@@ -14,6 +14,7 @@ pub fn schema() -> Value {
     let kinds = [
         of::<raw::Document<raw::Mesh>>("Mesh", &["fender.dev/v1"]),
         of::<raw::Document<raw::Workload>>("Workload", &["fender.dev/v1"]),
+        of::<raw::Document<raw::Node>>("Node", &["fender.dev/v1"]),
         of::<raw::Document<raw::Upstream>>("Upstream", &["fender.dev/v1"]),
         of::<raw::Document<raw::Credential>>("Credential", &["fender.dev/v1"]),
         of::<raw::Document<raw::Sidecar>>("Sidecar", &["fender.dev/v1"]),

@@ -83,7 +83,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
                 let credential = read::credential(reader, raw);
                 all.extend(credential.map(|credential| (credential.name.clone(), credential)));
             }
-            Raw::Mesh(_) | Raw::Workload(_) | Raw::Upstream(_) => report.add(
+            Raw::Mesh(_) | Raw::Workload(_) | Raw::Node(_) | Raw::Upstream(_) => report.add(
                 Problem::new(
                     page.start(),
                     "fender::wrong-place",

@@ -25,6 +25,6 @@ pub use certificate::{Malformed, Serial, SerialError, Validity};
 pub use peer::{Peer, PeerSvid};
 pub use pem::{PemError, certificates as certificates_from_pem};
 pub use secret::Secret;
-pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
+pub use spiffe::{NodeName, SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
 pub use svid::{Svid, SvidError};
 pub use trust::{Believed, DenyList, Trust};

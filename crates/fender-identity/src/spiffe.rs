@@ -1,4 +1,4 @@
-//! Names: trust domains, SPIFFE IDs and workload names.
+//! Names: trust domains, SPIFFE IDs, the names of workloads and of nodes.
 //!
 //! The grammar is the SPIFFE ID standard's, read strictly: nothing is lower-cased, decoded or
 //! trimmed, so two IDs are the same if and only if their bytes are. A [`SpiffeId`] always has a
@@ -16,6 +16,7 @@ const MAX_LABEL: usize = 63;
 const RESERVED: &str = "/fender/";
 const CONTROL: &str = "/fender/control";
 const ADMIN: &str = "/fender/admin/";
+const AGENT: &str = "/fender/agent/";
 
 /// The name under which one authority issues identities.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +68,11 @@ impl SpiffeId {
         Ok(Self::joined(trust_domain, &format!("{ADMIN}{name}")))
     }
 
+    /// The identity of a node's agent: `spiffe://TRUST/fender/agent/NODE`.
+    pub fn for_agent(trust_domain: &TrustDomain, node: &NodeName) -> Self {
+        Self::joined(trust_domain, &format!("{AGENT}{node}"))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -91,6 +97,11 @@ impl SpiffeId {
     pub fn admin_name(&self) -> Option<&str> {
         let name = self.path().strip_prefix(ADMIN)?;
         check_label(name, "administrator").ok().map(|()| name)
+    }
+
+    /// The node whose agent this names, if it has the shape [`SpiffeId::for_agent`] gives.
+    pub fn node(&self) -> Option<NodeName> {
+        self.path().strip_prefix(AGENT)?.parse().ok()
     }
 
     pub fn is_control(&self) -> bool {
@@ -193,6 +204,31 @@ impl FromStr for WorkloadName {
 impl fmt::Display for WorkloadName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What people call a host with an agent: an RFC 1123 label.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(Box<str>);
+
+impl NodeName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = WorkloadNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        check_label(text, "node")?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -13,13 +13,13 @@ use fender_runtime::deadline::Deadline;
 use rustls::ClientConfig;
 use tonic::Status;
 
+use super::evidence::Showing;
 use crate::code::Code;
 use crate::convert::IssuedSvid;
 use crate::proof;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::identity_client::IdentityClient;
 use crate::tls::{ALPN, ConnectError, Connection, MAX_MESSAGE, connect};
-use crate::token::JoinToken;
 use crate::url::ControlUrl;
 
 /// What one call may take, connecting included.
@@ -52,30 +52,26 @@ impl Caller {
     /// First contact.
     pub(crate) async fn attest(
         &self,
-        token: &JoinToken,
+        showing: &Showing,
         key: &NewKey,
         deadline: Deadline,
     ) -> Result<Identity, CallError> {
-        let control = SpiffeId::control(token.trust_domain());
+        let control = SpiffeId::control(showing.identity.trust_domain());
         let config = fender_identity::tls::client_pinned(
             PROFILE,
-            token.trust_domain().clone(),
-            token.pins().to_vec(),
+            showing.identity.trust_domain().clone(),
+            showing.pins.clone(),
             ALPN,
             self.tls_clock(),
         )?;
         let connection = connect(&self.url, config, server_name(&control), deadline).await?;
         let request = proto::AttestRequest {
-            csr: key.csr_der(token.identity())?,
-            evidence: Some(proto::attest_request::Evidence::JoinToken(
-                proto::JoinTokenEvidence {
-                    secret: token.secret().expose().to_vec(),
-                },
-            )),
+            csr: key.csr_der(&showing.identity)?,
+            evidence: Some(showing.evidence.clone()),
             version: self.version.to_owned(),
         };
         let answer = bounded(deadline, identity(&connection).attest(request)).await?;
-        self.accept(answer, key, token.identity())
+        self.accept(answer, key, &showing.identity)
     }
 
     /// The next certificate for the same identity, with a new key. It comes with bundles; who is denied stays as `known`.

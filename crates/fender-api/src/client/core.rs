@@ -10,13 +10,16 @@ use fender_runtime::id::OpaqueId;
 use tokio::sync::{Mutex, watch};
 use tonic::transport::Channel;
 
-use super::call::{CallError, Caller, Identity};
+use super::OpenError;
+use super::call::{CALL, CallError, Caller, Identity, error_chain};
+use super::evidence::{Evidence, Expected};
 use super::state::{StateDir, StateError};
 use fender_runtime::deadline::Deadline;
 
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) caller: Caller,
+    pub(crate) evidence: Option<Evidence>,
     pub(crate) state: Option<StateDir>,
     pub(crate) drain: Drain,
     /// Tells this process from others of the same workload.
@@ -34,11 +37,13 @@ impl Core {
     pub(crate) fn new(
         caller: Caller,
         identity: Identity,
+        evidence: Option<Evidence>,
         state: Option<StateDir>,
         drain: Drain,
     ) -> Arc<Self> {
         Arc::new(Self {
             caller,
+            evidence,
             state,
             drain,
             instance: OpaqueId::random(),
@@ -53,22 +58,56 @@ impl Core {
     /// Gets the next certificate and publishes it. The old one stays if anything fails.
     pub(crate) async fn renew(&self, deadline: Deadline) -> Result<(), CallError> {
         let (current, known) = (self.svid.borrow().clone(), self.trust.borrow().clone());
-        let mut renewed = self.caller.renew(&current, &known, deadline).await?;
+        match self.caller.renew(&current, &known, deadline).await {
+            Ok(renewed) => {
+                self.become_known_as(renewed).await;
+                Ok(())
+            }
+            Err(refused) if refused.code().is_passing() => Err(refused),
+            Err(refused) => self.attest_anew(refused).await,
+        }
+    }
+
+    /// The identity is refused, not merely out of reach: whoever can still prove it gets it back.
+    async fn attest_anew(&self, refused: CallError) -> Result<(), CallError> {
+        let Some(evidence) = self.evidence.as_ref().filter(|it| it.at_hand()) else {
+            return Err(refused);
+        };
+        let error = error_chain(&refused);
+        tracing::warn!(code = %refused.code(), %error, "the certificate is not renewed, attesting anew");
+        let attested = self.prove(evidence).await;
+        if let Err(error) = attested {
+            let error = error_chain(&error);
+            tracing::warn!(%error, "attesting anew brought nothing");
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    async fn prove(&self, evidence: &Evidence) -> Result<(), OpenError> {
+        let expected = Expected::Exactly(self.svid.borrow().id().clone());
+        let attempt = evidence.prepare(&expected, self.state.as_ref())?;
+        let limit = Deadline::after(CALL);
+        let identity = attempt.make(&self.caller, limit).await?;
+        self.become_known_as(identity).await;
+        attempt.done(self.state.as_ref())
+    }
+
+    async fn become_known_as(&self, mut identity: Identity) {
         let _turn = self.believing.lock().await;
-        renewed.trust = Trust {
-            bundles: renewed.trust.bundles,
+        identity.trust = Trust {
+            bundles: identity.trust.bundles,
             ..self.trust.borrow().clone()
         };
         if let Some(state) = &self.state
-            && let Err(error) = save_identity(state.clone(), &renewed).await
+            && let Err(error) = save_identity(state.clone(), &identity).await
         {
             // The new certificate is good all the same; only a restart would miss it.
-            tracing::error!(%error, "the renewed certificate could not be kept");
+            tracing::error!(%error, "the new certificate could not be kept");
         }
-        self.renewal_grace.send_replace(renewed.renewal_grace);
-        self.trust.send_replace(renewed.trust);
-        self.svid.send_replace(renewed.svid);
-        Ok(())
+        self.renewal_grace.send_replace(identity.renewal_grace);
+        self.trust.send_replace(identity.trust);
+        self.svid.send_replace(identity.svid);
     }
 
     /// Takes over and keeps what was learned of whom to believe.

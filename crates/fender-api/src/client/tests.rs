@@ -18,7 +18,7 @@ use crate::code::{EXIT_REFUSED, EXIT_TIMEOUT, EXIT_UNAVAILABLE};
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::report::Kind;
 use crate::testing::{Authority, Control, Heard, ORDERS, START, id, listener, snapshot, trust};
-use crate::token::JoinToken;
+use crate::token::{JoinToken, TokenFile};
 
 /// One sidecar's surroundings.
 struct Bench {
@@ -64,7 +64,7 @@ impl Bench {
     fn config(&self, token: Option<TokenFile>, state: Option<StateDir>) -> SessionConfig {
         SessionConfig {
             url: self.url.clone(),
-            token,
+            evidence: token.map(Evidence::Token),
             state,
             clock: self.control.clock.clone(),
             drain: self.client.clone(),

@@ -161,7 +161,8 @@ mod tests {
     fn a_private_file_is_read_and_deleted_after_use() {
         for mode in [0o600, 0o400] {
             let (_dir, file) = written(mode, text().expose());
-            assert_eq!(file.read().unwrap().workload().to_string(), "shop/orders");
+            let identity = file.read().unwrap().identity().clone();
+            assert_eq!(identity.workload().unwrap().to_string(), "shop/orders");
             file.consume();
             assert!(!file.exists());
         }

@@ -32,6 +32,7 @@ impl Documents {
         };
         let mut changes = compare(Kind::Mesh, &mesh(old), &mesh(new));
         changes.extend(compare(Kind::Workload, &old.workloads, &new.workloads));
+        changes.extend(compare(Kind::Node, &old.nodes, &new.nodes));
         changes.extend(compare(Kind::Upstream, &old.upstreams, &new.upstreams));
         changes.extend(compare(
             Kind::Credential,

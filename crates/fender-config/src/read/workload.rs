@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fender_identity::WorkloadName;
 
+use super::attest::{self, Whose, attest};
 use super::port::{Taken, inbound};
 use super::{HOST_HELP, Known, NAME_HELP, drain, fallback, full_name};
 use crate::address::is_host_name;
-use crate::documents::{Attestor, Kind, OutboundPort, OutboundTo, Workload};
+use crate::documents::{Kind, OutboundPort, OutboundTo, Workload};
 use crate::problem::{Place, Report};
 use crate::raw::{self, Document};
 use crate::yaml::{At, Page, Reader};
@@ -19,8 +20,9 @@ const PEOPLE: &str = "people";
 /// A workload whose references are not looked up yet.
 pub(crate) struct Unresolved<'a> {
     page: Page<'a>,
-    /// Its `outbound` and `credentials` are still empty.
+    /// Its `attest`, `outbound` and `credentials` are still empty.
     workload: Workload,
+    attest: Vec<attest::Entry>,
     outbound: Vec<(ListenAddr, At<raw::Outbound>)>,
     credentials: Vec<At<String>>,
     /// A port that could not be read may be the one somebody means.
@@ -49,7 +51,7 @@ pub(crate) fn workload<'a>(
             help,
         );
     }
-    let attest = attest(reader, &metadata, spec.attest.as_deref());
+    let attest = attest(reader, &metadata, spec.attest.as_deref(), Whose::Workload);
     let dns_names = dns_names(reader, &spec.dns_names);
     let mut taken = Taken::default();
     let ports: Vec<InboundPort> = spec
@@ -78,7 +80,7 @@ pub(crate) fn workload<'a>(
     let workload = Workload {
         name: name?,
         labels: metadata.value.labels,
-        attest,
+        attest: BTreeSet::new(),
         dns_names,
         inbound: ports,
         outbound: Vec::new(),
@@ -89,61 +91,11 @@ pub(crate) fn workload<'a>(
     Some(Unresolved {
         page,
         workload,
+        attest,
         outbound,
         credentials: spec.credentials,
         knows_its_ports,
     })
-}
-
-fn attest(
-    reader: &mut Reader<'_>,
-    metadata: &At<raw::Metadata>,
-    written: Option<&[At<raw::Attest>]>,
-) -> BTreeSet<Attestor> {
-    let written = written.unwrap_or_default();
-    if written.is_empty() {
-        reader.warn(
-            &metadata.value.name,
-            "fender::no-attest",
-            "without `attest`, nobody can become this workload",
-            "to let join tokens be made for it, write `attest: [ { token: {} } ]`",
-        );
-    }
-    const PLANNED: &str = "only join tokens are, so far: `attest: [ { token: {} } ]`";
-    let mut attestors = BTreeSet::new();
-    for at in written {
-        let raw::Attest {
-            token,
-            docker,
-            unix,
-            kubernetes,
-            x509,
-        } = &at.value;
-        let planned = [
-            ("docker", docker),
-            ("unix", unix),
-            ("kubernetes", kubernetes),
-            ("x509", x509),
-        ];
-        for (field, value) in planned {
-            reader.unsupported(field, value, PLANNED);
-        }
-        match token {
-            Some(raw::Token {}) => {
-                attestors.insert(Attestor::Token);
-            }
-            None if planned.iter().all(|(_, value)| value.is_none()) => {
-                reader.wrong(
-                    at,
-                    "fender::one-of",
-                    "this entry of `attest` names no way to attest",
-                    "write `{ token: {} }`",
-                );
-            }
-            None => {}
-        }
-    }
-    attestors
 }
 
 fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
@@ -196,10 +148,17 @@ impl Unresolved<'_> {
         self.page.start()
     }
 
-    pub(crate) fn resolve(self, known: &Known<'_>, ports: &Ports, report: &mut Report) -> Workload {
+    pub(crate) fn resolve(
+        self,
+        known: &Known<'_>,
+        ports: &Ports,
+        groups: &BTreeSet<String>,
+        report: &mut Report,
+    ) -> Workload {
         let Self {
             page,
             mut workload,
+            attest,
             outbound,
             credentials,
             ..
@@ -216,6 +175,7 @@ impl Unresolved<'_> {
             })
             .collect();
         let credentials = listed(reader, known, namespace, &credentials);
+        workload.attest = attest::resolve(reader, known, groups, attest);
         workload.outbound = outbound;
         workload.credentials = credentials;
         workload

@@ -5,6 +5,7 @@
     reason = "in a test a failed unwrap is a failed test"
 )]
 
+mod attest;
 mod limits;
 mod right;
 mod wrong;

@@ -1,7 +1,7 @@
 //! The sidecar's own client against the real control plane.
 
 use super::*;
-use fender_api::client::{SessionConfig, open};
+use fender_api::client::{Evidence, SessionConfig, open};
 use fender_api::token::{JoinToken, TokenFile};
 use fender_identity::Secret;
 
@@ -24,7 +24,7 @@ async fn a_session_attests_receives_its_snapshot_and_follows_changes() {
         url: format!("https://{}", world.running.address)
             .parse()
             .unwrap(),
-        token: Some(TokenFile::new(&file)),
+        evidence: Some(Evidence::Token(TokenFile::new(&file))),
         state: None,
         clock: world.clock.clone(),
         drain: drain.clone(),

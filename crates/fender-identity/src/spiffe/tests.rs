@@ -213,6 +213,13 @@ fn fenders_own_parts_have_reserved_names() {
     assert!(admin.is_reserved() && !admin.is_control());
     assert!(SpiffeId::admin(&mesh, "../control").is_err());
 
+    let agent = SpiffeId::for_agent(&mesh, &"edge-1".parse().unwrap());
+    assert_eq!(agent.as_str(), "spiffe://mesh.example/fender/agent/edge-1");
+    assert_eq!(agent.node().unwrap().as_str(), "edge-1");
+    assert!(agent.is_reserved() && agent.admin_name().is_none() && agent.workload().is_none());
+    assert!("../control".parse::<NodeName>().is_err());
+    assert_eq!(admin.node(), None);
+
     let near: SpiffeId = "spiffe://mesh.example/fenders/control".parse().unwrap();
     assert!(!near.is_reserved() && !near.is_control());
 }

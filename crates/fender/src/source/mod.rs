@@ -7,7 +7,7 @@ mod files;
 use std::path::Path;
 use std::sync::Arc;
 
-use fender_api::client::{self, Link, OpenError, Session, SessionConfig, StateDir};
+use fender_api::client::{self, Evidence, Link, OpenError, Session, SessionConfig, StateDir};
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Standalone};
@@ -91,7 +91,10 @@ pub(crate) async fn open(
     let state = source.state.as_ref().map(StateDir::open).transpose();
     let config = SessionConfig {
         url,
-        token: source.token_file.as_ref().map(TokenFile::new),
+        evidence: source
+            .token_file
+            .as_ref()
+            .map(|file| Evidence::Token(TokenFile::new(file))),
         state: state.map_err(|error| Failure::new(Exit::Usage, error))?,
         clock: clock.clone(),
         drain: drain.clone(),

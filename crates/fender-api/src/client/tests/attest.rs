@@ -109,7 +109,7 @@ async fn a_token_for_another_workload_than_the_operator_expects_is_not_even_spen
         ..bench.config(Some(file), None)
     };
     let error = bench.open(config).await.unwrap_err();
-    assert!(matches!(error, OpenError::WrongWorkload { .. }));
+    assert!(matches!(error, OpenError::WrongIdentity { .. }));
     assert_eq!(error.exit_code(), EXIT_REFUSED);
     assert!(
         bench.heard.try_recv().is_err(),

@@ -98,3 +98,49 @@ async fn a_certificate_the_server_refuses_in_tls_is_told_apart_from_an_answer() 
         error_chain(&error)
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_away_beyond_the_grace_comes_back_by_itself_with_new_evidence() {
+    let bench = Bench::new();
+    let file = bench.token(&bench.control.token(1, None));
+    let state = bench.state();
+    let config = bench.config(Some(file), Some(state));
+    let mut session = bench.open(config).await.unwrap();
+    let before = session.svid.borrow_and_update().serial().clone();
+
+    // Suspended for days: neither the certificate nor its key is worth anything now.
+    bench.control.clock.jump(Duration::from_secs(48 * 3600));
+    session
+        .link
+        .wait_for(|link| *link != Link::Connected)
+        .await
+        .unwrap();
+    assert_eq!(*session.svid.borrow().serial(), before);
+    bench.token(&bench.control.token(2, None));
+    session.svid.changed().await.unwrap();
+    assert_ne!(*session.svid.borrow().serial(), before);
+    session
+        .link
+        .wait_for(|link| *link == Link::Connected)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_new_evidence_for_another_identity_changes_nobody() {
+    let bench = Bench::new();
+    let file = bench.token(&bench.control.token(1, None));
+    let mut session = bench.open(bench.config(Some(file), None)).await.unwrap();
+    let other = bench
+        .control
+        .token_for("spiffe://acme.test/ns/shop/sa/web", 2);
+    let file = bench.token(&other);
+    *bench.control.refuse_renewals.lock().unwrap() = Some(Code::Revoked);
+    session.svid.borrow_and_update();
+    assert!(
+        tokio::time::timeout(Duration::from_secs(3600), session.svid.changed())
+            .await
+            .is_err()
+    );
+    assert!(file.exists(), "the token of another was spent");
+}
