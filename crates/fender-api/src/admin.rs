@@ -240,6 +240,16 @@ impl Admin {
         })
     }
 
+    /// Has the control plane make the next authority of a kind, before it is due. Only to be shown, so it stays as it came.
+    pub async fn rotate_authority(
+        &mut self,
+        role: proto::AuthorityRole,
+        deadline: Deadline,
+    ) -> Result<proto::Authority, AdminError> {
+        let request = proto::RotateAuthorityRequest { role: role.into() };
+        Ok(bounded(deadline, self.client.rotate_authority(request)).await?)
+    }
+
     /// How everything is. Only to be shown, so it stays as it came.
     pub async fn status(
         &mut self,

@@ -614,4 +614,15 @@ impl Admin for Service {
         let csr = csr::parse(&request.get_ref().csr).unwrap();
         Ok(Response::new(self.control.issue(&csr)))
     }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<proto::RotateAuthorityRequest>,
+    ) -> Result<Response<proto::Authority>, Status> {
+        Self::administrator(&request)?;
+        Ok(Response::new(proto::Authority {
+            subject: request.get_ref().role().as_str_name().to_owned(),
+            ..proto::Authority::default()
+        }))
+    }
 }

@@ -225,6 +225,12 @@ pub struct Lifetimes {
     pub leaf: Duration,
     /// How long after expiry a certificate may still renew itself.
     pub renewal_grace: Duration,
+    /// Of the authority that signs everything.
+    pub intermediate: Duration,
+    /// Of the root it chains to.
+    pub root: Duration,
+    /// How long a new root is in every bundle before anything is signed under it.
+    pub publication: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -56,7 +56,7 @@ pub(crate) struct Mesh {
     pub(crate) profile: Option<At<Word<Profile>>>,
     /// Policies here select workloads of every namespace. Default: fender-system.
     pub(crate) root_namespace: Option<At<String>>,
-    pub(crate) lifetimes: Option<Lifetimes>,
+    pub(crate) lifetimes: Option<Box<Lifetimes>>,
     pub(crate) tls: Option<Tls>,
     pub(crate) authorization: Option<Authorization>,
     /// Who may administer, and what. Not named: the first administrator, everything.
@@ -91,6 +91,10 @@ pub(crate) struct Lifetimes {
     pub(crate) leaf: Option<At<String>>,
     /// How long after expiry a certificate may still renew itself. Default 24h.
     pub(crate) renewal_grace: Option<At<String>>,
+    /// Of the authority that signs everything: 7d to 3y, default 1y; from 10s in a development mesh.
+    pub(crate) intermediate: Option<At<String>>,
+    /// Of the root it chains to: 180d to 20y, default 10y; from 20s in a development mesh. A new one is made at half of it.
+    pub(crate) root: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

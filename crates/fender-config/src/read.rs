@@ -379,10 +379,7 @@ fn duration(
         return Some(duration);
     }
     let message = format!("`{field}` may not be `{}`", at.value);
-    let (min, max) = (
-        humantime::format_duration(min),
-        humantime::format_duration(max),
-    );
+    let (min, max) = (span(min), span(max));
     reader.wrong(
         at,
         "fender::bad-duration",
@@ -390,6 +387,15 @@ fn duration(
         format!("it lies between `{min}` and `{max}`"),
     );
     None
+}
+
+/// A span of time as people write it. Days stay days: a month has no length.
+fn span(span: Duration) -> String {
+    const DAY: u64 = 24 * 60 * 60;
+    match span.as_secs() {
+        seconds if seconds >= DAY && seconds.is_multiple_of(DAY) => format!("{}d", seconds / DAY),
+        _ => humantime::format_duration(span).to_string(),
+    }
 }
 
 /// The path of a file: absolute, without `..`.

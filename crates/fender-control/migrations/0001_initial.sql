@@ -12,10 +12,18 @@ CREATE TABLE mesh (
 CREATE TABLE authorities (
     serial      TEXT    PRIMARY KEY,
     role        TEXT    NOT NULL CHECK (role IN ('root', 'intermediate')),
+    -- The root that an intermediate chains to.
+    root        TEXT    REFERENCES authorities (serial),
     certificate BLOB    NOT NULL,
-    sealed_key  BLOB    NOT NULL,
+    -- DER, one after the other: what lies between an intermediate and its root.
+    path        BLOB    NOT NULL,
+    -- None of a root that is kept elsewhere.
+    sealed_key  BLOB,
     not_before  INTEGER NOT NULL,
-    not_after   INTEGER NOT NULL
+    not_after   INTEGER NOT NULL,
+    -- Before this it is in every bundle and signs nothing.
+    signs_from  INTEGER NOT NULL,
+    CHECK ((role = 'root') = (root IS NULL))
 ) STRICT, WITHOUT ROWID;
 
 -- Every certificate ever issued and not yet long expired. The primary key is what makes serials unique.

@@ -7,20 +7,21 @@ use std::time::Duration;
 use fender_api::code::Code;
 use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
-    ApplyRequest, ApplyResponse, Authority as AuthorityStatus, Change, CreateTokenRequest,
-    CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest, Problem, StatusRequest,
-    StatusResponse, SvidResponse, WorkloadStatus, change,
+    ApplyRequest, ApplyResponse, Authority as AuthorityStatus, AuthorityRole, Change,
+    CreateTokenRequest, CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest,
+    Problem, RotateAuthorityRequest, StatusRequest, StatusResponse, SvidResponse, WorkloadStatus,
+    change,
 };
 use fender_config::snapshot::Profile;
 use fender_config::{Attestor, Source, What};
 use fender_identity::csr;
-use fender_identity::{SpiffeId, WorkloadName};
+use fender_identity::{Serial, SpiffeId, WorkloadName};
 use fender_runtime::id::OpaqueId;
 use tokio::sync::oneshot;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::ca::issue::{Attested, Evidence, Grant};
-use crate::ca::{lifetimes, sha256};
+use crate::ca::{CaError, Described, Wanted, lifetimes, sha256};
 use crate::callers::{self, Administrator, NotAdministrator, failed, not_an_administrator};
 use crate::control::{Control, not_issued};
 use crate::documents::{self, ApplyError, Author};
@@ -129,6 +130,39 @@ impl Admin for AdminService {
         control
             .answer_audited(issued, &admin, Action::IssueSvid, subject)
             .await
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<RotateAuthorityRequest>,
+    ) -> Result<Response<AuthorityStatus>, Status> {
+        let control = &*self.0;
+        let admin = control.administrator(request.extensions()).await?;
+        let (wanted, subject) = match request.into_inner().role() {
+            AuthorityRole::Root => (Ok(Wanted::Root), "root"),
+            AuthorityRole::Intermediate => (Ok(Wanted::Intermediate), "intermediate"),
+            AuthorityRole::Unspecified => (
+                Err(Code::BadRequest.status("an authority is a root or an intermediate")),
+                "",
+            ),
+        };
+        let made = match wanted {
+            Ok(wanted) => control.rotate_authority(wanted, &admin).await,
+            Err(refused) => Err(refused),
+        };
+        control
+            .answer_audited(made, &admin, Action::RotateAuthority, subject.to_owned())
+            .await
+    }
+}
+
+fn authority_status(authority: &Described) -> AuthorityStatus {
+    AuthorityStatus {
+        subject: authority.role.as_str().to_owned(),
+        serial: authority.serial.to_string(),
+        not_after_unix: seconds(authority.not_after),
+        standing: authority.standing.as_str().to_owned(),
+        signs_from_unix: seconds(authority.signs_from),
     }
 }
 
@@ -426,6 +460,29 @@ impl Control {
         Ok(self.answer(recorded))
     }
 
+    async fn rotate_authority(
+        &self,
+        wanted: Wanted,
+        admin: &Administrator,
+    ) -> Result<AuthorityStatus, Status> {
+        let lifetimes = self.library.in_force().mesh.lifetimes;
+        let entry = |serial: &Serial| {
+            self.entry(
+                admin,
+                Action::RotateAuthority,
+                &serial.to_string(),
+                String::new(),
+            )
+        };
+        let made = self
+            .authority
+            .rotate(&self.store, &lifetimes, wanted, self.clock.now(), entry)
+            .await
+            .map_err(not_rotated)?;
+        tracing::info!(serial = %made.serial, by = %admin.id, "{} certificate authority made for an administrator", made.role.as_str());
+        Ok(authority_status(&made))
+    }
+
     async fn status(&self) -> Result<StatusResponse, Status> {
         let in_force = self.library.in_force();
         let mut sidecars = self.registry.sidecars();
@@ -453,17 +510,8 @@ impl Control {
                 }
             })
             .collect();
-        let authorities = self
-            .authority
-            .state()
-            .known
-            .iter()
-            .map(|authority| AuthorityStatus {
-                subject: authority.role.as_str().to_owned(),
-                serial: authority.serial.to_string(),
-                not_after_unix: seconds(authority.not_after),
-            })
-            .collect();
+        let state = self.authority.state();
+        let authorities = state.known.iter().map(authority_status).collect();
         Ok(StatusResponse {
             trust_domain: self.authority.trust_domain().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -472,7 +520,27 @@ impl Control {
             now_unix: seconds(self.clock.now()),
             authorities,
             workloads,
+            unrecoverable_unix: seconds(state.horizon.at),
+            unrecoverable_because: state.horizon.ends.as_str().to_owned(),
         })
+    }
+}
+
+fn not_rotated(error: CaError) -> Status {
+    match error {
+        CaError::Announced { .. } | CaError::KeyElsewhere | CaError::Overtaken => {
+            Code::BadRequest.status(error.to_string())
+        }
+        CaError::Store(error) => failed(error),
+        CaError::RootExpired
+        | CaError::BeforeRoot { .. }
+        | CaError::NoIntermediate
+        | CaError::Make(_)
+        | CaError::Bundle(_)
+        | CaError::Seal(_) => {
+            tracing::error!(%error, "an authority was not made");
+            Code::Internal.status("the control plane could not make an authority; its log says why")
+        }
     }
 }
 

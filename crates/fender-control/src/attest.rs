@@ -222,7 +222,7 @@ impl Control {
                 message: &message,
                 signature: &proof.signature,
             };
-            match verify::lapsed(shown, &state.bundles, self.clock.now(), grace, &|_| Ok(())) {
+            match verify::lapsed(shown, &state.lapsed, self.clock.now(), grace, &|_| Ok(())) {
                 Ok(peer) => return Ok(peer),
                 Err(why) => refusal = Some(why),
             }

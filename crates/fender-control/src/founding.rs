@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use fender_config::Source;
+use fender_config::{Lifetimes, Mesh, Source};
 
 use fender_identity::{SpiffeId, TrustDomain};
 use fender_runtime::clock::SharedClock;
@@ -12,7 +12,7 @@ use fender_runtime::drain::Drain;
 
 use crate::ca::issue::{Evidence, Grant};
 use crate::ca::seal::SealingKey;
-use crate::ca::{Authority, lifetimes};
+use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Unread};
 use crate::own::{OwnError, self_attested};
@@ -21,6 +21,7 @@ use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::authorities;
 use crate::store::mesh::{self, Admin, AdminMade, Found};
+use crate::store::revisions;
 
 /// The administrator that every data directory begins with.
 const FIRST_ADMIN: &str = "first";
@@ -69,11 +70,29 @@ pub(crate) async fn sealing_key(data: &DataDir, store: &Store) -> Result<Sealing
     Ok(data.sealing_key(absent)?)
 }
 
-/// The trust domain that the given documents name, if they do; refuses what can never be put in force.
+/// How long authorities live: as the given documents say, or those in force, or nobody.
+pub(crate) async fn lifetimes(
+    store: &Store,
+    trust_domain: &TrustDomain,
+    written: Option<&Mesh>,
+) -> Result<Lifetimes, StartError> {
+    if let Some(mesh) = written {
+        return Ok(mesh.lifetimes);
+    }
+    let stored = revisions::current(store).await?;
+    let stored = stored.map(|stored| stored.files).unwrap_or_default();
+    let generated = [documents::generated_mesh(trust_domain)];
+    // What cannot be read any more is told when the documents are put in force.
+    let read = |files: &[Source]| documents::parse(files).ok().and_then(|read| read.mesh);
+    let mesh = read(&stored).or_else(|| read(&generated));
+    mesh.map(|mesh| mesh.lifetimes).ok_or(StartError::NoMesh)
+}
+
+/// The `Mesh` among the given documents, if there is one; refuses what can never be put in force.
 pub(crate) fn written(
     sources: Option<&[Source]>,
     asked: Option<&TrustDomain>,
-) -> Result<Option<TrustDomain>, StartError> {
+) -> Result<Option<Mesh>, StartError> {
     let Some(sources) = sources else {
         return Ok(None);
     };
@@ -81,7 +100,7 @@ pub(crate) fn written(
         rendered: problems.render(),
     };
     match (documents::parse(sources), asked) {
-        (Ok(documents), _) => Ok(documents.mesh.map(|mesh| mesh.trust_domain)),
+        (Ok(documents), _) => Ok(documents.mesh),
         (Err(Unread::Problems(problems)), _) => Err(refused(problems)),
         (Err(Unread::NoMesh(_)), Some(asked)) => {
             let with_mesh = [sources, &[documents::generated_mesh(asked)]].concat();
@@ -129,7 +148,7 @@ async fn write_admin(
         detail: "files in the data directory".to_owned(),
     };
     let grant = Grant {
-        lifetime: lifetimes::ADMIN,
+        lifetime: ca::lifetimes::ADMIN,
         dns_names: Vec::new(),
     };
     let (key, attested) = self_attested(id, grant, Evidence::DataDirectory)?;
@@ -162,10 +181,12 @@ pub async fn reissue_admin(
             path: data_dir.to_owned(),
         });
     };
+    let lifetimes = lifetimes(&store, &founded.trust_domain, None).await?;
     let authority = Authority::open(
         &store,
         sealing_key(&data, &store).await?,
         founded.trust_domain,
+        &lifetimes,
         clock.now(),
     )
     .await?;

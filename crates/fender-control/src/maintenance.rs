@@ -1,9 +1,10 @@
-//! What happens by itself: the own certificate and the intermediate are renewed, what nobody needs any more is
+//! What happens by itself: the own certificate and the authorities are renewed, what nobody needs any more is
 //! forgotten, refused calls reach the audit log. One failure is logged and tried again; it never ends the task.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use fender_config::Lifetimes;
 use rustls::pki_types::UnixTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -11,11 +12,13 @@ use tokio::time::Instant;
 use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
-use crate::store::{Reader, Store, StoreError, audit, certificates, decisions};
-use crate::time::later;
+use crate::store::{Reader, Store, StoreError, audit, authorities, certificates, decisions};
+use crate::time::{earlier, later};
 
 /// Much more often than an authority is due, so that a suspended machine or a moved clock is soon noticed.
 const LOOK: Duration = Duration::from_secs(60);
+/// In a development mesh, whose authorities may live for seconds.
+const SHORTEST_LOOK: Duration = Duration::from_millis(250);
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// How far the clock is followed from one round of forgetting to the next. If it jumps ahead by years, there is time to
 /// put it right before every record that is still needed is gone.
@@ -33,10 +36,15 @@ pub(crate) async fn keep(control: Arc<Control>) {
 async fn keep_house(control: &Control) {
     let mut forgotten = (Instant::now(), control.clock.now());
     loop {
-        tokio::time::sleep(LOOK).await;
+        let lifetimes = control.library.in_force().mesh.lifetimes;
+        tokio::time::sleep(look(&lifetimes)).await;
         let now = control.clock.now();
-        if let Err(error) = control.authority.refresh(&control.store, now).await {
-            tracing::error!(%error, "renew the intermediate certificate authority");
+        if let Err(error) = control
+            .authority
+            .refresh(&control.store, &lifetimes, now)
+            .await
+        {
+            tracing::error!(%error, "renew the certificate authorities");
         }
         if let Err(error) = control.trust.refresh().await {
             tracing::error!(%error, "announce whom to believe");
@@ -52,6 +60,11 @@ async fn keep_house(control: &Control) {
     }
 }
 
+fn look(lifetimes: &Lifetimes) -> Duration {
+    let shortest = lifetimes.intermediate.min(lifetimes.publication) / 20;
+    shortest.clamp(SHORTEST_LOOK, LOOK)
+}
+
 fn believed(now: UnixTime, before: UnixTime) -> UnixTime {
     now.min(later(before, STRIDE))
 }
@@ -65,6 +78,8 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
         .await?
         == More::Perhaps
     {}
+    let before = earlier(now, renewal_grace.saturating_add(STRIDE));
+    control.store.write(authorities::Forget { before }).await?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The control plane's own certificate: `spiffe://TRUST/fender/control`, issued by its own authority through the same
-//! pipeline, renewed at half life, in memory only. The root goes with the chain, for callers who only know its hash.
+//! pipeline, renewed at half life and whenever an authority takes over, in memory only. The root goes with the chain, for callers
+//! who only know its hash.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -84,10 +85,16 @@ impl Own {
         }
     }
 
-    /// Renews at half life, for ever. The one in use stays until there is a better one.
+    /// Renews at half life, and when the authorities change, for ever. The one in use stays until there is a better one.
     pub(crate) async fn keep_fresh(&self) {
+        let mut authorities = self.authority.changes();
         loop {
-            self.due().await;
+            tokio::select! {
+                () = self.due() => {}
+                // Who signs, or whom to believe: both are in the configuration of the next handshake.
+                _ = authorities.changed() => {}
+            }
+            authorities.mark_unchanged();
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
             loop {
                 match issue(&self.authority, &self.store, &self.clock, &self.dns_names).await {
@@ -134,7 +141,7 @@ async fn issue(
     let issued = authority.issue(attested, clock.now())?;
     let mut chain = issued.record(store).await?.into_chain();
     let state = authority.state();
-    chain.push(state.root.clone());
+    chain.push(state.serving.root.clone());
 
     let svid = key.into_svid(chain)?;
     let config = tls::server(

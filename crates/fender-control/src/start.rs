@@ -124,12 +124,15 @@ pub async fn start(
 
     let data = DataDir::open(&data_dir, admin_dir.as_deref(), Hold::Alone)?;
     let store = Store::open(&data.database()?, &drain).await?;
+    let written_domain = written.as_ref().map(|mesh| &mesh.trust_domain);
     let trust_domain =
-        founding::trust_domain(&store, trust_domain.as_ref(), written.as_ref()).await?;
+        founding::trust_domain(&store, trust_domain.as_ref(), written_domain).await?;
+    let lifetimes = founding::lifetimes(&store, &trust_domain, written.as_ref()).await?;
     let authority = Authority::open(
         &store,
         founding::sealing_key(&data, &store).await?,
         trust_domain.clone(),
+        &lifetimes,
         clock.now(),
     )
     .await?;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fender_api::admin::{Admin, AdminError, AdminIdentity, Problem, What};
+use fender_api::proto::control::v1::AuthorityRole;
 use fender_identity::WorkloadName;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -186,6 +187,28 @@ pub(crate) async fn write_svid(args: cli::SvidWrite) -> Outcome {
         svid.id(),
         render::moment(until),
         dir = args.dir.display()
+    ))
+}
+
+pub(crate) async fn rotate_authority(args: cli::CaRotate) -> Outcome {
+    let role = match args.root {
+        true => AuthorityRole::Root,
+        false => AuthorityRole::Intermediate,
+    };
+    let mut control = connect(&args.admin).await?;
+    let made = control
+        .rotate_authority(role, Deadline::after(CALL_TIME))
+        .await
+        .map_err(refused)?;
+    let made = render::tame(&render::authority_json(&made));
+    let field = |name: &str| made.get(name).and_then(Value::as_str).unwrap_or_default();
+    print(&format!(
+        "{} {} made, {}, signs from {}, ends {}\n",
+        field("subject"),
+        field("serial"),
+        field("standing"),
+        field("signs_from"),
+        field("not_after"),
     ))
 }
 

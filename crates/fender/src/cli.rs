@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// Certificates for people
     #[command(subcommand)]
     Svid(SvidCommand),
+    /// The certificate authority
+    #[command(subcommand)]
+    Ca(Ca),
     /// Print the JSON Schema of the documents
     Schema,
     /// Show everything at work on this machine, with nothing else installed
@@ -292,6 +295,21 @@ pub(crate) struct SvidWrite {
     /// How long the certificate is valid, at most 24h
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "8h")]
     pub(crate) ttl: Duration,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Ca {
+    /// Make the next intermediate, or root, now instead of when it is due
+    Rotate(CaRotate),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct CaRotate {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Make a root: it is in every bundle at once and signs when every sidecar has had time to learn of it
+    #[arg(long)]
+    pub(crate) root: bool,
 }
 
 #[derive(Args, Debug, Clone)]

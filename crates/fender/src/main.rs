@@ -25,7 +25,7 @@ use std::time::Duration;
 use clap::Parser;
 use fender_runtime::{sys, telemetry};
 
-use cli::{Cli, Command, SvidCommand, Token};
+use cli::{Ca, Cli, Command, SvidCommand, Token};
 use exit::{Exit, Failure, Outcome};
 
 /// For threads that are about to end by themselves.
@@ -78,6 +78,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Status(args) => blocking(admin::status(args)),
         Command::Explain(args) => blocking(admin::explain(args)),
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
+        Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
         Command::Demo(args) => single(demo::run(&args)),
         Command::Reference => print(&reference::markdown()),

@@ -118,10 +118,20 @@ pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
         "revision": status.revision,
         "profile": if status.development { "development" } else { "production" },
         "now": moment(status.now_unix),
-        "authorities": status.authorities.iter().map(|authority| json!({
-            "subject": authority.subject, "serial": authority.serial, "not_after": moment(authority.not_after_unix),
-        })).collect::<Vec<_>>(),
+        "authorities": status.authorities.iter().map(authority_json).collect::<Vec<_>>(),
+        "unrecoverable": moment(status.unrecoverable_unix),
+        "unrecoverable_because": status.unrecoverable_because,
         "workloads": status.workloads.iter().map(workload_json).collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn authority_json(authority: &proto::Authority) -> Value {
+    json!({
+        "subject": authority.subject,
+        "serial": authority.serial,
+        "standing": authority.standing,
+        "signs_from": moment(authority.signs_from_unix),
+        "not_after": moment(authority.not_after_unix),
     })
 }
 
@@ -162,16 +172,26 @@ pub(crate) fn status_text(status: &Value) -> String {
             "DEVELOPMENT PROFILE: certificates may live for seconds; not for production\n",
         );
     }
-    out.push_str("\nAUTHORITY                                 SERIAL                VALID UNTIL\n");
+    out.push_str("\nAUTHORITY       STANDING                                SERIAL                VALID UNTIL\n");
     for authority in array(status, "authorities") {
         let serial: String = text(authority, "serial").chars().take(20).collect();
+        let standing = match text(authority, "standing") {
+            "published" => format!("published, signs {}", text(authority, "signs_from")),
+            standing => standing.to_owned(),
+        };
         let _ = writeln!(
             out,
-            "{:<41} {serial:<21} {}",
+            "{:<15} {standing:<39} {serial:<21} {}",
             text(authority, "subject"),
             text(authority, "not_after")
         );
     }
+    let _ = writeln!(
+        out,
+        "unrecoverable if the control plane stays away until {}: {}",
+        text(status, "unrecoverable"),
+        text(status, "unrecoverable_because")
+    );
     out.push_str("\nWORKLOAD                       SIDECAR            SNAPSHOT   CERTIFICATE UNTIL     NOTE\n");
     for workload in array(status, "workloads") {
         let name = text(workload, "name");

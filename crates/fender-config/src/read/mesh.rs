@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::administrators::{administrators, minimum_version};
-use super::{NAME_HELP, duration, fallback, tls};
+use super::{NAME_HELP, duration, fallback, span, tls};
 use crate::documents::{Lifetimes, Mesh};
 use crate::name::check_label;
 use crate::raw::{self, Document};
 use crate::snapshot::Profile;
-use crate::yaml::Reader;
+use crate::yaml::{At, Reader};
 
 const LEAF: Duration = Duration::from_secs(60 * 60);
 const MIN_LEAF: Duration = Duration::from_secs(5 * 60);
@@ -16,6 +16,19 @@ const MIN_LEAF_IN_DEVELOPMENT: Duration = Duration::from_secs(5);
 const MAX_LEAF: Duration = Duration::from_secs(24 * 60 * 60);
 const RENEWAL_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_RENEWAL_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const INTERMEDIATE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MIN_INTERMEDIATE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const MIN_INTERMEDIATE_IN_DEVELOPMENT: Duration = Duration::from_secs(10);
+const MAX_INTERMEDIATE: Duration = Duration::from_secs(3 * 365 * 24 * 60 * 60);
+const ROOT: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+const MIN_ROOT: Duration = Duration::from_secs(180 * 24 * 60 * 60);
+const MIN_ROOT_IN_DEVELOPMENT: Duration = Duration::from_secs(20);
+const MAX_ROOT: Duration = Duration::from_secs(7300 * 24 * 60 * 60);
+/// Nothing is signed under a new root before every join token that was made before it has ended.
+const MIN_PUBLICATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A root lives at least this often: its publication, and its intermediate.
+const ROOT_HOLDS: u32 = 4;
 
 pub(crate) const ROOT_NAMESPACE: &str = "fender-system";
 
@@ -53,7 +66,7 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         .as_ref()
         .map_or(Some(Profile::default()), |at| reader.choose("profile", at))
         .unwrap_or_default();
-    let lifetimes = lifetimes(reader, profile, spec.lifetimes.as_ref());
+    let lifetimes = lifetimes(reader, profile, spec.lifetimes.as_deref());
     let tls = tls(reader, spec.tls.as_ref());
     let authorization =
         fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
@@ -100,26 +113,86 @@ fn lifetimes(
     profile: Profile,
     written: Option<&raw::Lifetimes>,
 ) -> Lifetimes {
-    let shortest = match profile {
-        Profile::Production => MIN_LEAF,
-        Profile::Development => MIN_LEAF_IN_DEVELOPMENT,
+    let (shortest_leaf, shortest_intermediate, shortest_root) = match profile {
+        Profile::Production => (MIN_LEAF, MIN_INTERMEDIATE, MIN_ROOT),
+        Profile::Development => (
+            MIN_LEAF_IN_DEVELOPMENT,
+            MIN_INTERMEDIATE_IN_DEVELOPMENT,
+            MIN_ROOT_IN_DEVELOPMENT,
+        ),
     };
-    let leaf = written
-        .and_then(|lifetimes| lifetimes.leaf.as_ref())
-        .and_then(|at| duration(reader, "leaf", at, shortest, MAX_LEAF));
-    let renewal_grace = written
-        .and_then(|lifetimes| lifetimes.renewal_grace.as_ref())
-        .and_then(|at| {
-            duration(
-                reader,
-                "renewalGrace",
-                at,
-                Duration::ZERO,
-                MAX_RENEWAL_GRACE,
-            )
-        });
-    Lifetimes {
-        leaf: leaf.unwrap_or(LEAF),
-        renewal_grace: renewal_grace.unwrap_or(RENEWAL_GRACE),
+    let mut read = |field, at: Option<&At<String>>, shortest, longest, otherwise| {
+        at.and_then(|at| duration(reader, field, at, shortest, longest))
+            .unwrap_or(otherwise)
+    };
+    let at = |choose: fn(&raw::Lifetimes) -> Option<&At<String>>| written.and_then(choose);
+    let leaf_at = at(|lifetimes| lifetimes.leaf.as_ref());
+    let grace_at = at(|lifetimes| lifetimes.renewal_grace.as_ref());
+    let intermediate_at = at(|lifetimes| lifetimes.intermediate.as_ref());
+    let root_at = at(|lifetimes| lifetimes.root.as_ref());
+
+    let leaf = read("leaf", leaf_at, shortest_leaf, MAX_LEAF, LEAF);
+    let renewal_grace = read(
+        "renewalGrace",
+        grace_at,
+        Duration::ZERO,
+        MAX_RENEWAL_GRACE,
+        RENEWAL_GRACE,
+    );
+    let intermediate = read(
+        "intermediate",
+        intermediate_at,
+        shortest_intermediate,
+        MAX_INTERMEDIATE,
+        INTERMEDIATE,
+    );
+    let root = read("root", root_at, shortest_root, MAX_ROOT, ROOT);
+    let publication = match profile {
+        // Whatever this document said before, no certificate is older than a day.
+        Profile::Production => MIN_PUBLICATION.max(DAY.saturating_add(renewal_grace)),
+        Profile::Development => leaf.saturating_mul(2).saturating_add(renewal_grace),
+    };
+    let lifetimes = Lifetimes {
+        leaf,
+        renewal_grace,
+        intermediate,
+        root,
+        publication,
+    };
+    if let Some(at) = root_at.or(intermediate_at) {
+        check_authorities(reader, at, &lifetimes);
+    }
+    lifetimes
+}
+
+/// What must fit into the life of a root for its successor to take over without anybody noticing.
+fn check_authorities(reader: &mut Reader<'_>, at: &At<String>, lifetimes: &Lifetimes) {
+    let needed = lifetimes
+        .intermediate
+        .max(lifetimes.publication)
+        .saturating_mul(ROOT_HOLDS);
+    if lifetimes.root < needed {
+        let message = format!(
+            "a root that lives `{}` is too short for an intermediate of `{}` and `{}` in which a new root reaches every \
+             sidecar before it signs",
+            span(lifetimes.root),
+            span(lifetimes.intermediate),
+            span(lifetimes.publication),
+        );
+        let help = format!(
+            "`root` must be at least `{}`: make it longer, or `intermediate`, `leaf` and `renewalGrace` shorter",
+            span(needed)
+        );
+        reader.wrong(at, "fender::bad-duration", message, help);
+    }
+    if lifetimes.intermediate < lifetimes.leaf.saturating_mul(2) {
+        let message =
+            "an intermediate must live at least twice as long as what it signs".to_owned();
+        reader.wrong(
+            at,
+            "fender::bad-duration",
+            message,
+            "make `intermediate` longer or `leaf` shorter",
+        );
     }
 }

@@ -20,7 +20,8 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Authority, CaError, Issuing, State, lifetimes, random_serial, set_validity};
+use super::make::{random_serial, set_validity};
+use super::{Authority, CaError, Issuing, State, lifetimes};
 use crate::store::certificates::{self, CertificateRow, Known};
 use crate::store::{Store, StoreError, audit, tokens};
 
@@ -195,7 +196,7 @@ impl Valid {
         Ok(Signed {
             template,
             leaf,
-            issuing: issuing.certificate.clone(),
+            issuers: issuing.chain().collect(),
             authority: issuing.serial.clone(),
         })
     }
@@ -219,7 +220,7 @@ fn subject(identity: &SpiffeId) -> DistinguishedName {
 pub(crate) struct Signed {
     template: Template,
     leaf: CertificateDer<'static>,
-    issuing: CertificateDer<'static>,
+    issuers: Vec<CertificateDer<'static>>,
     authority: Serial,
 }
 
@@ -235,10 +236,10 @@ impl Signed {
                     validity,
                 },
             leaf,
-            issuing,
+            issuers,
             authority,
         } = self;
-        let chain = [leaf.clone(), issuing.clone()];
+        let chain: Vec<_> = std::iter::once(&leaf).chain(&issuers).cloned().collect();
         for role in [verify::Role::Client, verify::Role::Server] {
             let peer = verify::verify(&chain, role, &state.bundles, now, &|_| Ok(()))
                 .map_err(IssueError::Unverifiable)?;
@@ -258,10 +259,7 @@ impl Signed {
             validity,
             evidence: attested.evidence.to_json(),
         };
-        Ok(Issued {
-            row,
-            issuer: issuing,
-        })
+        Ok(Issued { row, issuers })
     }
 }
 
@@ -312,7 +310,7 @@ fn says(leaf: &CertificateDer<'_>, attested: &Attested, validity: Validity) -> b
 #[derive(Debug)]
 pub(crate) struct Issued {
     row: CertificateRow,
-    issuer: CertificateDer<'static>,
+    issuers: Vec<CertificateDer<'static>>,
 }
 
 impl Issued {
@@ -339,10 +337,8 @@ impl Issued {
         self.row.validity
     }
 
-    fn once_recorded(&self) -> Recorded {
-        Recorded {
-            chain: vec![self.row.leaf.clone(), self.issuer.clone()],
-        }
+    pub(super) fn once_recorded(&self) -> Recorded {
+        Recorded::of(&self.row.leaf, &self.issuers)
     }
 
     /// Records it together with the end of the token it is paid with.
@@ -375,8 +371,12 @@ pub(crate) struct Recorded {
 impl Recorded {
     /// A certificate the caller already has a right to.
     pub(crate) fn again(known: Known) -> Self {
+        Self::of(&known.leaf, &known.issuers)
+    }
+
+    fn of(leaf: &CertificateDer<'static>, issuers: &[CertificateDer<'static>]) -> Self {
         Self {
-            chain: vec![known.leaf, known.issuer],
+            chain: std::iter::once(leaf).chain(issuers).cloned().collect(),
         }
     }
 
@@ -390,10 +390,14 @@ impl Authority {
     /// Stages 2 to 5.
     pub(crate) fn issue(&self, attested: Attested, now: UnixTime) -> Result<Issued, IssueError> {
         let state = self.state();
+        let issuing = match attested.identity.is_control() {
+            true => &state.serving,
+            false => &state.issuing,
+        };
         attested
-            .template(&state.issuing, now)?
+            .template(issuing, now)?
             .validate(self, now)?
-            .sign(&state.issuing)?
+            .sign(issuing)?
             .check(&state, now)
     }
 }
@@ -449,9 +453,15 @@ mod tests {
         let store = Store::open(&path, &Drain::new()).await.unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
         let sealing = SealingKey::new(&[1; 32]).unwrap();
-        let authority = Authority::open(&store, sealing, "acme.test".parse().unwrap(), now)
-            .await
-            .unwrap();
+        let authority = Authority::open(
+            &store,
+            sealing,
+            "acme.test".parse().unwrap(),
+            &super::super::tests::lifetimes(),
+            now,
+        )
+        .await
+        .unwrap();
         let state = authority.state();
         let sign = |attested: Attested| {
             let template = attested.template(&state.issuing, now).unwrap();

@@ -1,4 +1,4 @@
-//! How long every certificate lives. There is no other place that says so; a workload's comes from the `Mesh`.
+//! How long certificates live that no document says it of. A workload's and an authority's come from the `Mesh`.
 
 use std::time::Duration;
 
@@ -9,8 +9,6 @@ use crate::time::{earlier, later, until};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-pub(crate) const ROOT: Duration = Duration::from_secs(3650 * 24 * 3600);
-pub(crate) const INTERMEDIATE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The control plane's own.
 pub(crate) const CONTROL: Duration = DAY;
 /// An administrator's, as written to the data directory.
@@ -30,6 +28,17 @@ pub(crate) fn validity(now: UnixTime, lifetime: Duration, issuer: UnixTime) -> V
     Validity {
         not_before: earlier(now, SKEW.min(lifetime / 10)),
         not_after: later(now, lifetime).min(issuer),
+    }
+}
+
+/// A root begins long before it is made: it says nothing by itself, and one that was made while the clock was some weeks
+/// ahead still counts once it is right.
+const ROOT_SKEW: Duration = Duration::from_secs(30 * 24 * 3600);
+
+pub(crate) fn root_validity(now: UnixTime, lifetime: Duration) -> Validity {
+    Validity {
+        not_before: earlier(now, ROOT_SKEW.min(lifetime / 10)),
+        not_after: later(now, lifetime),
     }
 }
 

@@ -1,54 +1,75 @@
-//! The certificate authority: a self-signed root, an intermediate under it that signs everything else, and the pipeline
-//! every certificate runs through ([`issue`]).
+//! The certificate authority: a root, an intermediate under it that signs everything else, and the pipeline every
+//! certificate runs through ([`issue`]).
 //!
-//! The root's key is opened only to make an intermediate. A successor is made when the one in use has lived half its
-//! life; both chain to the same root, so nobody notices. Keys leave this module sealed or not at all.
+//! Roots and intermediates succeed each other by themselves ([`rotation`] says when). The root's key is opened only to
+//! make an intermediate ([`make`]). Keys leave this module sealed or not at all.
 
+pub(crate) mod horizon;
 pub(crate) mod issue;
 pub(crate) mod lifetimes;
+pub(crate) mod make;
+pub(crate) mod rotation;
 pub(crate) mod seal;
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use fender_config::Lifetimes;
 use fender_identity::tls::CaPin;
 use fender_identity::{Bundle, BundleError, Bundles, Serial, TrustDomain, Validity};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
-};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
-use zeroize::Zeroizing;
+use rcgen::Issuer;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use tokio::sync::watch;
 
-use crate::store::authorities::{self, AuthorityRow, Role};
-use crate::store::{Store, StoreError};
+use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
+use crate::store::{Store, StoreError, audit};
+use crate::time::{later, until};
+use horizon::Horizon;
+use make::{AuthorityKey, Workshop};
+use rotation::NoRoot;
 use seal::{SealError, SealingKey};
+
+/// The longest a certificate may renew itself after its end, whatever the documents say.
+const LONGEST_GRACE: Duration = Duration::from_secs(31 * 24 * 3600);
+/// Roots in a bundle, the youngest first. More than rotation ever makes: a clock that jumps may.
+const MAX_ROOTS: usize = 32;
+/// Steps of one look: a root, an intermediate for whom it signs, one for the control plane, and each again if another
+/// process was faster.
+const STEPS: usize = 8;
 
 /// What signs, and what the signed chain to.
 pub(crate) struct Authority {
-    trust_domain: TrustDomain,
-    sealing: SealingKey,
-    state: RwLock<Arc<State>>,
+    workshop: Workshop,
+    state: watch::Sender<Arc<State>>,
 }
 
-/// Replaced as a whole when an authority is made.
+/// Replaced as a whole when an authority is made, or another one's turn has come.
 pub(crate) struct State {
-    pub(crate) issuing: Issuing,
+    /// Signs for workloads and people.
+    pub(crate) issuing: Arc<Issuing>,
+    /// Signs for the control plane itself, which callers must recognise who were away for long.
+    pub(crate) serving: Arc<Issuing>,
     pub(crate) bundle: Bundle,
     /// The same bundle as verification wants it.
     pub(crate) bundles: Arc<Bundles>,
-    pub(crate) root: CertificateDer<'static>,
+    /// With roots that have ended besides, for certificates that are judged at their last moment.
+    pub(crate) lapsed: Arc<Bundles>,
     pub(crate) known: Vec<Described>,
+    pub(crate) horizon: Horizon,
 }
 
-/// The intermediate in use.
+/// An intermediate in use.
 pub(crate) struct Issuing {
     pub(crate) serial: Serial,
     pub(crate) certificate: CertificateDer<'static>,
+    /// What lies between it and its root.
+    pub(crate) path: Vec<CertificateDer<'static>>,
+    pub(crate) root: CertificateDer<'static>,
     pub(crate) validity: Validity,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, AuthorityKey>,
 }
 
 /// An authority as people are told of it.
@@ -57,62 +78,134 @@ pub(crate) struct Described {
     pub(crate) role: Role,
     pub(crate) serial: Serial,
     pub(crate) not_after: UnixTime,
+    pub(crate) signs_from: UnixTime,
+    pub(crate) standing: Standing,
+}
+
+/// What an authority is for just now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// In every bundle; it does not sign yet.
+    Published,
+    /// Certificates are signed under it.
+    Signing,
+    /// What it vouched for may still be in use.
+    Retiring,
+}
+
+impl Standing {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Standing::Published => "published",
+            Standing::Signing => "signing",
+            Standing::Retiring => "retiring",
+        }
+    }
+}
+
+/// What an administrator wants to be made before it is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Root,
+    Intermediate,
 }
 
 impl Authority {
-    /// Opens what the database holds; makes a root and an intermediate if it holds none.
+    /// Opens what the database holds, and makes what is due: all of it in an empty one.
     pub(crate) async fn open(
         store: &Store,
         sealing: SealingKey,
         trust_domain: TrustDomain,
+        lifetimes: &Lifetimes,
         now: UnixTime,
     ) -> Result<Self, CaError> {
-        let mut rows = authorities::all(store).await?;
-        if rows.is_empty() {
-            rows = found(&sealing, &trust_domain, now)?;
-            store.write(authorities::Add(rows.clone())).await?;
-            tracing::info!(%trust_domain, "root and intermediate certificate authorities made");
-        }
-        if let Some(successor) = successor(&rows, &sealing, &trust_domain, now)? {
-            store
-                .write(authorities::Add(vec![successor.clone()]))
-                .await?;
-            rows.insert(0, successor);
-        }
-        let state = RwLock::new(Arc::new(State::of(&rows, &sealing, &trust_domain, now)?));
-        Ok(Self {
+        let workshop = Workshop {
             trust_domain,
             sealing,
-            state,
-        })
+        };
+        let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
+        let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
+        Ok(Self { workshop, state })
     }
 
-    /// Makes a successor for an intermediate past its half life, and signs with the one that counts now: the clock may
-    /// have been put right since, or another process made one.
-    pub(crate) async fn refresh(&self, store: &Store, now: UnixTime) -> Result<(), CaError> {
-        let mut rows = authorities::all(store).await?;
-        if let Some(successor) = successor(&rows, &self.sealing, &self.trust_domain, now)? {
-            store
-                .write(authorities::Add(vec![successor.clone()]))
-                .await?;
-            rows.insert(0, successor);
+    /// Makes what is due, and takes up what counts now: the clock may have been put right since, or another process made
+    /// something. What was in use stays if this fails.
+    pub(crate) async fn refresh(
+        &self,
+        store: &Store,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<(), CaError> {
+        let rows = self
+            .workshop
+            .make_what_is_due(store, lifetimes, now)
+            .await?;
+        self.adopt(&rows, now)
+    }
+
+    /// Makes a successor now, for an administrator. A root is published now and signs later; the answer says when.
+    pub(crate) async fn rotate(
+        &self,
+        store: &Store,
+        lifetimes: &Lifetimes,
+        wanted: Wanted,
+        now: UnixTime,
+        entry: impl FnOnce(&Serial) -> audit::Entry,
+    ) -> Result<Described, CaError> {
+        let rows = authorities::all(store).await?;
+        let current = rotation::signing_root(&rows, now).ok_or_else(|| no_root(&rows, now))?;
+        let row = match wanted {
+            Wanted::Root => {
+                if let Some(announced) = rotation::announced_root(&rows, now) {
+                    return Err(CaError::Announced {
+                        serial: announced.serial.clone(),
+                        in_seconds: until(now, announced.signs_from).as_secs(),
+                    });
+                }
+                if current.sealed_key.is_none() {
+                    return Err(CaError::KeyElsewhere);
+                }
+                let signs_from = rotation::signs_from(current, lifetimes, now);
+                self.workshop.root(lifetimes.root, signs_from, now)?
+            }
+            Wanted::Intermediate => {
+                self.workshop
+                    .intermediate(current, lifetimes.intermediate, now)?
+            }
+        };
+        let entry = Some(entry(&row.serial));
+        let serial = row.serial.clone();
+        match store.write(succeed(&rows, row, entry)).await? {
+            Succeeded::Added => {}
+            Succeeded::Overtaken => return Err(CaError::Overtaken),
         }
-        let current = self.state();
-        let chosen = newest(&rows, Role::Intermediate, now).map(|row| &row.serial);
-        if chosen == Some(&current.issuing.serial) && rows.len() == current.known.len() {
-            return Ok(());
-        }
-        let state = Arc::new(State::of(&rows, &self.sealing, &self.trust_domain, now)?);
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.refresh(store, lifetimes, now).await?;
+        let state = self.state();
+        let made = state.known.iter().find(|known| known.serial == serial);
+        made.cloned().ok_or(CaError::NoIntermediate)
+    }
+
+    fn adopt(&self, rows: &[AuthorityRow], now: UnixTime) -> Result<(), CaError> {
+        let fresh = State::of(rows, &self.workshop, now)?;
+        self.state.send_if_modified(|state| {
+            let changed = !fresh.is_same(state);
+            *state = Arc::new(fresh);
+            changed
+        });
         Ok(())
     }
 
     pub(crate) fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.workshop.trust_domain
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.borrow())
+    }
+
+    /// Every change of what signs or of what is believed.
+    pub(crate) fn changes(&self) -> watch::Receiver<Arc<State>> {
+        self.state.subscribe()
     }
 
     /// What a join token pins.
@@ -124,224 +217,214 @@ impl Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
-            .field("trust_domain", &self.trust_domain)
+            .field("trust_domain", &self.workshop.trust_domain)
             .finish_non_exhaustive()
     }
 }
 
-impl State {
-    fn of(
-        rows: &[AuthorityRow],
-        sealing: &SealingKey,
-        trust_domain: &TrustDomain,
+impl Workshop {
+    /// Everything that is due, one step after the other; what is there at the end.
+    async fn make_what_is_due(
+        &self,
+        store: &Store,
+        lifetimes: &Lifetimes,
         now: UnixTime,
-    ) -> Result<Self, CaError> {
-        // Every root that still lives, so that what an older one vouches for holds during a rotation.
-        let roots: Vec<_> = rows
-            .iter()
-            .filter(|row| row.role == Role::Root && row.validity.not_after > now)
-            .map(|row| row.certificate.clone())
-            .collect();
-        let root = roots.first().cloned().ok_or(CaError::RootExpired)?;
-        let issuing = newest(rows, Role::Intermediate, now).ok_or(CaError::NoIntermediate)?;
-        let issuing = Issuing {
-            serial: issuing.serial.clone(),
-            certificate: issuing.certificate.clone(),
-            validity: issuing.validity,
-            issuer: issuer(issuing, sealing, trust_domain)?,
+    ) -> Result<Vec<AuthorityRow>, CaError> {
+        for _ in 0..STEPS {
+            let rows = authorities::all(store).await?;
+            let Some(row) = self.next(&rows, lifetimes, now)? else {
+                return Ok(rows);
+            };
+            let (role, serial, signs_from) =
+                (row.role.as_str(), row.serial.clone(), row.signs_from);
+            if store.write(succeed(&rows, row, None)).await? == Succeeded::Added {
+                let signs_in = until(now, signs_from).as_secs();
+                tracing::info!(trust_domain = %self.trust_domain, %serial, signs_in, "{role} certificate authority made");
+            }
+        }
+        Ok(authorities::all(store).await?)
+    }
+
+    /// The next authority to make, if one is due and its key is at hand.
+    fn next(
+        &self,
+        rows: &[AuthorityRow],
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Option<AuthorityRow>, CaError> {
+        // Whoever keeps a root's key elsewhere wants no root that is kept here.
+        let elsewhere = rotation::latest_root(rows).is_some_and(is_elsewhere);
+        if !elsewhere && let Some(signs_from) = rotation::root_due(rows, lifetimes, now) {
+            if rotation::why_no_root(rows, now) == NoRoot::Ended
+                && rotation::signing_root(rows, now).is_none()
+            {
+                tracing::error!(
+                    "every root certificate has ended: a new one is made, and whoever knows only the old ones must attest anew"
+                );
+            }
+            return self.root(lifetimes.root, signs_from, now).map(Some);
+        }
+        let roots = [
+            rotation::signing_root(rows, now),
+            rotation::serving_root(rows, now),
+        ];
+        for root in roots.into_iter().flatten() {
+            if !is_elsewhere(root) && rotation::intermediate_due(rows, root, lifetimes, now) {
+                return self
+                    .intermediate(root, lifetimes.intermediate, now)
+                    .map(Some);
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn is_elsewhere(root: &AuthorityRow) -> bool {
+    root.sealed_key.is_none()
+}
+
+fn succeed(rows: &[AuthorityRow], made: AuthorityRow, entry: Option<audit::Entry>) -> Succeed {
+    let roots = rows.iter().filter(|row| row.role == Role::Root);
+    Succeed {
+        known_roots: roots.map(|row| row.serial.clone()).collect::<BTreeSet<_>>(),
+        rows: vec![made],
+        entry,
+    }
+}
+
+fn no_root(rows: &[AuthorityRow], now: UnixTime) -> CaError {
+    match rotation::why_no_root(rows, now) {
+        NoRoot::NotYet { begins } => CaError::BeforeRoot {
+            seconds: until(now, begins).as_secs(),
+        },
+        NoRoot::Never | NoRoot::Ended => CaError::RootExpired,
+    }
+}
+
+impl State {
+    fn of(rows: &[AuthorityRow], workshop: &Workshop, now: UnixTime) -> Result<Self, CaError> {
+        let signing = rotation::signing_root(rows, now).ok_or_else(|| no_root(rows, now))?;
+        let issuing = Arc::new(Issuing::of(rows, signing, workshop, now)?);
+        let serving = match rotation::serving_root(rows, now) {
+            Some(root) if root.serial != signing.serial => {
+                match Issuing::of(rows, root, workshop, now) {
+                    Ok(serving) if serving.validity.includes(now) => Arc::new(serving),
+                    // A root that is kept elsewhere, under which nobody signed again.
+                    Ok(_) | Err(CaError::NoIntermediate) => Arc::clone(&issuing),
+                    Err(error) => return Err(error),
+                }
+            }
+            Some(_) | None => Arc::clone(&issuing),
         };
-        let bundle = Bundle::new(trust_domain.clone(), roots)?;
-        let mut bundles = Bundles::default();
-        bundles.insert(bundle.clone());
+        let trust_domain = &workshop.trust_domain;
+        let bundle = bundle(rows, trust_domain, now)?;
+        let lapsed = bundle_since(rows, trust_domain, now)?;
         let known = rows
             .iter()
-            .map(|row| Described {
-                role: row.role,
-                serial: row.serial.clone(),
-                not_after: row.validity.not_after,
-            })
+            .filter(|row| row.validity.not_after > now)
+            .map(|row| describe(row, &issuing, signing, now))
             .collect();
         Ok(Self {
             issuing,
+            serving,
+            bundles: Arc::new(bundle.clone().into()),
             bundle,
-            bundles: Arc::new(bundles),
-            root,
+            lapsed: Arc::new(lapsed.into()),
             known,
+            horizon: horizon::horizon(rows, signing, now),
         })
     }
+
+    /// Whether nothing that a certificate or a handshake depends on differs.
+    fn is_same(&self, other: &Self) -> bool {
+        self.issuing.serial == other.issuing.serial
+            && self.serving.serial == other.serving.serial
+            && self.bundle == other.bundle
+    }
 }
 
-/// The youngest that is valid now. One made while the clock was ahead must not sign before its time comes; if there is
-/// no other, it is named all the same, and its signatures are refused when they are checked.
-fn newest(rows: &[AuthorityRow], role: Role, now: UnixTime) -> Option<&AuthorityRow> {
-    let youngest = |valid: &dyn Fn(&AuthorityRow) -> bool| {
-        rows.iter()
-            .filter(|row| row.role == role && valid(row))
-            .max_by_key(|row| row.validity.not_after)
-    };
-    youngest(&|row| row.validity.includes(now)).or_else(|| youngest(&|_| true))
+impl Issuing {
+    fn of(
+        rows: &[AuthorityRow],
+        root: &AuthorityRow,
+        workshop: &Workshop,
+        now: UnixTime,
+    ) -> Result<Self, CaError> {
+        let row = rotation::intermediate(rows, root, now).ok_or(CaError::NoIntermediate)?;
+        Ok(Self {
+            serial: row.serial.clone(),
+            certificate: row.certificate.clone(),
+            path: row.path.clone(),
+            root: root.certificate.clone(),
+            validity: row.validity,
+            issuer: workshop.issuer(row)?,
+        })
+    }
+
+    /// From this one up; the root is not part of it.
+    pub(crate) fn chain(&self) -> impl Iterator<Item = CertificateDer<'static>> {
+        std::iter::once(&self.certificate)
+            .chain(&self.path)
+            .cloned()
+    }
 }
 
-fn found(
-    sealing: &SealingKey,
-    trust_domain: &TrustDomain,
-    now: UnixTime,
-) -> Result<Vec<AuthorityRow>, CaError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let serial = random_serial()?;
-    let validity = lifetimes::validity(now, lifetimes::ROOT, forever());
-    let certificate = ca_params(Role::Root, trust_domain, &serial, validity)?.self_signed(&key)?;
-    let root = sealed(
-        Role::Root,
-        serial,
-        validity,
-        certificate.into(),
-        &key,
-        sealing,
-        trust_domain,
-    )?;
-    let intermediate = intermediate(&root, sealing, trust_domain, now)?;
-    Ok(vec![intermediate, root])
-}
-
-/// The next intermediate, if it is time for one.
-fn successor(
+/// Every root that still lives, so that what an older one vouches for holds during a rotation, and what a newer one will
+/// vouch for is known before it does.
+fn bundle(
     rows: &[AuthorityRow],
-    sealing: &SealingKey,
     trust_domain: &TrustDomain,
     now: UnixTime,
-) -> Result<Option<AuthorityRow>, CaError> {
-    let current = newest(rows, Role::Intermediate, now).ok_or(CaError::NoIntermediate)?;
-    let usable = current.validity.includes(now);
-    if usable && !lifetimes::past_half(current.validity, now) {
-        return Ok(None);
-    }
-    let root = newest(rows, Role::Root, now).ok_or(CaError::RootExpired)?;
-    if root.validity.not_after <= now {
-        return Err(CaError::RootExpired);
-    }
-    if !root.validity.includes(now) {
-        // Nothing made before the root begins could ever be verified.
-        return Ok(None);
-    }
-    let successor = intermediate(root, sealing, trust_domain, now)?;
-    if usable && successor.validity.not_after <= current.validity.not_after {
-        // The root ends first: a successor would gain nothing.
-        return Ok(None);
-    }
-    tracing::info!(serial = %successor.serial, "intermediate certificate authority made anew");
-    Ok(Some(successor))
+) -> Result<Bundle, CaError> {
+    roots(rows, trust_domain, |validity| validity.not_after > now)
 }
 
-fn intermediate(
-    root: &AuthorityRow,
-    sealing: &SealingKey,
+/// The same with those that have ended within the longest renewal grace.
+fn bundle_since(
+    rows: &[AuthorityRow],
     trust_domain: &TrustDomain,
     now: UnixTime,
-) -> Result<AuthorityRow, CaError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let serial = random_serial()?;
-    let validity = lifetimes::validity(now, lifetimes::INTERMEDIATE, root.validity.not_after);
-    let certificate = ca_params(Role::Intermediate, trust_domain, &serial, validity)?
-        .signed_by(&key, &issuer(root, sealing, trust_domain)?)?;
-    let certificate = certificate.into();
-    sealed(
-        Role::Intermediate,
-        serial,
-        validity,
-        certificate,
-        &key,
-        sealing,
-        trust_domain,
-    )
-}
-
-fn ca_params(
-    role: Role,
-    trust_domain: &TrustDomain,
-    serial: &Serial,
-    validity: Validity,
-) -> Result<CertificateParams, CaError> {
-    let number = serial.to_string();
-    let mut name = DistinguishedName::new();
-    name.push(DnType::OrganizationName, "Fender");
-    // Successors differ in name, which helps people and tools that search by it.
-    let short = number.get(..8).unwrap_or(&number);
-    name.push(
-        DnType::CommonName,
-        format!("Fender {} {short}", role.as_str()),
-    );
-
-    let mut params = CertificateParams::default();
-    params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
-    params.distinguished_name = name;
-    set_validity(&mut params, validity);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(match role {
-        Role::Root => 1,
-        Role::Intermediate => 0,
-    }));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    // SPIFFE: a signing certificate carries its trust domain's own id, which has no path.
-    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
-    params.use_authority_key_identifier_extension = role == Role::Intermediate;
-    Ok(params)
-}
-
-fn sealed(
-    role: Role,
-    serial: Serial,
-    validity: Validity,
-    certificate: CertificateDer<'static>,
-    key: &KeyPair,
-    sealing: &SealingKey,
-    trust_domain: &TrustDomain,
-) -> Result<AuthorityRow, CaError> {
-    let plain = Zeroizing::new(key.serialize_der());
-    let sealed_key = sealing.seal(&place(role, &serial, &certificate, trust_domain), &plain)?;
-    Ok(AuthorityRow {
-        serial,
-        role,
-        certificate,
-        sealed_key,
-        validity,
+) -> Result<Bundle, CaError> {
+    roots(rows, trust_domain, |validity| {
+        later(validity.not_after, LONGEST_GRACE) > now
     })
 }
 
-fn issuer(
+fn roots(
+    rows: &[AuthorityRow],
+    trust_domain: &TrustDomain,
+    counts: impl Fn(&Validity) -> bool,
+) -> Result<Bundle, CaError> {
+    let mut roots: Vec<_> = rows
+        .iter()
+        .filter(|row| row.role == Role::Root && counts(&row.validity))
+        .collect();
+    roots.sort_by_key(|row| row.signs_from);
+    let roots = roots.into_iter().take(MAX_ROOTS);
+    Ok(Bundle::new(
+        trust_domain.clone(),
+        roots.map(|row| row.certificate.clone()).collect(),
+    )?)
+}
+
+fn describe(
     row: &AuthorityRow,
-    sealing: &SealingKey,
-    trust_domain: &TrustDomain,
-) -> Result<Issuer<'static, KeyPair>, CaError> {
-    let place = place(row.role, &row.serial, &row.certificate, trust_domain);
-    let plain = sealing.open(&place, &row.sealed_key)?;
-    let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(plain.as_slice()))?;
-    Ok(Issuer::from_ca_cert_der(&row.certificate, key)?)
-}
-
-/// Binds a sealed key to its row: role, serial, certificate and trust domain.
-fn place(
-    role: Role,
-    serial: &Serial,
-    certificate: &CertificateDer<'_>,
-    trust_domain: &TrustDomain,
-) -> Vec<u8> {
-    let mut place = format!(
-        "fender authority v1\0{trust_domain}\0{}\0{serial}\0",
-        role.as_str()
-    )
-    .into_bytes();
-    place.extend_from_slice(&sha256(certificate));
-    place
-}
-
-/// 16 bytes, the first from 0x40 to 0x7f: positive, never shortened by DER, 126 random bits.
-pub(crate) fn random_serial() -> Result<Serial, CaError> {
-    let mut bytes = [0_u8; 16];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| SealError::Crypto)?;
-    if let Some(first) = bytes.first_mut() {
-        *first = *first & 0x3f | 0x40;
+    issuing: &Issuing,
+    signing: &AuthorityRow,
+    now: UnixTime,
+) -> Described {
+    let signs = row.serial == issuing.serial || row.serial == signing.serial;
+    Described {
+        role: row.role,
+        serial: row.serial.clone(),
+        not_after: row.validity.not_after,
+        signs_from: row.signs_from,
+        standing: match (signs, row.signs_from > now) {
+            (true, _) => Standing::Signing,
+            (false, true) => Standing::Published,
+            (false, false) => Standing::Retiring,
+        },
     }
-    Serial::from_bytes(&bytes).map_err(|_| CaError::Seal(SealError::Crypto))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -350,25 +433,28 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-/// No issuer ends before.
-fn forever() -> UnixTime {
-    UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) * 4))
-}
-
-/// rcgen's dates are of a crate nothing else here needs, so they are reached from one of its own.
-fn set_validity(params: &mut CertificateParams, validity: Validity) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + Duration::from_secs(validity.not_before.as_secs());
-    params.not_after = epoch + Duration::from_secs(validity.not_after.as_secs());
-}
-
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaError {
-    #[error("the root certificate has expired: restore the clock, or make a new trust domain")]
+    #[error("every root certificate has ended, and the key to make a new one is kept elsewhere")]
     RootExpired,
+    #[error(
+        "the clock shows a time {seconds} s before the first root certificate begins: put it right; if it is right, the \
+         authority was founded while it was ahead, and a new data directory is needed"
+    )]
+    BeforeRoot { seconds: u64 },
     #[error("the database holds no intermediate certificate authority")]
     NoIntermediate,
+    #[error(
+        "the root's key is kept elsewhere: whoever has it signs a new intermediate with `fender ca sign-intermediate`"
+    )]
+    KeyElsewhere,
+    #[error("the root {serial} is published already and signs in {in_seconds} s: wait for it")]
+    Announced { serial: Serial, in_seconds: u64 },
+    #[error(
+        "another process made an authority at the same moment: look at `fender status`, and try again"
+    )]
+    Overtaken,
     #[error("make a certificate: {0}")]
     Make(#[from] rcgen::Error),
     #[error("the bundle is not usable: {0}")]

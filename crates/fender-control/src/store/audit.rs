@@ -34,6 +34,7 @@ pub(crate) enum Action {
     CreateToken,
     IssueSvid,
     ReissueAdmin,
+    RotateAuthority,
     Status,
     Explain,
     /// A call refused before it was looked at.
@@ -50,6 +51,7 @@ impl Action {
             Action::CreateToken => "create-token",
             Action::IssueSvid => "issue-svid",
             Action::ReissueAdmin => "reissue-admin",
+            Action::RotateAuthority => "rotate-authority",
             Action::Status => "status",
             Action::Explain => "explain",
             Action::AnyAdministration => "any-administration",

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use sqlx::{Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Command, Store, StoreError, audit};
+use super::{Command, Store, StoreError, audit, authorities};
 use crate::time::{earlier, moment, seconds};
 
 /// How long after its expiry a certificate is remembered for whoever asks what happened; a longer renewal grace needs it
@@ -35,7 +35,8 @@ pub(crate) struct CertificateRow {
 pub(crate) struct Known {
     pub(crate) identity: SpiffeId,
     pub(crate) leaf: CertificateDer<'static>,
-    pub(crate) issuer: CertificateDer<'static>,
+    /// From the one that signed it up; the root is not part of it.
+    pub(crate) issuers: Vec<CertificateDer<'static>>,
     pub(crate) key_sha256: Vec<u8>,
     pub(crate) not_after: UnixTime,
     pub(crate) standing: Standing,
@@ -53,7 +54,7 @@ pub(crate) async fn find<'a>(
     serial: &str,
 ) -> Result<Option<Known>, StoreError> {
     sqlx::query(
-        "SELECT identity, leaf, a.certificate AS issuer, key_sha256, c.not_after, revoked_at \
+        "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at \
          FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = ?",
     )
     .bind(serial.to_owned())
@@ -80,13 +81,15 @@ pub(crate) async fn is_leaf_on_record<'a>(
 }
 
 pub(super) fn read(row: &SqliteRow) -> Result<Known, StoreError> {
+    let mut issuers = vec![row.try_get::<Vec<u8>, _>("issuer")?.into()];
+    issuers.extend(authorities::path_from_der(row.try_get("issuer_path")?)?);
     Ok(Known {
         identity: row
             .try_get::<&str, _>("identity")?
             .parse()
             .map_err(|_| StoreError::Damaged("certificate record"))?,
         leaf: row.try_get::<Vec<u8>, _>("leaf")?.into(),
-        issuer: row.try_get::<Vec<u8>, _>("issuer")?.into(),
+        issuers,
         key_sha256: row.try_get("key_sha256")?,
         not_after: moment(row.try_get("not_after")?),
         standing: match row.try_get::<Option<i64>, _>("revoked_at")? {

@@ -79,14 +79,23 @@ async fn with_authority(store: &Store) {
     let row = authorities::AuthorityRow {
         serial: "01".parse().unwrap(),
         role: authorities::Role::Root,
+        root: None,
         certificate: vec![1].into(),
-        sealed_key: vec![1],
+        path: Vec::new(),
+        sealed_key: Some(vec![1]),
         validity: fender_identity::Validity {
             not_before: at(0),
             not_after: at(1000 * DAY),
         },
+        signs_from: at(0),
     };
-    store.write(authorities::Add(vec![row])).await.unwrap();
+    let add = authorities::Succeed {
+        known_roots: std::collections::BTreeSet::new(),
+        rows: vec![row],
+        entry: None,
+    };
+    let added = store.write(add).await.unwrap();
+    assert_eq!(added, authorities::Succeeded::Added);
 }
 
 #[tokio::test]

@@ -88,7 +88,7 @@ where
 {
     let row = sqlx::query(
         "SELECT t.identity AS token_identity, expires_at, spent_on, \
-         c.identity, leaf, a.certificate AS issuer, key_sha256, c.not_after, revoked_at \
+         c.identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at \
          FROM tokens t LEFT JOIN certificates c ON c.serial = t.spent_on \
          LEFT JOIN authorities a ON a.serial = c.authority WHERE secret_sha256 = ?",
     )

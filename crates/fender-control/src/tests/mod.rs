@@ -3,6 +3,7 @@
 mod administration;
 mod attestation;
 mod audit;
+mod authority;
 mod distribution;
 mod documents;
 mod load;
