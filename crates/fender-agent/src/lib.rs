@@ -4,8 +4,15 @@
 //! It decides nothing about who may be whom: that is the control plane's, by the facts attested here. It never gives
 //! two callers the same private key, and answers nobody over a network.
 
+mod authority;
+mod call;
 mod caller;
 mod identities;
+mod sds;
+mod server;
+mod share;
+mod workload;
 
 pub use caller::UnknownCaller;
 pub use identities::{Caller, Entitled, Identities, JwtSvid, Refused};
+pub use server::{Limits, serve};

@@ -14,6 +14,8 @@ pub mod proto;
 pub mod tls;
 pub mod token;
 pub mod url;
+#[cfg(feature = "workload-api")]
+pub mod workload;
 
 #[cfg(test)]
 mod testing;

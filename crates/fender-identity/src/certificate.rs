@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME};
@@ -139,6 +139,26 @@ impl Certificate {
     }
 }
 
+/// Certificates in DER, one after the other without anything between: how the SPIFFE Workload API carries a chain and a
+/// bundle. At most `most` of them.
+pub fn concatenated(
+    mut bytes: &[u8],
+    most: usize,
+) -> Result<Vec<CertificateDer<'static>>, Malformed> {
+    let mut certificates = Vec::new();
+    while !bytes.is_empty() {
+        let (rest, _) = X509Certificate::from_der(bytes).map_err(|_| Malformed::NotX509)?;
+        let length = bytes.len().saturating_sub(rest.len());
+        let (certificate, rest) = bytes.split_at_checked(length).ok_or(Malformed::NotX509)?;
+        if certificate.len() > MAX_CERTIFICATE || certificates.len() >= most {
+            return Err(Malformed::TooLarge);
+        }
+        certificates.push(CertificateDer::from(certificate.to_vec()));
+        bytes = rest;
+    }
+    Ok(certificates)
+}
+
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
@@ -253,6 +273,28 @@ mod tests {
         assert!(Certificate::read(&der).is_ok());
         der.push(0);
         assert_eq!(Certificate::read(&der).unwrap_err(), Malformed::NotX509);
+    }
+
+    #[test]
+    fn certificates_one_after_the_other_are_taken_apart() {
+        let (one, other) = (root("one"), root("other"));
+        let both = [one.der().as_ref(), other.der().as_ref()].concat();
+        assert_eq!(
+            concatenated(&both, 2).unwrap(),
+            [one.der().clone(), other.der().clone()]
+        );
+        assert_eq!(concatenated(&[], 2).unwrap(), []);
+    }
+
+    #[test]
+    fn attack_more_certificates_than_asked_for_or_something_between_them() {
+        let one = root("one").der().to_vec();
+        let both = [one.clone(), one.clone()].concat();
+        assert_eq!(concatenated(&both, 1).unwrap_err(), Malformed::TooLarge);
+        let between = [one.clone(), vec![0], one.clone()].concat();
+        assert_eq!(concatenated(&between, 9).unwrap_err(), Malformed::NotX509);
+        let cut = &one[..one.len() - 1];
+        assert_eq!(concatenated(cut, 9).unwrap_err(), Malformed::NotX509);
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl Svid {
         )
     }
 
+    /// The key as PKCS#8 in DER; none for a key that was given in another form.
+    pub fn key_pkcs8(&self) -> Option<Secret> {
+        (self.key_label == PKCS8).then(|| self.key.clone())
+    }
+
     /// When to ask for the next one: half of its life, give or take a tenth of that half.
     /// `jitter` from -1 to 1 chooses within; anything beyond counts as the end it lies at.
     pub fn renew_at(&self, jitter: f64) -> UnixTime {
@@ -150,12 +155,14 @@ pub enum SvidError {
     Pem(#[from] PemError),
 }
 
+const PKCS8: &str = "PRIVATE KEY";
+
 fn label(key: &PrivateKeyDer<'_>) -> &'static str {
     match key {
         PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
         PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
         // The enum may grow; what it grows by does not pass `any_supported_type`.
-        PrivateKeyDer::Pkcs8(_) | _ => "PRIVATE KEY",
+        PrivateKeyDer::Pkcs8(_) | _ => PKCS8,
     }
 }
 

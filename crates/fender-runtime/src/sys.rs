@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::FdFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
 pub use rustix::process::Signal;
 
 unsafe extern "C" {
@@ -218,6 +221,14 @@ pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(process) })
+}
+
+/// Resolves when the process is over. Must be called inside a tokio runtime.
+pub async fn ended(process: OwnedFd) -> io::Result<()> {
+    // SAFETY: an `OwnedFd` has one number for all of its life, and the descriptor is open for as long; the registration
+    // owns it, and drops itself before it.
+    let process = unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }?;
+    process.readable().await.map(drop)
 }
 
 /// Marks an inherited descriptor as one that our own children do not inherit.

@@ -1,0 +1,216 @@
+//! The local socket: HTTP/2 without TLS, because the kernel says who is there and nobody else can listen in.
+//!
+//! Each connection is its caller's: who that is was asked of the kernel before a byte was read. The socket's mode says who
+//! may connect; who is anybody is for [`Identities`] to say. Nobody holds all connections: each user has a share.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use fender_api::proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use fender_api::proto::spiffe::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use fender_runtime::accept::{Accept, Slot};
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::{Listener, Socket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+use crate::authority::Authority;
+use crate::sds::SecretDiscovery;
+use crate::share::{Share, Shares};
+use crate::workload::WorkloadApi;
+use crate::{Caller, Identities};
+
+/// The largest request: names and an audience, or a token to be validated.
+pub(crate) const MAX_REQUEST: usize = 64 * 1024;
+
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+
+/// Bounds of the local socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections: usize,
+    /// Open connections of one user.
+    pub per_user: usize,
+    /// Calls and streams under way of one process, over all of its connections.
+    pub per_process: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            per_user: 256,
+            per_process: 64,
+        }
+    }
+}
+
+/// Serves both protocols on one socket until the drain stops.
+pub async fn serve<I: Identities>(
+    listener: Listener,
+    identities: Arc<I>,
+    clock: SharedClock,
+    limits: Limits,
+    drain: Drain,
+) {
+    let calls = Calls {
+        identities,
+        clock,
+        shares: Arc::new(Shares::new(limits.per_process)),
+        drain: drain.clone(),
+    };
+    let (accepted, incoming) = mpsc::channel(1);
+    let accept = Accept::new(listener, limits.connections);
+    drain.spawn(admit(
+        accept,
+        Shares::new(limits.per_user),
+        accepted,
+        drain.clone(),
+    ));
+    let workload = SpiffeWorkloadApiServer::new(WorkloadApi::new(calls.clone()))
+        .max_decoding_message_size(MAX_REQUEST);
+    let secrets = SecretDiscoveryServiceServer::new(SecretDiscovery::new(calls))
+        .max_decoding_message_size(MAX_REQUEST);
+    let served = Server::builder()
+        .http2_max_header_list_size(MAX_HEADER_LIST)
+        .http2_max_pending_accept_reset_streams(Some(32))
+        .http2_max_local_error_reset_streams(Some(256))
+        .max_concurrent_streams(u32::try_from(limits.per_process.saturating_mul(2)).ok())
+        .add_service(workload)
+        .add_service(secrets)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.stopping());
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the local socket is not served any more");
+            }
+        }
+        () = drain.forced() => {}
+    }
+}
+
+/// Lets in those whom the kernel can name, each user up to its share.
+async fn admit(
+    mut accept: Accept,
+    shares: Shares<u32>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+    drain: Drain,
+) {
+    while let Some((socket, _, slot)) = accept.next(&drain).await {
+        let caller = match Caller::of(&socket) {
+            Ok(caller) => caller,
+            Err(error) => {
+                tracing::warn!(%error, "refused a caller at the local socket");
+                continue;
+            }
+        };
+        let Some(share) = shares.take(caller.uid) else {
+            tracing::warn!(
+                uid = caller.uid,
+                pid = caller.pid,
+                "refused a caller: its user holds too many connections"
+            );
+            continue;
+        };
+        let connection = Connection {
+            socket,
+            caller,
+            authority: Authority::new(),
+            _share: share,
+            _slot: slot,
+        };
+        // Nobody takes it any more only when the server is gone; it closes then.
+        if accepted.send(Ok(connection)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What both protocols need of each call.
+pub(crate) struct Calls<I> {
+    pub(crate) identities: Arc<I>,
+    pub(crate) clock: SharedClock,
+    pub(crate) shares: Arc<Shares<u32>>,
+    pub(crate) drain: Drain,
+}
+
+impl<I> Clone for Calls<I> {
+    fn clone(&self) -> Self {
+        Self {
+            identities: Arc::clone(&self.identities),
+            clock: Arc::clone(&self.clock),
+            shares: Arc::clone(&self.shares),
+            drain: self.drain.clone(),
+        }
+    }
+}
+
+/// One connection and whose it is.
+#[derive(Debug)]
+struct Connection {
+    socket: Socket,
+    caller: Caller,
+    authority: Authority,
+    _share: Share<u32>,
+    _slot: Slot,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+        if let Some(read) = buf.filled_mut().get_mut(before..) {
+            self.authority.pass(read);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,231 @@
+//! The SPIFFE Workload API: who the caller is, and whom it may trust.
+//!
+//! A call without the metadata `workload.spiffe.io: true` is refused before anything is looked up: only somebody who means
+//! to ask can set it, and not whoever makes an honest client send a request somewhere.
+//!
+//! <https://github.com/spiffe/spiffe/blob/main/standards/SPIFFE_Workload_API.md>
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use fender_api::proto::spiffe::spiffe_workload_api_server::SpiffeWorkloadApi;
+use fender_api::proto::spiffe::{
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
+    ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
+    X509svid, X509svidRequest, X509svidResponse,
+};
+use fender_identity::{Bundle, Bundles, SpiffeId, Svid, TrustDomain};
+use futures_util::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::call::refusal;
+use crate::server::Calls;
+use crate::{Entitled, Identities};
+
+const HEADER: &str = "workload.spiffe.io";
+
+/// Names that a token may be for.
+const MAX_AUDIENCES: usize = 16;
+const MAX_AUDIENCE: usize = 1024;
+
+type Push<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+
+pub(crate) struct WorkloadApi<I> {
+    calls: Calls<I>,
+}
+
+impl<I: Identities> WorkloadApi<I> {
+    pub(crate) fn new(calls: Calls<I>) -> Self {
+        Self { calls }
+    }
+}
+
+#[tonic::async_trait]
+impl<I: Identities> SpiffeWorkloadApi for WorkloadApi<I> {
+    type FetchX509SVIDStream = Push<X509svidResponse>;
+    type FetchX509BundlesStream = Push<X509BundlesResponse>;
+    type FetchJWTBundlesStream = Push<JwtBundlesResponse>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        meant(&request)?;
+        let admitted = self.calls.admit(&request)?;
+        let entitled = self.calls.follow(&admitted.caller).await?;
+        let pushed = self.calls.push(admitted, entitled, Own::of, Own::message);
+        Ok(Response::new(Box::pin(pushed)))
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        meant(&request)?;
+        let admitted = self.calls.admit(&request)?;
+        let entitled = self.calls.follow(&admitted.caller).await?;
+        let pushed = self.calls.push(
+            admitted,
+            entitled,
+            |entitled| Arc::clone(&entitled.bundles),
+            |bundles| {
+                Ok(X509BundlesResponse {
+                    crl: Vec::new(),
+                    bundles: bundles.iter().map(by_trust_domain).collect(),
+                })
+            },
+        );
+        Ok(Response::new(Box::pin(pushed)))
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        meant(&request)?;
+        let admitted = self.calls.admit(&request)?;
+        let JwtsvidRequest {
+            audience,
+            spiffe_id,
+        } = request.into_inner();
+        check_audience(&audience)?;
+        let id = match spiffe_id.as_str() {
+            "" => None,
+            text => Some(text.parse::<SpiffeId>().map_err(|error| {
+                Status::invalid_argument(format!("`spiffe_id` is not an identity: {error}"))
+            })?),
+        };
+        let caller = &admitted.caller;
+        let issued = self
+            .calls
+            .identities
+            .jwt_svid(caller, &audience, id.as_ref())
+            .await
+            .map_err(|why| refusal(caller, why))?;
+        let token = issued.token.expose_str();
+        let token = token.ok_or_else(|| Status::internal("the token is not text"))?;
+        Ok(Response::new(JwtsvidResponse {
+            svids: vec![Jwtsvid {
+                spiffe_id: issued.id.to_string(),
+                svid: token.to_owned(),
+                hint: String::new(),
+            }],
+        }))
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        meant(&request)?;
+        Err(Status::unimplemented("there are no JWT bundles here"))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        meant(&request)?;
+        Err(Status::unimplemented("there are no JWT bundles here"))
+    }
+}
+
+/// The caller means to ask this API, and nobody makes it.
+fn meant<T>(request: &Request<T>) -> Result<(), Status> {
+    match request.metadata().get(HEADER) {
+        Some(value) if value.as_bytes() == b"true" => Ok(()),
+        Some(_) | None => Err(Status::invalid_argument(format!(
+            "the metadata `{HEADER}: true` is missing"
+        ))),
+    }
+}
+
+fn check_audience(audience: &[String]) -> Result<(), Status> {
+    if audience.is_empty() || audience.iter().any(String::is_empty) {
+        return Err(Status::invalid_argument(
+            "a token is for somebody: name an audience",
+        ));
+    }
+    if audience.len() > MAX_AUDIENCES || audience.iter().any(|name| name.len() > MAX_AUDIENCE) {
+        return Err(Status::invalid_argument(format!(
+            "more than {MAX_AUDIENCES} audiences, or one longer than {MAX_AUDIENCE} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// What the answer to FetchX509SVID is made of.
+struct Own {
+    svids: Vec<Arc<Svid>>,
+    bundles: Arc<Bundles>,
+}
+
+/// Two certificates are one if they were signed as one: a key has one certificate at a time.
+impl PartialEq for Own {
+    fn eq(&self, other: &Self) -> bool {
+        let chains = |own: &Self| {
+            own.svids
+                .iter()
+                .map(|svid| svid.chain().to_vec())
+                .collect::<Vec<_>>()
+        };
+        self.bundles == other.bundles && chains(self) == chains(other)
+    }
+}
+
+impl Own {
+    fn of(entitled: &Entitled) -> Self {
+        Self {
+            svids: entitled.svids.clone(),
+            bundles: Arc::clone(&entitled.bundles),
+        }
+    }
+
+    fn message(&self) -> Result<X509svidResponse, Status> {
+        let svids: Result<Vec<_>, _> = self.svids.iter().map(|svid| self.svid(svid)).collect();
+        let own: Vec<&TrustDomain> = self
+            .svids
+            .iter()
+            .map(|svid| svid.id().trust_domain())
+            .collect();
+        let foreign = self
+            .bundles
+            .iter()
+            .filter(|bundle| !own.contains(&bundle.trust_domain()));
+        Ok(X509svidResponse {
+            svids: svids?,
+            crl: Vec::new(),
+            federated_bundles: foreign.map(by_trust_domain).collect(),
+        })
+    }
+
+    fn svid(&self, svid: &Svid) -> Result<X509svid, Status> {
+        let bundle = self.bundles.get(svid.id().trust_domain());
+        let bundle =
+            bundle.ok_or_else(|| Status::unavailable("the trust bundle is not there yet"))?;
+        let key = svid.key_pkcs8();
+        let key = key.ok_or_else(|| Status::internal("the key is not PKCS#8"))?;
+        Ok(X509svid {
+            spiffe_id: svid.id().to_string(),
+            x509_svid: joined(svid.chain()),
+            x509_svid_key: key.expose().to_vec(),
+            bundle: joined(bundle.roots()),
+            hint: String::new(),
+        })
+    }
+}
+
+fn by_trust_domain(bundle: &Bundle) -> (String, Vec<u8>) {
+    (
+        format!("spiffe://{}", bundle.trust_domain()),
+        joined(bundle.roots()),
+    )
+}
+
+fn joined(certificates: &[impl AsRef<[u8]>]) -> Vec<u8> {
+    certificates
+        .iter()
+        .flat_map(AsRef::as_ref)
+        .copied()
+        .collect()
+}

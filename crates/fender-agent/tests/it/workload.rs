@@ -1,0 +1,220 @@
+//! The SPIFFE Workload API.
+
+use std::sync::Arc;
+
+use fender_agent::{Entitled, Limits, Refused};
+use fender_api::proto::spiffe::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
+use fender_api::workload::{FetchError, meant, watch};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request};
+
+use crate::harness::{Host, ORDERS};
+
+#[tokio::test]
+async fn a_caller_gets_its_certificate_its_key_and_whom_to_trust_and_hears_of_every_change() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.socket).await.unwrap();
+    let first = updates.next().await.unwrap();
+    assert_eq!(first.svids.len(), 1);
+    assert_eq!(first.svids[0].id().as_str(), ORDERS);
+    let expected = [host.authority.bundle(), host.partner.bundle()];
+    assert_eq!(first.bundles, expected.into_iter().collect());
+
+    let rotated = host.rotate();
+    let second = updates.next().await.unwrap();
+    assert_eq!(second.svids[0].chain(), rotated.chain());
+    assert_ne!(second.svids[0].serial(), first.svids[0].serial());
+}
+
+#[tokio::test]
+async fn what_did_not_change_is_not_sent_again() {
+    let host = Host::start().await;
+    let mut client = host.workload().await;
+    let response = client.fetch_x509_bundles(meant(X509BundlesRequest {}));
+    let mut bundles = response.await.unwrap().into_inner();
+    let first = bundles.message().await.unwrap().unwrap();
+    let names: Vec<_> = first.bundles.keys().cloned().collect();
+    assert_eq!(first.bundles.len(), 2, "{names:?}");
+    assert!(first.bundles.contains_key("spiffe://partner.test"));
+
+    // A new certificate is no new bundle; what comes next is the change after it.
+    host.rotate();
+    let only = Arc::new(host.authority.bundle().into());
+    let svids = host.someone.now().svids.clone();
+    let entitled = Entitled {
+        svids,
+        bundles: only,
+    };
+    host.someone.publish(entitled);
+    let second = bundles.message().await.unwrap().unwrap();
+    assert_eq!(second.bundles.len(), 1);
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_the_newest_and_not_what_was_between() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.socket).await.unwrap();
+    updates.next().await.unwrap();
+    // Far more than the windows of HTTP/2 hold while nobody reads.
+    let mut newest = host.rotate();
+    for _ in 0..300 {
+        newest = host.rotate();
+        tokio::task::yield_now().await;
+    }
+    let mut read = 0;
+    loop {
+        read += 1;
+        let received = updates.next().await.unwrap();
+        if received.svids[0].serial() == newest.serial() {
+            break;
+        }
+    }
+    assert!(
+        read < 200,
+        "{read} of 301 were kept for a reader who was not there"
+    );
+}
+
+#[tokio::test]
+async fn attack_a_call_without_the_header_is_refused_before_anything_else() {
+    let host = Host::start().await;
+    let mut client = host.workload().await;
+    let error = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("workload.spiffe.io"), "{error}");
+    let mut wrong = Request::new(X509svidRequest {});
+    let value = MetadataValue::from_static("false");
+    wrong.metadata_mut().insert("workload.spiffe.io", value);
+    let error = client.fetch_x509svid(wrong).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    let error = client.fetch_x509_bundles(X509BundlesRequest {}).await;
+    assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
+    let error = client.fetch_jwtsvid(JwtsvidRequest::default()).await;
+    assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_caller_without_an_identity_is_refused_and_hears_no_reason() {
+    let host = Host::start().await;
+    host.someone.refuse(Refused::Nobody {
+        why: "uid 7 is not in the documents".to_owned(),
+    });
+    let error = watch(&host.socket).await.unwrap_err();
+    let FetchError::Denied { reason } = error else {
+        panic!("{error}");
+    };
+    assert!(!reason.contains("uid 7"), "{reason}");
+    host.someone.refuse(Refused::Unavailable {
+        why: "control plane at 10.0.0.1 is away".to_owned(),
+    });
+    let mut client = host.workload().await;
+    let error = client.fetch_x509svid(meant(X509svidRequest {})).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(!error.message().contains("10.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_caller_may_be_nobody_any_more() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.socket).await.unwrap();
+    updates.next().await.unwrap();
+    host.someone.let_go();
+    let error = updates.next().await.unwrap_err();
+    assert!(matches!(error, FetchError::Denied { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn attack_too_many_streams_of_one_process_are_refused_and_ending_them_makes_room() {
+    let limits = Limits {
+        per_process: 3,
+        ..Limits::default()
+    };
+    let host = Host::start_with(limits).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut updates = watch(&host.socket).await.unwrap();
+        updates.next().await.unwrap();
+        held.push(updates);
+    }
+    let mut client = host.workload().await;
+    let fourth = client.fetch_x509svid(meant(X509svidRequest {})).await;
+    assert_eq!(fourth.unwrap_err().code(), Code::ResourceExhausted);
+    held.clear();
+    // The server hears of it when it does.
+    while client
+        .fetch_x509svid(meant(X509svidRequest {}))
+        .await
+        .is_err_and(|error| error.code() == Code::ResourceExhausted)
+    {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn attack_one_user_cannot_hold_every_connection() {
+    let limits = Limits {
+        per_user: 2,
+        ..Limits::default()
+    };
+    let host = Host::start_with(limits).await;
+    let (_one, _two) = (
+        watch(&host.socket).await.unwrap(),
+        watch(&host.socket).await.unwrap(),
+    );
+    assert!(watch(&host.socket).await.is_err());
+}
+
+#[tokio::test]
+async fn attack_an_oversized_request_is_refused() {
+    let host = Host::start().await;
+    let mut client = host.workload().await;
+    let request = JwtsvidRequest {
+        audience: vec!["a".repeat(1024 * 1024)],
+        spiffe_id: String::new(),
+    };
+    let error = client.fetch_jwtsvid(meant(request)).await.unwrap_err();
+    assert_eq!(error.code(), Code::OutOfRange, "{error}");
+}
+
+#[tokio::test]
+async fn a_token_is_for_somebody_and_of_the_caller() {
+    let host = Host::start().await;
+    let mut client = host.workload().await;
+    let mut ask = async |audience: &[&str], id: &str| {
+        let request = JwtsvidRequest {
+            audience: audience.iter().map(|&name| name.to_owned()).collect(),
+            spiffe_id: id.to_owned(),
+        };
+        client.fetch_jwtsvid(meant(request)).await
+    };
+    let issued = ask(&["ledger", "mail"], "").await.unwrap().into_inner();
+    assert_eq!(issued.svids[0].spiffe_id, ORDERS);
+    assert_eq!(issued.svids[0].svid, "token for ledger mail");
+    for (audience, id, code) in [
+        (&[][..], "", Code::InvalidArgument),
+        (&[""][..], "", Code::InvalidArgument),
+        (&["ledger"][..], "orders", Code::InvalidArgument),
+        (
+            &["ledger"][..],
+            "spiffe://acme.test/ns/shop/sa/admin",
+            Code::PermissionDenied,
+        ),
+    ] {
+        assert_eq!(
+            ask(audience, id).await.unwrap_err().code(),
+            code,
+            "{audience:?} {id}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stopping_server_ends_its_streams_and_waits_for_nobody() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.socket).await.unwrap();
+    updates.next().await.unwrap();
+    host.drain.stop();
+    host.drain.drained().await;
+    assert!(updates.next().await.is_err());
+}
