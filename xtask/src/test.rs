@@ -12,6 +12,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
     steps.step("programs the tests need", || {
         prepare::install(prepare::TESTS)
     })?;
+    steps.step("what the tests use from PyPI", || prepare::python(root))?;
     // The scenarios run the binary they find beside them: it must be as new as they are.
     steps.step("build", || build::for_tests(root))?;
     steps.step("test", || {

@@ -167,7 +167,7 @@ impl Authority {
                 match (length, flags & PADDED) {
                     (0, _) => begin(),
                     (_, 0) => before(length, priority, 0),
-                    (length, _) if length == 1 => Frame::Other { left: 1 },
+                    (1, _) => Frame::Other { left: 1 },
                     (length, _) => Frame::Padding {
                         left: length - 1,
                         priority,

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fender_identity::{Bundles, Secret, SpiffeId, Svid};
+use fender_identity::{Secret, SpiffeId, Svid, Trust};
 use tokio::sync::watch;
 
 /// The process at the other end of a local socket, as the kernel names it.
@@ -21,7 +21,7 @@ pub struct Caller {
 pub struct Entitled {
     /// Never empty; the first is the default one. Their keys were made for this caller alone.
     pub svids: Vec<Arc<Svid>>,
-    pub bundles: Arc<Bundles>,
+    pub trust: Trust,
 }
 
 /// A JWT-SVID. Whoever holds the token is believed to be `id` until it expires.
@@ -48,8 +48,8 @@ pub trait Identities: Send + Sync + 'static {
         id: Option<&SpiffeId>,
     ) -> impl Future<Output = Result<JwtSvid, Refused>> + Send;
 
-    /// By which anybody is recognised.
-    fn bundles(&self) -> watch::Receiver<Arc<Bundles>>;
+    /// By which anybody is recognised, and who is not any more.
+    fn trust(&self) -> watch::Receiver<Trust>;
 }
 
 /// Why a caller gets nothing. The caller hears no more than the variant.

@@ -14,7 +14,7 @@ use fender_api::proto::spiffe::{
     ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
     X509svid, X509svidRequest, X509svidResponse,
 };
-use fender_identity::{Bundle, Bundles, SpiffeId, Svid, TrustDomain};
+use fender_identity::{Bundle, SpiffeId, Svid, Trust, TrustDomain};
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
@@ -67,11 +67,11 @@ impl<I: Identities> SpiffeWorkloadApi for WorkloadApi<I> {
         let pushed = self.calls.push(
             admitted,
             entitled,
-            |entitled| Arc::clone(&entitled.bundles),
-            |bundles| {
+            |entitled| Known(entitled.trust.clone()),
+            |Known(trust)| {
                 Ok(X509BundlesResponse {
-                    crl: Vec::new(),
-                    bundles: bundles.iter().map(by_trust_domain).collect(),
+                    crl: lists(trust),
+                    bundles: trust.bundles.iter().map(by_trust_domain).collect(),
                 })
             },
         );
@@ -157,7 +157,16 @@ fn check_audience(audience: &[String]) -> Result<(), Status> {
 /// What the answer to FetchX509SVID is made of.
 struct Own {
     svids: Vec<Arc<Svid>>,
-    bundles: Arc<Bundles>,
+    known: Known,
+}
+
+/// Whom to believe, as far as an answer tells it.
+struct Known(Trust);
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.bundles == other.0.bundles && self.0.crls == other.0.crls
+    }
 }
 
 /// Two certificates are one if they were signed as one: a key has one certificate at a time.
@@ -169,7 +178,7 @@ impl PartialEq for Own {
                 .map(|svid| svid.chain().to_vec())
                 .collect::<Vec<_>>()
         };
-        self.bundles == other.bundles && chains(self) == chains(other)
+        self.known == other.known && chains(self) == chains(other)
     }
 }
 
@@ -177,7 +186,7 @@ impl Own {
     fn of(entitled: &Entitled) -> Self {
         Self {
             svids: entitled.svids.clone(),
-            bundles: Arc::clone(&entitled.bundles),
+            known: Known(entitled.trust.clone()),
         }
     }
 
@@ -189,18 +198,20 @@ impl Own {
             .map(|svid| svid.id().trust_domain())
             .collect();
         let foreign = self
+            .known
+            .0
             .bundles
             .iter()
             .filter(|bundle| !own.contains(&bundle.trust_domain()));
         Ok(X509svidResponse {
             svids: svids?,
-            crl: Vec::new(),
+            crl: lists(&self.known.0),
             federated_bundles: foreign.map(by_trust_domain).collect(),
         })
     }
 
     fn svid(&self, svid: &Svid) -> Result<X509svid, Status> {
-        let bundle = self.bundles.get(svid.id().trust_domain());
+        let bundle = self.known.0.bundles.get(svid.id().trust_domain());
         let bundle =
             bundle.ok_or_else(|| Status::unavailable("the trust bundle is not there yet"))?;
         let key = svid.key_pkcs8();
@@ -228,4 +239,9 @@ fn joined(certificates: &[impl AsRef<[u8]>]) -> Vec<u8> {
         .flat_map(AsRef::as_ref)
         .copied()
         .collect()
+}
+
+/// The revocation lists of the mesh's authorities.
+fn lists(trust: &Trust) -> Vec<Vec<u8>> {
+    trust.crls.iter().map(|list| list.to_vec()).collect()
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
-use fender_identity::{Svid, WorkloadName};
+use fender_identity::{Svid, Trust, WorkloadName};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -88,6 +88,17 @@ impl Session {
     /// The value of a credential that the control plane fetches, now and on every change. Ends when the receiver is dropped.
     pub fn watch_credential(&self, name: &ObjectName) -> watch::Receiver<CredentialState> {
         credential::watch(&self.core, name.clone())
+    }
+
+    /// A further certificate for the same identity, with a key of its own, for somebody beside this process. It is not
+    /// kept, renewed or used here.
+    pub async fn further_svid(&self, deadline: Deadline) -> Result<Svid, CallError> {
+        self.core.further(deadline).await
+    }
+
+    /// By which anybody is recognised, and who is not any more, as it was last heard.
+    pub fn trust(&self) -> watch::Receiver<Trust> {
+        self.core.trust.subscribe()
     }
 
     /// How long after its expiry the certificate may still renew itself.

@@ -282,7 +282,7 @@ pub struct InvalidAddress {
 }
 
 impl InvalidAddress {
-    fn new(text: &str, why: &'static str) -> Self {
+    pub(crate) fn new(text: &str, why: &'static str) -> Self {
         Self {
             text: text.to_owned(),
             why,

@@ -322,7 +322,7 @@ pub(crate) struct Environment {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sidecar {
     /// Not needed by `fender exec`, which talks to nobody.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<At<Identity>>,
     pub(crate) tls: Option<Tls>,
     #[serde(default)]
     pub(crate) inbound: Vec<At<Inbound>>,
@@ -334,10 +334,15 @@ pub(crate) struct Sidecar {
     pub(crate) authorization: Option<Authorization>,
 }
 
+/// Either `files`, or `workloadApi` with or without `spiffeId`.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Identity {
-    pub(crate) files: IdentityFiles,
+    pub(crate) files: Option<IdentityFiles>,
+    /// The socket of any SPIFFE Workload API: `unix:///run/spire/agent.sock`
+    pub(crate) workload_api: Option<At<String>>,
+    /// Which of the identities given there to take; the first if none is named.
+    pub(crate) spiffe_id: Option<At<String>>,
 }
 
 /// PEM files. Trust domain and SPIFFE ID come from the certificate.

@@ -27,11 +27,27 @@ pub struct IdentityFiles {
     pub bundle: PathBuf,
 }
 
+/// Whence a sidecar alone has its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    Files(IdentityFiles),
+    /// A SPIFFE Workload API.
+    WorkloadApi(WorkloadApi),
+}
+
+/// A SPIFFE Workload API, and who to be among those it offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadApi {
+    pub socket: PathBuf,
+    /// None: whoever it names first.
+    pub id: Option<SpiffeId>,
+}
+
 /// What such a file says, checked together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standalone {
     /// None for `fender exec`, which talks to nobody.
-    pub identity_files: Option<IdentityFiles>,
+    pub identity: Option<Identity>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
     sidecar: Alone,
@@ -55,7 +71,7 @@ pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
     }
     let (warnings, (sidecar, policies, credentials)) = report.finish(sources, read)?;
     Ok(Standalone {
-        identity_files: sidecar.identity_files.clone(),
+        identity: sidecar.identity.clone(),
         warnings,
         sidecar,
         policies,

@@ -74,6 +74,11 @@ pub(crate) fn encode_certificates(certificates: &[CertificateDer<'_>]) -> String
         .collect()
 }
 
+/// A certificate revocation list.
+pub fn crl_pem(der: &[u8]) -> String {
+    encode("X509 CRL", der).to_string()
+}
+
 fn sections<T: PemObject>(text: &[u8], what: &'static str) -> Result<Vec<T>, PemError> {
     if text.len() > MAX_PEM {
         return Err(PemError::TooLong { length: text.len() });

@@ -134,6 +134,8 @@ pub(crate) struct Sidecar {
     /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) workload_api: WorkloadApi,
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
@@ -143,6 +145,18 @@ pub(crate) struct Sidecar {
     /// The application to start once the sidecar is ready
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// Who beside the proxy may have the workload's identity.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct WorkloadApi {
+    /// Serve the SPIFFE Workload API and Envoy's SDS at this Unix socket, to processes of the sidecar's own user; each gets a key of its own
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    pub(crate) workload_api: Option<PathBuf>,
+    /// A user whose processes may call there, too (repeatable)
+    #[arg(long, value_name = "UID", requires = "workload_api")]
+    pub(crate) workload_api_uid: Vec<u32>,
 }
 
 /// Where identity and configuration come from: a control plane, or a file; and what they may touch here.

@@ -9,7 +9,8 @@ use fender_api::proto::envoy::extensions::transport_sockets::tls::v3::spiffe_cer
 use fender_api::proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, SpiffeCertValidatorConfig, TlsCertificate,
 };
-use fender_identity::{Bundle, Svid};
+use fender_identity::{Bundle, Svid, Trust};
+use rustls_pki_types::CertificateRevocationListDer;
 use prost::Message;
 use prost_types::Any;
 
@@ -20,12 +21,14 @@ pub(super) const SECRET: &str =
 const SPIFFE_VALIDATOR: &str =
     "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig";
 
+type Lists = Arc<[CertificateRevocationListDer<'static>]>;
+
 /// A secret before it is written out: cheap to compare with the next one.
 pub(super) enum Material {
     Certificate(Arc<Svid>),
     /// Whoever one of these roots vouches for: for the default identity's own trust domain, whose authority signs no
     /// names but its own.
-    Own(Bundle),
+    Own(Bundle, Lists),
     /// Each root for the names of its own trust domain.
     Bound(Vec<Bundle>),
 }
@@ -34,9 +37,9 @@ impl PartialEq for Material {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Certificate(one), Self::Certificate(other)) => one.chain() == other.chain(),
-            (Self::Own(one), Self::Own(other)) => one == other,
+            (Self::Own(one, lists), Self::Own(other, others)) => one == other && lists == others,
             (Self::Bound(one), Self::Bound(other)) => one == other,
-            (Self::Certificate(_) | Self::Own(_) | Self::Bound(_), _) => false,
+            (Self::Certificate(_) | Self::Own(..) | Self::Bound(_), _) => false,
         }
     }
 }
@@ -45,10 +48,14 @@ impl Material {
     pub(super) fn named(name: &str, entitled: &Entitled) -> Option<Self> {
         let default = entitled.svids.first()?;
         let own = default.id().trust_domain();
+        let Trust { bundles, crls, .. } = &entitled.trust;
         match name {
             "default" => Some(Self::Certificate(Arc::clone(default))),
-            "ROOTCA" => entitled.bundles.get(own).cloned().map(Self::Own),
-            "ALL" => Some(Self::Bound(entitled.bundles.iter().cloned().collect())),
+            "ROOTCA" => {
+                let bundle = bundles.get(own)?.clone();
+                Some(Self::Own(bundle, Arc::clone(crls)))
+            }
+            "ALL" => Some(Self::Bound(bundles.iter().cloned().collect())),
             _ => {
                 if let Some(svid) = entitled
                     .svids
@@ -58,9 +65,9 @@ impl Material {
                     return Some(Self::Certificate(Arc::clone(svid)));
                 }
                 let trust_domain = name.strip_prefix("spiffe://")?.parse().ok()?;
-                let bundle = entitled.bundles.get(&trust_domain)?.clone();
+                let bundle = bundles.get(&trust_domain)?.clone();
                 Some(match trust_domain == *own {
-                    true => Self::Own(bundle),
+                    true => Self::Own(bundle, Arc::clone(crls)),
                     false => Self::Bound(vec![bundle]),
                 })
             }
@@ -75,14 +82,26 @@ impl Material {
                     certificate_chain: Some(inline(svid.chain_pem().into_bytes())),
                     private_key: Some(inline(svid.key_pem().expose().to_vec())),
                 }),
-                Self::Own(bundle) => Type::ValidationContext(CertificateValidationContext {
-                    trusted_ca: Some(inline(bundle.to_pem().into_bytes())),
-                    ..CertificateValidationContext::default()
-                }),
+                Self::Own(bundle, lists) => Type::ValidationContext(own(bundle, lists)),
                 Self::Bound(bundles) => Type::ValidationContext(bound(bundles)),
             }),
         };
         any(SECRET, &secret)
+    }
+}
+
+/// Roots, and who is not believed any more. With a list, Envoy asks for that of the leaf's own issuer and no other.
+fn own(bundle: &Bundle, lists: &Lists) -> CertificateValidationContext {
+    let crl: String = lists
+        .iter()
+        .map(|list| fender_identity::crl_pem(list))
+        .collect();
+    let revoked = (!crl.is_empty()).then(|| inline(crl.into_bytes()));
+    CertificateValidationContext {
+        trusted_ca: Some(inline(bundle.to_pem().into_bytes())),
+        only_verify_leaf_cert_crl: revoked.is_some(),
+        crl: revoked,
+        ..CertificateValidationContext::default()
     }
 }
 

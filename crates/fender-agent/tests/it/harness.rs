@@ -8,7 +8,7 @@ use std::time::Duration;
 use fender_agent::{Caller, Entitled, Identities, JwtSvid, Limits, Refused, serve};
 use fender_api::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use fender_identity::csr::NewKey;
-use fender_identity::{Bundle, Bundles, SpiffeId, Svid};
+use fender_identity::{Bundle, Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{TestClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
@@ -69,7 +69,7 @@ impl Authority {
 pub(crate) struct Someone {
     entitled: Mutex<watch::Sender<Arc<Entitled>>>,
     answer: watch::Sender<Result<(), Refused>>,
-    bundles: watch::Sender<Arc<Bundles>>,
+    trust: watch::Sender<Trust>,
 }
 
 impl Someone {
@@ -121,8 +121,8 @@ impl Identities for Someone {
         }
     }
 
-    fn bundles(&self) -> watch::Receiver<Arc<Bundles>> {
-        self.bundles.subscribe()
+    fn trust(&self) -> watch::Receiver<Trust> {
+        self.trust.subscribe()
     }
 }
 
@@ -146,15 +146,15 @@ impl Host {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("workload.sock");
         let listener = Listener::bind(&ListenAddress::Unix(socket.clone())).unwrap();
-        let bundles: Arc<Bundles> =
-            Arc::new([authority.bundle(), partner.bundle()].into_iter().collect());
+        let bundles: Bundles = [authority.bundle(), partner.bundle()].into_iter().collect();
+        let trust = Trust::from(bundles);
         let someone = Arc::new(Someone {
             entitled: Mutex::new(watch::Sender::new(Arc::new(Entitled {
                 svids: vec![authority.svid(ORDERS)],
-                bundles: bundles.clone(),
+                trust: trust.clone(),
             }))),
             answer: watch::Sender::new(Ok(())),
-            bundles: watch::Sender::new(bundles),
+            trust: watch::Sender::new(trust),
         });
         let drain = Drain::new();
         let clock = TestClock::new(UnixTime::since_unix_epoch(Duration::from_secs(NOW)));
@@ -177,10 +177,10 @@ impl Host {
 
     pub(crate) fn rotate(&self) -> Arc<Svid> {
         let svid = self.authority.svid(ORDERS);
-        let bundles = self.someone.now().bundles.clone();
+        let trust = self.someone.now().trust.clone();
         self.someone.publish(Entitled {
             svids: vec![svid.clone()],
-            bundles,
+            trust,
         });
         svid
     }

@@ -252,7 +252,7 @@ async fn a_name_that_becomes_the_callers_is_answered_then() {
     let now = host.someone.now();
     host.someone.publish(Entitled {
         svids: vec![now.svids[0].clone(), host.authority.svid(second)],
-        bundles: now.bundles.clone(),
+        trust: now.trust.clone(),
     });
     assert_eq!(names(&talk.next().await), [second]);
 }

@@ -1,10 +1,9 @@
 //! The SPIFFE Workload API.
 
-use std::sync::Arc;
-
 use fender_agent::{Entitled, Limits, Refused};
 use fender_api::proto::spiffe::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
 use fender_api::workload::{FetchError, meant, watch};
+use fender_identity::Bundles;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 
@@ -39,11 +38,11 @@ async fn what_did_not_change_is_not_sent_again() {
 
     // A new certificate is no new bundle; what comes next is the change after it.
     host.rotate();
-    let only = Arc::new(host.authority.bundle().into());
+    let only = Bundles::from(host.authority.bundle());
     let svids = host.someone.now().svids.clone();
     let entitled = Entitled {
         svids,
-        bundles: only,
+        trust: only.into(),
     };
     host.someone.publish(entitled);
     let second = bundles.message().await.unwrap().unwrap();

@@ -110,6 +110,13 @@ impl Core {
         self.svid.send_replace(identity.svid);
     }
 
+    /// A certificate of another key, published to nobody.
+    pub(crate) async fn further(&self, deadline: Deadline) -> Result<Svid, CallError> {
+        let (current, known) = (self.svid.borrow().clone(), self.trust.borrow().clone());
+        let issued = self.caller.renew(&current, &known, deadline).await?;
+        Ok(Arc::unwrap_or_clone(issued.svid))
+    }
+
     /// Takes over and keeps what was learned of whom to believe.
     pub(crate) async fn believe(&self, trust: Trust) {
         let _turn = self.believing.lock().await;

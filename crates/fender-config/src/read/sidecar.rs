@@ -1,6 +1,8 @@
 //! The `Sidecar`: one that runs alone.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use fender_identity::SpiffeId;
@@ -9,19 +11,24 @@ use fender_identity::tls::TlsProfile;
 use super::port::{Taken, inbound};
 use super::workload::listed;
 use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, tls};
+use crate::address::InvalidAddress;
 use crate::documents::InboundPort;
 use crate::raw::{self, Document};
 use crate::snapshot::Protocol;
-use crate::standalone::IdentityFiles;
+use crate::standalone::{Identity, IdentityFiles, WorkloadApi};
 use crate::yaml::{At, Reader};
 use crate::{HostPort, ListenAddr, ObjectName};
+
+const API_HELP: &str =
+    "write `unix:///run/spire/agent.sock`; an API over TCP cannot know who calls";
+const ID_HELP: &str = "write `spiffe://example.org/ns/NAMESPACE/sa/NAME`";
 
 /// A validated `Sidecar`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Alone {
     pub(crate) name: ObjectName,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) identity_files: Option<IdentityFiles>,
+    pub(crate) identity: Option<Identity>,
     pub(crate) tls: TlsProfile,
     pub(crate) inbound: Vec<InboundPort>,
     pub(crate) outbound: Vec<DirectPort>,
@@ -45,19 +52,16 @@ pub(crate) fn sidecar(
 ) -> Option<Alone> {
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
-    let identity_files = spec
-        .identity
-        .as_ref()
-        .map(|identity| files(reader, &identity.files));
+    let identity = spec.identity.as_ref().map(|at| identity(reader, at));
     let listener = spec.inbound.first().map(|at| &at.value.listen);
     let listener = listener.or(spec.outbound.first().map(|at| &at.value.listen));
-    if let (None, Some(listener)) = (&identity_files, listener) {
+    if let (None, Some(listener)) = (&identity, listener) {
         reader.wrong(
             listener,
             "fender::no-identity",
             "a sidecar with listeners needs an `identity`",
-            "write `identity: { files: { certificate: …, key: …, bundle: … } }`; only what merely \
-                delivers credentials does without",
+            "write `identity: { files: { certificate: …, key: …, bundle: … } }` or `identity: { workloadApi: … }`; \
+                only what merely delivers credentials does without",
         );
     }
     let tls = tls(reader, spec.tls.as_ref());
@@ -93,15 +97,15 @@ pub(crate) fn sidecar(
     let name = name?;
     let credentials = listed(reader, known, name.namespace(), &spec.credentials);
     // Named but wrong is a problem; not named is somebody who needs no identity.
-    let identity_files = match identity_files {
-        Some(files) => Some(files?),
+    let identity = match identity {
+        Some(identity) => Some(identity?),
         None => None,
     };
     let labels = metadata.value.labels;
     Some(Alone {
         name,
         labels,
-        identity_files,
+        identity,
         tls,
         inbound: ports,
         outbound,
@@ -109,6 +113,70 @@ pub(crate) fn sidecar(
         drain,
         authorization,
     })
+}
+
+fn identity(reader: &mut Reader<'_>, at: &At<raw::Identity>) -> Option<Identity> {
+    let raw::Identity {
+        files: written,
+        workload_api,
+        spiffe_id,
+    } = &at.value;
+    match (written, workload_api) {
+        (Some(written), None) => {
+            if let Some(id) = spiffe_id {
+                let help = "remove it: the certificate in the file says who this is";
+                reader.wrong(
+                    id,
+                    "fender::unsupported",
+                    "`spiffeId` has no meaning beside `files`",
+                    help,
+                );
+            }
+            files(reader, written).map(Identity::Files)
+        }
+        (None, Some(socket)) => {
+            let socket = reader.parse(socket, "fender::bad-address", API_HELP);
+            let id = spiffe_id
+                .as_ref()
+                .map(|id| reader.parse(id, "fender::bad-spiffe-id", ID_HELP));
+            let WorkloadApiAddress(socket) = socket?;
+            // Named but wrong is a problem; not named is whoever comes first.
+            let id = match id {
+                Some(id) => Some(id?),
+                None => None,
+            };
+            Some(Identity::WorkloadApi(WorkloadApi { socket, id }))
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            reader.wrong(
+                at,
+                "fender::no-identity",
+                "an identity comes from either `files` or `workloadApi`",
+                "write one of them",
+            );
+            None
+        }
+    }
+}
+
+/// `unix:///run/spire/agent.sock`, as the SPIFFE standard writes it, or `unix:` with an absolute path, as everywhere else.
+struct WorkloadApiAddress(PathBuf);
+
+impl FromStr for WorkloadApiAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        let path = text.strip_prefix("unix://").or(text.strip_prefix("unix:"));
+        let path = path.filter(|path| path.starts_with('/'));
+        match path.map(|path| format!("unix:{path}").parse()) {
+            Some(Ok(ListenAddr::Unix(path))) => Ok(Self(path)),
+            Some(Err(error)) => Err(error),
+            Some(Ok(ListenAddr::Tcp(_))) | None => Err(InvalidAddress::new(
+                text,
+                "it is not `unix:` with an absolute path",
+            )),
+        }
+    }
 }
 
 fn files(reader: &mut Reader<'_>, raw: &raw::IdentityFiles) -> Option<IdentityFiles> {
@@ -125,11 +193,7 @@ fn files(reader: &mut Reader<'_>, raw: &raw::IdentityFiles) -> Option<IdentityFi
 fn direct(reader: &mut Reader<'_>, taken: &mut Taken, at: &At<raw::Direct>) -> Option<DirectPort> {
     let listen = taken.listen_locally(reader, &at.value.listen);
     let connect = reader.parse(&at.value.connect, "fender::bad-address", HOST_HELP);
-    let expect = reader.parse(
-        &at.value.expect,
-        "fender::bad-spiffe-id",
-        "write `spiffe://example.org/ns/NAMESPACE/sa/NAME`",
-    );
+    let expect = reader.parse(&at.value.expect, "fender::bad-spiffe-id", ID_HELP);
     let protocol = reader.choose("protocol", &at.value.protocol);
     Some(DirectPort {
         listen: listen?,

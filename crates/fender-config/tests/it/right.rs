@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use fender_config::snapshot::{CredentialSource, Delivery, Destination, Profile, Protocol};
-use fender_config::{
-    Change, Documents, Kind, Reach, Role, Source, What, parse, schema, standalone,
-};
+use fender_config::standalone::{self, Identity, WorkloadApi};
+use fender_config::{Change, Documents, Kind, Reach, Role, Source, What, parse, schema};
 use fender_identity::{Bundles, WorkloadName};
 use fender_policy::{Action, Default};
 
@@ -168,10 +167,10 @@ fn a_difference_is_of_meaning_not_of_text() {
 fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     let alone = standalone::parse(&[fixture("right", "alone.yaml")])
         .unwrap_or_else(|problems| panic!("{problems}"));
-    assert_eq!(
-        alone.identity_files.as_ref().unwrap().key.to_str(),
-        Some("/etc/fender/key.pem")
-    );
+    let Some(Identity::Files(files)) = &alone.identity else {
+        panic!("{:?}", alone.identity)
+    };
+    assert_eq!(files.key.to_str(), Some("/etc/fender/key.pem"));
     let identity = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
     let snapshot = alone.snapshot(&identity, Bundles::default(), 1);
     assert_eq!(snapshot.identity, identity);
@@ -183,6 +182,39 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     };
     assert_eq!(id.as_str(), "spiffe://example.org/ns/shop/sa/inventory");
     assert_eq!(addresses[0].to_string(), "inventory:8443");
+}
+
+#[test]
+fn an_identity_may_come_from_a_workload_api_and_be_one_of_several() {
+    let identity = |written: &str| {
+        let text = format!(
+            "apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: {{ namespace: shop, name: orders }}
+spec: {{ identity: {{ {written} }} }}
+"
+        );
+        standalone::parse(&[source("alone.yaml", &text)])
+            .unwrap()
+            .identity
+    };
+    let api = |id: Option<&str>| {
+        Some(Identity::WorkloadApi(WorkloadApi {
+            socket: "/run/spire/agent.sock".into(),
+            id: id.map(|id| id.parse().unwrap()),
+        }))
+    };
+    assert_eq!(
+        identity("workloadApi: 'unix:///run/spire/agent.sock'"),
+        api(None)
+    );
+    let id = "spiffe://example.org/ns/shop/sa/orders";
+    assert_eq!(
+        identity(&format!(
+            "workloadApi: 'unix:/run/spire/agent.sock', spiffeId: '{id}'"
+        )),
+        api(Some(id))
+    );
 }
 
 #[test]
@@ -198,7 +230,7 @@ metadata: { namespace: shop, name: smtp }
 spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V } } ] }
 ";
     let alone = standalone::parse(&[source("exec.yaml", text)]).unwrap();
-    assert_eq!(alone.identity_files, None);
+    assert_eq!(alone.identity, None);
     assert_eq!(alone.credentials().count(), 1);
 }
 

@@ -7,6 +7,7 @@
 
 mod abandoned;
 mod admin_socket;
+mod callers;
 mod confine;
 mod decisions;
 mod drains;
@@ -25,6 +26,7 @@ use anyhow::Context;
 use fender_api::client::Report;
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery};
+use fender_config::standalone::Identity;
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
@@ -54,6 +56,11 @@ const ABANDONED: &str = "every network interface but loopback is gone: the owner
 const ADMIN_SOCKET: &str = "admin.sock";
 
 pub(crate) fn run(args: cli::Sidecar) -> Outcome {
+    if args.workload_api.workload_api.is_some() && args.source.config.is_some() {
+        return Err(Failure::usage(
+            "--workload-api needs --control: every caller receives a key of its own, and nobody signs it for a sidecar that runs from a file",
+        ));
+    }
     if !args.command.is_empty() && !args.supervised {
         // The proxy serves them; the application has no business with them.
         let [pid, fds, _] = announcement();
@@ -323,6 +330,12 @@ async fn start(
         drains.work.spawn(report_holdings(holdings, reports));
     }
 
+    // Local processes that ask for the identity themselves.
+    if let Some(session) = &feed.session {
+        callers::serve(&args.workload_api, session, &clock, &drains.work)
+            .map_err(Failure::unavailable)?;
+    }
+
     // The data plane.
     let (records, recorded) = mpsc::channel(records::WAITING);
     drains.work.spawn(records::carry(
@@ -436,18 +449,21 @@ fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
     if let Some(token) = &args.source.token_file {
         reach.consume.push(Reach::parent(token));
     }
-    if let Some(socket) = &args.admin_socket {
+    for socket in args
+        .admin_socket
+        .iter()
+        .chain(&args.workload_api.workload_api)
+    {
         reach.sockets.push(Reach::parent(socket));
     }
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;
         reach.read_file(file);
-        for file in standalone
-            .identity_files
-            .iter()
-            .flat_map(|files| [&files.certificate, &files.key, &files.bundle])
-        {
-            reach.read_file(file);
+        // The socket of a Workload API needs no rule: connecting is not Landlock's to forbid.
+        if let Some(Identity::Files(files)) = &standalone.identity {
+            for file in [&files.certificate, &files.key, &files.bundle] {
+                reach.read_file(file);
+            }
         }
         reach
             .sockets

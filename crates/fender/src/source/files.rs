@@ -14,12 +14,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{IdentityFiles, Standalone};
-use fender_identity::verify::{Refusal, Role, verify};
-use fender_identity::{Bundle, Bundles, PeerSvid, Secret, Svid};
+use fender_identity::{Bundle, Bundles, Secret, Svid};
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
+
+use super::{Following, vouched_for};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FILE_LIMIT: u64 = 256 * 1024;
@@ -81,12 +82,6 @@ impl Bytes {
         let read = tokio::task::spawn_blocking(move || Self::read(&files));
         read.await.context("read the identity's files")?
     }
-}
-
-/// What follows the files.
-pub(super) struct Following {
-    pub(super) svid: watch::Receiver<Arc<Svid>>,
-    pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
 }
 
 /// Reads the files, which must be right, and follows them until the drain stops.
@@ -179,13 +174,6 @@ impl Follower {
         self.seen = bytes;
         Ok(())
     }
-}
-
-/// Every peer that trusts the same bundle must be able to accept it, as a server or as a client.
-fn vouched_for(svid: &Svid, bundles: &Bundles, now: UnixTime) -> Result<(), Refusal> {
-    let anybody = |_: &PeerSvid| Ok(());
-    let by = |role| verify(svid.chain(), role, bundles, now, &anybody).map(drop);
-    by(Role::Client).or_else(|_| by(Role::Server))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -1,8 +1,9 @@
-//! Whence a sidecar knows who it is and what it must do: a control plane, or files.
+//! Whence a sidecar knows who it is and what it must do: a control plane, files, or a SPIFFE Workload API.
 //!
-//! Both give the same two watches; nothing behind them can tell the difference.
+//! All give the same two watches; nothing behind them can tell the difference.
 
 mod files;
+mod workload_api;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use fender_api::client::{self, Evidence, Link, OpenError, Session, SessionConfig, StateDir};
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
-use fender_config::standalone::{self, Standalone};
-use fender_identity::Svid;
-use fender_runtime::clock::SharedClock;
+use fender_config::standalone::{self, Identity, Standalone};
+use fender_identity::verify::{Refusal, Role, verify};
+use fender_identity::{Bundles, PeerSvid, Svid};
+use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
@@ -25,6 +27,19 @@ pub(crate) struct Feed {
     pub(crate) svid: watch::Receiver<Arc<Svid>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) session: Option<Arc<Session>>,
+}
+
+/// What follows the files or the Workload API.
+struct Following {
+    svid: watch::Receiver<Arc<Svid>>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// Every peer that trusts the same bundle must be able to accept it, as a server or as a client.
+fn vouched_for(svid: &Svid, bundles: &Bundles, now: UnixTime) -> Result<(), Refusal> {
+    let anybody = |_: &PeerSvid| Ok(());
+    let by = |role| verify(svid.chain(), role, bundles, now, &anybody).map(drop);
+    by(Role::Client).or_else(|_| by(Role::Server))
 }
 
 /// What is said of the control plane.
@@ -69,15 +84,20 @@ pub(crate) async fn open(
         for warning in &standalone.warnings {
             tracing::warn!(%warning, "in the configuration");
         }
-        let Some(files) = standalone.identity_files.clone() else {
-            return Err(Failure::usage(format!(
-                "`{}` names no certificate: write `spec.identity.files` with certificate, key and bundle",
-                file.display()
-            )));
+        let following = match standalone.identity.clone() {
+            Some(Identity::Files(files)) => files::follow(standalone, files, clock, drain)
+                .await
+                .map_err(|error| Failure::new(Exit::Usage, error))?,
+            Some(Identity::WorkloadApi(api)) => {
+                workload_api::follow(standalone, api, clock, drain, deadline).await?
+            }
+            None => {
+                return Err(Failure::usage(format!(
+                    "`{}` names no identity: write `spec.identity.files` with certificate, key and bundle, or `spec.identity.workloadApi`",
+                    file.display()
+                )));
+            }
         };
-        let following = files::follow(standalone, files, clock, drain)
-            .await
-            .map_err(|error| Failure::new(Exit::Usage, error))?;
         return Ok(Feed {
             svid: following.svid,
             snapshot: following.snapshot,
