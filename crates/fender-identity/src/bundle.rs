@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use crate::certificate::{Certificate, Malformed};
 use crate::pem::{self, PemError};
+use crate::verify::Anchors;
 use crate::{TrustDomain, Validity};
 
 /// Enough for many overlapping rotations.
@@ -78,11 +79,11 @@ impl Bundle {
         &self.anchors
     }
 
-    /// Is this anchor one of ours and may it still vouch? Two roots can share name and key and
-    /// differ in their validity; one that is valid is enough.
-    pub(crate) fn vouches(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
-        let mut known = self.anchors.iter().zip(&self.validities);
-        known.any(|(ours, validity)| ours == anchor && validity.includes(now))
+    pub(crate) fn trusted(&self) -> Anchors<'_> {
+        Anchors {
+            anchors: &self.anchors,
+            validities: &self.validities,
+        }
     }
 
     fn add(&mut self, root: CertificateDer<'static>, number: usize) -> Result<(), BundleError> {

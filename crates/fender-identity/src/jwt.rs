@@ -107,6 +107,33 @@ pub fn verify(
     Ok(claims)
 }
 
+/// What a token claims that somebody else is to verify: worth asking about, and no more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unverified(Claims);
+
+impl Unverified {
+    /// Whoever calls this has been told by somebody they trust that the token is genuine.
+    pub fn vouched_for(self) -> Claims {
+        self.0
+    }
+}
+
+/// Everything [`verify`] looks at but the signature: so that a token which could not be accepted is
+/// not shown to anybody.
+pub fn unverified(
+    token: &str,
+    now: UnixTime,
+    expected: &Expectations<'_>,
+) -> Result<Unverified, Refusal> {
+    let parts = Parts::split(token)?;
+    Header::read(&parts.header)?.check_type(&["JWT", "at+jwt"])?;
+    let claims = read_claims(&parts.payload)?;
+    check_time(&claims, now)?;
+    check_issuer(&claims, expected.issuer)?;
+    check_audience(&claims, expected.audience)?;
+    Ok(Unverified(claims))
+}
+
 /// Why a token proves nothing. For our own log: the bearer learns only that it was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

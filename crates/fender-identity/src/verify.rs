@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use rustls::SignatureScheme;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls_pki_types::{CertificateDer, UnixTime};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::certificate::{Certificate, MAX_CERTIFICATE, Malformed};
-use crate::{Believed, Bundle, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDomain, Validity};
+use crate::{Believed, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDomain, Validity};
 
 /// Certificates in a chain, leaf included.
 pub const MAX_CHAIN: usize = 6;
@@ -53,7 +53,7 @@ pub fn verify<'t>(
         .get(trust_domain)
         .ok_or_else(|| Refusal::ForeignTrustDomain(trust_domain.clone()))?;
     // 4. A path leads from the leaf to one of those roots: signatures, validity, purpose.
-    find_path(leaf_der, intermediates, role, bundle, now)?;
+    find_path(leaf_der, intermediates, role, bundle.trusted(), now)?;
     // 5. Only now it is somebody, who may have been revoked since.
     let peer = leaf.into_peer(leaf_der);
     if denied.denies(&peer) {
@@ -165,6 +165,8 @@ pub enum Refusal {
     NoPath,
     #[error("certificate of `{0}` is a CA, and a CA is nobody's identity")]
     IsCa(SpiffeId),
+    #[error("certificate is a CA, and a CA is nobody")]
+    CaShown,
     #[error("certificate of `{0}` has no key usage")]
     NoKeyUsage(SpiffeId),
     #[error("key usage in the certificate of `{0}` is not critical")]
@@ -252,7 +254,7 @@ pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
     *ALGORITHMS
 }
 
-fn split<'a, 'd>(
+pub(crate) fn split<'a, 'd>(
     chain: &'a [CertificateDer<'d>],
 ) -> Result<(&'a CertificateDer<'d>, &'a [CertificateDer<'d>]), Refusal> {
     let (leaf, intermediates) = chain.split_first().ok_or(Refusal::NoCertificate)?;
@@ -284,24 +286,40 @@ fn one_identity(uris: &[String]) -> Result<SpiffeId, Refusal> {
     })
 }
 
-fn find_path(
+/// Roots, and until when each may vouch.
+#[derive(Clone, Copy)]
+pub(crate) struct Anchors<'a> {
+    pub(crate) anchors: &'a [TrustAnchor<'static>],
+    pub(crate) validities: &'a [Validity],
+}
+
+impl Anchors<'_> {
+    /// Is this anchor one of ours and may it still vouch? Two roots can share name and key and
+    /// differ in their validity; one that is valid is enough.
+    fn vouch(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
+        let mut known = self.anchors.iter().zip(self.validities);
+        known.any(|(ours, validity)| ours == anchor && validity.includes(now))
+    }
+}
+
+pub(crate) fn find_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     role: Role,
-    bundle: &Bundle,
+    anchors: Anchors<'_>,
     now: UnixTime,
 ) -> Result<(), Refusal> {
     let usage = match role {
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
     };
-    let vouched = |path: &VerifiedPath<'_>| check_path(path, bundle, now);
+    let vouched = |path: &VerifiedPath<'_>| check_path(path, anchors, now);
     let algorithms = signature_algorithms();
     EndEntityCert::try_from(leaf)
         .and_then(|leaf| {
             leaf.verify_for_usage(
                 algorithms.all,
-                bundle.anchors(),
+                anchors.anchors,
                 intermediates,
                 now,
                 usage,
@@ -317,7 +335,7 @@ fn find_path(
 /// itself is valid.
 fn check_path(
     path: &VerifiedPath<'_>,
-    bundle: &Bundle,
+    anchors: Anchors<'_>,
     now: UnixTime,
 ) -> Result<(), webpki::Error> {
     for issuer in path.intermediate_certificates() {
@@ -326,14 +344,14 @@ fn check_path(
             return Err(webpki::Error::EndEntityUsedAsCa);
         }
     }
-    if bundle.vouches(path.anchor(), now) {
+    if anchors.vouch(path.anchor(), now) {
         Ok(())
     } else {
         Err(webpki::Error::UnknownIssuer)
     }
 }
 
-fn check_signature(leaf: &CertificateDer<'_>, proof: Proof<'_>) -> Result<(), Refusal> {
+pub(crate) fn check_signature(leaf: &CertificateDer<'_>, proof: Proof<'_>) -> Result<(), Refusal> {
     let leaf = EndEntityCert::try_from(leaf).map_err(|_| Refusal::Malformed(Malformed::NotX509))?;
     for algorithm in signature_algorithms().all {
         // One for another type of key errs like a wrong signature: the key decides, not the peer.

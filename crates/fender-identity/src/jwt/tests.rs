@@ -233,6 +233,26 @@ fn only_an_unknown_key_justifies_asking_for_newer_ones() {
 }
 
 #[test]
+fn a_token_that_somebody_else_verifies_is_looked_at_all_the_same() {
+    let good = token(&good());
+    let unverified = |token: &str| unverified(token, at(NOW), &EXPECTED);
+    let claims = unverified(&good).unwrap().vouched_for();
+    assert_eq!(Ok(claims), verified(&good));
+    for (name, value) in [
+        ("iss", json!("https://other.test")),
+        ("aud", json!([READER, "other"])),
+        ("exp", json!(NOW - 60)),
+    ] {
+        let claims = claims_with(name, value);
+        assert!(unverified(&token(&claims)).is_err(), "{name}");
+    }
+}
+
+fn claims_with(name: &str, value: Json) -> Json {
+    claims(|claims| claims[name] = value)
+}
+
+#[test]
 fn a_set_is_read_back_as_it_was_written() {
     let ed25519 = Signer::Ed25519(Ed25519KeyPair::generate().unwrap());
     let written = Keys::new(vec![

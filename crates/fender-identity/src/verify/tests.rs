@@ -9,7 +9,7 @@ use rcgen::{
 };
 
 use super::*;
-use crate::Bundles;
+use crate::{Bundle, Bundles};
 use crate::testing::{
     DAY, HOUR, Issued, NOW, at, authority, dns, domain, id, leaf, root, self_signed,
     uncritical_key_usage, uri, valid,
