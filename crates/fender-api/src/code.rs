@@ -69,6 +69,8 @@ codes! {
     TokenWrongIdentity = "token-wrong-identity", PermissionDenied, EXIT_REFUSED;
     /// The workload's document does not let it attest this way.
     NotAttestable = "not-attestable", PermissionDenied, EXIT_REFUSED;
+    /// What was shown does not prove to be the identity asked for, or nobody is let to prove it this way.
+    EvidenceRefused = "evidence-refused", PermissionDenied, EXIT_REFUSED;
     /// No document describes this identity.
     IdentityUnknown = "identity-unknown", PermissionDenied, EXIT_REFUSED;
     /// The identity lies in a part of the trust domain that this call may not issue for.

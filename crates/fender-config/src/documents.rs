@@ -3,9 +3,13 @@
 mod attest;
 mod diff;
 pub(crate) mod snapshot;
+mod vouching;
 
-pub use attest::{Attestor, DockerSelector, Image, On, Sha256, UnixSelector};
+pub use attest::{
+    Attestor, DockerSelector, Image, KubernetesSelector, On, Sha256, UnixSelector, X509Selector,
+};
 pub use diff::{Change, What};
+pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +22,7 @@ use fender_policy::{Policy, PolicyName};
 
 use crate::administrators::{Administrator, MinimumVersion};
 use crate::problem::{Place, Report};
-use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw};
+use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Whom};
 use crate::snapshot::{
     ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, UpstreamRoots,
 };
@@ -57,8 +61,12 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
     let mut documents = Documents::default();
     let (mut workloads, mut policies) = (Vec::new(), Vec::new());
     let mut places = BTreeMap::new();
+    let mut vouching = read::Names::default();
     for (page, raw) in pages {
         let reader = &mut Reader { page, report };
+        if let Raw::Mesh(raw) = &raw {
+            vouching.add(&raw.spec);
+        }
         match raw {
             Raw::Mesh(raw) => documents.mesh = documents.mesh.take().or(read::mesh(reader, raw)),
             Raw::Workload(raw) => workloads.extend(read::workload(page, report, raw)),
@@ -104,8 +112,9 @@ fn read_all(sources: &[Source], report: &mut Report) -> Documents {
         .values()
         .flat_map(|node| node.groups.iter().cloned())
         .collect();
+    let whom = Whom { groups, vouching };
     for unresolved in workloads {
-        let workload = unresolved.resolve(&known, &ports, &groups, report);
+        let workload = unresolved.resolve(&known, &ports, &whom, report);
         documents.workloads.insert(workload.name.clone(), workload);
     }
     let root_namespace = documents
@@ -218,6 +227,10 @@ pub struct Mesh {
     /// None: the document does not say, which is not the same as nobody.
     pub administrators: Option<Vec<Administrator>>,
     pub minimum_version: Option<MinimumVersion>,
+    /// Whose word counts for service accounts, by name.
+    pub clusters: BTreeMap<String, Cluster>,
+    /// Whose certificates count at attestation, by name.
+    pub authorities: BTreeMap<String, IssuingAuthority>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

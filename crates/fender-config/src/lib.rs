@@ -25,9 +25,10 @@ mod yaml;
 pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
-    Attestor, Change, Credential, CredentialFrom, DockerSelector, Documents, Image, InboundPort,
-    Kind, Lifetimes, Mesh, Node, On, OutboundPort, OutboundTo, SelectingPolicy, Selector, Sha256,
-    UnixSelector, Upstream, What, Workload, parse,
+    Attestor, Change, Cluster, Credential, CredentialFrom, DockerSelector, Documents, Image,
+    InboundPort, IssuingAuthority, KeySource, Kind, KubernetesSelector, Lifetimes, Mesh, Node, On,
+    OutboundPort, OutboundTo, SelectingPolicy, Selector, Sha256, TokenReview, UnixSelector,
+    Upstream, Vouching, What, Workload, X509Selector, parse,
 };
 pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};

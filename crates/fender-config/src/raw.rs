@@ -63,6 +63,64 @@ pub(crate) struct Mesh {
     pub(crate) administrators: Option<At<Vec<At<Administrator>>>>,
     /// Older sidecars are refused from a moment on.
     pub(crate) minimum_version: Option<MinimumVersion>,
+    /// Clusters that vouch for their service accounts.
+    #[serde(default)]
+    pub(crate) kubernetes: Vec<At<Cluster>>,
+    /// Authorities whose certificates workloads may attest with.
+    #[serde(default)]
+    pub(crate) x509: Vec<At<IssuingAuthority>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Cluster {
+    /// By which selectors find it.
+    pub(crate) name: At<String>,
+    /// The `iss` of its tokens.
+    pub(crate) issuer: At<String>,
+    /// The audience a token for this control plane has, and no other.
+    pub(crate) audience: At<String>,
+    /// Verify tokens here, by the keys of the issuer.
+    pub(crate) jwks: Option<At<Jwks>>,
+    /// Or let the cluster's API verify them.
+    pub(crate) token_review: Option<At<TokenReview>>,
+}
+
+/// Either `file`, or `url` and `roots`. Files are the control plane's, below its --allow-dir.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Jwks {
+    pub(crate) file: Option<At<String>>,
+    pub(crate) url: Option<At<String>>,
+    pub(crate) roots: Option<Roots>,
+    /// Shown to the issuer, if it asks who wants to know.
+    pub(crate) token: Option<TokenFile>,
+}
+
+/// Files are the control plane's, below its --allow-dir.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenReview {
+    /// `https://HOST:PORT`
+    pub(crate) api: At<String>,
+    pub(crate) roots: Roots,
+    /// Of a service account that may create `tokenreviews`.
+    pub(crate) token: TokenFile,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenFile {
+    pub(crate) file: At<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct IssuingAuthority {
+    /// By which selectors find it.
+    pub(crate) name: At<String>,
+    /// A file of the control plane's, below its --allow-dir.
+    pub(crate) roots: Roots,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -139,10 +197,10 @@ pub(crate) struct Attest {
     pub(crate) docker: Option<At<DockerSelector>>,
     /// A process, as the kernel of its host describes it to the agent there.
     pub(crate) unix: Option<At<UnixSelector>>,
-    #[schemars(skip)]
-    pub(crate) kubernetes: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) x509: Option<At<IgnoredAny>>,
+    /// A service account, by a token that its cluster vouches for.
+    pub(crate) kubernetes: Option<At<KubernetesSelector>>,
+    /// The holder of a certificate that another authority issued.
+    pub(crate) x509: Option<At<X509Selector>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -180,6 +238,33 @@ pub(crate) struct DockerSelector {
     /// Labels it must have besides. They prove nothing by themselves.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct KubernetesSelector {
+    /// One of the Mesh's `kubernetes`.
+    pub(crate) cluster: At<String>,
+    pub(crate) namespace: At<String>,
+    pub(crate) service_account: At<String>,
+    /// The pod the token is bound to.
+    pub(crate) pod: Option<At<String>>,
+    /// The node that pod runs on.
+    pub(crate) node: Option<At<String>>,
+}
+
+/// At least one of the fields besides `authority`; all that are given must hold.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct X509Selector {
+    /// One of the Mesh's `x509`.
+    pub(crate) authority: At<String>,
+    /// As RFC 4514 writes it: `CN=orders,O=Acme`.
+    pub(crate) subject: Option<At<String>>,
+    pub(crate) dns_name: Option<At<String>>,
+    pub(crate) uri: Option<At<String>>,
+    /// Of the certificate in DER, 64 hexadecimal digits.
+    pub(crate) sha256: Option<At<String>>,
 }
 
 /// A host with an agent.

@@ -12,6 +12,7 @@ mod policy;
 mod port;
 mod sidecar;
 mod upstream;
+mod vouching;
 mod workload;
 
 use std::collections::btree_map::Entry;
@@ -20,12 +21,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use attest::InvalidDigest;
+pub(crate) use attest::Whom;
 pub(crate) use credential::credential;
 pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
 pub(crate) use node::node;
 pub(crate) use policy::policy;
 pub(crate) use sidecar::{Alone, DirectPort, sidecar};
 pub(crate) use upstream::upstream;
+pub(crate) use vouching::Names;
 pub(crate) use workload::{Ports, workload};
 
 use crate::documents::Kind;

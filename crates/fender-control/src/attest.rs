@@ -1,15 +1,21 @@
-//! Who gets an identity: whoever brings the join token made for it, and whoever had one and asks for the next.
+//! Who gets an identity: whoever brings the join token made for it, whoever shows what its document asks for, and whoever
+//! had one and asks for the next.
 //!
-//! The identity comes from the token or the certificate before; the request must only agree. An anonymous caller learns
-//! nothing about workloads, only about the token they hold.
+//! The identity comes from the token, the document or the certificate before; the request must only agree. An anonymous
+//! caller learns nothing about workloads, only about the join token they hold: what else was shown is refused with one and
+//! the same sentence, and our log says which selector failed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fender_api::code::Code;
 use fender_api::proof;
 use fender_api::proto::control::v1::attest_request::Evidence as Shown;
 use fender_api::proto::control::v1::identity_server::Identity;
-use fender_api::proto::control::v1::{AttestRequest, ExpiredProof, RenewRequest, SvidResponse};
+use fender_api::proto::control::v1::{
+    AttestRequest, ExpiredProof, JoinTokenEvidence, KubernetesEvidence, RenewRequest, SvidResponse,
+    X509Evidence,
+};
 use fender_config::Attestor;
 use fender_identity::csr::{self, Csr};
 use fender_identity::verify::{self, Proof, Refusal};
@@ -94,11 +100,24 @@ impl Control {
     }
 
     async fn attest(&self, request: AttestRequest, origin: Origin) -> Result<SvidResponse, Status> {
-        let now = self.clock.now();
         let request_key = read_request(&request.csr)?;
-        let Some(Shown::JoinToken(token)) = request.evidence else {
-            return Err(Code::BadRequest.status("no evidence this control plane understands"));
-        };
+        match request.evidence {
+            Some(Shown::JoinToken(token)) => self.by_join_token(request_key, token, origin).await,
+            Some(Shown::Kubernetes(shown)) => self.by_kubernetes(request_key, shown, origin).await,
+            Some(Shown::X509(shown)) => {
+                self.by_x509(&request.csr, request_key, shown, origin).await
+            }
+            None => Err(Code::BadRequest.status("no evidence this control plane understands")),
+        }
+    }
+
+    async fn by_join_token(
+        &self,
+        request_key: Csr,
+        token: JoinTokenEvidence,
+        origin: Origin,
+    ) -> Result<SvidResponse, Status> {
+        let now = self.clock.now();
         if token.secret.len() != 32 {
             return Err(refusal(Worthless::Unknown));
         }
@@ -141,6 +160,117 @@ impl Control {
             .map_err(failed)?
             .map_err(refusal)?;
         tracing::info!(%workload, source = origin.text, "workload attested with a join token");
+        Ok(self.answer(recorded))
+    }
+
+    /// A service account's token, verified before anything is said of a workload.
+    async fn by_kubernetes(
+        &self,
+        request_key: Csr,
+        shown: KubernetesEvidence,
+        origin: Origin,
+    ) -> Result<SvidResponse, Status> {
+        use crate::clusters::{NotVouched, differs};
+        let not_vouched = |why: NotVouched| match why {
+            NotVouched::Refused(why) => evidence_refused(&why),
+            NotVouched::Away(why) => unavailable(&why),
+            NotVouched::Busy(why) => Code::Busy.status(why),
+        };
+        let in_force = self.library.in_force();
+        self.put_vouching_in_force(&in_force.mesh);
+        let vouched = self
+            .clusters
+            .verify(&shown.token)
+            .await
+            .map_err(not_vouched)?;
+        let (workload, grant, attest) = self.attestable(&in_force, &request_key)?;
+        let selectors = attest.iter().filter_map(|attestor| match attestor {
+            Attestor::Kubernetes(selector) => Some(selector),
+            Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::X509(_) => None,
+        });
+        let vouched = matching(&workload, selectors, &vouched, differs)?;
+        self.clusters
+            .admit(vouched, &request_key.spki_sha256)
+            .map_err(not_vouched)?;
+        let evidence = Evidence::Kubernetes {
+            vouched: Box::new(vouched.clone()),
+            source: origin.text,
+        };
+        self.issue(request_key, &workload, grant, evidence).await
+    }
+
+    /// A certificate of another authority, whose key signed this request for this server.
+    async fn by_x509(
+        &self,
+        request: &[u8],
+        request_key: Csr,
+        shown: X509Evidence,
+        origin: Origin,
+    ) -> Result<SvidResponse, Status> {
+        use crate::existing::{NotVouched, differs};
+        let in_force = self.library.in_force();
+        self.put_vouching_in_force(&in_force.mesh);
+        let chain: Vec<_> = shown.chain.into_iter().map(CertificateDer::from).collect();
+        let leaves = self.own.leaves();
+        let messages: Vec<_> = leaves
+            .iter()
+            .map(|leaf| proof::attestation(request, leaf))
+            .collect();
+        let proof = Proof {
+            chain: &chain,
+            message: &[],
+            signature: &shown.signature,
+        };
+        let vouched = self.authorities.verify(proof, &messages, self.clock.now());
+        let vouched = vouched.await.map_err(|why| match why {
+            NotVouched::Refused(why) => evidence_refused(&why),
+            NotVouched::Away(why) => unavailable(&why),
+        })?;
+        let (workload, grant, attest) = self.attestable(&in_force, &request_key)?;
+        let selectors = attest.iter().filter_map(|attestor| match attestor {
+            Attestor::X509(selector) => Some(selector),
+            Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::Kubernetes(_) => {
+                None
+            }
+        });
+        let vouched = matching(&workload, selectors, &vouched, differs)?;
+        let evidence = Evidence::X509 {
+            vouched: Box::new(vouched.clone()),
+            source: origin.text,
+        };
+        self.issue(request_key, &workload, grant, evidence).await
+    }
+
+    /// What the documents give the identity of a request, and to whom; nobody is told that there is no such identity.
+    fn attestable<'d>(
+        &self,
+        in_force: &'d InForce,
+        request: &Csr,
+    ) -> Result<(WorkloadName, Grant, &'d BTreeSet<Attestor>), Status> {
+        let unknown = |_| evidence_refused("no document describes the identity of the request");
+        let (workload, grant) = self.grant(in_force, request).map_err(unknown)?;
+        let document = in_force.documents.workloads.get(&workload);
+        let document = document
+            .ok_or_else(|| evidence_refused("no document describes the identity of the request"))?;
+        Ok((workload, grant, &document.attest))
+    }
+
+    async fn issue(
+        &self,
+        request_key: Csr,
+        workload: &WorkloadName,
+        grant: Grant,
+        evidence: Evidence,
+    ) -> Result<SvidResponse, Status> {
+        let attestor = evidence.attestor();
+        let identity = request_key.id.clone();
+        let attested = Attested::new(identity, request_key, grant, evidence).map_err(not_issued)?;
+        let issued = self
+            .authority
+            .issue(attested, self.clock.now())
+            .map_err(not_issued)?;
+        let recorded = issued.record(&self.store).await.map_err(failed)?;
+        tracing::info!(%workload, attestor, "workload attested");
         Ok(self.answer(recorded))
     }
 
@@ -256,6 +386,40 @@ impl Control {
 
 fn read_request(der: &[u8]) -> Result<Csr, Status> {
     csr::parse(der).map_err(|error| Code::CsrInvalid.status(error.to_string()))
+}
+
+/// What is vouched for that a selector of the workload admits.
+fn matching<'v, S: 'v, V>(
+    workload: &WorkloadName,
+    selectors: impl Iterator<Item = &'v S>,
+    vouched: &'v [V],
+    differs: fn(&S, &V) -> Option<String>,
+) -> Result<&'v V, Status> {
+    let mut why = Vec::new();
+    for (selector, number) in selectors.zip(1..) {
+        for vouched in vouched {
+            match differs(selector, vouched) {
+                None => return Ok(vouched),
+                Some(difference) => why.push(format!("selector {number}: {difference}")),
+            }
+        }
+    }
+    Err(evidence_refused(&match why.as_slice() {
+        [] => format!("the document of `{workload}` does not list this way under `attest`"),
+        why => format!("`{workload}`: {}", why.join("; ")),
+    }))
+}
+
+/// The reason is for our log alone.
+fn evidence_refused(why: &str) -> Status {
+    tracing::warn!(why, "evidence refused");
+    Code::EvidenceRefused
+        .status("what was shown does not prove this identity; the control plane's log says why")
+}
+
+fn unavailable(why: &str) -> Status {
+    tracing::error!(why, "evidence cannot be verified at present");
+    Code::Unavailable.status("what was shown cannot be verified just now")
 }
 
 fn refusal(why: Worthless) -> Status {

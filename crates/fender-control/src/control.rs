@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fender_api::code::Code;
 use fender_api::convert::IssuedSvid;
 use fender_api::proto::control::v1::SvidResponse;
+use fender_config::Mesh;
 use fender_identity::SpiffeId;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
@@ -14,10 +15,12 @@ use tonic::Status;
 
 use crate::ca::Authority;
 use crate::ca::issue::{IssueError, Recorded};
+use crate::clusters::Clusters;
 use crate::credentials::Sources;
 use crate::datadir::DataDir;
 use crate::decisions::Decisions;
 use crate::documents::Library;
+use crate::existing::IssuingAuthorities;
 use crate::limit::Failures;
 use crate::own::Own;
 use crate::registry::Registry;
@@ -33,7 +36,9 @@ pub(crate) struct Control {
     pub(crate) trust: Announcements,
     pub(crate) own: Own,
     pub(crate) registry: Registry,
-    pub(crate) sources: Sources,
+    pub(crate) sources: Arc<Sources>,
+    pub(crate) clusters: Clusters,
+    pub(crate) authorities: IssuingAuthorities,
     pub(crate) decisions: Decisions,
     /// Failed attestations, by address.
     pub(crate) strangers: Failures<IpAddr>,
@@ -46,6 +51,12 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// Others whose word counts, as the documents have them.
+    pub(crate) fn put_vouching_in_force(&self, mesh: &Mesh) {
+        self.clusters.put_in_force(&mesh.clusters);
+        self.authorities.put_in_force(&mesh.authorities);
+    }
+
     /// The answer to whoever gets a certificate.
     pub(crate) fn answer(&self, recorded: Recorded) -> SvidResponse {
         let in_force = self.library.in_force();

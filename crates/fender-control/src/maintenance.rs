@@ -83,6 +83,23 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Whoever vouches for others is known, and its keys are at hand, before anybody attests.
+pub(crate) async fn follow_vouching(control: Arc<Control>) {
+    let mut changes = control.library.changes();
+    loop {
+        let in_force = Arc::clone(&changes.borrow_and_update());
+        control.put_vouching_in_force(&in_force.mesh);
+        tokio::select! {
+            () = control.drain.stopping() => return,
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
 /// Follows the audit log's chain once, and says loudly when somebody changed it. Serving does not wait for the answer:
 /// the log may be long, and refusing to start would help whoever did it.
 pub(crate) async fn check_audit_log(reader: Reader) {

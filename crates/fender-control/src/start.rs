@@ -21,12 +21,14 @@ use tonic::service::interceptor::InterceptedService;
 use crate::admin::{self, AdminService};
 use crate::attest::{IdentityService, STRANGER_FAILURES};
 use crate::ca::{Authority, CaError};
+use crate::clusters::Clusters;
 use crate::control::Control;
 use crate::credentials::Sources;
 use crate::datadir::{DataDir, DataDirError, Hold};
 use crate::decisions::{self, Decisions};
 use crate::distribution::DistributionService;
 use crate::documents::{Author, Library, LibraryError, Problem};
+use crate::existing::IssuingAuthorities;
 use crate::limit::Failures;
 use crate::own::{Own, OwnError};
 use crate::registry::Registry;
@@ -160,7 +162,7 @@ pub async fn start(
 
     let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
 
-    let sources = Sources::new(allow_dirs, data.path(), drain.clone());
+    let sources = Arc::new(Sources::new(allow_dirs, data.path(), drain.clone()));
     warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);
@@ -174,6 +176,8 @@ pub async fn start(
         reader: store.reader().clone(),
     };
     let control = Arc::new(Control {
+        clusters: Clusters::new(Arc::clone(&sources), Arc::clone(&clock), drain.clone()),
+        authorities: IssuingAuthorities::new(Arc::clone(&sources)),
         sources,
         clock: Arc::clone(&clock),
         drain: drain.clone(),
@@ -193,6 +197,7 @@ pub async fn start(
     drain.spawn(maintenance::check_audit_log(store.reader().clone()));
     drain.spawn(maintenance::record_refusals(refusals, store));
     drain.spawn(maintenance::keep(Arc::clone(&control)));
+    drain.spawn(maintenance::follow_vouching(Arc::clone(&control)));
     drain.spawn(serve(control, incoming));
     tracing::info!(%address, revision = running.revision, "control plane serves");
     Ok(running)

@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::UnixTime;
 
-pub use json::{JsonError, Object, Value};
+pub use json::{JsonError, Object, Value, object as parse_object};
 pub use keys::{Algorithm, Key, KeyError, Keys, KeysError, MAX_SET, PublicKey, Purpose};
 
 use crate::spiffe::excerpt;

@@ -152,6 +152,7 @@ impl Worker<'_> {
             | Code::TokenExpired
             | Code::TokenUnknown
             | Code::TokenWrongIdentity
+            | Code::EvidenceRefused
             | Code::NotAttestable
             | Code::IdentityReserved
             | Code::RenewalExpired

@@ -17,6 +17,10 @@ pub enum Attestor {
     Unix(UnixSelector),
     /// A container, by what the engine of its host says of it.
     Docker(DockerSelector),
+    /// A service account, by a token its cluster vouches for.
+    Kubernetes(KubernetesSelector),
+    /// The holder of another authority's certificate.
+    X509(X509Selector),
 }
 
 impl Attestor {
@@ -26,6 +30,8 @@ impl Attestor {
             Self::Token => "token",
             Self::Unix(_) => "unix",
             Self::Docker(_) => "docker",
+            Self::Kubernetes(_) => "kubernetes",
+            Self::X509(_) => "x509",
         }
     }
 }
@@ -66,6 +72,30 @@ pub struct DockerSelector {
     pub image: Image,
     /// They narrow, they do not prove: whoever starts a container writes them.
     pub labels: BTreeMap<String, String>,
+}
+
+/// All that is given must hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KubernetesSelector {
+    /// Of the mesh's document.
+    pub cluster: String,
+    pub namespace: String,
+    pub service_account: String,
+    pub pod: Option<String>,
+    pub node: Option<String>,
+}
+
+/// All that is given must hold, and something besides the authority is given.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct X509Selector {
+    /// Of the mesh's document.
+    pub authority: String,
+    /// As RFC 4514 writes it.
+    pub subject: Option<String>,
+    /// In lower case.
+    pub dns_name: Option<String>,
+    pub uri: Option<String>,
+    pub sha256: Option<Sha256>,
 }
 
 /// An image that cannot be exchanged for another.

@@ -6,16 +6,30 @@ use std::str::FromStr;
 
 use fender_identity::NodeName;
 
+use super::vouching::Names;
 use super::{Known, NAME_HELP, file_path};
-use crate::documents::{Attestor, DockerSelector, Image, Kind, On, Sha256, UnixSelector};
+use crate::documents::{
+    Attestor, DockerSelector, Image, Kind, KubernetesSelector, On, Sha256, UnixSelector,
+    X509Selector,
+};
 use crate::name::check_label;
 use crate::raw;
+use crate::suggest::nearest;
 use crate::yaml::{At, Reader};
 
 /// One entry, with what it says of nodes still to be looked up.
 pub(crate) struct Entry {
     pub(crate) attestor: Attestor,
     pub(crate) on: Option<At<On>>,
+    /// What the Mesh calls who vouches.
+    pub(crate) by: Option<At<String>>,
+}
+
+/// Whom entries may refer to.
+pub(crate) struct Whom {
+    /// Of nodes.
+    pub(crate) groups: BTreeSet<String>,
+    pub(crate) vouching: Names,
 }
 
 /// Who may attest is a workload, or the agent of a node.
@@ -26,7 +40,6 @@ pub(crate) enum Whose {
 }
 
 const EMPTY: &str = "fender::no-attest";
-const UNSUPPORTED: &str = "what there is so far: `token`, `unix` and `docker`";
 
 pub(crate) fn attest(
     reader: &mut Reader<'_>,
@@ -57,9 +70,6 @@ fn entry(reader: &mut Reader<'_>, at: &At<raw::Attest>, whose: Whose) -> Option<
         kubernetes,
         x509,
     } = &at.value;
-    for (field, value) in [("kubernetes", kubernetes), ("x509", x509)] {
-        reader.unsupported(field, value, UNSUPPORTED);
-    }
     let named = [
         token.is_some(),
         unix.is_some(),
@@ -72,10 +82,21 @@ fn entry(reader: &mut Reader<'_>, at: &At<raw::Attest>, whose: Whose) -> Option<
             at,
             "fender::one-of",
             "an entry of `attest` names exactly one way to attest",
-            "write `{ token: {} }`, `{ unix: { … } }` or `{ docker: { … } }`; several ways are several entries, \
-             and any one of them is enough",
+            "write `{ token: {} }`, `{ unix: { … } }`, `{ docker: { … } }`, `{ kubernetes: { … } }` or \
+             `{ x509: { … } }`; several ways are several entries, and any one of them is enough",
         );
         return None;
+    }
+    for (field, there) in [
+        ("kubernetes", kubernetes.is_some()),
+        ("x509", x509.is_some()),
+    ] {
+        if there && whose == Whose::Node {
+            let message = format!("an agent does not attest by `{field}` yet");
+            let help = "write `{ token: {} }`; `kubernetes` and `x509` belong into a Workload";
+            reader.wrong(at, "fender::wrong-place", message, help);
+            return None;
+        }
     }
     for (field, there) in [("unix", unix.is_some()), ("docker", docker.is_some())] {
         if there && whose == Whose::Node {
@@ -92,14 +113,113 @@ fn entry(reader: &mut Reader<'_>, at: &At<raw::Attest>, whose: Whose) -> Option<
         return Some(Entry {
             attestor: Attestor::Token,
             on: None,
+            by: None,
         });
     }
     if let Some(written) = unix {
         return self::unix(reader, written);
     }
-    docker
-        .as_ref()
-        .and_then(|written| self::docker(reader, written))
+    if let Some(written) = docker {
+        return self::docker(reader, written);
+    }
+    if let Some(written) = kubernetes {
+        return self::kubernetes(reader, &written.value);
+    }
+    x509.as_ref()
+        .and_then(|written| self::x509(reader, written))
+}
+
+fn kubernetes(reader: &mut Reader<'_>, written: &raw::KubernetesSelector) -> Option<Entry> {
+    let raw::KubernetesSelector {
+        cluster,
+        namespace,
+        service_account,
+        pod,
+        node,
+    } = written;
+    let names = [
+        (cluster, "the Mesh's name for the cluster"),
+        (namespace, "the pod's namespace"),
+    ];
+    for (at, what) in names {
+        let help = format!("it is {what}: letters, digits and `-`");
+        reader.take(at, "fender::bad-name", &help, check_label(&at.value))?;
+    }
+    let others = [Some(service_account), pod.as_ref(), node.as_ref()];
+    for at in others.into_iter().flatten() {
+        // Names of objects in a cluster: labels joined by dots.
+        if at.value.len() > 253 || at.value.split('.').any(|label| check_label(label).is_err()) {
+            let message = format!("`{}` is no name of an object in a cluster", at.value);
+            let help = "one name, to the letter: there are no patterns";
+            reader.wrong(at, "fender::bad-name", message, help);
+            return None;
+        }
+    }
+    let text = |at: &Option<At<String>>| at.as_ref().map(|at| at.value.clone());
+    let selector = KubernetesSelector {
+        cluster: cluster.value.clone(),
+        namespace: namespace.value.clone(),
+        service_account: service_account.value.clone(),
+        pod: text(pod),
+        node: text(node),
+    };
+    Some(Entry {
+        attestor: Attestor::Kubernetes(selector),
+        on: None,
+        by: Some(cluster.clone()),
+    })
+}
+
+fn x509(reader: &mut Reader<'_>, at: &At<raw::X509Selector>) -> Option<Entry> {
+    let raw::X509Selector {
+        authority,
+        subject,
+        dns_name,
+        uri,
+        sha256,
+    } = &at.value;
+    let help = "it is the Mesh's name for the authority: letters, digits and `-`";
+    reader.take(
+        authority,
+        "fender::bad-name",
+        help,
+        check_label(&authority.value),
+    )?;
+    let texts = [subject.as_ref(), dns_name.as_ref(), uri.as_ref()];
+    if texts.iter().all(Option::is_none) && sha256.is_none() {
+        reader.wrong(
+            at,
+            "fender::missing-field",
+            "whoever has any certificate of this authority could become this workload",
+            "narrow it by at least one of `subject`, `dnsName`, `uri` and `sha256`",
+        );
+        return None;
+    }
+    for at in texts.into_iter().flatten() {
+        if at.value.is_empty() || at.value.len() > 1024 || at.value.chars().any(char::is_control) {
+            let help = "write what the certificate says, to the letter: there are no patterns";
+            let message = "this is empty, too long, or no plain text";
+            reader.wrong(at, "fender::bad-text", message, help);
+            return None;
+        }
+    }
+    let sha256 = match sha256 {
+        Some(at) => Some(reader.parse(at, "fender::bad-digest", CERTIFICATE_HELP)?),
+        None => None,
+    };
+    let text = |at: &Option<At<String>>| at.as_ref().map(|at| at.value.clone());
+    let selector = X509Selector {
+        authority: authority.value.clone(),
+        subject: text(subject),
+        dns_name: text(dns_name).map(|name| name.to_ascii_lowercase()),
+        uri: text(uri),
+        sha256,
+    };
+    Some(Entry {
+        attestor: Attestor::X509(selector),
+        on: None,
+        by: Some(authority.clone()),
+    })
 }
 
 fn unix(reader: &mut Reader<'_>, at: &At<raw::UnixSelector>) -> Option<Entry> {
@@ -158,6 +278,7 @@ fn unix(reader: &mut Reader<'_>, at: &At<raw::UnixSelector>) -> Option<Entry> {
     Some(Entry {
         attestor: Attestor::Unix(selector),
         on: Some(on),
+        by: None,
     })
 }
 
@@ -190,11 +311,13 @@ fn docker(reader: &mut Reader<'_>, at: &At<raw::DockerSelector>) -> Option<Entry
     Some(Entry {
         attestor: Attestor::Docker(selector),
         on: Some(on),
+        by: None,
     })
 }
 
 /// The kernel's default for users it has no number for: `nobody`, as whom everybody may appear.
 const OVERFLOW: u32 = 65_534;
+const CERTIFICATE_HELP: &str = "64 lower-case hexadecimal digits, of the certificate in DER: `openssl x509 -in FILE -outform DER | sha256sum`";
 const DIGEST_HELP: &str = "64 hexadecimal digits, as `sha256sum FILE` prints them";
 const IMAGE_HELP: &str = "write the image's id or its digest in a registry: `image: \"sha256:…\"` as `docker image inspect \
     --format '{{.Id}}' NAME` prints it, or `image: \"registry.example/orders@sha256:…\"`; a tag can be moved to another image";
@@ -239,14 +362,18 @@ fn on<T>(
     }
 }
 
-/// Whether there are such nodes.
+/// Whether there are such nodes, clusters and authorities.
 pub(crate) fn resolve(
     reader: &mut Reader<'_>,
     known: &Known<'_>,
-    groups: &BTreeSet<String>,
+    whom: &Whom,
     entries: Vec<Entry>,
 ) -> BTreeSet<Attestor> {
+    let groups = &whom.groups;
     for entry in &entries {
+        if let Some(by) = &entry.by {
+            vouched(reader, known, &whom.vouching, &entry.attestor, by);
+        }
         let Some(on) = &entry.on else { continue };
         match &on.value {
             On::Node(node) if known.misses_node(node.as_str()) => {
@@ -272,6 +399,32 @@ pub(crate) fn resolve(
         }
     }
     entries.into_iter().map(|entry| entry.attestor).collect()
+}
+
+fn vouched(
+    reader: &mut Reader<'_>,
+    known: &Known<'_>,
+    names: &Names,
+    attestor: &Attestor,
+    by: &At<String>,
+) {
+    let (what, field, listed) = match attestor {
+        Attestor::Kubernetes(_) => ("cluster", "kubernetes", &names.clusters),
+        Attestor::X509(_) => ("authority", "x509", &names.authorities),
+        Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) => return,
+    };
+    if listed.contains(&by.value) || !known.everything_was_read() {
+        return;
+    }
+    let help = match nearest(&by.value, listed.iter().map(String::as_str)) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!(
+            "describe it in the Mesh: `spec: {{ {field}: [ {{ name: {}, … }} ] }}`",
+            by.value
+        ),
+    };
+    let message = format!("the Mesh describes no {what} `{}`", by.value);
+    reader.wrong(by, "fender::missing-reference", message, help);
 }
 
 impl FromStr for Sha256 {

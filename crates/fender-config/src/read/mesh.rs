@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::administrators::{administrators, minimum_version};
+use super::vouching::{authorities, clusters};
 use super::{NAME_HELP, duration, fallback, span, tls};
 use crate::documents::{Lifetimes, Mesh};
 use crate::name::check_label;
@@ -87,6 +88,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
             "with `deny`, the default, such a workload is closed until a policy opens it",
         );
     }
+    let clusters = clusters(reader, &spec.kubernetes);
+    let authorities = authorities(reader, &spec.x509);
     let administrators = administrators(reader, spec.administrators.as_ref());
     let minimum_version = minimum_version(reader, spec.minimum_version.as_ref());
     let trust_domain = reader.parse(
@@ -105,6 +108,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         authorization,
         administrators,
         minimum_version,
+        clusters,
+        authorities,
     })
 }
 

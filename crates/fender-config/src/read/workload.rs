@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fender_identity::WorkloadName;
 
-use super::attest::{self, Whose, attest};
+use super::attest::{self, Whom, Whose, attest};
 use super::port::{Taken, inbound};
 use super::{HOST_HELP, Known, NAME_HELP, drain, fallback, full_name};
 use crate::address::is_host_name;
@@ -152,7 +152,7 @@ impl Unresolved<'_> {
         self,
         known: &Known<'_>,
         ports: &Ports,
-        groups: &BTreeSet<String>,
+        whom: &Whom,
         report: &mut Report,
     ) -> Workload {
         let Self {
@@ -175,7 +175,7 @@ impl Unresolved<'_> {
             })
             .collect();
         let credentials = listed(reader, known, namespace, &credentials);
-        workload.attest = attest::resolve(reader, known, groups, attest);
+        workload.attest = attest::resolve(reader, known, whom, attest);
         workload.outbound = outbound;
         workload.credentials = credentials;
         workload

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use fender_config::snapshot::{CredentialSource, Delivery, Destination, Profile, Protocol};
 use fender_config::standalone::{self, Identity, WorkloadApi};
-use fender_config::{Change, Documents, Kind, Reach, Role, Source, What, parse, schema};
+use fender_config::{
+    Attestor, Change, Documents, KeySource, Kind, Reach, Role, Source, Vouching, What, parse,
+    schema,
+};
 use fender_identity::{Bundles, WorkloadName};
 use fender_policy::{Action, Default};
 
@@ -323,4 +326,69 @@ fn a_version_is_older_by_its_numbers_and_one_that_cannot_be_read_is_older_than_a
     for enough in ["0.10.0", "0.10.1", "1.0.0-rc.1", "0.10.0+build"] {
         assert!(!minimum.exceeds(enough), "{enough}");
     }
+}
+
+#[test]
+fn those_whose_word_counts_are_named_in_the_mesh_and_found_by_selectors() {
+    let text = r#"
+apiVersion: fender.dev/v1
+kind: Mesh
+metadata: { name: mesh }
+spec:
+  trustDomain: acme.test
+  kubernetes:
+    - { name: east, issuer: "https://kubernetes.default.svc", audience: fender, jwks: { file: /etc/fender/east.json } }
+    - name: west
+      issuer: https://kubernetes.default.svc
+      audience: https://fender.acme.test
+      jwks: { url: "https://api.west.internal:6443/openid/v1/jwks", roots: { file: /etc/fender/west.pem }, token: { file: /etc/fender/west.token } }
+    - name: north
+      issuer: https://oidc.north
+      audience: fender
+      tokenReview: { api: "https://10.0.0.1:6443/", roots: { file: /etc/fender/north.pem }, token: { file: /etc/fender/north.token } }
+  x509: [ { name: corporate, roots: { file: /etc/fender/corporate.pem } } ]
+---
+apiVersion: fender.dev/v1
+kind: Workload
+metadata: { namespace: shop, name: orders }
+spec:
+  attest:
+    - kubernetes: { cluster: east, namespace: shop, serviceAccount: orders.v2, pod: orders-0, node: node-a.internal }
+    - x509: { authority: corporate, subject: "CN=orders,O=Acme", dnsName: Orders.Internal }
+"#;
+    let documents = parse(&[source("mesh.yaml", text)]).unwrap();
+    let mesh = documents.mesh.unwrap();
+    assert_eq!(
+        mesh.clusters.keys().collect::<Vec<_>>(),
+        ["east", "north", "west"]
+    );
+    let file = KeySource::File("/etc/fender/east.json".into());
+    assert_eq!(mesh.clusters["east"].vouching, Vouching::Keys(file));
+    let Vouching::Review(review) = &mesh.clusters["north"].vouching else {
+        panic!("{:?}", mesh.clusters["north"])
+    };
+    assert_eq!(review.api.to_string(), "https://10.0.0.1:6443");
+    assert_eq!(
+        mesh.authorities["corporate"].roots.to_str(),
+        Some("/etc/fender/corporate.pem")
+    );
+    let attest = &documents.workloads[&name("shop/orders")].attest;
+    assert_eq!(
+        attest.iter().map(Attestor::name).collect::<Vec<_>>(),
+        ["kubernetes", "x509"]
+    );
+    let dns_names: Vec<_> = attest
+        .iter()
+        .filter_map(|attestor| match attestor {
+            Attestor::X509(selector) => selector.dns_name.as_deref(),
+            Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::Kubernetes(_) => {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(
+        dns_names,
+        ["orders.internal"],
+        "names are compared in lower case"
+    );
 }

@@ -24,6 +24,7 @@ use super::make::{random_serial, set_validity};
 use super::{Authority, CaError, Issuing, State, lifetimes};
 use crate::store::certificates::{self, CertificateRow, Known};
 use crate::store::{Store, StoreError, audit, tokens};
+use crate::{clusters, existing};
 
 /// DNS names one certificate may carry.
 const MAX_DNS_NAMES: usize = 64;
@@ -51,6 +52,16 @@ pub(crate) enum Evidence {
         token: tokens::Hash,
         source: String,
     },
+    /// A cluster vouched for a service account.
+    Kubernetes {
+        vouched: Box<clusters::Vouched>,
+        source: String,
+    },
+    /// Another authority's certificate.
+    X509 {
+        vouched: Box<existing::Vouched>,
+        source: String,
+    },
     /// The certificate before, valid or expired within grace.
     Certificate {
         serial: Serial,
@@ -68,12 +79,40 @@ pub(crate) enum Evidence {
 }
 
 impl Evidence {
+    /// As documents write it, where one does.
+    pub(crate) fn attestor(&self) -> &'static str {
+        match self {
+            Evidence::JoinToken { .. } => "token",
+            Evidence::Kubernetes { .. } => "kubernetes",
+            Evidence::X509 { .. } => "x509",
+            Evidence::Certificate { .. } => "certificate",
+            Evidence::Control => "control",
+            Evidence::DataDirectory => "data-directory",
+            Evidence::Administrator { .. } => "administrator",
+        }
+    }
+
     fn to_json(&self) -> String {
         match self {
             Evidence::JoinToken { token, source } => {
-                // Enough to find the token's row, too little to be one.
-                let token: String = token.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-                serde_json::json!({ "attestor": "token", "token_sha256_prefix": token, "source": source })
+                serde_json::json!({ "attestor": "token", "token_sha256_prefix": beginning(token), "source": source })
+            }
+            Evidence::Kubernetes { vouched, source } => {
+                let account = &vouched.account;
+                serde_json::json!({
+                    "attestor": "kubernetes", "cluster": vouched.cluster, "namespace": account.namespace,
+                    "service_account": account.name, "pod": account.pod, "pod_uid": account.pod_uid,
+                    "node": account.node, "token_id": vouched.token_id,
+                    "token_sha256_prefix": beginning(&vouched.token), "source": source,
+                })
+            }
+            Evidence::X509 { vouched, source } => {
+                let shown = &vouched.shown;
+                serde_json::json!({
+                    "attestor": "x509", "authority": vouched.authority, "subject": shown.subject,
+                    "dns_names": shown.dns_names, "uris": shown.uris, "serial": shown.serial.to_string(),
+                    "not_after": shown.validity.not_after.as_secs(), "sha256": hex(&shown.sha256), "source": source,
+                })
             }
             Evidence::Certificate { serial, expired, source } => serde_json::json!({
                 "attestor": "certificate", "serial": serial.to_string(), "expired": expired, "source": source,
@@ -86,6 +125,15 @@ impl Evidence {
         }
         .to_string()
     }
+}
+
+/// Enough to find a token again, too little to be one.
+fn beginning(hash: &[u8]) -> String {
+    hex(hash.get(..8).unwrap_or(hash))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Attested {

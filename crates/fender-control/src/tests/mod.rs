@@ -6,10 +6,13 @@ mod audit;
 mod authority;
 mod distribution;
 mod documents;
+mod kubernetes;
 mod load;
 mod renewal;
 mod restart;
 mod session;
+mod vouching;
+mod x509;
 
 use std::fs;
 use std::path::{Path, PathBuf};

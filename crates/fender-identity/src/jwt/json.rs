@@ -83,7 +83,7 @@ pub enum JsonError {
 }
 
 /// The one object that `bytes` are.
-pub(super) fn object(bytes: &[u8]) -> Result<Object, JsonError> {
+pub fn object(bytes: &[u8]) -> Result<Object, JsonError> {
     let syntax = |error: serde_json::Error| JsonError::Syntax(error.to_string());
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = Reading { depth: 0 }

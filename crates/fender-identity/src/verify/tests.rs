@@ -9,11 +9,11 @@ use rcgen::{
 };
 
 use super::*;
-use crate::{Bundle, Bundles};
 use crate::testing::{
     DAY, HOUR, Issued, NOW, at, authority, dns, domain, id, leaf, root, self_signed,
     uncritical_key_usage, uri, valid,
 };
+use crate::{Bundle, Bundles};
 
 const ORDERS: &str = "spiffe://mesh.example/ns/shop/sa/orders";
 const MESH: &str = "mesh.example";

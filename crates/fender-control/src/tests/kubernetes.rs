@@ -1,0 +1,566 @@
+//! DESIGN I5: a projected service-account token, by the issuer's keys and by TokenReview, each rule with its attack.
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use fender_api::proto::control::v1::KubernetesEvidence;
+use fender_api::proto::control::v1::attest_request::Evidence;
+use fender_identity::jwt::{Key, Keys, PublicKey};
+use serde_json::{Value, json};
+
+use super::vouching::{Server, documents_with};
+use super::*;
+
+const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
+const ATTEST: &str = "{ kubernetes: { cluster: east, namespace: shop, serviceAccount: orders } }";
+
+/// The issuer of a cluster's tokens.
+struct Cluster(EcdsaKeyPair);
+
+impl Cluster {
+    fn new() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
+    }
+
+    fn jwks(&self, id: &str) -> String {
+        let public = PublicKey::P256(self.0.public_key().as_ref().into());
+        let key = Key::new(Some(id.to_owned()), public, None).unwrap();
+        Keys::new(vec![key]).unwrap().to_json("sig")
+    }
+
+    fn sign(&self, id: &str, claims: &Value) -> String {
+        let text = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!(
+            "{}.{}",
+            text(&json!({ "alg": "ES256", "kid": id })),
+            text(claims)
+        );
+        let signature = self
+            .0
+            .sign(&SystemRandom::new(), signed.as_bytes())
+            .unwrap();
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn token(&self, claims: &Value) -> String {
+        self.sign("one", claims)
+    }
+}
+
+/// As the kubelet projects it into a pod of `shop/orders`.
+fn claims(now: u64) -> Value {
+    json!({
+        "aud": ["fender"],
+        "exp": now + 3600,
+        "iat": now,
+        "iss": ISSUER,
+        "jti": "0b0b2f6b-1b7c-4d4a-9f5a-3c0f5e0a7c11",
+        "kubernetes.io": {
+            "namespace": "shop",
+            "node": { "name": "node-a", "uid": "8f1c" },
+            "pod": { "name": "orders-7d9", "uid": "a1b2" },
+            "serviceaccount": { "name": "orders", "uid": "c3d4" },
+        },
+        "nbf": now,
+        "sub": "system:serviceaccount:shop:orders",
+    })
+}
+
+fn with(change: impl FnOnce(&mut Value)) -> Value {
+    let mut claims = claims(NOW);
+    change(&mut claims);
+    claims
+}
+
+fn by_file(path: &Path) -> String {
+    format!(
+        "  kubernetes: [ {{ name: east, issuer: {ISSUER}, audience: fender, jwks: {{ file: {} }} }} ]",
+        path.display()
+    )
+}
+
+/// A control plane that knows the cluster's keys from a file.
+async fn world() -> (World, Cluster) {
+    world_with(ATTEST).await
+}
+
+async fn world_with(attest: &str) -> (World, Cluster) {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new();
+    let file = directory.path().join("jwks.json");
+    fs::write(&file, cluster.jwks("one")).unwrap();
+    let documents = documents_with(&by_file(&file), attest);
+    (World::with(directory, documents).await, cluster)
+}
+
+/// A control plane that asks the cluster's API.
+async fn reviewing() -> (World, Cluster, Server) {
+    let directory = tempfile::tempdir().unwrap();
+    let api = Server::start(directory.path().join("api.pem")).await;
+    let token = directory.path().join("reviewer");
+    fs::write(&token, "reviewers-own-token\n").unwrap();
+    let vouching = format!(
+        "  kubernetes: [ {{ name: east, issuer: {ISSUER}, audience: fender, tokenReview: {{ api: \"{}\", \
+         roots: {{ file: {} }}, token: {{ file: {} }} }} }} ]",
+        api.url,
+        api.roots.display(),
+        token.display()
+    );
+    let documents = documents_with(&vouching, ATTEST);
+    (World::with(directory, documents).await, Cluster::new(), api)
+}
+
+fn shown(token: &str) -> Evidence {
+    Evidence::Kubernetes(KubernetesEvidence {
+        token: token.to_owned(),
+    })
+}
+
+async fn show(world: &World, token: &str) -> Result<proto::SvidResponse, Status> {
+    let key = NewKey::generate().unwrap();
+    world.show(shown(token), &key, ORDERS).await
+}
+
+/// What the API answers, as its reference documents it.
+fn review(change: impl FnOnce(&mut Value)) -> String {
+    let mut answer = json!({
+        "kind": "TokenReview",
+        "apiVersion": "authentication.k8s.io/v1",
+        "metadata": { "creationTimestamp": null },
+        "spec": { "token": "…", "audiences": ["fender"] },
+        "status": {
+            "authenticated": true,
+            "user": {
+                "username": "system:serviceaccount:shop:orders",
+                "uid": "c3d4",
+                "groups": ["system:serviceaccounts", "system:serviceaccounts:shop", "system:authenticated"],
+                "extra": {
+                    "authentication.kubernetes.io/pod-name": ["orders-7d9"],
+                    "authentication.kubernetes.io/pod-uid": ["a1b2"],
+                    "authentication.kubernetes.io/node-name": ["node-a"],
+                },
+            },
+            "audiences": ["fender"],
+        },
+    });
+    change(&mut answer);
+    answer.to_string()
+}
+
+#[tokio::test]
+async fn a_service_account_gets_the_identity_its_document_names_and_the_facts_are_recorded() {
+    let (world, cluster) = world().await;
+    let token = cluster.token(&claims(NOW));
+    let answer = issued(show(&world, &token).await.unwrap());
+    assert_eq!(answer.chain.len(), 2);
+    let evidence: Value = serde_json::from_str(&world.evidence(ORDERS).await).unwrap();
+    for (name, value) in [
+        ("attestor", "kubernetes"),
+        ("cluster", "east"),
+        ("namespace", "shop"),
+        ("service_account", "orders"),
+        ("pod", "orders-7d9"),
+        ("pod_uid", "a1b2"),
+        ("node", "node-a"),
+        ("token_id", "0b0b2f6b-1b7c-4d4a-9f5a-3c0f5e0a7c11"),
+    ] {
+        assert_eq!(evidence[name], value, "{name}");
+    }
+    let signature = token.rsplit('.').next().unwrap();
+    assert!(
+        !evidence.to_string().contains(signature),
+        "the token is not kept"
+    );
+}
+
+#[tokio::test]
+async fn a_selector_may_name_the_pod_and_the_node() {
+    let attest = "{ kubernetes: { cluster: east, namespace: shop, serviceAccount: orders, pod: orders-7d9, node: node-a } }";
+    let (world, cluster) = world_with(attest).await;
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+    for (what, name) in [("pod", "orders-7d8"), ("node", "node-b")] {
+        let other = with(|claims| claims["kubernetes.io"][what]["name"] = json!(name));
+        let refusal = refused(show(&world, &cluster.token(&other)).await);
+        assert_eq!(refusal, Code::EvidenceRefused, "{what}");
+        let unbound = with(|claims| {
+            claims["kubernetes.io"]
+                .as_object_mut()
+                .unwrap()
+                .remove(what);
+        });
+        let refusal = refused(show(&world, &cluster.token(&unbound)).await);
+        assert_eq!(refusal, Code::EvidenceRefused, "no {what}");
+    }
+}
+
+#[tokio::test]
+async fn a_sidecar_without_its_state_may_show_its_token_again() {
+    let (world, cluster) = world().await;
+    let token = cluster.token(&claims(NOW));
+    for _ in 0..3 {
+        show(&world, &token).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn attack_a_copied_token_for_ever_more_keys() {
+    let (world, cluster) = world().await;
+    let token = cluster.token(&claims(NOW));
+    let key = NewKey::generate().unwrap();
+    world.show(shown(&token), &key, ORDERS).await.unwrap();
+    for _ in 1..8 {
+        show(&world, &token).await.unwrap();
+    }
+    assert_eq!(refused(show(&world, &token).await), Code::EvidenceRefused);
+    let again = world.show(shown(&token), &key, ORDERS).await;
+    assert!(again.is_ok(), "the first key is no new use");
+}
+
+#[tokio::test]
+async fn attack_a_token_that_is_for_somebody_else_or_of_somebody_else() {
+    let (world, cluster) = world().await;
+    let account = |namespace: &str, name: &str| {
+        with(|claims| {
+            claims["sub"] = json!(format!("system:serviceaccount:{namespace}:{name}"));
+            claims["kubernetes.io"]["namespace"] = json!(namespace);
+            claims["kubernetes.io"]["serviceaccount"]["name"] = json!(name);
+        })
+    };
+    for (claims, why) in [
+        (
+            with(|claims| claims["iss"] = json!("https://other")),
+            "another issuer",
+        ),
+        (
+            with(|claims| claims["aud"] = json!(["vault"])),
+            "another audience",
+        ),
+        (
+            with(|claims| claims["aud"] = json!(["fender", ISSUER])),
+            "the API's audience too, which could show it here",
+        ),
+        (account("web", "orders"), "another namespace"),
+        (account("shop", "inventory"), "another service account"),
+        (with(|claims| claims["exp"] = json!(NOW - 61)), "expired"),
+        (
+            with(|claims| claims["nbf"] = json!(NOW + 61)),
+            "not yet valid",
+        ),
+        (
+            with(|claims| drop(claims.as_object_mut().unwrap().remove("exp"))),
+            "without an end, as secrets used to hold them",
+        ),
+        (
+            with(|claims| claims["sub"] = json!("system:serviceaccount:web:orders")),
+            "two readings of who it is",
+        ),
+        (
+            with(|claims| claims["sub"] = json!("system:node:node-a")),
+            "a node",
+        ),
+        (with(|claims| claims["sub"] = json!("admin")), "a person"),
+        (
+            with(|claims| drop(claims.as_object_mut().unwrap().remove("kubernetes.io"))),
+            "no cluster's claims",
+        ),
+    ] {
+        let refusal = refused(show(&world, &cluster.token(&claims)).await);
+        assert_eq!(refusal, Code::EvidenceRefused, "{why}");
+    }
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+}
+
+#[tokio::test]
+async fn attack_a_token_of_another_cluster_with_the_same_issuer_text() {
+    let (world, _) = world().await;
+    let other = Cluster::new().token(&claims(NOW));
+    assert_eq!(refused(show(&world, &other).await), Code::EvidenceRefused);
+}
+
+#[tokio::test]
+async fn attack_a_cluster_that_vouches_for_another_clusters_accounts() {
+    let directory = tempfile::tempdir().unwrap();
+    let (east, west) = (Cluster::new(), Cluster::new());
+    let cluster = |name: &str, keys: &Cluster| {
+        let file = directory.path().join(name);
+        fs::write(&file, keys.jwks("one")).unwrap();
+        format!(
+            "    - {{ name: {name}, issuer: {ISSUER}, audience: fender, jwks: {{ file: {} }} }}\n",
+            file.display()
+        )
+    };
+    let vouching = format!(
+        "  kubernetes:\n{}{}",
+        cluster("east", &east),
+        cluster("west", &west)
+    );
+    let world = World::with(directory, documents_with(&vouching, ATTEST)).await;
+    let refusal = refused(show(&world, &west.token(&claims(NOW))).await);
+    assert_eq!(refusal, Code::EvidenceRefused);
+    show(&world, &east.token(&claims(NOW))).await.unwrap();
+}
+
+#[tokio::test]
+async fn attack_a_stranger_who_asks_which_workloads_there_are() {
+    let (world, cluster) = world().await;
+    let good = cluster.token(&claims(NOW));
+    let mut answers = Vec::new();
+    for (token, id) in [
+        (good.as_str(), INVENTORY),
+        (&good, "spiffe://acme.test/ns/shop/sa/nobody"),
+        (&good, "spiffe://acme.test/fender/admin/admin"),
+        (&good, "spiffe://acme.test/fender/control"),
+        (&good, "spiffe://other.test/ns/shop/sa/orders"),
+        ("nonsense", ORDERS),
+        ("nonsense", "spiffe://acme.test/ns/shop/sa/nobody"),
+    ] {
+        let key = NewKey::generate().unwrap();
+        let status = world.show(shown(token), &key, id).await.unwrap_err();
+        assert_eq!(Code::of(&status), Code::EvidenceRefused, "{id}");
+        answers.push(status.message().to_owned());
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_keys_is_followed() {
+    let (world, old) = world().await;
+    let new = Cluster::new();
+    show(&world, &old.token(&claims(NOW))).await.unwrap();
+    fs::write(world.path("next"), new.jwks("two")).unwrap();
+    fs::rename(world.path("next"), world.path("jwks.json")).unwrap();
+    eventually(|| async { show(&world, &new.sign("two", &claims(NOW))).await.ok() }).await;
+    let refusal = refused(show(&world, &old.token(&claims(NOW))).await);
+    assert_eq!(refusal, Code::EvidenceRefused);
+
+    // Keys that cannot be read are no reason to forget those that could.
+    fs::write(world.path("next"), "{\"keys\": []}").unwrap();
+    fs::rename(world.path("next"), world.path("jwks.json")).unwrap();
+    show(
+        &world,
+        &new.sign("two", &with(|claims| claims["jti"] = json!("x"))),
+    )
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn keys_from_a_url_are_there_before_anybody_attests_and_outlive_an_outage_by_a_day() {
+    let directory = tempfile::tempdir().unwrap();
+    let (issuer, cluster) = (
+        Server::start(directory.path().join("issuer.pem")).await,
+        Cluster::new(),
+    );
+    issuer.answer(200, cluster.jwks("one"));
+    let token = directory.path().join("discovery");
+    fs::write(&token, "may-read-keys").unwrap();
+    let vouching = format!(
+        "  kubernetes: [ {{ name: east, issuer: {ISSUER}, audience: fender, jwks: {{ url: \"{}/openid/v1/jwks\", \
+         roots: {{ file: {} }}, token: {{ file: {} }} }} }} ]",
+        issuer.url,
+        issuer.roots.display(),
+        token.display()
+    );
+    let world = World::with(directory, documents_with(&vouching, ATTEST)).await;
+    eventually(|| async { (issuer.asked().len() == 1).then_some(()) }).await;
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+    let asked = issuer.asked();
+    assert_eq!(asked.len(), 1, "nobody waited for the issuer");
+    assert!(
+        asked[0].starts_with("GET /openid/v1/jwks HTTP/1.1\r\n"),
+        "{}",
+        asked[0]
+    );
+    assert!(asked[0].contains("authorization: Bearer may-read-keys\r\n"));
+
+    issuer.answer(503, "away");
+    world.advance(Duration::from_secs(23 * 3600)).await;
+    let later = world.now();
+    show(&world, &cluster.token(&claims(later))).await.unwrap();
+    world.clock.advance(Duration::from_secs(2 * 3600));
+    let later = world.now();
+    let refusal = refused(show(&world, &cluster.token(&claims(later))).await);
+    assert_eq!(refusal, Code::Unavailable, "too old to be believed");
+}
+
+#[tokio::test]
+async fn attack_made_up_key_ids_make_us_ask_the_issuer_only_so_often() {
+    let directory = tempfile::tempdir().unwrap();
+    let issuer = Server::start(directory.path().join("issuer.pem")).await;
+    let (old, new) = (Cluster::new(), Cluster::new());
+    issuer.answer(200, old.jwks("one"));
+    let vouching = format!(
+        "  kubernetes: [ {{ name: east, issuer: {ISSUER}, audience: fender, jwks: {{ url: \"{}\", roots: {{ file: {} }} }} }} ]",
+        issuer.url,
+        issuer.roots.display()
+    );
+    let world = World::with(directory, documents_with(&vouching, ATTEST)).await;
+    show(&world, &old.token(&claims(NOW))).await.unwrap();
+    for number in 0..5 {
+        let made_up = new.sign(&format!("made-up-{number}"), &claims(NOW));
+        assert_eq!(refused(show(&world, &made_up).await), Code::Busy);
+    }
+    assert_eq!(issuer.asked().len(), 1);
+
+    // A moment later, a key that is really new is found by asking once more.
+    issuer.answer(200, new.jwks("two"));
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    show(&world, &new.sign("two", &claims(NOW))).await.unwrap();
+    assert_eq!(issuer.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn the_cluster_is_asked_about_a_token_as_its_reference_says() {
+    let (world, cluster, api) = reviewing().await;
+    api.answer(201, review(|_| ()));
+    let token = cluster.token(&claims(NOW));
+    show(&world, &token).await.unwrap();
+    let asked = api.asked();
+    let [asked] = asked.as_slice() else {
+        panic!("asked once: {asked:?}")
+    };
+    let (head, body) = asked.split_once("\r\n\r\n").unwrap();
+    assert!(
+        head.starts_with("POST /apis/authentication.k8s.io/v1/tokenreviews HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(
+        head.contains("authorization: Bearer reviewers-own-token\r\n"),
+        "{head}"
+    );
+    assert_eq!(
+        serde_json::from_str::<Value>(body).unwrap(),
+        json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": { "token": token, "audiences": ["fender"] },
+        })
+    );
+    let evidence: Value = serde_json::from_str(&world.evidence(ORDERS).await).unwrap();
+    assert_eq!(evidence["pod"], "orders-7d9");
+    assert_eq!(evidence["node"], "node-a");
+}
+
+#[tokio::test]
+async fn attack_an_answer_that_is_not_exactly_yes() {
+    let (world, cluster, api) = reviewing().await;
+    let no = [
+        review(|answer| answer["status"]["authenticated"] = json!(false)),
+        review(|answer| answer["status"]["authenticated"] = json!("true")),
+        review(|answer| answer["status"] = json!({ "error": "expired", "user": {} })),
+        review(|answer| answer["status"] = json!(null)),
+        review(|answer| {
+            drop(
+                answer["status"]
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("audiences"),
+            )
+        }),
+        review(|answer| answer["status"]["audiences"] = json!([ISSUER])),
+        review(|answer| answer["status"]["audiences"] = json!(["fender", ISSUER])),
+        review(|answer| {
+            answer["status"]["user"]["username"] = json!("system:serviceaccount:web:orders")
+        }),
+        review(|answer| answer["status"]["user"]["username"] = json!("shop:orders")),
+        review(|answer| {
+            answer["status"]["user"]["username"] = json!("system:serviceaccount:shop:orders:x")
+        }),
+        review(|answer| answer["kind"] = json!("SubjectAccessReview")),
+        review(|answer| answer["apiVersion"] = json!("authentication.k8s.io/v1beta1")),
+    ];
+    for answer in no {
+        api.answer(201, answer.clone());
+        let refusal = refused(show(&world, &cluster.token(&claims(NOW))).await);
+        assert_eq!(refusal, Code::EvidenceRefused, "{answer}");
+    }
+    api.answer(201, review(|_| ()));
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_an_answer_of_the_cluster_there_is_no_identity_but_another_try() {
+    let (world, cluster, api) = reviewing().await;
+    let token = cluster.token(&claims(NOW));
+    let yes = review(|_| ());
+    let twice = yes.replacen(
+        "\"authenticated\":true",
+        "\"authenticated\":false,\"authenticated\":true",
+        1,
+    );
+    assert_ne!(twice, yes);
+    for (status, body) in [
+        (500, yes.as_str()),
+        (401, &yes),
+        (403, &yes),
+        (404, &yes),
+        (200, "not JSON"),
+        (201, twice.as_str()),
+        (201, &"x".repeat(70_000)),
+    ] {
+        api.answer(status, body);
+        let refusal = refused(show(&world, &token).await);
+        assert_eq!(refusal, Code::Unavailable, "{status}");
+        assert!(refusal.is_passing(), "the sidecar asks again");
+    }
+    drop(api);
+    assert_eq!(refused(show(&world, &token).await), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn attack_an_api_that_sends_us_elsewhere_with_the_token() {
+    let (world, cluster, api) = reviewing().await;
+    let elsewhere = Server::start(world.path("elsewhere.pem")).await;
+    elsewhere.answer(201, review(|_| ()));
+    api.answer(307, format!("{}/apis", elsewhere.url));
+    let refusal = refused(show(&world, &cluster.token(&claims(NOW))).await);
+    assert_eq!(refusal, Code::Unavailable);
+    assert!(elsewhere.asked().is_empty());
+}
+
+#[tokio::test]
+async fn attack_an_api_that_other_roots_vouch_for() {
+    let (world, cluster, api) = reviewing().await;
+    api.answer(201, review(|_| ()));
+    let imposter = Server::start(world.path("imposter.pem")).await;
+    fs::copy(&imposter.roots, &api.roots).unwrap();
+    eventually(|| async {
+        let answer = show(&world, &cluster.token(&claims(NOW))).await;
+        answer
+            .is_err()
+            .then(|| assert_eq!(refused(answer), Code::Unavailable))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn attack_tokens_of_others_are_not_shown_to_the_cluster() {
+    let (world, cluster, api) = reviewing().await;
+    api.answer(201, review(|_| ()));
+    for claims in [
+        with(|claims| claims["aud"] = json!("vault")),
+        with(|claims| claims["iss"] = json!("https://accounts.example")),
+        with(|claims| claims["exp"] = json!(NOW - 61)),
+    ] {
+        let refusal = refused(show(&world, &cluster.token(&claims)).await);
+        assert_eq!(refusal, Code::EvidenceRefused);
+    }
+    assert_eq!(refused(show(&world, "a.b.c").await), Code::EvidenceRefused);
+    assert!(api.asked().is_empty());
+}
+
+#[tokio::test]
+async fn attack_a_file_beyond_what_the_control_plane_may_read() {
+    let outside = tempfile::tempdir().unwrap();
+    let cluster = Cluster::new();
+    let file = outside.path().join("jwks.json");
+    fs::write(&file, cluster.jwks("one")).unwrap();
+    let documents = documents_with(&by_file(&file), ATTEST);
+    let world = World::with(tempfile::tempdir().unwrap(), documents).await;
+    let refusal = refused(show(&world, &cluster.token(&claims(NOW))).await);
+    assert_eq!(refusal, Code::Unavailable);
+}
