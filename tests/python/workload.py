@@ -3,9 +3,6 @@
     workload.py SOCKET svid            its certificate, verified by the bundles that came with it
     workload.py SOCKET hold            the same, then stays until standard input ends
     workload.py SOCKET rotations N     the serials that its stream brings, until there are N
-    workload.py SOCKET jwt AUDIENCE    a token, validated by the API and by the bundles it gives
-    workload.py SOCKET validate AUDIENCE TOKEN
-                                       whether the API takes a token
     workload.py SOCKET bare            the answer to a call without the header
 
 One JSON object a line. An error of the API is `{"error": CODE, "details": TEXT}`.
@@ -79,19 +76,6 @@ def rotations(client, wanted):
     cancel.cancel()
 
 
-def jwt(client, audience):
-    svid = client.fetch_jwt_svid(audience={audience}, timeout=30)
-    again = client.validate_jwt_svid(svid.token, audience, timeout=30)
-    bundles = client.fetch_jwt_bundles(timeout=30)
-    domain = svid.spiffe_id.trust_domain
-    bundle = bundles.get_bundle_for_trust_domain(domain)
-    from spiffe import JwtSvid
-
-    own = JwtSvid.parse_and_validate(svid.token, bundle, {audience})
-    assert own.spiffe_id == again.spiffe_id == svid.spiffe_id
-    say(id=str(svid.spiffe_id), audience=sorted(own.audience), token=svid.token)
-
-
 def stub(socket):
     return workload_pb2_grpc.SpiffeWorkloadAPIStub(grpc.insecure_channel(f"unix:{socket}"))
 
@@ -102,11 +86,6 @@ def main():
     if command == "bare":
         next(stub(socket).FetchX509SVID(workload_pb2.X509SVIDRequest(), timeout=30))
         return
-    if command == "validate":
-        request = workload_pb2.ValidateJWTSVIDRequest(audience=arguments[0], svid=arguments[1])
-        answer = stub(socket).ValidateJWTSVID(request, metadata=header, timeout=30)
-        say(id=answer.spiffe_id)
-        return
     if command == "svid":
         # By hand first: the package hides the code of a refusal.
         next(stub(socket).FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=header, timeout=30))
@@ -115,8 +94,6 @@ def main():
             show(client)
         elif command == "rotations":
             rotations(client, int(arguments[0]))
-        elif command == "jwt":
-            jwt(client, arguments[0])
         if command == "hold":
             sys.stdin.read()
 
