@@ -31,6 +31,12 @@ use crate::url::ControlUrl;
 
 const MAX_FILE: u64 = 1024 * 1024;
 
+mod applied;
+
+pub use applied::{
+    Applied, Change, Consents, Difference, Objection, Problem, Proposal, Proposed, Trial, What,
+};
+
 /// An administrator's identity: a directory with `certificate.pem`, `key.pem` and `bundle.pem`.
 #[derive(Clone, Debug)]
 pub struct AdminIdentity {
@@ -98,58 +104,6 @@ pub struct Admin {
     trust_domain: fender_identity::TrustDomain,
 }
 
-/// One document file, as `fender apply` sends it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// The revision in force: the new one, unless this was a dry run, changed nothing or had problems.
-    pub revision: u64,
-    /// What differs.
-    pub changes: Vec<Change>,
-    /// Why nothing was applied.
-    pub problems: Vec<Problem>,
-    /// What to know all the same.
-    pub warnings: Vec<String>,
-}
-
-/// A difference between two revisions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// `Workload`, `Upstream`, …
-    pub kind: String,
-    /// `namespace/name`.
-    pub name: String,
-    /// What happened to it.
-    pub what: What,
-}
-
-/// What happens to an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
-    /// It is new.
-    Added,
-    /// It differs.
-    Changed,
-    /// It is gone.
-    Removed,
-}
-
-/// What is wrong with a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The file.
-    pub file: String,
-    /// From 1; 0 where there is none.
-    pub line: u32,
-    /// From 1; 0 where there is none.
-    pub column: u32,
-    /// Stays the same across versions.
-    pub code: String,
-    /// What is wrong.
-    pub message: String,
-    /// What to do about it; may be empty.
-    pub help: String,
-}
-
 /// A fresh join token.
 #[derive(Clone, Debug)]
 pub struct NewToken {
@@ -197,18 +151,10 @@ impl Admin {
     /// Validates the documents together and, unless it is a dry run, applies them as one revision.
     pub async fn apply(
         &mut self,
-        files: &[fender_config::Source],
-        dry_run: bool,
+        proposal: Proposal,
         deadline: Deadline,
     ) -> Result<Applied, AdminError> {
-        let files = files.iter().map(|file| proto::SourceFile {
-            name: file.name.clone(),
-            text: file.text.clone(),
-        });
-        let request = proto::ApplyRequest {
-            files: files.collect(),
-            dry_run,
-        };
+        let request = proto::ApplyRequest::from(proposal);
         let answer = bounded(deadline, self.client.apply(request)).await?;
         Ok(answer.try_into()?)
     }
@@ -250,12 +196,36 @@ impl Admin {
         Ok(bounded(deadline, self.client.rotate_authority(request)).await?)
     }
 
-    /// How everything is. Only to be shown, so it stays as it came.
+    /// How everything is, all pages together. Only to be shown, so it stays as it came.
     pub async fn status(
         &mut self,
+        namespace: Option<&str>,
+        workload: Option<&WorkloadName>,
         deadline: Deadline,
     ) -> Result<proto::StatusResponse, AdminError> {
-        Ok(bounded(deadline, self.client.status(proto::StatusRequest {})).await?)
+        let mut request = proto::StatusRequest {
+            namespace: namespace.unwrap_or_default().to_owned(),
+            workload: workload.map(ToString::to_string).unwrap_or_default(),
+            after: String::new(),
+            limit: 0,
+        };
+        let mut all: Option<proto::StatusResponse> = None;
+        loop {
+            let asked = request.clone();
+            let page = bounded(deadline, self.client.status(asked)).await?;
+            // A server that does not move on would be asked for ever.
+            if !page.next.is_empty() && page.workloads.is_empty() {
+                return Err(InvalidField::new("next", "does not lead on").into());
+            }
+            request.after.clone_from(&page.next);
+            match &mut all {
+                None => all = Some(page),
+                Some(all) => all.workloads.extend(page.workloads),
+            }
+            if request.after.is_empty() {
+                return Ok(all.unwrap_or_default());
+            }
+        }
     }
 
     /// Why something was decided.
@@ -278,6 +248,27 @@ impl Admin {
         deadline: Deadline,
     ) -> Result<(Svid, Bundle), AdminError> {
         let id = SpiffeId::for_workload(&self.trust_domain, name);
+        self.issue(id, ttl, deadline).await
+    }
+
+    /// A certificate for the administrator `name`, with a key made here.
+    pub async fn issue_admin(
+        &mut self,
+        name: &str,
+        ttl: Duration,
+        deadline: Deadline,
+    ) -> Result<(Svid, Bundle), AdminError> {
+        let id = SpiffeId::admin(&self.trust_domain, name)
+            .map_err(|error| InvalidField::new("name", error))?;
+        self.issue(id, ttl, deadline).await
+    }
+
+    async fn issue(
+        &mut self,
+        id: SpiffeId,
+        ttl: Duration,
+        deadline: Deadline,
+    ) -> Result<(Svid, Bundle), AdminError> {
         let key = NewKey::generate().map_err(CallError::from)?;
         let request = proto::IssueSvidRequest {
             csr: key.csr_der(&id).map_err(CallError::from)?,
@@ -291,79 +282,6 @@ impl Admin {
             .get(&self.trust_domain)
             .ok_or_else(|| InvalidField::new("bundles", "the own trust domain is missing"))?;
         Ok(((*identity.svid).clone(), bundle.clone()))
-    }
-}
-
-impl TryFrom<proto::ApplyResponse> for Applied {
-    type Error = InvalidField;
-
-    fn try_from(message: proto::ApplyResponse) -> Result<Self, InvalidField> {
-        let change = |(i, change): (usize, proto::Change)| {
-            use proto::change::What as Wire;
-            let what = match Wire::try_from(change.what) {
-                Ok(Wire::Added) => What::Added,
-                Ok(Wire::Changed) => What::Changed,
-                Ok(Wire::Removed) => What::Removed,
-                Ok(Wire::Unspecified) | Err(_) => {
-                    let field = format!("changes[{i}].what");
-                    return Err(InvalidField::new(field, "has no meaning here"));
-                }
-            };
-            Ok(Change {
-                kind: change.kind,
-                name: change.name,
-                what,
-            })
-        };
-        let problem = |problem: proto::Problem| Problem {
-            file: problem.file,
-            line: problem.line,
-            column: problem.column,
-            code: problem.code,
-            message: problem.message,
-            help: problem.help,
-        };
-        Ok(Self {
-            revision: message.revision,
-            changes: message
-                .changes
-                .into_iter()
-                .enumerate()
-                .map(change)
-                .collect::<Result<_, _>>()?,
-            problems: message.problems.into_iter().map(problem).collect(),
-            warnings: message.warnings,
-        })
-    }
-}
-
-impl From<&Applied> for proto::ApplyResponse {
-    fn from(applied: &Applied) -> Self {
-        use proto::change::What as Wire;
-        let change = |change: &Change| proto::Change {
-            kind: change.kind.clone(),
-            name: change.name.clone(),
-            what: match change.what {
-                What::Added => Wire::Added,
-                What::Changed => Wire::Changed,
-                What::Removed => Wire::Removed,
-            }
-            .into(),
-        };
-        let problem = |problem: &Problem| proto::Problem {
-            file: problem.file.clone(),
-            line: problem.line,
-            column: problem.column,
-            code: problem.code.clone(),
-            message: problem.message.clone(),
-            help: problem.help.clone(),
-        };
-        Self {
-            revision: applied.revision,
-            changes: applied.changes.iter().map(change).collect(),
-            problems: applied.problems.iter().map(problem).collect(),
-            warnings: applied.warnings.clone(),
-        }
     }
 }
 

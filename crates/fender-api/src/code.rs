@@ -87,6 +87,12 @@ codes! {
     Denied = "denied", PermissionDenied, EXIT_REFUSED;
     /// The sidecar or tool is too old for this mesh.
     VersionRefused = "version-refused", FailedPrecondition, EXIT_REFUSED;
+    /// Another revision is in force than the one the change was made for.
+    RevisionChanged = "revision-changed", Aborted, EXIT_REFUSED;
+    /// The documents would take an administrator's role away.
+    CutsOffAdmin = "cuts-off-admin", FailedPrecondition, EXIT_REFUSED;
+    /// The documents would take an identity away from those who run as it.
+    DeletesInUse = "deletes-in-use", FailedPrecondition, EXIT_REFUSED;
     /// What was asked for does not exist, or is not the caller's to see.
     NotFound = "not-found", NotFound, EXIT_MISSING;
     /// The certificate request is malformed or asks for what is not issued.

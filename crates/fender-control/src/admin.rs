@@ -1,5 +1,8 @@
-//! What administrators may do. Every call is theirs by certificate, and in the audit log with what became of it; a call
-//! that changes something is logged in the transaction that changes it.
+//! What administrators may do. Every call is theirs by certificate and takes a role, and is in the audit log with the
+//! role and what became of it; a call that changes something is logged in the transaction that changes it.
+
+mod apply;
+mod status;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +10,23 @@ use std::time::Duration;
 use fender_api::code::Code;
 use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
-    ApplyRequest, ApplyResponse, Authority as AuthorityStatus, AuthorityRole, Change,
-    CreateTokenRequest, CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest,
-    Problem, RotateAuthorityRequest, StatusRequest, StatusResponse, SvidResponse, WorkloadStatus,
-    change,
+    ApplyRequest, ApplyResponse, Authority as AuthorityStatus, AuthorityRole, CreateTokenRequest,
+    CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest, RotateAuthorityRequest,
+    StatusRequest, StatusResponse, SvidResponse,
 };
-use fender_config::snapshot::Profile;
-use fender_config::{Attestor, Source, What};
+use fender_config::{Attestor, Role};
 use fender_identity::csr;
 use fender_identity::{Serial, SpiffeId, WorkloadName};
 use fender_runtime::id::OpaqueId;
-use tokio::sync::oneshot;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::ca::issue::{Attested, Evidence, Grant};
 use crate::ca::{CaError, Described, Wanted, lifetimes, sha256};
 use crate::callers::{self, Administrator, NotAdministrator, failed, not_an_administrator};
 use crate::control::{Control, not_issued};
-use crate::documents::{self, ApplyError, Author};
+use crate::roles::{self, Rights};
 use crate::store::audit::{self, Action, Outcome};
-use crate::store::{certificates, tokens};
+use crate::store::tokens;
 use crate::time::{later, seconds};
 
 /// Refused calls per minute and identity that reach the audit log; the rest only reach the program's own.
@@ -46,19 +46,11 @@ impl Admin for AdminService {
         request: Request<ApplyRequest>,
     ) -> Result<Response<ApplyResponse>, Status> {
         let control = &self.0;
-        let admin = control.administrator(request.extensions()).await?;
-        let ApplyRequest { files, dry_run } = request.into_inner();
-        let files = files
-            .into_iter()
-            .map(|file| Source {
-                name: file.name,
-                text: file.text,
-            })
-            .collect();
-        let answer = match dry_run {
-            true => control.try_out(files, &admin).await?,
-            false => control.apply(files, &admin).await?,
-        };
+        let action = apply::action(request.get_ref());
+        let admin = control
+            .administrator(request.extensions(), Role::Operator, action)
+            .await?;
+        let answer = control.propose(request.into_inner(), admin).await?;
         Ok(Response::new(answer))
     }
 
@@ -67,7 +59,9 @@ impl Admin for AdminService {
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
         let control = &*self.0;
-        let admin = control.administrator(request.extensions()).await?;
+        let admin = control
+            .administrator(request.extensions(), Role::Operator, Action::CreateToken)
+            .await?;
         let request = request.into_inner();
         let subject = request.workload.clone();
         let made = control.create_token(request, &admin).await;
@@ -81,11 +75,17 @@ impl Admin for AdminService {
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
         let control = &*self.0;
-        let admin = control.administrator(request.extensions()).await?;
-        control
-            .log(&admin, Action::Status, "", Outcome::Done, "")
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::Status)
             .await?;
-        Ok(Response::new(control.status().await?))
+        let request = request.into_inner();
+        // Told once, not with every page of it.
+        if request.after.is_empty() {
+            control
+                .log(&admin, Action::Status, "", Outcome::Done, "")
+                .await?;
+        }
+        Ok(Response::new(control.status(request, &admin).await?))
     }
 
     async fn explain(
@@ -93,16 +93,23 @@ impl Admin for AdminService {
         request: Request<ExplainRequest>,
     ) -> Result<Response<DecisionRecord>, Status> {
         let control = &*self.0;
-        let admin = control.administrator(request.extensions()).await?;
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::Explain)
+            .await?;
         let id = request
             .into_inner()
             .id
             .parse::<OpaqueId>()
             .map_err(|_| Code::BadRequest.status("a decision id is 32 hexadecimal digits"))?
             .to_string();
+        // Who has no role where it was decided learns no more than that they have none.
         let found = crate::decisions::find(&control.store, &id)
             .await
-            .map_err(failed)?;
+            .map_err(failed)?
+            .filter(|record| {
+                let namespace = record.workload.split_once('/').map_or("", |(of, _)| of);
+                admin.rights.hold(Role::Viewer, namespace)
+            });
         let outcome = match found {
             Some(_) => Outcome::Done,
             None => Outcome::Refused,
@@ -112,7 +119,7 @@ impl Admin for AdminService {
             .await?;
         found.map(Response::new).ok_or_else(|| {
             Code::NotFound
-                .status("no decision with this id: it is older than 7 days, or was never reported")
+                .status("no decision with this id that you may see: it is of a namespace in which you have no role, older than 7 days, or was never reported")
         })
     }
 
@@ -121,7 +128,9 @@ impl Admin for AdminService {
         request: Request<IssueSvidRequest>,
     ) -> Result<Response<SvidResponse>, Status> {
         let control = &*self.0;
-        let admin = control.administrator(request.extensions()).await?;
+        let admin = control
+            .administrator(request.extensions(), Role::Operator, Action::IssueSvid)
+            .await?;
         let request = request.into_inner();
         let subject = csr::parse(&request.csr)
             .map(|csr| csr.id.to_string())
@@ -137,7 +146,13 @@ impl Admin for AdminService {
         request: Request<RotateAuthorityRequest>,
     ) -> Result<Response<AuthorityStatus>, Status> {
         let control = &*self.0;
-        let admin = control.administrator(request.extensions()).await?;
+        let admin = control
+            .administrator(
+                request.extensions(),
+                Role::Security,
+                Action::RotateAuthority,
+            )
+            .await?;
         let (wanted, subject) = match request.into_inner().role() {
             AuthorityRole::Root => (Ok(Wanted::Root), "root"),
             AuthorityRole::Intermediate => (Ok(Wanted::Intermediate), "intermediate"),
@@ -184,9 +199,32 @@ pub(crate) fn gate(
 }
 
 impl Control {
-    async fn administrator(&self, extensions: &Extensions) -> Result<Administrator, Status> {
+    /// The administrator who calls, if they hold the role anywhere. Where it must hold is for the call to ask.
+    async fn administrator(
+        &self,
+        extensions: &Extensions,
+        role: Role,
+        action: Action,
+    ) -> Result<Administrator, Status> {
         let now = self.clock.now();
-        callers::administrator(extensions, self.authority.trust_domain(), &self.store, now).await
+        let trust_domain = self.authority.trust_domain();
+        let (id, source) =
+            callers::administrator(extensions, trust_domain, &self.store, now).await?;
+        let in_force = self.library.in_force();
+        let rights = Rights::of(&in_force.mesh, id.admin_name().unwrap_or_default());
+        let admin = Administrator { id, source, rights };
+        if admin.rights.highest().is_none() {
+            self.turned_away(admin.id);
+            return Err(Code::Denied.status(
+                "no document names you as an administrator: `spec.administrators` of the `Mesh` does",
+            ));
+        }
+        if admin.rights.hold_somewhere(role) {
+            return Ok(admin);
+        }
+        self.log(&admin, action, "", Outcome::Refused, &takes(role))
+            .await?;
+        Err(lacks(&admin, role, "this call"))
     }
 
     /// Records the attempt, up to a bound per identity: a workload must not be able to fill the log.
@@ -216,7 +254,8 @@ impl Control {
         subject: &str,
         detail: String,
     ) -> audit::Entry {
-        let from = format!("from {}", admin.source.text);
+        let role = admin.rights.highest().map_or("nobody", Role::as_str);
+        let from = format!("as {role} from {}", admin.source.text);
         audit::Entry {
             time: self.clock.now(),
             actor: admin.id.clone(),
@@ -265,98 +304,6 @@ impl Control {
         }
     }
 
-    async fn try_out(
-        &self,
-        files: Vec<Source>,
-        admin: &Administrator,
-    ) -> Result<ApplyResponse, Status> {
-        let revision = self.library.in_force().revision;
-        match self.library.plan(files).await {
-            Ok(plan) => {
-                self.log(admin, Action::DryRun, "documents", Outcome::Done, "")
-                    .await?;
-                let mut warnings = plan.warnings;
-                warnings.extend(self.sources.not_allowed(&plan.documents));
-                Ok(shown(revision, &plan.changes, warnings))
-            }
-            Err(error) => self.not_applied(error, admin, Action::DryRun).await,
-        }
-    }
-
-    /// In a task of its own: an administrator who hangs up in the middle must not leave a revision half in force.
-    async fn apply(
-        self: &Arc<Self>,
-        files: Vec<Source>,
-        admin: &Administrator,
-    ) -> Result<ApplyResponse, Status> {
-        let author = Author {
-            id: admin.id.clone(),
-            action: Action::Apply,
-        };
-        let (answer, applied) = oneshot::channel();
-        let control = Arc::clone(self);
-        self.drain.spawn(async move {
-            // Whoever asked may be gone: the status shows what came of it.
-            let _ = answer.send(control.library.apply(files, author).await);
-        });
-        match applied.await {
-            Ok(Ok(done)) => {
-                let mut warnings = done.warnings;
-                warnings.extend(self.sources.not_allowed(&self.library.in_force().documents));
-                Ok(shown(done.revision, &done.changes, warnings))
-            }
-            Ok(Err(error)) => self.not_applied(error, admin, Action::Apply).await,
-            Err(_) => Err(Code::Unavailable.status("the control plane is stopping")),
-        }
-    }
-
-    async fn not_applied(
-        &self,
-        error: ApplyError,
-        admin: &Administrator,
-        action: Action,
-    ) -> Result<ApplyResponse, Status> {
-        match error {
-            ApplyError::Problems(problems) => self.refuse(problems, admin, action).await,
-            ApplyError::Store(error) => Err(failed(error)),
-            ApplyError::Failed => Err(Code::Internal
-                .status("the control plane could not read the documents; its log says why")),
-        }
-    }
-
-    async fn refuse(
-        &self,
-        problems: Vec<documents::Problem>,
-        admin: &Administrator,
-        action: Action,
-    ) -> Result<ApplyResponse, Status> {
-        let detail = match problems.first() {
-            Some(first) => format!("{} problems; {first}", problems.len()),
-            None => String::new(),
-        };
-        let detail: String = detail.chars().take(512).collect();
-        self.log(admin, action, "documents", Outcome::Refused, &detail)
-            .await?;
-        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let problems = problems
-            .into_iter()
-            .map(|problem| Problem {
-                line: number(problem.line),
-                column: number(problem.column),
-                file: problem.file,
-                code: problem.code.to_owned(),
-                message: problem.message,
-                help: problem.help.unwrap_or_default(),
-            })
-            .collect();
-        Ok(ApplyResponse {
-            revision: self.library.in_force().revision,
-            changes: Vec::new(),
-            problems,
-            warnings: Vec::new(),
-        })
-    }
-
     async fn create_token(
         &self,
         request: CreateTokenRequest,
@@ -369,6 +316,10 @@ impl Control {
                 .map_err(|error: fender_identity::WorkloadNameError| {
                     Code::BadRequest.status(error.to_string())
                 })?;
+        if !admin.rights.hold(Role::Operator, workload.namespace()) {
+            let what = format!("a token for `{workload}`");
+            return Err(lacks(admin, Role::Operator, &what));
+        }
         let ttl = Duration::from_secs(request.ttl_seconds);
         if ttl.is_zero() || ttl > TOKEN_TTL {
             return Err(Code::BadRequest.status("a join token lives from one second to seven days"));
@@ -413,7 +364,7 @@ impl Control {
         })
     }
 
-    /// A certificate for a person: nobody else's identity can be had this way.
+    /// A certificate for a person or an administrator: nobody else's identity can be had this way.
     async fn issue_svid(
         &self,
         request: IssueSvidRequest,
@@ -421,20 +372,13 @@ impl Control {
     ) -> Result<SvidResponse, Status> {
         let csr =
             csr::parse(&request.csr).map_err(|error| Code::CsrInvalid.status(error.to_string()))?;
-        let person = csr.id.workload().filter(|name| {
-            name.namespace() == PEOPLE && csr.id.trust_domain() == self.authority.trust_domain()
-        });
-        if person.is_none() {
-            return Err(Code::IdentityReserved.status(format!(
-                "certificates for people are `spiffe://{}/ns/{PEOPLE}/sa/NAME`",
-                self.authority.trust_domain()
-            )));
-        }
+        let longest = self.may_have_issued(&csr.id, admin)?;
         let lifetime = Duration::from_secs(request.ttl_seconds);
-        if lifetime.is_zero() || lifetime > lifetimes::PERSON {
-            return Err(
-                Code::BadRequest.status("a person's certificate lives from one second to 24 hours")
-            );
+        if lifetime.is_zero() || lifetime > longest {
+            return Err(Code::BadRequest.status(format!(
+                "such a certificate lives from one second to {} hours",
+                longest.as_secs() / 3600
+            )));
         }
 
         let identity = csr.id.clone();
@@ -483,46 +427,42 @@ impl Control {
         Ok(authority_status(&made))
     }
 
-    async fn status(&self) -> Result<StatusResponse, Status> {
-        let in_force = self.library.in_force();
-        let mut sidecars = self.registry.sidecars();
-        let mut tallies: std::collections::HashMap<_, _> = certificates::tallies(&self.store)
-            .await
-            .map_err(failed)?
-            .into_iter()
-            .map(|tally| (tally.identity.clone(), tally))
-            .collect();
-        let workloads = in_force
-            .documents
-            .workloads
-            .values()
-            .map(|workload| {
-                let identity = workload
-                    .spiffe_id(self.authority.trust_domain())
-                    .to_string();
-                let tally = tallies.remove(&identity);
-                WorkloadStatus {
-                    name: workload.name.to_string(),
-                    sidecars: sidecars.remove(&workload.name).unwrap_or_default(),
-                    certificates_issued: tally.as_ref().map_or(0, |tally| tally.issued),
-                    last_not_after_unix: tally.map_or(0, |tally| tally.last_not_after),
-                    identity,
-                }
-            })
-            .collect();
-        let state = self.authority.state();
-        let authorities = state.known.iter().map(authority_status).collect();
-        Ok(StatusResponse {
-            trust_domain: self.authority.trust_domain().to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: in_force.revision,
-            development: in_force.mesh.profile == Profile::Development,
-            now_unix: seconds(self.clock.now()),
-            authorities,
-            workloads,
-            unrecoverable_unix: seconds(state.horizon.at),
-            unrecoverable_because: state.horizon.ends.as_str().to_owned(),
-        })
+    /// How long the certificate may be that this administrator may have made for this identity.
+    ///
+    /// A person is let in wherever policies name them: to be one takes a role in their namespace, except for oneself. An
+    /// administrator is made only by who may name one, and only once a document does.
+    fn may_have_issued(&self, id: &SpiffeId, admin: &Administrator) -> Result<Duration, Status> {
+        let trust_domain = self.authority.trust_domain();
+        if id.trust_domain() != trust_domain {
+            return Err(Code::IdentityReserved.status("this identity is not issued to anybody"));
+        }
+        if let Some(name) = id.admin_name() {
+            if !admin.rights.security() {
+                return Err(lacks(
+                    admin,
+                    Role::Security,
+                    "an administrator's certificate",
+                ));
+            }
+            if !roles::is_named(&self.library.in_force().mesh, name) {
+                return Err(Code::IdentityUnknown.status(format!(
+                    "no document names the administrator `{name}`: add them to `spec.administrators` of the `Mesh`"
+                )));
+            }
+            return Ok(lifetimes::ADMIN);
+        }
+        let person = id.workload().filter(|name| name.namespace() == PEOPLE);
+        let Some(person) = person else {
+            return Err(Code::IdentityReserved.status(format!(
+                "certificates for people are `spiffe://{trust_domain}/ns/{PEOPLE}/sa/NAME`"
+            )));
+        };
+        let oneself = admin.id.admin_name() == Some(person.name());
+        if !oneself && !admin.rights.hold(Role::Operator, PEOPLE) {
+            let what = format!("a certificate for `{person}`, who is somebody else than you,");
+            return Err(lacks(admin, Role::Operator, &what));
+        }
+        Ok(lifetimes::PERSON)
     }
 }
 
@@ -544,24 +484,14 @@ fn not_rotated(error: CaError) -> Status {
     }
 }
 
-fn shown(revision: u64, changes: &[fender_config::Change], warnings: Vec<String>) -> ApplyResponse {
-    let changes = changes
-        .iter()
-        .map(|change| Change {
-            kind: change.kind.to_string(),
-            name: change.name.clone(),
-            what: match change.what {
-                What::Added => change::What::Added,
-                What::Changed => change::What::Changed,
-                What::Removed => change::What::Removed,
-            }
-            .into(),
-        })
-        .collect();
-    ApplyResponse {
-        revision,
-        changes,
-        problems: Vec::new(),
-        warnings,
-    }
+fn takes(role: Role) -> String {
+    format!("takes the role `{role}`")
+}
+
+/// A call that takes more than the administrator holds.
+fn lacks(admin: &Administrator, role: Role, what: &str) -> Status {
+    let held = admin.rights.highest().map_or("nobody", Role::as_str);
+    Code::Denied.status(format!(
+        "{what} takes the role `{role}` there, and you are `{held}`"
+    ))
 }

@@ -10,6 +10,7 @@ use fender_identity::{Peer, PeerSvid, SpiffeId, TrustDomain, WorkloadName};
 use rustls::pki_types::UnixTime;
 use tonic::{Extensions, Status};
 
+use crate::roles::Rights;
 use crate::store::certificates::{self, Standing};
 use crate::store::{Store, StoreError};
 
@@ -21,11 +22,12 @@ pub(crate) struct Caller {
     pub(crate) source: Origin,
 }
 
-/// An administrator with a certificate of ours.
+/// An administrator with a certificate of ours, and what they may do at the moment of the call.
 #[derive(Clone, Debug)]
 pub(crate) struct Administrator {
     pub(crate) id: SpiffeId,
     pub(crate) source: Origin,
+    pub(crate) rights: Rights,
 }
 
 /// Where a call comes from.
@@ -103,23 +105,20 @@ pub(crate) enum NotAdministrator {
     Somebody(SpiffeId),
 }
 
-/// The peer of a call that only administrators may make.
+/// The peer of a call that only administrators may make. Which of them may, the documents say.
 pub(crate) async fn administrator(
     extensions: &Extensions,
     trust_domain: &TrustDomain,
     store: &Store,
     now: UnixTime,
-) -> Result<Administrator, Status> {
+) -> Result<(SpiffeId, Origin), Status> {
     let peer = verified(extensions)?;
     claims_administration(extensions, trust_domain).map_err(|refused| match refused {
         NotAdministrator::Nobody(status) => status,
         NotAdministrator::Somebody(_) => not_an_administrator(),
     })?;
     in_good_standing(peer, store, now).await?;
-    Ok(Administrator {
-        id: peer.id().clone(),
-        source: origin(extensions)?,
-    })
+    Ok((peer.id().clone(), origin(extensions)?))
 }
 
 pub(crate) fn not_an_administrator() -> Status {

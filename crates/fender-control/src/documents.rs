@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fender_api::code::Code;
 use fender_api::proto::control::v1 as proto;
 use fender_config::snapshot::Snapshot;
 use fender_config::{Change, Documents, Mesh, Source};
@@ -33,14 +34,14 @@ pub(crate) struct InForce {
     pub(crate) revision: u64,
     pub(crate) mesh: Mesh,
     pub(crate) documents: Documents,
-    files: Vec<Source>,
+    pub(crate) files: Vec<Source>,
 }
 
 /// One change, worked out and not yet made.
 pub(crate) struct Plan {
     pub(crate) documents: Documents,
-    mesh: Mesh,
-    files: Vec<Source>,
+    pub(crate) mesh: Mesh,
+    pub(crate) files: Vec<Source>,
     snapshots: BTreeMap<WorkloadName, Snapshot>,
     pub(crate) changes: Vec<Change>,
     pub(crate) warnings: Vec<String>,
@@ -76,6 +77,25 @@ pub(crate) struct Library {
 pub(crate) struct Author {
     pub(crate) id: SpiffeId,
     pub(crate) action: Action,
+    /// What else the log shall know of them.
+    pub(crate) detail: String,
+}
+
+/// What stands against documents that are right in themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Objection {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) help: String,
+}
+
+/// Whoever has to agree to a plan, asked about it as it will be made: nothing changes in between.
+pub(crate) trait Review: Send + Sync {
+    fn objections(
+        &self,
+        before: &InForce,
+        plan: &Plan,
+    ) -> impl Future<Output = Result<Vec<Objection>, StoreError>> + Send;
 }
 
 impl Library {
@@ -177,10 +197,18 @@ impl Library {
     pub(crate) async fn apply(
         &self,
         files: Vec<Source>,
+        upon: Option<u64>,
+        review: &impl Review,
         author: Author,
     ) -> Result<Done, ApplyError> {
         let _turn = self.turn.lock().await;
+        let before = self.in_force();
+        check_upon(upon, before.revision)?;
         let plan = self.plan(files).await?;
+        let objections = review.objections(&before, &plan).await?;
+        if !objections.is_empty() {
+            return Err(ApplyError::Objections(objections));
+        }
         let (changes, warnings) = (plan.changes.clone(), plan.warnings.clone());
         let revision = match plan.news {
             News::Something => self.commit(plan, author).await?,
@@ -233,7 +261,12 @@ impl Library {
             action: author.action,
             subject: "documents".to_owned(),
             outcome: Outcome::Done,
-            detail: format!("{} files, {} changes", plan.files.len(), plan.changes.len()),
+            detail: format!(
+                "{} files, {} changes{}",
+                plan.files.len(),
+                plan.changes.len(),
+                author.detail
+            ),
         }
     }
 
@@ -271,6 +304,14 @@ impl Library {
         self.published
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses a change made for another revision than the one in force.
+pub(crate) fn check_upon(upon: Option<u64>, in_force: u64) -> Result<(), ApplyError> {
+    match upon {
+        Some(upon) if upon != in_force => Err(ApplyError::NotUpon { upon, in_force }),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -459,6 +500,13 @@ pub(crate) enum LibraryError {
 #[derive(Debug)]
 pub(crate) enum ApplyError {
     Problems(Vec<Problem>),
+    /// The documents are right, and this administrator may not apply them, or not without saying so.
+    Objections(Vec<Objection>),
+    /// They were made for another revision.
+    NotUpon {
+        upon: u64,
+        in_force: u64,
+    },
     /// The reader of documents gave up without a word.
     Failed,
     Store(StoreError),

@@ -16,15 +16,13 @@ use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Unread};
 use crate::own::{OwnError, self_attested};
+use crate::roles;
 use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::authorities;
 use crate::store::mesh::{self, Admin, AdminMade, Found};
 use crate::store::revisions;
-
-/// The administrator that every data directory begins with.
-const FIRST_ADMIN: &str = "first";
 
 /// The trust domain of this data directory, settled now if it is new.
 pub(crate) async fn trust_domain(
@@ -137,7 +135,7 @@ async fn write_admin(
     action: Action,
 ) -> Result<(), StartError> {
     let now = clock.now();
-    let id = SpiffeId::admin(authority.trust_domain(), FIRST_ADMIN)
+    let id = SpiffeId::admin(authority.trust_domain(), roles::FIRST)
         .map_err(|_| StartError::Own(OwnError::Issue(crate::IssueError::Reserved)))?;
     let entry = audit::Entry {
         time: now,

@@ -112,6 +112,7 @@ impl Registry {
             credentials: Vec::new(),
             trust_sent: 0,
             trust_acked: 0,
+            outdated: false,
         };
         let mut inner = self.lock();
         let id = inner.next;
@@ -123,10 +124,25 @@ impl Registry {
         }
     }
 
-    /// Everybody, by workload, in the order they came.
-    pub(crate) fn sidecars(&self) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
+    /// How many of each workload are connected.
+    pub(crate) fn counts(&self) -> BTreeMap<WorkloadName, usize> {
+        let mut all = BTreeMap::new();
+        for sidecar in self.lock().sidecars.values() {
+            *all.entry(sidecar.workload.clone()).or_insert(0) += 1;
+        }
+        all
+    }
+
+    /// Those of the workloads that are asked for, by workload, in the order they came.
+    pub(crate) fn sidecars(
+        &self,
+        asked: impl Fn(&WorkloadName) -> bool,
+    ) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
         let mut all = BTreeMap::<_, Vec<_>>::new();
         for sidecar in self.lock().sidecars.values() {
+            if !asked(&sidecar.workload) {
+                continue;
+            }
             all.entry(sidecar.workload.clone())
                 .or_default()
                 .push(sidecar.status.clone());

@@ -147,6 +147,7 @@ pub async fn start(
         Author {
             id: SpiffeId::control(&trust_domain),
             action: Action::LoadDocuments,
+            detail: String::new(),
         },
     )
     .await?;

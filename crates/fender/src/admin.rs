@@ -11,7 +11,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use fender_api::admin::{Admin, AdminError, AdminIdentity, Problem, What};
+use fender_api::admin::{
+    Admin, AdminError, AdminIdentity, Consents, Problem, Proposal, Proposed, Trial,
+};
 use fender_api::proto::control::v1::AuthorityRole;
 use fender_identity::WorkloadName;
 use fender_runtime::clock;
@@ -29,17 +31,27 @@ const CALL_TIME: Duration = Duration::from_secs(20);
 const PEOPLE: &str = "people";
 
 pub(crate) async fn apply(args: cli::Apply) -> Outcome {
-    let sources = load::documents(&args.file).map_err(|error| Failure::new(Exit::Usage, error))?;
-    // Checked here first: the text is at hand, so problems can be shown in it.
-    if let Err(problems) = fender_config::parse(&sources) {
-        return Err(Failure::usage(format!(
-            "the documents are refused\n{}\nnothing was applied",
-            problems.render()
-        )));
-    }
+    let what = match (&args.file, args.revision) {
+        (_, Some(number)) => Proposed::Revision(number),
+        (Some(path), None) => Proposed::Files(checked(path)?),
+        (None, None) => return Err(Failure::usage("there is nothing to apply: give --file")),
+    };
+    let proposal = Proposal {
+        what,
+        trial: match args.dry_run {
+            true => Trial::DryRun,
+            false => Trial::InEarnest,
+        },
+        upon: args.upon,
+        consents: Consents {
+            cut_off_admins: args.cut_off_admins,
+            delete_in_use: args.delete_in_use,
+        },
+    };
+    let trial = proposal.trial;
     let mut control = connect(&args.admin).await?;
     let answer = control
-        .apply(&sources, args.dry_run, Deadline::after(CALL_TIME))
+        .apply(proposal, Deadline::after(CALL_TIME))
         .await
         .map_err(refused)?;
     if !answer.problems.is_empty() {
@@ -54,28 +66,35 @@ pub(crate) async fn apply(args: cli::Apply) -> Outcome {
             "the control plane refuses the documents:{lines}\nnothing was applied"
         )));
     }
-    let mut out = String::new();
-    for warning in &answer.warnings {
-        let _ = writeln!(out, "warning: {warning}");
+    print(&render::applied(&answer, trial))?;
+    match answer.objections.first() {
+        None => Ok(Exit::Done),
+        Some(first) => {
+            let code = first.code.clone();
+            let lines = render::objections(&answer.objections);
+            let what = match trial {
+                Trial::DryRun => "this would not be applied",
+                Trial::InEarnest => "nothing was applied",
+            };
+            Err(Failure::coded(
+                Exit::Refused,
+                code,
+                anyhow::anyhow!("{what}:\n{lines}"),
+            ))
+        }
     }
-    for change in &answer.changes {
-        let sign = match change.what {
-            What::Added => '+',
-            What::Changed => '~',
-            What::Removed => '-',
-        };
-        let _ = writeln!(out, "{sign} {} {}", change.kind, change.name);
+}
+
+/// The documents of a path. Checked here first: the text is at hand, so problems can be shown in it.
+fn checked(path: &Path) -> Result<Vec<fender_config::Source>, Failure> {
+    let sources = load::documents(path).map_err(|error| Failure::new(Exit::Usage, error))?;
+    match fender_config::parse(&sources) {
+        Ok(_) => Ok(sources),
+        Err(problems) => Err(Failure::usage(format!(
+            "the documents are refused\n{}\nnothing was applied",
+            problems.render()
+        ))),
     }
-    let revision = answer.revision;
-    let _ = match (answer.changes.is_empty(), args.dry_run) {
-        (true, _) => writeln!(out, "no difference to revision {revision}"),
-        (false, true) => writeln!(
-            out,
-            "dry run: nothing was changed, revision {revision} stays"
-        ),
-        (false, false) => writeln!(out, "applied as revision {revision}"),
-    };
-    print(&out)
 }
 
 pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
@@ -116,7 +135,11 @@ pub(crate) async fn status(args: cli::Status) -> Outcome {
     }
     let mut control = connect(&args.admin).await?;
     let status = control
-        .status(Deadline::after(CALL_TIME))
+        .status(
+            args.namespace.as_deref(),
+            args.workload.as_ref(),
+            Deadline::after(CALL_TIME),
+        )
         .await
         .map_err(refused)?;
     show(
@@ -155,17 +178,21 @@ pub(crate) async fn explain(args: cli::Explain) -> Outcome {
 }
 
 pub(crate) async fn write_svid(args: cli::SvidWrite) -> Outcome {
-    let person = WorkloadName::new(PEOPLE, &args.name).map_err(|error| {
-        Failure::usage(format!(
-            "`{}` cannot be a person's name here ({error}); give another with --name",
-            args.name
-        ))
-    })?;
     let mut control = connect(&args.admin).await?;
-    let (svid, bundle) = control
-        .issue_svid(&person, args.ttl, Deadline::after(CALL_TIME))
-        .await
-        .map_err(refused)?;
+    let deadline = Deadline::after(CALL_TIME);
+    let issued = match &args.for_admin {
+        Some(name) => control.issue_admin(name, args.ttl, deadline).await,
+        None => {
+            let person = WorkloadName::new(PEOPLE, &args.name).map_err(|error| {
+                Failure::usage(format!(
+                    "`{}` cannot be a person's name here ({error}); give another with --name",
+                    args.name
+                ))
+            })?;
+            control.issue_svid(&person, args.ttl, deadline).await
+        }
+    };
+    let (svid, bundle) = issued.map_err(refused)?;
     let key_pem = svid.key_pem();
     let write = || -> anyhow::Result<()> {
         fs::DirBuilder::new()

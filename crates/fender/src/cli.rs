@@ -226,11 +226,28 @@ pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// A directory of YAML documents, or one file
-    #[arg(short, long = "file", value_name = "PATH")]
-    pub(crate) file: PathBuf,
+    #[arg(
+        short,
+        long = "file",
+        value_name = "PATH",
+        required_unless_present = "revision"
+    )]
+    pub(crate) file: Option<PathBuf>,
+    /// Apply the documents of an earlier revision again
+    #[arg(long, value_name = "NUMBER", conflicts_with = "file")]
+    pub(crate) revision: Option<u64>,
     /// Validate and show the difference; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Only if this revision is still in force
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) upon: Option<u64>,
+    /// Yes, this administrator shall lose the role `security` (repeatable)
+    #[arg(long = "cut-off-admin", value_name = "NAME")]
+    pub(crate) cut_off_admins: Vec<String>,
+    /// Yes, this workload shall go although something runs as it (repeatable)
+    #[arg(long = "delete-in-use", value_name = "NAMESPACE/NAME")]
+    pub(crate) delete_in_use: Vec<WorkloadName>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -264,6 +281,12 @@ pub(crate) struct Status {
     /// Show nothing: exit 0 if the sidecar is ready, 69 with an error if not
     #[arg(long, requires = "sidecar")]
     pub(crate) ready: bool,
+    /// Only workloads of this namespace
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "sidecar")]
+    pub(crate) namespace: Option<String>,
+    /// Only this workload
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "sidecar")]
+    pub(crate) workload: Option<WorkloadName>,
     /// Table or JSON
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
@@ -292,7 +315,7 @@ pub(crate) struct Explain {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum SvidCommand {
-    /// Write a client certificate for a person: certificate.pem, key.pem and bundle.pem
+    /// Write a client certificate for a person or an administrator: certificate.pem, key.pem and bundle.pem
     Write(SvidWrite),
 }
 
@@ -306,7 +329,10 @@ pub(crate) struct SvidWrite {
     /// The person: the identity is `spiffe://TRUST/ns/people/sa/NAME`
     #[arg(long, value_name = "NAME", env = "USER", default_value = "operator")]
     pub(crate) name: String,
-    /// How long the certificate is valid, at most 24h
+    /// An administrator whom the `Mesh` names, instead of a person: the identity is `spiffe://TRUST/fender/admin/NAME`
+    #[arg(long = "for-admin", value_name = "NAME")]
+    pub(crate) for_admin: Option<String>,
+    /// How long the certificate is valid: a person's at most 24h, an administrator's at most 90 days
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "8h")]
     pub(crate) ttl: Duration,
 }

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
+use fender_api::admin::{Applied, Difference, Objection, Trial};
 use fender_api::decision::DecisionRecord;
 use fender_api::proto::control::v1 as proto;
 use fender_policy::Verdict;
@@ -37,6 +38,59 @@ pub(crate) fn tame(value: &Value) -> Value {
             .collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
+}
+
+/// What became of documents, or would.
+pub(crate) fn applied(answer: &Applied, trial: Trial) -> String {
+    let mut out = String::new();
+    for difference in &answer.differences {
+        out.push_str(&difference_text(difference));
+    }
+    for warning in &answer.warnings {
+        let _ = writeln!(out, "warning: {}", one_line(warning));
+    }
+    for change in &answer.changes {
+        let _ = writeln!(out, "{}", one_line(&change.to_string()));
+    }
+    let revision = answer.revision;
+    let _ = match (answer.changes.is_empty(), trial) {
+        // Refused before the difference was made.
+        (true, Trial::InEarnest) if !answer.objections.is_empty() => Ok(()),
+        (true, _) => writeln!(out, "no difference to revision {revision}"),
+        (false, Trial::DryRun) => writeln!(
+            out,
+            "dry run: nothing was changed, revision {revision} stays"
+        ),
+        (false, Trial::InEarnest) => writeln!(out, "applied as revision {revision}"),
+    };
+    out
+}
+
+/// One document that differs, as `diff -u` shows a file.
+pub(crate) fn difference_text(difference: &Difference) -> String {
+    let name = one_line(&format!("{} {}", difference.kind, difference.name));
+    let lines = difference.text.lines().map(|line| {
+        // A document may hold anything; a tab is no danger.
+        let tame = line.replace(|c: char| c.is_control() && c != '\t', "\u{fffd}");
+        format!("{tame}\n")
+    });
+    format!("--- {name}\n+++ {name}\n{}", lines.collect::<String>())
+}
+
+/// What stands against documents, and what to do about each.
+pub(crate) fn objections(all: &[Objection]) -> String {
+    let lines = all.iter().map(|objection| {
+        let help = match objection.help.as_str() {
+            "" => String::new(),
+            help => format!("\n    help: {}", one_line(help)),
+        };
+        format!("  {}{help}", one_line(&objection.message))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 pub(crate) fn decision_json(record: &DecisionRecord) -> Value {

@@ -69,6 +69,16 @@ fn what_was_applied_survives_the_wire() {
             help: "did you mean `listen`?".into(),
         }],
         warnings: vec!["the mesh allows by default".into()],
+        objections: vec![Objection {
+            code: "denied".into(),
+            message: "takes `security`".into(),
+            help: "ask ada".into(),
+        }],
+        differences: vec![Difference {
+            kind: "Workload".into(),
+            name: "shop/orders".into(),
+            text: "+ spec: {}\n".into(),
+        }],
     };
     assert_eq!(
         Applied::try_from(proto::ApplyResponse::from(&applied)).unwrap(),
@@ -78,6 +88,15 @@ fn what_was_applied_survives_the_wire() {
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(20))
+}
+
+fn tried(files: &[fender_config::Source]) -> Proposal {
+    Proposal {
+        what: Proposed::Files(files.to_vec()),
+        trial: Trial::DryRun,
+        upon: None,
+        consents: Consents::default(),
+    }
 }
 
 async fn connected(who: &SpiffeId) -> (std::sync::Arc<Control>, Drain, Admin) {
@@ -136,7 +155,7 @@ async fn documents_that_are_too_large_are_told_one_by_one_and_not_as_a_broken_ca
         text: "a".repeat(bytes),
     };
     let files = [source("huge.yaml", 10_000_000), source("small.yaml", 3)];
-    let applied = admin.apply(&files, true, soon()).await.unwrap();
+    let applied = admin.apply(tried(&files), soon()).await.unwrap();
     let names: Vec<_> = applied
         .problems
         .iter()
@@ -149,7 +168,7 @@ async fn documents_that_are_too_large_are_told_one_by_one_and_not_as_a_broken_ca
 #[tokio::test(start_paused = true)]
 async fn a_workload_is_no_administrator() {
     let (_control, _drain, mut admin) = connected(&id(ORDERS)).await;
-    let error = admin.apply(&[], true, soon()).await.unwrap_err();
+    let error = admin.apply(tried(&[]), soon()).await.unwrap_err();
     assert_eq!(
         (error.code(), error.exit_code()),
         (Some(Code::Denied), EXIT_REFUSED)

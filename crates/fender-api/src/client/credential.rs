@@ -159,6 +159,9 @@ impl Worker<'_> {
             | Code::ProofInvalid
             | Code::NotAuthenticated
             | Code::VersionRefused
+            | Code::RevisionChanged
+            | Code::CutsOffAdmin
+            | Code::DeletesInUse
             | Code::CsrInvalid
             | Code::BadRequest
             | Code::Busy

@@ -1,5 +1,6 @@
 //! Every certificate issued, until long after its expiry. Their keys were never here.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use fender_identity::{Serial, SpiffeId, Validity};
@@ -144,28 +145,58 @@ impl Command for RecordAudited {
     }
 }
 
-/// Certificates issued to each identity, and when the last of them ends.
+/// How many certificates an identity got, and when the last of them ends.
 pub(crate) struct Tally {
-    pub(crate) identity: String,
     pub(crate) issued: u64,
     pub(crate) last_not_after: i64,
 }
 
-pub(crate) async fn tallies(store: &Store) -> Result<Vec<Tally>, StoreError> {
-    sqlx::query(
-        "SELECT identity, count(*) AS issued, max(not_after) AS last FROM certificates GROUP BY identity",
-    )
-    .fetch_all(store.reads())
-    .await?
-    .iter()
-    .map(|row| {
-        Ok(Tally {
-            identity: row.try_get("identity")?,
-            issued: row.try_get::<i64, _>("issued")?.unsigned_abs(),
-            last_not_after: row.try_get("last")?,
-        })
-    })
-    .collect()
+/// Of those of these identities that ever got one.
+pub(crate) async fn tallies(
+    store: &Store,
+    identities: &[String],
+) -> Result<HashMap<String, Tally>, StoreError> {
+    let mut all = HashMap::new();
+    for identity in identities {
+        let row = sqlx::query(
+            "SELECT count(*) AS issued, max(not_after) AS last FROM certificates WHERE identity = ?",
+        )
+        .bind(identity.clone())
+        .fetch_one(store.reads())
+        .await?;
+        if let Some(last_not_after) = row.try_get("last")? {
+            let issued = row.try_get::<i64, _>("issued")?.unsigned_abs();
+            let tally = Tally {
+                issued,
+                last_not_after,
+            };
+            all.insert(identity.clone(), tally);
+        }
+    }
+    Ok(all)
+}
+
+/// Those of these identities that somebody can still show a valid certificate for, and until when.
+pub(crate) async fn in_use(
+    store: &Store,
+    identities: &[String],
+    now: UnixTime,
+) -> Result<HashMap<String, i64>, StoreError> {
+    let mut all = HashMap::new();
+    for identity in identities {
+        let row = sqlx::query(
+            "SELECT max(not_after) AS last FROM certificates \
+             WHERE identity = ? AND not_after > ? AND revoked_at IS NULL",
+        )
+        .bind(identity.clone())
+        .bind(seconds(now))
+        .fetch_one(store.reads())
+        .await?;
+        if let Some(last) = row.try_get("last")? {
+            all.insert(identity.clone(), last);
+        }
+    }
+    Ok(all)
 }
 
 /// Forgets what expired long ago. Answers whether there may be more.

@@ -25,23 +25,34 @@ pub(crate) async fn current(store: &Store) -> Result<Option<Revision>, StoreErro
     let Some(number) = newest(&mut read).await? else {
         return Ok(None);
     };
-    let files =
-        sqlx::query("SELECT name, text FROM revision_files WHERE revision = ? ORDER BY position")
-            .bind(number)
-            .fetch_all(&mut *read)
-            .await?
-            .iter()
-            .map(|row| {
-                Ok(Source {
-                    name: row.try_get("name")?,
-                    text: row.try_get("text")?,
-                })
-            })
-            .collect::<Result<_, StoreError>>()?;
+    let files = read_files(&mut *read, number).await?;
     Ok(Some(Revision {
         number: number.unsigned_abs(),
         files,
     }))
+}
+
+/// The documents of one revision; none if there never was one, or they were forgotten.
+pub(crate) async fn files(store: &Store, number: u64) -> Result<Vec<Source>, StoreError> {
+    read_files(store.reads(), i64::try_from(number).unwrap_or(i64::MAX)).await
+}
+
+async fn read_files<'a>(
+    db: impl sqlx::Executor<'a, Database = sqlx::Sqlite>,
+    number: i64,
+) -> Result<Vec<Source>, StoreError> {
+    sqlx::query("SELECT name, text FROM revision_files WHERE revision = ? ORDER BY position")
+        .bind(number)
+        .fetch_all(db)
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Source {
+                name: row.try_get("name")?,
+                text: row.try_get("text")?,
+            })
+        })
+        .collect()
 }
 
 async fn newest(db: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {

@@ -21,7 +21,10 @@ async fn every_administrative_call_is_in_the_log_with_who_and_what_became_of_it(
     world.apply(documents(world.directory.path(), "web")).await;
     let orders = world.attested("shop/orders").await;
     let mut intruder = AdminClient::new(world.as_peer(&orders).await);
-    intruder.status(proto::StatusRequest {}).await.unwrap_err();
+    intruder
+        .status(proto::StatusRequest::default())
+        .await
+        .unwrap_err();
 
     let log = eventually(|| async {
         let log = newest(world.running.reader(), 100).await.unwrap();
@@ -99,7 +102,10 @@ async fn an_intruder_cannot_fill_the_log() {
     let orders = world.attested("shop/orders").await;
     let mut intruder = AdminClient::new(world.as_peer(&orders).await);
     for _ in 0..crate::admin::INTRUSIONS + 20 {
-        intruder.status(proto::StatusRequest {}).await.unwrap_err();
+        intruder
+            .status(proto::StatusRequest::default())
+            .await
+            .unwrap_err();
     }
     let world = world.restart().await;
     let log = newest(world.running.reader(), 1000).await.unwrap();

@@ -181,7 +181,7 @@ async fn an_administrator_who_hangs_up_leaves_no_revision_half_in_force() {
         }];
         tokio::select! {
             biased;
-            applied = admin.apply(proto::ApplyRequest { files, dry_run: false }) => drop(applied.unwrap()),
+            applied = admin.apply(proto::ApplyRequest { files, ..proto::ApplyRequest::default() }) => drop(applied.unwrap()),
             () = async { for _ in 0..round * 2 { tokio::task::yield_now().await } } => {}
         }
     }

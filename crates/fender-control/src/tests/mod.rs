@@ -10,6 +10,7 @@ mod kubernetes;
 mod load;
 mod renewal;
 mod restart;
+mod roles;
 mod session;
 mod vouching;
 mod x509;
@@ -258,7 +259,15 @@ impl World {
             name: "mesh.yaml".to_owned(),
             text: documents,
         }];
-        let request = proto::ApplyRequest { files, dry_run };
+        let request = proto::ApplyRequest {
+            files,
+            dry_run,
+            // Whatever a test takes away, it means to.
+            delete_in_use: ["orders", "inventory", "locked"]
+                .map(|name| format!("shop/{name}"))
+                .to_vec(),
+            ..proto::ApplyRequest::default()
+        };
         self.admin()
             .await
             .apply(request)
@@ -270,7 +279,7 @@ impl World {
     async fn status(&self) -> proto::StatusResponse {
         self.admin()
             .await
-            .status(proto::StatusRequest {})
+            .status(proto::StatusRequest::default())
             .await
             .unwrap()
             .into_inner()

@@ -251,7 +251,7 @@ async fn the_administrators_files_are_made_anew_beside_a_running_control_plane()
     let expired = async {
         let channel = world.try_as_peer(&old).await.ok()?.channel;
         AdminClient::new(channel)
-            .status(proto::StatusRequest {})
+            .status(proto::StatusRequest::default())
             .await
             .ok()
     };

@@ -1,0 +1,227 @@
+//! What an administrator may do, and what it takes to change the documents. Pure: who asks, what is in force and what is
+//! proposed go in, and what is missing comes out.
+//!
+//! A proposal is always the whole set of documents, and is judged by its difference to what is in force, by meaning. A
+//! change takes the role `operator` in its namespace; one that decides who anybody *is*, or reaches beyond its namespace,
+//! takes `security`. What is not known here takes `security` too. Since the `Mesh` says who may do what, and only
+//! `security` may change it, nobody can give a role that they lack.
+
+use std::collections::BTreeMap;
+
+use fender_config::snapshot::ClientCertificate;
+use fender_config::{
+    Change, CredentialFrom, Documents, Kind, ListenAddr, Mesh, ObjectName, Reach, Role, What,
+    Workload,
+};
+use fender_identity::WorkloadName;
+
+/// The administrator that every data directory begins with. Until a `Mesh` says who may administer, it is this one.
+pub(crate) const FIRST: &str = "first";
+
+/// What one administrator may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rights(Vec<(Role, Reach)>);
+
+impl Rights {
+    /// What the mesh gives to the administrator of this name.
+    pub(crate) fn of(mesh: &Mesh, name: &str) -> Self {
+        match &mesh.administrators {
+            Some(named) => Self(
+                named
+                    .iter()
+                    .filter(|admin| admin.name == name)
+                    .map(|admin| (admin.role, admin.reach.clone()))
+                    .collect(),
+            ),
+            None if name == FIRST => Self(vec![(Role::Security, Reach::Everywhere)]),
+            None => Self(Vec::new()),
+        }
+    }
+
+    /// The highest role, wherever it holds. None: not an administrator, or not any more.
+    pub(crate) fn highest(&self) -> Option<Role> {
+        self.0.iter().map(|(role, _)| *role).max()
+    }
+
+    /// Whether the role holds in this namespace.
+    pub(crate) fn hold(&self, role: Role, namespace: &str) -> bool {
+        self.0
+            .iter()
+            .any(|(held, reach)| *held >= role && reach.includes(namespace))
+    }
+
+    /// Whether the role holds at all.
+    pub(crate) fn hold_somewhere(&self, role: Role) -> bool {
+        self.highest().is_some_and(|highest| highest >= role)
+    }
+
+    pub(crate) fn security(&self) -> bool {
+        self.hold_somewhere(Role::Security)
+    }
+}
+
+/// Everybody with the role `security`.
+pub(crate) fn security(mesh: &Mesh) -> Vec<&str> {
+    match &mesh.administrators {
+        None => vec![FIRST],
+        Some(named) => {
+            let mut names: Vec<_> = named
+                .iter()
+                .filter(|admin| admin.role == Role::Security)
+                .map(|admin| admin.name.as_str())
+                .collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        }
+    }
+}
+
+/// Whether a certificate may be made for the administrator of this name: somebody says that there is one.
+pub(crate) fn is_named(mesh: &Mesh, name: &str) -> bool {
+    Rights::of(mesh, name).highest().is_some()
+}
+
+/// A change that the administrator may not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    pub(crate) role: Role,
+    /// What about it takes the role.
+    pub(crate) why: &'static str,
+}
+
+/// Every change that takes more than the administrator holds.
+pub(crate) fn missing(
+    rights: &Rights,
+    before: &Documents,
+    after: &Documents,
+    changes: &[Change],
+) -> Vec<Missing> {
+    changes
+        .iter()
+        .filter_map(|change| {
+            let (role, why) = takes(change, before, after);
+            let held = match role {
+                Role::Security => rights.security(),
+                Role::Viewer | Role::Operator => rights.hold(role, namespace(change)),
+            };
+            (!held).then(|| Missing {
+                kind: change.kind,
+                name: change.name.clone(),
+                role,
+                why,
+            })
+        })
+        .collect()
+}
+
+/// The namespace of what is changed; empty for what belongs to none.
+pub(crate) fn namespace(change: &Change) -> &str {
+    change.name.split_once('/').map_or("", |(of, _)| of)
+}
+
+fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'static str) {
+    let operator = (
+        Role::Operator,
+        "documents are changed by the operators of their namespace",
+    );
+    let security = |why| (Role::Security, why);
+    match change.kind {
+        Kind::Mesh => security("the `Mesh` holds for everybody"),
+        Kind::Workload => match change.name.parse::<WorkloadName>() {
+            Ok(name) => {
+                match identity_changes(before.workloads.get(&name), after.workloads.get(&name)) {
+                    Some(why) => security(why),
+                    None => operator,
+                }
+            }
+            Err(_) => security("it has no name"),
+        },
+        Kind::Credential => match change.name.parse::<ObjectName>() {
+            Ok(name) => {
+                let read = |documents: &Documents| {
+                    let from = &documents.credentials.get(&name)?.source;
+                    match from {
+                        CredentialFrom::ControlFile(path) => Some(path.clone()),
+                        CredentialFrom::SidecarFile(_) => None,
+                    }
+                };
+                match (read(before), read(after)) {
+                    (_, None) => operator,
+                    (Some(one), Some(other)) if one == other => operator,
+                    (_, Some(_)) => security("it has the control plane read a file"),
+                }
+            }
+            Err(_) => security("it has no name"),
+        },
+        Kind::AuthorizationPolicy => {
+            let everywhere = [before, after]
+                .iter()
+                .filter_map(|documents| documents.mesh.as_ref())
+                .any(|mesh| mesh.root_namespace == namespace(change));
+            match everywhere {
+                true => {
+                    security("a policy of the root namespace selects workloads of every namespace")
+                }
+                false => operator,
+            }
+        }
+        Kind::Upstream => operator,
+        Kind::Node => security("a `Node` says which host may speak for whom"),
+        Kind::Sidecar => security("it belongs to no control plane"),
+    }
+}
+
+/// What of a workload's identity differs, or of how its callers prove theirs. To take a workload away is not to say who
+/// it is.
+fn identity_changes(before: Option<&Workload>, after: Option<&Workload>) -> Option<&'static str> {
+    let after = after?;
+    let attest = before.map(|workload| &workload.attest);
+    if attest.map_or(!after.attest.is_empty(), |attest| *attest != after.attest) {
+        return Some("`attest` says who gets this identity");
+    }
+    let names = before.map_or(&[][..], |workload| &workload.dns_names);
+    if after.dns_names.iter().any(|name| !names.contains(name)) {
+        return Some(
+            "`dnsNames` go into the certificate, and are believed by clients that verify names",
+        );
+    }
+    let open_before = before.map(open_ports).unwrap_or_default();
+    let opened = open_ports(after)
+        .into_iter()
+        .any(|(listen, asked)| open_before.get(listen) != Some(&asked));
+    opened.then_some("`clientCertificate` lets callers in who prove nothing")
+}
+
+/// Ports that do not require a certificate of their clients.
+fn open_ports(workload: &Workload) -> BTreeMap<&ListenAddr, ClientCertificate> {
+    workload
+        .inbound
+        .iter()
+        .filter(|port| port.client_certificate != ClientCertificate::Require)
+        .map(|port| (&port.listen, port.client_certificate))
+        .collect()
+}
+
+/// Workloads that nobody can be any more: their document is gone, or nobody may attest to it.
+pub(crate) fn orphaned<'a>(
+    before: &'a Documents,
+    after: &Documents,
+    changes: &[Change],
+) -> Vec<&'a WorkloadName> {
+    changes
+        .iter()
+        .filter(|change| change.kind == Kind::Workload && change.what != What::Added)
+        .filter_map(|change| before.workloads.get(&change.name.parse().ok()?))
+        .filter(|was| match after.workloads.get(&was.name) {
+            None => true,
+            Some(is) => is.attest.is_empty() && !was.attest.is_empty(),
+        })
+        .map(|was| &was.name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

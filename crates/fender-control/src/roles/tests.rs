@@ -1,0 +1,248 @@
+use fender_config::{Source, parse};
+
+use super::*;
+
+const HEAD: &str = "apiVersion: fender.dev/v1\nkind: ";
+
+fn documents(parts: &[String]) -> Documents {
+    let text = parts.join("---\n");
+    let source = Source {
+        name: "all.yaml".to_owned(),
+        text,
+    };
+    parse(&[source]).unwrap_or_else(|problems| panic!("{}", problems.render()))
+}
+
+fn mesh(rest: &str) -> String {
+    format!(
+        "{HEAD}Mesh\nmetadata: {{ name: mesh }}\nspec:\n  trustDomain: acme.test\n  administrators:\n  \
+         - {{ name: ada, role: security }}\n  - {{ name: ben, role: operator, namespaces: [ shop ] }}\n  \
+         - {{ name: cem, role: viewer, namespaces: [ \"*\" ] }}\n{rest}"
+    )
+}
+
+fn workload(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "{HEAD}Workload\nmetadata: {{ namespace: {namespace}, name: {name}, labels: {{ app: {name} }} }}\nspec: {spec}\n"
+    )
+}
+
+fn policy(namespace: &str, action: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{ namespace: {namespace}, name: all }}\n\
+         spec: {{ action: {action}, rules: [ {{}} ] }}\n"
+    )
+}
+
+fn credential(source: &str) -> String {
+    format!(
+        "{HEAD}Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  source: {{ file: {source} }}\n  \
+         deliver: [ {{ environment: {{ variable: SMTP }} }} ]\n"
+    )
+}
+
+/// What `who` lacks to get from one to the other, as `kind name: role`.
+fn lacks(who: &str, before: &[String], after: &[String]) -> Vec<String> {
+    let (before, after) = (documents(before), documents(after));
+    let rights = Rights::of(before.mesh.as_ref().unwrap(), who);
+    let changes = Documents::diff(&before, &after);
+    assert!(!changes.is_empty(), "the test changes something");
+    missing(&rights, &before, &after, &changes)
+        .into_iter()
+        .map(|missing| format!("{} {}: {}", missing.kind, missing.name, missing.role))
+        .collect()
+}
+
+#[test]
+fn an_operator_changes_what_lies_in_its_namespaces() {
+    let before = [mesh(""), workload("shop", "orders", "{}")];
+    let after = [
+        mesh(""),
+        workload("shop", "orders", "{ drain: 5s, credentials: [ smtp ] }"),
+        workload("shop", "cart", "{}"),
+        policy("shop", "ALLOW"),
+        credential("{ path: /run/smtp }"),
+    ];
+    assert_eq!(lacks("ben", &before, &after), [""; 0]);
+    assert_eq!(
+        lacks("ben", &after, &before),
+        [""; 0],
+        "and takes it away again"
+    );
+    assert_eq!(lacks("ada", &before, &after), [""; 0]);
+    assert_eq!(
+        lacks("cem", &before, &after).len(),
+        4,
+        "a viewer changes nothing"
+    );
+    assert_eq!(
+        lacks("eve", &before, &after).len(),
+        4,
+        "nor does a stranger"
+    );
+}
+
+#[test]
+fn attack_an_operator_changes_nothing_outside_its_namespaces() {
+    let before = [mesh(""), workload("bank", "ledger", "{}")];
+    let after = [
+        mesh(""),
+        workload("bank", "ledger", "{ drain: 5s }"),
+        workload("shop-2", "orders", "{}"),
+        policy("bank", "ALLOW"),
+    ];
+    assert_eq!(
+        lacks("ben", &before, &after),
+        [
+            "Workload bank/ledger: operator",
+            "Workload shop-2/orders: operator",
+            "AuthorizationPolicy bank/all: operator",
+        ]
+    );
+    assert_eq!(
+        lacks("ben", &before, &[mesh("")]),
+        ["Workload bank/ledger: operator"]
+    );
+}
+
+#[test]
+fn attack_an_operator_gives_nobody_an_identity() {
+    let plain = [mesh(""), workload("shop", "orders", "{}")];
+    for spec in [
+        "{ attest: [ { token: {} } ] }",
+        "{ dnsNames: [ ledger.bank.internal ] }",
+        "{ inbound: [ { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, clientCertificate: ignore } ] }",
+    ] {
+        let changed = [mesh(""), workload("shop", "orders", spec)];
+        assert_eq!(
+            lacks("ben", &plain, &changed),
+            ["Workload shop/orders: security"],
+            "{spec}"
+        );
+        assert_eq!(lacks("ada", &plain, &changed), [""; 0]);
+        let added = [
+            mesh(""),
+            workload("shop", "orders", "{}"),
+            workload("shop", "new", spec),
+        ];
+        assert_eq!(
+            lacks("ben", &plain, &added),
+            ["Workload shop/new: security"],
+            "by a new document neither: {spec}"
+        );
+    }
+    let attested = [
+        mesh(""),
+        workload("shop", "orders", "{ attest: [ { token: {} } ] }"),
+    ];
+    assert_eq!(
+        lacks("ben", &attested, &plain),
+        ["Workload shop/orders: security"],
+        "nor does it take one away"
+    );
+}
+
+#[test]
+fn attack_an_operator_has_the_control_plane_read_no_file() {
+    let before = [mesh(""), credential("{ path: /run/smtp }")];
+    let read = |path: &str| {
+        [
+            mesh(""),
+            credential(&format!("{{ path: {path}, via: control }}")),
+        ]
+    };
+    for (before, after) in [
+        (&before[..1], &read("/etc/fender/bank")[..]),
+        (&before[..], &read("/etc/fender/bank")[..]),
+        (&read("/etc/fender/shop")[..], &read("/etc/fender/bank")[..]),
+    ] {
+        assert_eq!(
+            lacks("ben", before, after),
+            ["Credential shop/smtp: security"]
+        );
+    }
+    assert_eq!(lacks("ben", &read("/etc/fender/shop"), &before), [""; 0]);
+}
+
+#[test]
+fn attack_nobody_gives_themselves_a_role() {
+    let before = [mesh("")];
+    let raised = [mesh("").replace("role: operator, namespaces: [ shop ]", "role: security")];
+    let wider = [mesh("").replace("[ shop ]", "[ shop, bank ]")];
+    for after in [&raised, &wider] {
+        for who in ["ben", "cem", "eve", "first"] {
+            assert_eq!(lacks(who, &before, after), ["Mesh mesh: security"], "{who}");
+        }
+        assert_eq!(lacks("ada", &before, after), [""; 0]);
+    }
+}
+
+#[test]
+fn attack_a_policy_for_every_namespace_takes_security_however_the_root_is_called() {
+    let named = "  rootNamespace: shop\n";
+    let before = [mesh(named), workload("shop", "orders", "{}")];
+    let after = [
+        mesh(named),
+        workload("shop", "orders", "{}"),
+        policy("shop", "ALLOW"),
+    ];
+    assert_eq!(
+        lacks("ben", &before, &after),
+        ["AuthorizationPolicy shop/all: security"]
+    );
+}
+
+#[test]
+fn until_a_document_names_administrators_the_first_one_is_it() {
+    let text =
+        format!("{HEAD}Mesh\nmetadata: {{ name: mesh }}\nspec: {{ trustDomain: acme.test }}\n");
+    let silent = documents(&[text]).mesh.unwrap();
+    assert!(Rights::of(&silent, FIRST).security());
+    assert_eq!(Rights::of(&silent, "ada").highest(), None);
+    assert_eq!(security(&silent), [FIRST]);
+
+    let named = documents(&[mesh("")]).mesh.unwrap();
+    assert_eq!(
+        Rights::of(&named, FIRST).highest(),
+        None,
+        "who is not named is nobody"
+    );
+    assert_eq!(security(&named), ["ada"]);
+    assert!(is_named(&named, "cem") && !is_named(&named, FIRST));
+}
+
+#[test]
+fn a_role_holds_where_it_was_given_and_the_lower_ones_with_it() {
+    let mesh = documents(&[mesh("")]).mesh.unwrap();
+    let ben = Rights::of(&mesh, "ben");
+    assert!(ben.hold(Role::Operator, "shop") && ben.hold(Role::Viewer, "shop"));
+    assert!(!ben.hold(Role::Viewer, "bank") && !ben.hold(Role::Security, "shop"));
+    assert!(!ben.security() && ben.hold_somewhere(Role::Operator));
+    let cem = Rights::of(&mesh, "cem");
+    assert!(cem.hold(Role::Viewer, "bank") && !cem.hold_somewhere(Role::Operator));
+}
+
+#[test]
+fn a_workload_whose_document_or_attestors_are_gone_is_orphaned() {
+    let token = "{ attest: [ { token: {} } ] }";
+    let before = documents(&[
+        mesh(""),
+        workload("shop", "gone", token),
+        workload("shop", "locked", token),
+        workload("shop", "never", "{}"),
+        workload("shop", "stays", token),
+    ]);
+    let after = documents(&[
+        mesh(""),
+        workload("shop", "locked", "{}"),
+        workload("shop", "never", "{ drain: 5s }"),
+        workload("shop", "stays", "{ attest: [ { token: {} } ], drain: 5s }"),
+        workload("shop", "new", "{}"),
+    ]);
+    let changes = Documents::diff(&before, &after);
+    let told: Vec<_> = orphaned(&before, &after, &changes)
+        .into_iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(told, ["shop/gone", "shop/locked"]);
+}
