@@ -4,12 +4,14 @@ use fender_agent::{Entitled, Refused};
 use fender_api::proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use fender_api::proto::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use fender_api::proto::envoy::extensions::transport_sockets::tls::v3::{
-    Secret, SpiffeCertValidatorConfig,
+    CertificateValidationContext, Secret, SpiffeCertValidatorConfig,
 };
 use fender_api::proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use fender_api::proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use fender_api::proto::google::rpc;
+use fender_identity::Trust;
 use prost::Message;
+use rustls_pki_types::CertificateRevocationListDer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -255,6 +257,41 @@ async fn a_name_that_becomes_the_callers_is_answered_then() {
         trust: now.trust.clone(),
     });
     assert_eq!(names(&talk.next().await), [second]);
+}
+
+#[tokio::test]
+async fn revocation_lists_travel_with_the_roots_and_count_for_the_leaf_only() {
+    let host = Host::start().await;
+    let mut talk = Talk::start(&host, &["ROOTCA", "default"]).await;
+    let first = talk.next().await;
+    let without = secrets(&first).into_iter().find_map(context).unwrap();
+    assert_eq!(
+        (without.crl, without.only_verify_leaf_cert_crl),
+        (None, false)
+    );
+
+    let now = host.someone.now();
+    let list = CertificateRevocationListDer::from(vec![0x30, 0]);
+    host.someone.publish(Entitled {
+        svids: now.svids.clone(),
+        trust: Trust {
+            crls: [list].into(),
+            ..now.trust.clone()
+        },
+    });
+    let second = talk.next().await;
+    assert_eq!(names(&second), ["ROOTCA"]);
+    let with = secrets(&second).into_iter().find_map(context).unwrap();
+    let list = "-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n";
+    assert_eq!(text(&with.crl), list);
+    assert!(with.only_verify_leaf_cert_crl);
+}
+
+fn context((_, secret): (String, Type)) -> Option<CertificateValidationContext> {
+    match secret {
+        Type::ValidationContext(context) => Some(context),
+        Type::TlsCertificate(_) => None,
+    }
 }
 
 #[tokio::test]
