@@ -14,8 +14,8 @@ use fender_api::proto::control::v1::distribution_server::Distribution;
 use fender_api::proto::control::v1::{
     CredentialRequest, CredentialValue, Hello, Report, Update, report, update,
 };
-use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
+use fender_config::{MinimumVersion, ObjectName};
 use fender_identity::Serial;
 use fender_runtime::clock::sleep_until;
 use fender_runtime::deadline::Deadline;
@@ -177,6 +177,8 @@ impl Subscription {
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> Result<(), Status> {
         let hello = self.hello().await?;
+        let too_old = self.too_old(&hello.sidecar_version)?;
+        tokio::pin!(too_old);
         let sidecar = self.introduce(&hello)?;
         // Apart, so that a flood of denials does not hide what the sidecar says of itself.
         let mut decisions = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
@@ -199,6 +201,7 @@ impl Subscription {
         }
         loop {
             tokio::select! {
+                refused = &mut too_old => return Err(refused),
                 report = self.reports.message() => {
                     let Some(report) = report? else { return Ok(()) };
                     let bucket = match &report.kind {
@@ -229,6 +232,42 @@ impl Subscription {
                 Err(Code::BadRequest.status("the stream does not begin with a hello"))
             }
         }
+    }
+
+    /// Refuses a sidecar that is older than it may be; resolves when one that is older than it may be *soon* has to go. A
+    /// document that says so later counts from its next stream on, at the latest when its certificate ends.
+    fn too_old(
+        &self,
+        version: &str,
+    ) -> Result<impl Future<Output = Status> + Send + use<>, Status> {
+        let in_force = self.control.library.in_force();
+        let minimum = in_force.mesh.minimum_version.as_ref();
+        let minimum = minimum.filter(|minimum| minimum.exceeds(version)).cloned();
+        let refused = |minimum: &MinimumVersion| {
+            Code::VersionRefused.status(format!(
+                "this mesh takes no sidecar older than {}: update this one",
+                minimum.version
+            ))
+        };
+        if let Some(minimum) = &minimum {
+            if minimum.after <= self.control.clock.now() {
+                return Err(refused(minimum));
+            }
+            tracing::warn!(
+                workload = %self.caller.workload, version = cut(version, 64), minimum = %minimum.version,
+                "a sidecar that will soon be too old for this mesh"
+            );
+        }
+        let clock = Arc::clone(&self.control.clock);
+        Ok(async move {
+            match minimum {
+                None => std::future::pending().await,
+                Some(minimum) => {
+                    sleep_until(&*clock, minimum.after).await;
+                    refused(&minimum)
+                }
+            }
+        })
     }
 
     fn introduce(&self, hello: &Hello) -> Result<Connected, Status> {

@@ -172,6 +172,9 @@ pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
         "revision": status.revision,
         "profile": if status.development { "development" } else { "production" },
         "now": moment(status.now_unix),
+        "minimum_version": (!status.minimum_version.is_empty()).then(|| json!({
+            "version": status.minimum_version, "after": moment(status.minimum_version_after_unix),
+        })),
         "authorities": status.authorities.iter().map(authority_json).collect::<Vec<_>>(),
         "unrecoverable": moment(status.unrecoverable_unix),
         "unrecoverable_because": status.unrecoverable_because,
@@ -198,6 +201,7 @@ fn workload_json(workload: &proto::WorkloadStatus) -> Value {
         "sidecars": workload.sidecars.iter().map(|sidecar| json!({
             "instance": sidecar.instance,
             "version": sidecar.version,
+            "outdated": sidecar.outdated,
             "address": sidecar.address,
             "connected_since": moment(sidecar.connected_since_unix),
             "snapshot_sent": sidecar.snapshot_sent,

@@ -444,3 +444,37 @@ async fn a_status_comes_page_by_page_and_only_what_was_asked_for() {
         assert_eq!(page.workloads.len(), count, "{namespace} {workload}");
     }
 }
+
+#[tokio::test]
+async fn a_sidecar_that_is_too_old_is_warned_of_until_the_date_and_refused_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let dated = |after: &str| {
+        let mesh = MESH.replace(
+            "trustDomain: acme.test",
+            &format!(
+                "trustDomain: acme.test, minimumVersion: {{ version: 0.2.0, after: {after} }}"
+            ),
+        );
+        documents(directory.path(), "shop").replace(MESH, &mesh)
+    };
+    let (soon, past) = (dated("2027-01-15T08:10:00Z"), dated("2027-01-15T07:59:59Z"));
+    let world = World::with(directory, soon).await;
+    let orders = world.attested("shop/orders").await;
+    let mut sidecar = world.subscribe(&orders, 0).await;
+    sidecar.next().await.unwrap();
+    let status = world.status().await;
+    assert_eq!(status.minimum_version, "0.2.0");
+    assert_eq!(status.minimum_version_after_unix, 1_800_000_600);
+    let shown = status
+        .workloads
+        .iter()
+        .flat_map(|workload| &workload.sidecars);
+    assert_eq!(
+        shown.map(|sidecar| sidecar.outdated).collect::<Vec<_>>(),
+        [true]
+    );
+
+    world.apply(past).await;
+    let mut late = world.subscribe(&orders, 0).await;
+    assert_eq!(refused(late.next().await), Code::VersionRefused);
+}
