@@ -11,7 +11,7 @@ use std::time::Duration;
 use fender_identity::csr::NewKey;
 use fender_identity::tls::CaPin;
 use fender_identity::{
-    Bundle, BundleError, Bundles, Secret, SpiffeId, Svid, SvidError, WorkloadName,
+    Bundle, BundleError, Bundles, Secret, Serial, SpiffeId, Svid, SvidError, WorkloadName,
 };
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -104,6 +104,28 @@ pub struct Admin {
     trust_domain: fender_identity::TrustDomain,
 }
 
+/// What is to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revoke {
+    /// One certificate.
+    Serial(Serial, Myself),
+    /// All that this workload has now.
+    Workload(WorkloadName),
+    /// All that this administrator has now.
+    Administrator(String, Myself),
+    /// What was issued before a moment: to one workload, or to all.
+    IssuedBefore(UnixTime, Option<WorkloadName>),
+}
+
+/// Whether whoever asks may be meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Myself {
+    /// Then nothing is revoked.
+    Spared,
+    /// They know what they do.
+    Included,
+}
+
 /// A fresh join token.
 #[derive(Clone, Debug)]
 pub struct NewToken {
@@ -194,6 +216,53 @@ impl Admin {
     ) -> Result<proto::Authority, AdminError> {
         let request = proto::RotateAuthorityRequest { role: role.into() };
         Ok(bounded(deadline, self.client.rotate_authority(request)).await?)
+    }
+
+    /// Ends certificates before their time. What came of it is only to be shown, so it stays as it came.
+    pub async fn revoke(
+        &mut self,
+        what: Revoke,
+        reason: String,
+        deadline: Deadline,
+    ) -> Result<proto::Revocation, AdminError> {
+        use proto::revoke_request::What;
+        let before = |moment: UnixTime, workload: String| {
+            What::IssuedBefore(proto::IssuedBefore {
+                moment_unix: i64::try_from(moment.as_secs()).unwrap_or(i64::MAX),
+                workload,
+            })
+        };
+        let myself = matches!(
+            what,
+            Revoke::Serial(_, Myself::Included) | Revoke::Administrator(_, Myself::Included)
+        );
+        let what = match what {
+            Revoke::Serial(serial, _) => What::Serial(serial.to_string()),
+            Revoke::Workload(workload) => What::Workload(workload.to_string()),
+            Revoke::Administrator(name, _) => What::Administrator(name),
+            Revoke::IssuedBefore(moment, workload) => before(
+                moment,
+                workload
+                    .map(|workload| workload.to_string())
+                    .unwrap_or_default(),
+            ),
+        };
+        let request = proto::RevokeRequest {
+            what: Some(what),
+            reason,
+            myself,
+        };
+        Ok(bounded(deadline, self.client.revoke(request)).await?)
+    }
+
+    /// The revocations in force. Only to be shown, so they stay as they came.
+    pub async fn revocations(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Vec<proto::Revocation>, AdminError> {
+        let request = proto::ListRevocationsRequest {};
+        let answer = bounded(deadline, self.client.list_revocations(request)).await?;
+        Ok(answer.revocations)
     }
 
     /// How everything is, all pages together. Only to be shown, so it stays as it came.

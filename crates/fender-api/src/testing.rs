@@ -606,6 +606,22 @@ impl Admin for Service {
         Err(Code::NotFound.status("no such decision"))
     }
 
+    async fn revoke(
+        &self,
+        request: Request<proto::RevokeRequest>,
+    ) -> Result<Response<proto::Revocation>, Status> {
+        Self::administrator(&request)?;
+        Err(Code::NotFound.status("nobody is concerned"))
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<proto::ListRevocationsRequest>,
+    ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
+        Self::administrator(&request)?;
+        Ok(Response::new(proto::ListRevocationsResponse::default()))
+    }
+
     async fn issue_svid(
         &self,
         request: Request<proto::IssueSvidRequest>,

@@ -107,3 +107,27 @@ CREATE TABLE trust (
     version INTEGER NOT NULL,
     digest BLOB NOT NULL
 ) STRICT;
+
+-- What was revoked before its time. `ends_at` is when the last certificate it concerns ends.
+CREATE TABLE revocations (
+    number       INTEGER PRIMARY KEY,
+    kind         TEXT    NOT NULL CHECK (kind IN ('serial', 'identity', 'workloads')),
+    -- A serial, an identity, or nothing for all workloads.
+    subject      TEXT    NOT NULL,
+    -- What begins before it is refused; a single certificate is refused whenever it begins.
+    moment       INTEGER,
+    reason       TEXT    NOT NULL,
+    revoked_at   INTEGER NOT NULL,
+    revoked_by   TEXT    NOT NULL,
+    certificates INTEGER NOT NULL,
+    ends_at      INTEGER NOT NULL
+) STRICT;
+CREATE INDEX revocations_by_subject ON revocations (kind, subject);
+CREATE INDEX certificates_revoked ON certificates (revoked_at) WHERE revoked_at IS NOT NULL;
+
+-- An issuance that was under way when a revocation came is undone.
+CREATE TRIGGER certificates_heed_revocations BEFORE INSERT ON certificates
+WHEN EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = NEW.identity AND moment > NEW.not_before)
+  OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND NEW.identity LIKE 'spiffe://%/ns/%' AND moment > NEW.not_before)
+  OR EXISTS (SELECT 1 FROM certificates WHERE serial = json_extract(NEW.evidence, '$.serial') AND revoked_at IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'revoked meanwhile'); END;

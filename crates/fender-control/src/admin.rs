@@ -11,8 +11,9 @@ use fender_api::code::Code;
 use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
     ApplyRequest, ApplyResponse, Authority as AuthorityStatus, AuthorityRole, CreateTokenRequest,
-    CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest, RotateAuthorityRequest,
-    StatusRequest, StatusResponse, SvidResponse,
+    CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest, ListRevocationsRequest,
+    ListRevocationsResponse, Revocation, RevokeRequest, RotateAuthorityRequest, StatusRequest,
+    StatusResponse, SvidResponse,
 };
 use fender_config::{Attestor, Role};
 use fender_identity::csr;
@@ -24,6 +25,7 @@ use crate::ca::issue::{Attested, Evidence, Grant};
 use crate::ca::{CaError, Described, Wanted, lifetimes, sha256};
 use crate::callers::{self, Administrator, NotAdministrator, failed, not_an_administrator};
 use crate::control::{Control, not_issued};
+use crate::revocation;
 use crate::roles::{self, Rights};
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::tokens;
@@ -169,6 +171,36 @@ impl Admin for AdminService {
             .answer_audited(made, &admin, Action::RotateAuthority, subject.to_owned())
             .await
     }
+
+    async fn revoke(
+        &self,
+        request: Request<RevokeRequest>,
+    ) -> Result<Response<Revocation>, Status> {
+        let control = &self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Security, Action::Revoke)
+            .await?;
+        let request = request.into_inner();
+        let subject = revocation::subject(&request);
+        let revoked = control.revoke(request, &admin).await;
+        control
+            .answer_audited(revoked, &admin, Action::Revoke, subject)
+            .await
+    }
+
+    async fn list_revocations(
+        &self,
+        request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Security, Action::Revocations)
+            .await?;
+        control
+            .log(&admin, Action::Revocations, "", Outcome::Done, "")
+            .await?;
+        Ok(Response::new(control.revocations().await?))
+    }
 }
 
 fn authority_status(authority: &Described) -> AuthorityStatus {
@@ -208,11 +240,17 @@ impl Control {
     ) -> Result<Administrator, Status> {
         let now = self.clock.now();
         let trust_domain = self.authority.trust_domain();
-        let (id, source) =
+        let (peer, source) =
             callers::administrator(extensions, trust_domain, &self.store, now).await?;
         let in_force = self.library.in_force();
+        let id = peer.id().clone();
         let rights = Rights::of(&in_force.mesh, id.admin_name().unwrap_or_default());
-        let admin = Administrator { id, source, rights };
+        let admin = Administrator {
+            id,
+            serial: peer.serial().clone(),
+            source,
+            rights,
+        };
         if admin.rights.highest().is_none() {
             self.turned_away(admin.id);
             return Err(Code::Denied.status(
@@ -247,7 +285,7 @@ impl Control {
         }
     }
 
-    fn entry(
+    pub(crate) fn entry(
         &self,
         admin: &Administrator,
         action: Action,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use fender_api::code::Code;
 use fender_api::tls::ConnectInfo;
-use fender_identity::{Peer, PeerSvid, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{Peer, PeerSvid, Serial, SpiffeId, TrustDomain, WorkloadName};
 use rustls::pki_types::UnixTime;
 use tonic::{Extensions, Status};
 
@@ -26,6 +26,7 @@ pub(crate) struct Caller {
 #[derive(Clone, Debug)]
 pub(crate) struct Administrator {
     pub(crate) id: SpiffeId,
+    pub(crate) serial: Serial,
     pub(crate) source: Origin,
     pub(crate) rights: Rights,
 }
@@ -111,14 +112,14 @@ pub(crate) async fn administrator(
     trust_domain: &TrustDomain,
     store: &Store,
     now: UnixTime,
-) -> Result<(SpiffeId, Origin), Status> {
+) -> Result<(PeerSvid, Origin), Status> {
     let peer = verified(extensions)?;
     claims_administration(extensions, trust_domain).map_err(|refused| match refused {
         NotAdministrator::Nobody(status) => status,
         NotAdministrator::Somebody(_) => not_an_administrator(),
     })?;
     in_good_standing(peer, store, now).await?;
-    Ok((peer.id().clone(), origin(extensions)?))
+    Ok((peer.clone(), origin(extensions)?))
 }
 
 pub(crate) fn not_an_administrator() -> Status {

@@ -80,6 +80,9 @@ pub(crate) fn not_issued(error: IssueError) -> Status {
         IssueError::Lifetime => {
             Code::BadRequest.status("the lifetime is zero or longer than allowed")
         }
+        IssueError::JustRevoked => {
+            Code::Unavailable.status("this identity was revoked just now: ask again in a second")
+        }
         IssueError::IssuerExpired
         | IssueError::DnsNames
         | IssueError::Unverifiable(_)

@@ -136,7 +136,11 @@ impl Control {
     async fn over(&self, caller: &Caller) -> Status {
         // A certificate counts to the end of its last second.
         let expiry = later(caller.peer.not_after(), Duration::from_secs(1));
+        let mut trust = self.trust.follow();
         tokio::select! {
+            _ = trust.wait_for(|announced| announced.trust.denied.denies(&caller.peer)) => {
+                Code::Revoked.status("this certificate was revoked: attest anew")
+            }
             () = self.drain.stopping() => Code::Unavailable.status("the control plane is stopping"),
             () = sleep_until(&*self.clock, expiry) => {
                 Code::NotAuthenticated.status("the certificate of this connection has expired: connect again")

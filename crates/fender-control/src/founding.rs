@@ -3,6 +3,8 @@
 //! Both survive a crash in between: what was not finished is done again, what was finished never is.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use fender_config::{Lifetimes, Mesh, Source};
 
@@ -20,9 +22,8 @@ use crate::roles;
 use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
-use crate::store::authorities;
 use crate::store::mesh::{self, Admin, AdminMade, Found};
-use crate::store::revisions;
+use crate::store::{authorities, revisions, revocations};
 
 /// The trust domain of this data directory, settled now if it is new.
 pub(crate) async fn trust_domain(
@@ -188,6 +189,12 @@ pub async fn reissue_admin(
         clock.now(),
     )
     .await?;
+    // Whatever the renewal grace is: what is out of force by then denies nobody who is issued now.
+    let revocations = revocations::in_force(store.reads(), clock.now(), Duration::ZERO).await?;
+    authority.heed(Arc::new(revocations::deny_list(
+        revocations,
+        authority.trust_domain(),
+    )));
     write_admin(&data, &store, &authority, &clock, Action::ReissueAdmin).await?;
     drop(store);
     drain.drained().await;

@@ -24,6 +24,7 @@ mod limit;
 mod maintenance;
 mod own;
 mod registry;
+mod revocation;
 mod roles;
 mod start;
 mod store;

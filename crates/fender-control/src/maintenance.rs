@@ -12,7 +12,9 @@ use tokio::time::Instant;
 use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
-use crate::store::{Reader, Store, StoreError, audit, authorities, certificates, decisions};
+use crate::store::{
+    Reader, Store, StoreError, audit, authorities, certificates, decisions, revocations,
+};
 use crate::time::{earlier, later};
 
 /// Much more often than an authority is due, so that a suspended machine or a moved clock is soon noticed.
@@ -46,7 +48,7 @@ async fn keep_house(control: &Control) {
         {
             tracing::error!(%error, "renew the certificate authorities");
         }
-        if let Err(error) = control.trust.refresh().await {
+        if let Err(error) = control.refresh_trust().await {
             tracing::error!(%error, "announce whom to believe");
         }
         if forgotten.0.elapsed() < HOUSEKEEPING {
@@ -72,6 +74,10 @@ fn believed(now: UnixTime, before: UnixTime) -> UnixTime {
 async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     let renewal_grace = control.library.in_force().mesh.lifetimes.renewal_grace;
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
+    control
+        .store
+        .write(revocations::Forget { now, renewal_grace })
+        .await?;
     while control
         .store
         .write(certificates::Forget { now, renewal_grace })

@@ -151,7 +151,13 @@ pub async fn start(
         },
     )
     .await?;
-    let trust = Announcements::open(store.clone(), Arc::clone(&authority)).await?;
+    let trust = Announcements::open(
+        store.clone(),
+        Arc::clone(&authority),
+        Arc::clone(&clock),
+        library.in_force().mesh.lifetimes.renewal_grace,
+    )
+    .await?;
     founding::first_admin(&data, &store, &authority, &clock).await?;
     let own = Own::new(
         Arc::clone(&authority),

@@ -1,18 +1,21 @@
 //! Whom the mesh believes and whom not any more, as every sidecar is told it.
 //!
 //! One [`Announced`] for all of them: encoded once, numbered apart from revisions and Snapshots, and published to
-//! whoever follows. What it says is decided elsewhere: the roots by the authority.
+//! whoever follows. What it says is decided elsewhere: the roots by the authority, the deny list by revocations.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fender_api::proto::control::v1 as proto;
 use fender_identity::Trust;
+use fender_runtime::clock::SharedClock;
 use prost::Message as _;
+use rustls::pki_types::UnixTime;
 use tokio::sync::{Mutex, watch};
 
 use crate::ca::{Authority, sha256};
-use crate::store::{Store, StoreError, trust};
+use crate::store::{Store, StoreError, revocations, trust};
 
 /// A Trust with its number, as it is and as it travels.
 #[derive(Debug)]
@@ -24,17 +27,25 @@ pub(crate) struct Announced {
 pub(crate) struct Announcements {
     store: Store,
     authority: Arc<Authority>,
+    clock: SharedClock,
     newest: watch::Sender<Arc<Announced>>,
     /// What is gathered first is published first.
     turn: Mutex<()>,
 }
 
 impl Announcements {
-    pub(crate) async fn open(store: Store, authority: Arc<Authority>) -> Result<Self, StoreError> {
-        let first = announced(&store, gather(&authority)).await?;
+    pub(crate) async fn open(
+        store: Store,
+        authority: Arc<Authority>,
+        clock: SharedClock,
+        renewal_grace: Duration,
+    ) -> Result<Self, StoreError> {
+        let trust = gather(&store, &authority, clock.now(), renewal_grace).await?;
+        let first = announced(&store, trust).await?;
         Ok(Self {
             store,
             authority,
+            clock,
             newest: watch::Sender::new(Arc::new(first)),
             turn: Mutex::default(),
         })
@@ -46,9 +57,11 @@ impl Announcements {
     }
 
     /// To be called whenever something of what is announced may have changed. When this returns, the streams know.
-    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+    pub(crate) async fn refresh(&self, renewal_grace: Duration) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
-        let next = announced(&self.store, gather(&self.authority)).await?;
+        let now = self.clock.now();
+        let trust = gather(&self.store, &self.authority, now, renewal_grace).await?;
+        let next = announced(&self.store, trust).await?;
         self.newest.send_if_modified(|newest| {
             let news = newest.trust.version != next.trust.version;
             if news {
@@ -61,8 +74,23 @@ impl Announcements {
     }
 }
 
-fn gather(authority: &Authority) -> Trust {
-    Trust::from(Arc::clone(&authority.state().bundles))
+/// Before anything is announced, the authority heeds it.
+async fn gather(
+    store: &Store,
+    authority: &Authority,
+    now: UnixTime,
+    renewal_grace: Duration,
+) -> Result<Trust, StoreError> {
+    let revocations = revocations::in_force(store.reads(), now, renewal_grace).await?;
+    let denied = Arc::new(revocations::deny_list(
+        revocations,
+        authority.trust_domain(),
+    ));
+    authority.heed(Arc::clone(&denied));
+    Ok(Trust {
+        denied,
+        ..Arc::clone(&authority.state().bundles).into()
+    })
 }
 
 /// The same as before keeps its number, also across restarts.

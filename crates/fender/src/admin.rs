@@ -25,7 +25,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::{load, local, print, render};
 
 /// One call, connection included.
-const CALL_TIME: Duration = Duration::from_secs(20);
+pub(crate) const CALL_TIME: Duration = Duration::from_secs(20);
 
 /// People's certificates carry this namespace; no workload can have it.
 const PEOPLE: &str = "people";
@@ -239,7 +239,7 @@ pub(crate) async fn rotate_authority(args: cli::CaRotate) -> Outcome {
     ))
 }
 
-async fn connect(admin: &cli::Admin) -> Result<Admin, Failure> {
+pub(crate) async fn connect(admin: &cli::Admin) -> Result<Admin, Failure> {
     let url = admin
         .control
         .parse()
@@ -255,7 +255,7 @@ async fn connect(admin: &cli::Admin) -> Result<Admin, Failure> {
         .map_err(refused)
 }
 
-fn refused(error: AdminError) -> Failure {
+pub(crate) fn refused(error: AdminError) -> Failure {
     let exit = Exit::from_code(error.exit_code());
     match error.code() {
         Some(code) => Failure::coded(exit, code.as_str(), error),
@@ -278,7 +278,7 @@ fn problem_line(problem: &Problem) -> String {
     format!("{place}{} [{}]{help}", problem.message, problem.code)
 }
 
-fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {
+pub(crate) fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {
     let value = render::tame(value);
     match output {
         Output::Json => print(&format!("{value:#}\n")),

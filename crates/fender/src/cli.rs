@@ -5,10 +5,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fender_identity::{TrustDomain, WorkloadName};
+use fender_identity::{Serial, TrustDomain, WorkloadName};
+use fender_runtime::clock::UnixTime;
 use fender_runtime::telemetry::LogFormat;
 
 const AFTER_HELP: &str = "\
@@ -82,6 +83,11 @@ pub(crate) enum Command {
     /// The certificate authority
     #[command(subcommand)]
     Ca(Ca),
+    /// End certificates before their time, open connections included
+    #[command(subcommand)]
+    Revoke(Revoke),
+    /// Show what was revoked and may still be in use
+    Revocations(Revocations),
     /// Print the JSON Schema of the documents
     Schema,
     /// Show everything at work on this machine, with nothing else installed
@@ -352,6 +358,88 @@ pub(crate) struct CaRotate {
     pub(crate) root: bool,
 }
 
+#[derive(Subcommand, Debug)]
+pub(crate) enum Revoke {
+    /// One certificate
+    Serial(RevokeSerial),
+    /// Every certificate a workload has now; it must attest anew
+    Workload(RevokeWorkload),
+    /// Every workload's certificate that was issued before a moment
+    IssuedBefore(RevokeIssuedBefore),
+    /// Every certificate an administrator has now
+    Admin(RevokeAdmin),
+}
+
+/// Why, for whoever reads the list of revocations or the audit log.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Reason {
+    /// Why: it is shown with the revocation and in the audit log
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevokeSerial {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The certificate's serial number in hex, as `fender status` shows it
+    #[arg(value_name = "SERIAL")]
+    pub(crate) serial: Serial,
+    #[command(flatten)]
+    pub(crate) why: Reason,
+    /// Even if it is the certificate that is asked with
+    #[arg(long)]
+    pub(crate) myself: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevokeWorkload {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The workload
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub(crate) workload: WorkloadName,
+    #[command(flatten)]
+    pub(crate) why: Reason,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevokeIssuedBefore {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The moment, like `2027-01-31T08:00:00Z`; it lies in the past
+    #[arg(value_name = "TIME", value_parser = moment)]
+    pub(crate) moment: UnixTime,
+    /// Only certificates of this workload
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) workload: Option<WorkloadName>,
+    #[command(flatten)]
+    pub(crate) why: Reason,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevokeAdmin {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The administrator: the identity is `spiffe://TRUST/fender/admin/NAME`
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) why: Reason,
+    /// Even if it is the administrator who asks
+    #[arg(long)]
+    pub(crate) myself: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Revocations {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Demo {
     /// Run the story with short lifetimes, print one line per expectation and exit: 0 only if all held
@@ -376,6 +464,15 @@ pub(crate) struct DemoApp {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like `90s`, `10m` or `8h`"))
+}
+
+fn moment(text: &str) -> Result<UnixTime, String> {
+    let moment = humantime::parse_rfc3339(text)
+        .map_err(|error| format!("{error}; write it like `2027-01-31T08:00:00Z`"))?;
+    moment
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map(UnixTime::since_unix_epoch)
+        .map_err(|_| "it lies before 1970".to_owned())
 }
 
 /// Documents name absolute paths, so a directory is compared as one.

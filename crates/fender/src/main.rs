@@ -14,6 +14,7 @@ mod load;
 mod local;
 mod reference;
 mod render;
+mod revoke;
 mod sidecar;
 mod signals;
 mod source;
@@ -79,6 +80,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => blocking(admin::explain(args)),
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
+        Command::Revoke(args) => blocking(revoke::revoke(args)),
+        Command::Revocations(args) => blocking(revoke::list(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
         Command::Demo(args) => single(demo::run(&args)),
         Command::Reference => print(&reference::markdown()),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fender_identity::csr::Csr;
 use fender_identity::verify::{self, Refusal};
-use fender_identity::{Serial, SpiffeId, Validity};
+use fender_identity::{DenyList, Serial, SpiffeId, Validity};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
     SanType, SerialNumber,
@@ -155,8 +155,20 @@ impl Attested {
         })
     }
 
-    fn template(self, issuing: &Issuing, now: UnixTime) -> Result<Template, IssueError> {
-        let validity = lifetimes::validity(now, self.grant.lifetime, issuing.validity.not_after);
+    fn template(
+        self,
+        issuing: &Issuing,
+        denied: &DenyList,
+        now: UnixTime,
+    ) -> Result<Template, IssueError> {
+        let mut validity =
+            lifetimes::validity(now, self.grant.lifetime, issuing.validity.not_after);
+        if let Some(begins) = denied.begins(&self.identity) {
+            if begins > now {
+                return Err(IssueError::JustRevoked);
+            }
+            validity.not_before = validity.not_before.max(begins);
+        }
         Ok(Template {
             serial: random_serial()?,
             validity,
@@ -443,7 +455,7 @@ impl Authority {
             false => &state.issuing,
         };
         attested
-            .template(issuing, now)?
+            .template(issuing, &self.denied.borrow(), now)?
             .validate(self, now)?
             .sign(issuing)?
             .check(&state, now)
@@ -461,6 +473,8 @@ pub enum IssueError {
     Reserved,
     #[error("the lifetime is zero or longer than allowed")]
     Lifetime,
+    #[error("the identity was revoked just now, or by a clock that is ahead: ask again")]
+    JustRevoked,
     #[error("the intermediate certificate authority has expired")]
     IssuerExpired,
     #[error("more than {MAX_DNS_NAMES} DNS names")]
@@ -512,7 +526,9 @@ mod tests {
         .unwrap();
         let state = authority.state();
         let sign = |attested: Attested| {
-            let template = attested.template(&state.issuing, now).unwrap();
+            let template = attested
+                .template(&state.issuing, &DenyList::default(), now)
+                .unwrap();
             template
                 .validate(&authority, now)
                 .unwrap()

@@ -19,7 +19,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use fender_config::Lifetimes;
 use fender_identity::tls::CaPin;
-use fender_identity::{Bundle, BundleError, Bundles, Serial, TrustDomain, Validity};
+use fender_identity::{Bundle, BundleError, Bundles, DenyList, Serial, TrustDomain, Validity};
 use rcgen::Issuer;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
@@ -44,6 +44,8 @@ const STEPS: usize = 8;
 pub(crate) struct Authority {
     workshop: Workshop,
     state: watch::Sender<Arc<State>>,
+    /// Nothing is dated back behind what it denies.
+    denied: watch::Sender<Arc<DenyList>>,
 }
 
 /// Replaced as a whole when an authority is made, or another one's turn has come.
@@ -125,7 +127,11 @@ impl Authority {
         };
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
         let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
-        Ok(Self { workshop, state })
+        Ok(Self {
+            workshop,
+            state,
+            denied: watch::Sender::default(),
+        })
     }
 
     /// Makes what is due, and takes up what counts now: the clock may have been put right since, or another process made
@@ -206,6 +212,11 @@ impl Authority {
     /// Every change of what signs or of what is believed.
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<State>> {
         self.state.subscribe()
+    }
+
+    /// From now on, what is issued is none of what this list denies.
+    pub(crate) fn heed(&self, denied: Arc<DenyList>) {
+        self.denied.send_replace(denied);
     }
 
     /// What a join token pins.

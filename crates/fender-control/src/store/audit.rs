@@ -37,6 +37,8 @@ pub(crate) enum Action {
     RotateAuthority,
     Status,
     Explain,
+    Revoke,
+    Revocations,
     /// A call refused before it was looked at.
     AnyAdministration,
 }
@@ -54,6 +56,8 @@ impl Action {
             Action::RotateAuthority => "rotate-authority",
             Action::Status => "status",
             Action::Explain => "explain",
+            Action::Revoke => "revoke",
+            Action::Revocations => "revocations",
             Action::AnyAdministration => "any-administration",
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod certificates;
 pub(crate) mod decisions;
 pub(crate) mod mesh;
 pub(crate) mod revisions;
+pub(crate) mod revocations;
 pub(crate) mod tokens;
 pub(crate) mod trust;
 

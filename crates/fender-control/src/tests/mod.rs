@@ -10,6 +10,7 @@ mod kubernetes;
 mod load;
 mod renewal;
 mod restart;
+mod revocation;
 mod roles;
 mod session;
 mod vouching;

@@ -12,11 +12,11 @@ use tokio::net::TcpStream;
 
 use crate::harness::*;
 
-fn host(address: SocketAddr) -> HostPort {
+pub(crate) fn host(address: SocketAddr) -> HostPort {
     HostPort::new(&address.ip().to_string(), address.port()).unwrap()
 }
 
-fn service(expected: &str, addresses: Vec<HostPort>, protocol: Protocol) -> Destination {
+pub(crate) fn service(expected: &str, addresses: Vec<HostPort>, protocol: Protocol) -> Destination {
     Destination::Service {
         id: id(expected),
         addresses,
@@ -25,7 +25,7 @@ fn service(expected: &str, addresses: Vec<HostPort>, protocol: Protocol) -> Dest
 }
 
 /// Our app's side of `server`, under the same authority.
-fn beside(server: &World, to: Destination) -> World {
+pub(crate) fn beside(server: &World, to: Destination) -> World {
     // The authority is the server's; a second one would be another mesh.
     let world = World::with(
         Authority::new(),
@@ -47,7 +47,7 @@ async fn call(world: &World, request: &str) -> String {
     rest(&mut stream).await
 }
 
-async fn ready(world: &World) {
+pub(crate) async fn ready(world: &World) {
     world.settled().await;
     let wanted = world.svid.borrow().validity().not_after;
     assert_eq!(world.running.status().svid_not_after, wanted);

@@ -144,7 +144,7 @@ async fn a_peer_whose_certificate_expired_while_connected_is_denied() {
 }
 
 /// An app that sends one line and then whatever the test sends, for ever.
-async fn streaming_app(tasks: &Drain) -> (std::net::SocketAddr, watch::Receiver<usize>) {
+pub(crate) async fn streaming_app(tasks: &Drain) -> (std::net::SocketAddr, watch::Receiver<usize>) {
     let (opened, open) = watch::channel(0);
     let opened = Arc::new(opened);
     let answer = move |_: Request<Incoming>| {

@@ -14,4 +14,5 @@ mod harness;
 mod http2;
 mod lifetime;
 mod renewal;
+mod revocation;
 mod streams;

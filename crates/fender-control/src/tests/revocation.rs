@@ -1,0 +1,247 @@
+//! DESIGN I4: what is revoked ends, everywhere and at once, and nothing that is issued after it is touched.
+
+use super::*;
+use fender_api::proto::control::v1::revoke_request::What;
+
+async fn revoke(world: &World, what: What) -> Result<proto::Revocation, Status> {
+    revoke_as(world, what, false).await
+}
+
+async fn revoke_as(world: &World, what: What, myself: bool) -> Result<proto::Revocation, Status> {
+    let request = proto::RevokeRequest {
+        what: Some(what),
+        reason: "laptop stolen".to_owned(),
+        myself,
+    };
+    let answer = world.admin().await.revoke(request).await?;
+    Ok(answer.into_inner())
+}
+
+fn before(moment: u64, workload: &str) -> What {
+    What::IssuedBefore(proto::IssuedBefore {
+        moment_unix: moment.try_into().unwrap(),
+        workload: workload.to_owned(),
+    })
+}
+
+fn workload(name: &str) -> What {
+    What::Workload(name.to_owned())
+}
+
+async fn renew(world: &World, svid: &Svid) -> Result<Svid, Status> {
+    let key = NewKey::generate().unwrap();
+    let request = proto::RenewRequest {
+        csr: key.csr_der(svid.id()).unwrap(),
+        expired: None,
+    };
+    let answer = IdentityClient::new(world.as_peer(svid).await)
+        .renew(request)
+        .await?;
+    Ok(key.into_svid(issued(answer.into_inner()).chain).unwrap())
+}
+
+/// What a sidecar that connects now is told.
+async fn trust(world: &World) -> fender_identity::Trust {
+    let svid = world.attested("shop/inventory").await;
+    let told = world.subscribe(&svid, 0).await.next_trust().await.unwrap();
+    told.try_into().unwrap()
+}
+
+fn peer(world: &World, svid: &Svid) -> fender_identity::PeerSvid {
+    let role = fender_identity::verify::Role::Client;
+    let bundles = Bundles::from(world.bundle());
+    fender_identity::verify::verify(svid.chain(), role, &bundles, at(world.now()), &|_| Ok(()))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_revoked_workload_neither_renews_nor_holds_a_stream_and_comes_back_by_attesting() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    let other = world.attested("shop/inventory").await;
+    let (mut stream, mut others) = (
+        world.subscribe(&svid, 0).await,
+        world.subscribe(&other, 0).await,
+    );
+    stream.next().await.unwrap();
+    others.next().await.unwrap();
+
+    let revocation = revoke(&world, workload("shop/orders")).await.unwrap();
+    assert_eq!(revocation.certificates, 1);
+    assert_eq!(refused(stream.next().await), Code::Revoked);
+    assert_eq!(refused(renew(&world, &svid).await), Code::Revoked);
+    let again = Sidecar::subscribe(world.as_peer(&svid).await, 0).await;
+    assert_eq!(refused(again.map(drop)), Code::Revoked);
+
+    let told: fender_identity::Trust = others.next_trust().await.unwrap().try_into().unwrap();
+    assert!(told.denied.denies(&peer(&world, &svid)));
+    assert!(!told.denied.denies(&peer(&world, &other)));
+    assert!(renew(&world, &other).await.is_ok());
+
+    // The clock has not moved since.
+    let fresh = world.attested("shop/orders").await;
+    assert!(!told.denied.denies(&peer(&world, &fresh)));
+    assert!(renew(&world, &fresh).await.is_ok());
+}
+
+#[tokio::test]
+async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    revoke(&world, What::Serial(svid.serial().to_string()))
+        .await
+        .unwrap();
+    world.clock.advance(Duration::from_secs(2 * 3600));
+
+    let connection = world.anonymous().await;
+    let csr = NewKey::generate().unwrap().csr_der(svid.id()).unwrap();
+    let message = fender_api::proof::renewal(&csr, &connection.server_leaf);
+    let expired = proto::ExpiredProof {
+        chain: svid.chain().iter().map(|der| der.to_vec()).collect(),
+        signature: svid.sign(&message).unwrap(),
+    };
+    let request = proto::RenewRequest {
+        csr,
+        expired: Some(expired),
+    };
+    let answer = IdentityClient::new(connection.channel).renew(request).await;
+    assert_eq!(refused(answer), Code::Revoked);
+}
+
+#[tokio::test]
+async fn a_serial_denies_one_certificate_and_spares_its_owners_others() {
+    let world = World::new().await;
+    let (lost, kept) = (
+        world.attested("shop/orders").await,
+        world.attested("shop/orders").await,
+    );
+    revoke(&world, What::Serial(lost.serial().to_string()))
+        .await
+        .unwrap();
+    let trust = trust(&world).await;
+    assert!(trust.denied.denies(&peer(&world, &lost)));
+    assert!(!trust.denied.denies(&peer(&world, &kept)));
+    assert!(renew(&world, &kept).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_was_issued_before_a_moment_is_denied_and_what_came_after_is_not() {
+    let world = World::new().await;
+    let old = world.attested("shop/orders").await;
+    world.clock.advance(Duration::from_secs(600));
+    let moment = world.now();
+    world.clock.advance(Duration::from_secs(600));
+    let young = world.attested("shop/orders").await;
+
+    let revocation = revoke(&world, before(moment, "")).await.unwrap();
+    assert_eq!(revocation.certificates, 1);
+    let trust = trust(&world).await;
+    assert!(trust.denied.denies(&peer(&world, &old)));
+    assert!(!trust.denied.denies(&peer(&world, &young)));
+    assert_eq!(refused(renew(&world, &old).await), Code::Revoked);
+    assert!(renew(&world, &young).await.is_ok());
+
+    let to_come = revoke(&world, before(world.now() + 1, "")).await;
+    assert_eq!(refused(to_come), Code::BadRequest);
+}
+
+#[tokio::test]
+async fn a_second_revocation_in_the_same_second_reaches_what_the_first_one_spared() {
+    let world = World::new().await;
+    world.attested("shop/orders").await;
+    revoke(&world, workload("shop/orders")).await.unwrap();
+    let second = world.attested("shop/orders").await;
+    revoke(&world, workload("shop/orders")).await.unwrap();
+    assert!(trust(&world).await.denied.denies(&peer(&world, &second)));
+
+    let token = world.token("shop/orders", 600).await.unwrap();
+    let key = NewKey::generate().unwrap();
+    let early = world.attest(&token.secret, &key, ORDERS).await;
+    assert_eq!(refused(early), Code::Unavailable, "for a second");
+    world.clock.advance(Duration::from_secs(1));
+    let chain = world.attest(&token.secret, &key, ORDERS).await.unwrap();
+    let third = key
+        .into_svid(chain.into_iter().map(Into::into).collect())
+        .unwrap();
+    assert!(!trust(&world).await.denied.denies(&peer(&world, &third)));
+}
+
+#[tokio::test]
+async fn revocations_are_listed_outlive_a_restart_and_leave_when_nothing_is_left_to_deny() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    revoke(&world, What::Serial(svid.serial().to_string()))
+        .await
+        .unwrap();
+    let world = world.restart().await;
+    assert!(trust(&world).await.denied.denies(&peer(&world, &svid)));
+    let listed = |world| async move {
+        let request = proto::ListRevocationsRequest {};
+        let admin: &World = world;
+        let answer = admin.admin().await.list_revocations(request).await.unwrap();
+        answer.into_inner().revocations
+    };
+    let all = listed(&world).await;
+    assert_eq!(all.len(), 1);
+    assert_eq!(all[0].reason, "laptop stolen");
+    assert!(all[0].revoked_by.ends_with("/fender/admin/first"));
+
+    // The certificate's hour, the grace of a day, and an hour for clocks that are behind.
+    world.advance(Duration::from_secs(26 * 3600 + 1)).await;
+    assert!(listed(&world).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_administrator_is_revoked_by_name_and_not_by_a_slip() {
+    let world = World::new().await;
+    let own = || What::Administrator("first".to_owned());
+    assert_eq!(refused(revoke(&world, own()).await), Code::BadRequest);
+    let serial = What::Serial(world.admin_svid().serial().to_string());
+    assert_eq!(refused(revoke(&world, serial).await), Code::BadRequest);
+    assert!(
+        revoke(&world, before(world.now(), "")).await.is_err(),
+        "an administrator is no workload, and nobody else is there"
+    );
+
+    revoke_as(&world, own(), true).await.unwrap();
+    let status = world
+        .admin()
+        .await
+        .status(proto::StatusRequest::default())
+        .await;
+    assert_eq!(refused(status), Code::Revoked);
+    crate::reissue_admin(
+        &world.directory.path().join("data"),
+        None,
+        world.clock.clone(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(world.status().await.trust_domain, "acme.test");
+}
+
+#[tokio::test]
+async fn nothing_is_revoked_that_is_nobodys_or_the_control_planes_own() {
+    let world = World::new().await;
+    let nobodys = What::Serial("7f".to_owned());
+    assert_eq!(refused(revoke(&world, nobodys).await), Code::NotFound);
+    let never = revoke(&world, workload("shop/orders")).await;
+    assert_eq!(refused(never), Code::NotFound);
+    let connection = world.anonymous().await;
+    let serial = x509_parser::parse_x509_certificate(&connection.server_leaf)
+        .unwrap()
+        .1
+        .raw_serial()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
+    let control = revoke(&world, What::Serial(serial)).await;
+    assert_eq!(refused(control), Code::BadRequest);
+    let unsaid = proto::RevokeRequest {
+        what: Some(workload("shop/orders")),
+        reason: " ".to_owned(),
+        myself: false,
+    };
+    let unsaid = world.admin().await.revoke(unsaid).await;
+    assert_eq!(refused(unsaid), Code::BadRequest);
+}
