@@ -20,6 +20,7 @@ mod documents;
 mod drain;
 mod envoy;
 mod renewal;
+mod revocation;
 mod secrecy;
 mod standalone;
 mod supervisor;

@@ -1,0 +1,167 @@
+//! I4: a revocation severs what is open within a second of the push, in both directions and in every protocol.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fender_tests::process::{PATIENCE, free_address, wait_until};
+use fender_tests::{Client, Mesh, Nginx};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// Between the end of the administrator's command, which answers once the streams know, and the end of a connection.
+const PROMISED: Duration = Duration::from_secs(1);
+
+fn documents(
+    http: SocketAddr,
+    app: SocketAddr,
+    tcp: SocketAddr,
+    echo: SocketAddr,
+    out: SocketAddr,
+) -> String {
+    Mesh::documents(
+        "1h",
+        &format!(
+            r#"apiVersion: fender.dev/v1
+kind: Workload
+metadata: {{ namespace: shop, name: orders, labels: {{ app: orders }} }}
+spec:
+  attest: [ {{ token: {{}} }} ]
+  dnsNames: [ localhost ]
+  inbound:
+    - {{ listen: "{http}", app: "{app}", protocol: http }}
+    - {{ listen: "{tcp}", app: "{echo}", protocol: tcp }}
+---
+apiVersion: fender.dev/v1
+kind: Workload
+metadata: {{ namespace: shop, name: web }}
+spec:
+  attest: [ {{ token: {{}} }} ]
+  outbound: [ {{ listen: "{out}", service: shop/orders, address: "{tcp}", protocol: tcp }} ]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ namespace: shop, name: callers-of-orders }}
+spec:
+  selector: {{ matchLabels: {{ app: orders }} }}
+  action: ALLOW
+  rules:
+    - from: [ {{ source: {{ namespaces: [ people, shop ] }} }} ]
+"#
+        ),
+    )
+}
+
+/// An application that sends everything back, until this process ends.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut writer = socket.try_clone().unwrap();
+                let _ = std::io::copy(&mut &socket, &mut writer);
+            });
+        }
+    });
+    address
+}
+
+/// The moment at which a plain connection ended.
+fn watch_plain(mut stream: TcpStream) -> JoinHandle<Instant> {
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while matches!(stream.read(&mut byte), Ok(1)) {}
+        Instant::now()
+    })
+}
+
+fn serial(certificate: &std::path::Path) -> String {
+    let chain = fender_tests::client::certificates(certificate);
+    let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+    leaf.raw_serial()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+#[test]
+fn open_connections_of_a_revoked_peer_are_severed_within_a_second() {
+    let nginx_home = tempfile::tempdir().unwrap();
+    let nginx = Nginx::start(nginx_home.path());
+    let (http, tcp, out) = (free_address(), free_address(), free_address());
+    let mesh = Mesh::start(&documents(http, nginx.address, tcp, echo(), out));
+    let _orders = mesh.sidecar("shop/orders", &[]);
+    let _web = mesh.sidecar("shop/web", &[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+
+    // A person with a connection of each kind.
+    let person = mesh.person("mallory");
+    let client = Client::from_directory(&person, http);
+    let raw = Client::from_directory(&person, tcp);
+    let (mut http1, mut http2, mut bytes) = runtime.block_on(async {
+        let mut http1 = client.open().await.unwrap();
+        let mut http2 = client.open_http2().await.unwrap();
+        let mut bytes = raw.connect().await.unwrap();
+        assert_eq!(http1.get("/").await.unwrap().status, 200);
+        assert_eq!(http2.get("/").await.unwrap().status, 200);
+        bytes.write_all(b"ping").await.unwrap();
+        let mut heard = [0; 4];
+        bytes.read_exact(&mut heard).await.unwrap();
+        (http1, http2, bytes)
+    });
+    let severed = runtime.spawn(async move {
+        let mut rest = Vec::new();
+        let _ = bytes.read_to_end(&mut rest).await;
+        Instant::now()
+    });
+    let serial = serial(&person.join("certificate.pem"));
+    mesh.fender_ok(&["revoke", "serial", &serial, "--reason", "laptop stolen"]);
+    let pushed = Instant::now();
+    let severed = runtime.block_on(severed).unwrap();
+    wait_until("HTTP connections are severed", PROMISED, || {
+        http1.is_closed() && http2.is_closed()
+    });
+    let http_after = pushed.elapsed();
+    let bytes_after = severed.saturating_duration_since(pushed);
+    assert!(bytes_after < PROMISED, "{bytes_after:?}");
+    runtime.block_on(async {
+        assert!(http1.get("/").await.is_err() && http2.get("/").await.is_err());
+        assert!(
+            client.get("/").await.is_err(),
+            "a revoked person is refused"
+        );
+    });
+    assert!(mesh.fender_ok(&["revocations"]).contains("laptop stolen"));
+
+    // The other direction: an application's call to a workload that is revoked while it is open.
+    let other = mesh.client(http);
+    let call = TcpStream::connect(out).unwrap();
+    std::io::Write::write_all(&mut &call, b"ping").unwrap();
+    let mut heard = [0; 4];
+    (&call).read_exact(&mut heard).unwrap();
+    let call = watch_plain(call);
+    mesh.fender_ok(&[
+        "revoke",
+        "workload",
+        "shop/orders",
+        "--reason",
+        "compromised",
+    ]);
+    let pushed = Instant::now();
+    let call_after = call.join().unwrap().saturating_duration_since(pushed);
+    assert!(call_after < PROMISED, "{call_after:?}");
+    println!(
+        "after the revocation was answered: TCP severed in {bytes_after:?}, HTTP/1.1 and HTTP/2 in {http_after:?}, \
+         an outbound call in {call_after:?}"
+    );
+
+    // Who is revoked comes back by attesting anew, and serves again.
+    drop(_orders);
+    std::fs::remove_dir_all(mesh.state("shop/orders")).unwrap();
+    let _orders = mesh.sidecar("shop/orders", &[]);
+    wait_until("the workload serves again", PATIENCE, || {
+        let again = runtime.block_on(other.get("/"));
+        again.is_ok_and(|answer| answer.status == 200)
+    });
+}
