@@ -36,7 +36,7 @@ mod update;
 pub use call::CallError;
 pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
-pub use evidence::Evidence;
+pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
 pub use state::{StateDir, StateError};
 
 use call::{CALL, Identity, error_chain};
@@ -331,12 +331,16 @@ async fn retry<T>(
 pub enum OpenError {
     /// Neither state nor token.
     #[error(
-        "there is no stored identity and no join token: give `--token-file` with a token from `fender token create`"
+        "there is no stored identity and nothing to prove one with: give `--token-file` with a token from \
+         `fender token create`, `--kubernetes-token-file` or `--x509-certificate`"
     )]
     NoEvidence,
     /// The token file.
     #[error(transparent)]
     TokenFile(#[from] TokenFileError),
+    /// Another file that evidence is in, or needs.
+    #[error(transparent)]
+    EvidenceFile(#[from] EvidenceFileError),
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
@@ -362,7 +366,7 @@ impl OpenError {
         match self {
             Self::Refused(error) | Self::Unavailable(error) => Some(error.code()),
             Self::WrongIdentity { .. } => Some(Code::TokenWrongIdentity),
-            Self::NoEvidence | Self::TokenFile(_) | Self::State(_) => None,
+            Self::NoEvidence | Self::TokenFile(_) | Self::EvidenceFile(_) | Self::State(_) => None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fender_identity::tls::{CaPin, CaPinError};
 use fender_identity::{Serial, TrustDomain, WorkloadName};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::telemetry::LogFormat;
@@ -180,6 +181,45 @@ pub(crate) struct Source {
     /// A file holding a join token; deleted once used
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub(crate) token_file: Option<PathBuf>,
+    /// A file holding a projected service-account token of a Kubernetes cluster that the mesh knows
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["config", "token_file", "x509_certificate"],
+        requires_all = ["trust_domain", "workload", "first_contact"]
+    )]
+    pub(crate) kubernetes_token_file: Option<PathBuf>,
+    /// A certificate of another authority that the mesh knows, with its chain
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["config", "token_file"],
+        requires_all = ["x509_key", "trust_domain", "workload", "first_contact"]
+    )]
+    pub(crate) x509_certificate: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "x509_certificate")]
+    pub(crate) x509_key: Option<PathBuf>,
+    /// The trust domain of the control plane, where no join token says it
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// SHA-256 of a root the control plane must be vouched for by, as sha256:HEX (repeatable)
+    #[arg(
+        long,
+        value_name = "HASH",
+        value_parser = ca_pin,
+        group = "first_contact",
+        conflicts_with_all = ["config", "bundle"]
+    )]
+    pub(crate) ca_pin: Vec<CaPin>,
+    /// The roots the control plane must be vouched for by, instead of their hashes
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "first_contact",
+        conflicts_with = "config"
+    )]
+    pub(crate) bundle: Option<PathBuf>,
     /// Where key, certificate and configuration are kept across restarts
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     pub(crate) state: Option<PathBuf>,
@@ -473,6 +513,15 @@ fn moment(text: &str) -> Result<UnixTime, String> {
         .duration_since(SystemTime::UNIX_EPOCH)
         .map(UnixTime::since_unix_epoch)
         .map_err(|_| "it lies before 1970".to_owned())
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+fn ca_pin(text: &str) -> Result<CaPin, String> {
+    let digits = text.strip_prefix("sha256:");
+    let digits = digits.ok_or("it does not begin with `sha256:`")?;
+    digits
+        .parse()
+        .map_err(|error: CaPinError| error.to_string())
 }
 
 /// Documents name absolute paths, so a directory is compared as one.

@@ -7,13 +7,13 @@ use std::time::Duration;
 use fender_identity::csr::{KeyError, NewKey};
 use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, server_name};
 use fender_identity::verify::{PeerExpectation, Role, verify};
-use fender_identity::{SpiffeId, Svid, Trust};
+use fender_identity::{Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{SharedClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use rustls::ClientConfig;
 use tonic::Status;
 
-use super::evidence::Showing;
+use super::evidence::{ExpectedRoots, Showing};
 use crate::code::Code;
 use crate::convert::IssuedSvid;
 use crate::proof;
@@ -57,17 +57,29 @@ impl Caller {
         deadline: Deadline,
     ) -> Result<Identity, CallError> {
         let control = SpiffeId::control(showing.identity.trust_domain());
-        let config = fender_identity::tls::client_pinned(
-            PROFILE,
-            showing.identity.trust_domain().clone(),
-            showing.pins.clone(),
-            ALPN,
-            self.tls_clock(),
-        )?;
+        let config = match &showing.roots {
+            ExpectedRoots::Pins(pins) => fender_identity::tls::client_pinned(
+                PROFILE,
+                showing.identity.trust_domain().clone(),
+                pins.clone(),
+                ALPN,
+                self.tls_clock(),
+            ),
+            ExpectedRoots::Bundle(bundle) => fender_identity::tls::client(
+                PROFILE,
+                None,
+                Bundles::from(bundle.clone()),
+                control.clone(),
+                ALPN,
+                self.tls_clock(),
+            ),
+        }?;
         let connection = connect(&self.url, config, server_name(&control), deadline).await?;
+        let csr = key.csr_der(&showing.identity)?;
+        let evidence = showing.evidence.evidence(&csr, &connection.server_leaf)?;
         let request = proto::AttestRequest {
-            csr: key.csr_der(&showing.identity)?,
-            evidence: Some(showing.evidence.clone()),
+            csr,
+            evidence: Some(evidence),
             version: self.version.to_owned(),
         };
         let answer = bounded(deadline, identity(&connection).attest(request)).await?;

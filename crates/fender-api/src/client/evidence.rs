@@ -3,14 +3,20 @@
 //! Evidence that can be shown again (a token that was made anew counts) is shown again by itself, at the start and while a
 //! session runs: nobody has to start a sidecar anew because its certificate has been refused.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
 use fender_identity::csr::NewKey;
+use fender_identity::existing::Held;
 use fender_identity::tls::CaPin;
-use fender_identity::{SpiffeId, WorkloadName};
+use fender_identity::{Bundle, Secret, SpiffeId, WorkloadName};
 use fender_runtime::deadline::Deadline;
 
 use super::OpenError;
 use super::call::{CallError, Caller, Identity};
 use super::state::StateDir;
+use crate::proof;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::attest_request;
 use crate::token::TokenFile;
@@ -20,7 +26,54 @@ use crate::token::TokenFile;
 pub enum Evidence {
     /// A join token. It works once, and is deleted then.
     Token(TokenFile),
+    /// A projected service-account token. The kubelet changes the file; it is read anew each time.
+    Kubernetes {
+        /// Where the token is.
+        token: PathBuf,
+        /// What a join token would say besides.
+        contact: FirstContact,
+    },
+    /// A certificate of another authority, and its key.
+    X509 {
+        /// PEM, leaf first.
+        certificate: PathBuf,
+        /// PEM.
+        key: PathBuf,
+        /// What a join token would say besides.
+        contact: FirstContact,
+    },
 }
+
+/// Whom to become, and by what the control plane is recognised before anything is shown to it: a token that anybody may
+/// have asked for is anybody's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstContact {
+    /// The identity to ask for.
+    pub identity: SpiffeId,
+    /// Whom to believe.
+    pub roots: ControlRoots,
+}
+
+/// The roots a control plane must be vouched for by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlRoots {
+    /// Known by their hashes.
+    Pins(Vec<CaPin>),
+    /// A file that holds them, read anew each time.
+    Bundle(PathBuf),
+}
+
+/// A file that evidence is in, or that it needs, cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} `{}`: {why}", path.display())]
+pub struct EvidenceFileError {
+    what: &'static str,
+    path: PathBuf,
+    why: String,
+}
+
+/// More than a token, a chain, a key or a bundle needs.
+const MAX_FILE: u64 = 256 * 1024;
 
 /// Who it must be that the evidence speaks for.
 #[derive(Clone, Debug)]
@@ -35,9 +88,41 @@ pub(crate) enum Expected {
 /// Evidence on its way to the control plane.
 pub(crate) struct Showing {
     pub(crate) identity: SpiffeId,
-    /// The roots to expect there: at first contact there is no bundle.
-    pub(crate) pins: Vec<CaPin>,
-    pub(crate) evidence: attest_request::Evidence,
+    pub(crate) roots: ExpectedRoots,
+    pub(crate) evidence: Shown,
+}
+
+/// The roots to expect at first contact.
+pub(crate) enum ExpectedRoots {
+    Pins(Vec<CaPin>),
+    Bundle(Bundle),
+}
+
+/// What is sent, once it is known which request it is for and whom it is sent to.
+pub(crate) enum Shown {
+    Ready(attest_request::Evidence),
+    /// Signs the request, for that server.
+    Signed(Held),
+}
+
+impl Shown {
+    pub(crate) fn evidence(
+        &self,
+        csr: &[u8],
+        server_leaf: &[u8],
+    ) -> Result<attest_request::Evidence, CallError> {
+        match self {
+            Self::Ready(evidence) => Ok(evidence.clone()),
+            Self::Signed(held) => {
+                let signature = held
+                    .sign(&proof::attestation(csr, server_leaf))
+                    .map_err(|error| CallError::Answer(error.to_string()))?;
+                let chain = held.chain().iter().map(|der| der.to_vec()).collect();
+                let shown = proto::X509Evidence { chain, signature };
+                Ok(attest_request::Evidence::X509(shown))
+            }
+        }
+    }
 }
 
 /// Evidence about to be shown, with the key it is to be shown for.
@@ -52,6 +137,8 @@ impl Evidence {
     pub(crate) fn at_hand(&self) -> bool {
         match self {
             Self::Token(file) => file.exists(),
+            Self::Kubernetes { token, .. } => token.exists(),
+            Self::X509 { certificate, .. } => certificate.exists(),
         }
     }
 
@@ -77,11 +164,39 @@ impl Evidence {
                 let secret = token.secret().expose().to_vec();
                 Ok(Showing {
                     identity: token.identity().clone(),
-                    pins: token.pins().to_vec(),
-                    evidence: attest_request::Evidence::JoinToken(proto::JoinTokenEvidence {
-                        secret,
-                    }),
+                    roots: ExpectedRoots::Pins(token.pins().to_vec()),
+                    evidence: Shown::Ready(attest_request::Evidence::JoinToken(
+                        proto::JoinTokenEvidence { secret },
+                    )),
                 })
+            }
+            Self::Kubernetes { token, contact } => {
+                let read = read_file("Kubernetes token", token)?;
+                let text = read.expose_str().map(str::trim_ascii_end);
+                let text = text.ok_or_else(|| EvidenceFileError {
+                    what: "Kubernetes token",
+                    path: token.clone(),
+                    why: "it is not text".to_owned(),
+                })?;
+                let shown = proto::KubernetesEvidence {
+                    token: text.to_owned(),
+                };
+                contact.showing(Shown::Ready(attest_request::Evidence::Kubernetes(shown)))
+            }
+            Self::X509 {
+                certificate,
+                key,
+                contact,
+            } => {
+                let chain = read_file("certificate", certificate)?;
+                let secret = read_file("key", key)?;
+                let held = Held::from_pem(chain.expose(), secret.expose());
+                let held = held.map_err(|error| EvidenceFileError {
+                    what: "certificate",
+                    path: certificate.clone(),
+                    why: error.to_string(),
+                })?;
+                contact.showing(Shown::Signed(held))
             }
         }
     }
@@ -89,8 +204,53 @@ impl Evidence {
     fn used(&self) {
         match self {
             Self::Token(file) => file.consume(),
+            // They can be shown again.
+            Self::Kubernetes { .. } | Self::X509 { .. } => {}
         }
     }
+}
+
+impl FirstContact {
+    fn showing(&self, evidence: Shown) -> Result<Showing, OpenError> {
+        let roots = match &self.roots {
+            ControlRoots::Pins(pins) => ExpectedRoots::Pins(pins.clone()),
+            ControlRoots::Bundle(path) => {
+                let text = read_file("bundle", path)?;
+                let trust_domain = self.identity.trust_domain().clone();
+                let bundle = Bundle::from_pem(trust_domain, text.expose());
+                ExpectedRoots::Bundle(bundle.map_err(|error| EvidenceFileError {
+                    what: "bundle",
+                    path: path.clone(),
+                    why: error.to_string(),
+                })?)
+            }
+        };
+        Ok(Showing {
+            identity: self.identity.clone(),
+            roots,
+            evidence,
+        })
+    }
+}
+
+/// A small regular file, wherever its links lead: a projected volume is made of links.
+fn read_file(what: &'static str, path: &Path) -> Result<Secret, EvidenceFileError> {
+    let read = || {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        if !file.metadata()?.is_file() || length > MAX_FILE {
+            return Err(io::Error::other("it is not a small regular file"));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+        let read = file.take(MAX_FILE).read_to_end(&mut bytes);
+        let secret = Secret::new(bytes);
+        read.map(|_| secret)
+    };
+    read().map_err(|error| EvidenceFileError {
+        what,
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 impl Attempt<'_> {

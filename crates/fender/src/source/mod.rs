@@ -8,12 +8,14 @@ mod workload_api;
 use std::path::Path;
 use std::sync::Arc;
 
-use fender_api::client::{self, Evidence, Link, OpenError, Session, SessionConfig, StateDir};
+use fender_api::client::{
+    self, ControlRoots, Evidence, FirstContact, Link, OpenError, Session, SessionConfig, StateDir,
+};
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Identity, Standalone};
 use fender_identity::verify::{Refusal, Role, verify};
-use fender_identity::{Bundles, PeerSvid, Svid};
+use fender_identity::{Bundles, PeerSvid, SpiffeId, Svid};
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -111,10 +113,7 @@ pub(crate) async fn open(
     let state = source.state.as_ref().map(StateDir::open).transpose();
     let config = SessionConfig {
         url,
-        evidence: source
-            .token_file
-            .as_ref()
-            .map(|file| Evidence::Token(TokenFile::new(file))),
+        evidence: evidence(source)?,
         state: state.map_err(|error| Failure::new(Exit::Usage, error))?,
         clock: clock.clone(),
         drain: drain.clone(),
@@ -126,6 +125,50 @@ pub(crate) async fn open(
         svid: session.svid.clone(),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
+    })
+}
+
+/// What the command line gives to prove an identity with.
+fn evidence(source: &cli::Source) -> Result<Option<Evidence>, Failure> {
+    if let Some(file) = &source.token_file {
+        return Ok(Some(Evidence::Token(TokenFile::new(file))));
+    }
+    if let Some(token) = &source.kubernetes_token_file {
+        return Ok(Some(Evidence::Kubernetes {
+            token: token.clone(),
+            contact: first_contact(source)?,
+        }));
+    }
+    match (&source.x509_certificate, &source.x509_key) {
+        (Some(certificate), Some(key)) => Ok(Some(Evidence::X509 {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            contact: first_contact(source)?,
+        })),
+        (None, _) | (_, None) => Ok(None),
+    }
+}
+
+/// There is no trust on first use: without roots nothing is shown to anybody.
+fn first_contact(source: &cli::Source) -> Result<FirstContact, Failure> {
+    let (Some(trust_domain), Some(workload)) = (&source.trust_domain, &source.workload) else {
+        return Err(Failure::usage(
+            "say who this is and where it belongs: --workload NAMESPACE/NAME and --trust-domain NAME".to_owned(),
+        ));
+    };
+    let roots = match (&source.bundle, source.ca_pin.as_slice()) {
+        (Some(bundle), _) => ControlRoots::Bundle(bundle.clone()),
+        (None, []) => {
+            return Err(Failure::usage(
+                "say by what the control plane is recognised: --ca-pin sha256:… or --bundle FILE"
+                    .to_owned(),
+            ));
+        }
+        (None, pins) => ControlRoots::Pins(pins.to_vec()),
+    };
+    Ok(FirstContact {
+        identity: SpiffeId::for_workload(trust_domain, workload),
+        roots,
     })
 }
 
