@@ -2,7 +2,11 @@
 
 use std::io;
 
-const CONTROL: &str = "fender/control/v1/control.proto";
+/// Fender's own.
+const OWN: [&str; 2] = [
+    "fender/control/v1/control.proto",
+    "fender/agent/v1/agent.proto",
+];
 
 /// The protocols that others made, each behind a feature of this crate.
 const OTHERS: [(&str, &str); 2] = [
@@ -27,7 +31,7 @@ const SECRET: [&str; 8] = [
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=proto");
-    let mut protos = vec![CONTROL];
+    let mut protos = OWN.to_vec();
     for (feature, proto) in OTHERS {
         if std::env::var_os(feature).is_some() {
             protos.push(proto);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fender_identity::csr::NewKey;
 use fender_identity::tls::CaPin;
 use fender_identity::{
-    Bundle, BundleError, Bundles, Secret, Serial, SpiffeId, Svid, SvidError, WorkloadName,
+    Bundle, BundleError, Bundles, NodeName, Secret, Serial, SpiffeId, Svid, SvidError, WorkloadName,
 };
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -126,6 +126,15 @@ pub enum Myself {
     Included,
 }
 
+/// Whom a join token is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bearer {
+    /// A workload's sidecar.
+    Workload(WorkloadName),
+    /// The agent of a node.
+    Node(NodeName),
+}
+
 /// A fresh join token.
 #[derive(Clone, Debug)]
 pub struct NewToken {
@@ -181,15 +190,20 @@ impl Admin {
         Ok(answer.try_into()?)
     }
 
-    /// A token with which `workload` may attest once, within `ttl`.
+    /// A token with which its bearer may attest once, within `ttl`.
     pub async fn create_token(
         &mut self,
-        workload: &WorkloadName,
+        bearer: &Bearer,
         ttl: Duration,
         deadline: Deadline,
     ) -> Result<NewToken, AdminError> {
+        let (workload, node) = match bearer {
+            Bearer::Workload(workload) => (workload.to_string(), String::new()),
+            Bearer::Node(node) => (String::new(), node.to_string()),
+        };
         let request = proto::CreateTokenRequest {
-            workload: workload.to_string(),
+            workload,
+            node,
             ttl_seconds: ttl.as_secs(),
         };
         let answer = bounded(deadline, self.client.create_token(request)).await?;

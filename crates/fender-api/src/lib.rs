@@ -9,6 +9,7 @@ pub mod client;
 pub mod code;
 pub mod convert;
 pub mod decision;
+pub mod facts;
 pub mod proof;
 pub mod proto;
 pub mod tls;

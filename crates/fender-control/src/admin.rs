@@ -4,6 +4,7 @@
 mod apply;
 mod status;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,9 @@ use fender_api::proto::control::v1::{
     ListRevocationsResponse, Revocation, RevokeRequest, RotateAuthorityRequest, StatusRequest,
     StatusResponse, SvidResponse,
 };
-use fender_config::{Attestor, Role};
+use fender_config::{Attestor, Documents, Role};
 use fender_identity::csr;
-use fender_identity::{Serial, SpiffeId, WorkloadName};
+use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
 use fender_runtime::id::OpaqueId;
 use tonic::{Extensions, Request, Response, Status};
 
@@ -65,7 +66,10 @@ impl Admin for AdminService {
             .administrator(request.extensions(), Role::Operator, Action::CreateToken)
             .await?;
         let request = request.into_inner();
-        let subject = request.workload.clone();
+        let subject = match request.node.as_str() {
+            "" => request.workload.clone(),
+            node => format!("node {node}"),
+        };
         let made = control.create_token(request, &admin).await;
         control
             .answer_audited(made, &admin, Action::CreateToken, subject)
@@ -347,37 +351,21 @@ impl Control {
         request: CreateTokenRequest,
         admin: &Administrator,
     ) -> Result<CreateTokenResponse, Status> {
-        let workload: WorkloadName =
-            request
-                .workload
-                .parse()
-                .map_err(|error: fender_identity::WorkloadNameError| {
-                    Code::BadRequest.status(error.to_string())
-                })?;
-        if !admin.rights.hold(Role::Operator, workload.namespace()) {
-            let what = format!("a token for `{workload}`");
-            return Err(lacks(admin, Role::Operator, &what));
-        }
         let ttl = Duration::from_secs(request.ttl_seconds);
         if ttl.is_zero() || ttl > TOKEN_TTL {
             return Err(Code::BadRequest.status("a join token lives from one second to seven days"));
         }
         let in_force = self.library.in_force();
-        let document = in_force.documents.workloads.get(&workload).ok_or_else(|| {
-            Code::IdentityUnknown.status(format!(
-                "no document describes the workload `{workload}`: apply one first"
-            ))
-        })?;
-        if !document.attest.contains(&Attestor::Token) {
+        let (identity, attest) = self.bearer(&in_force.documents, &request, admin)?;
+        if !attest.contains(&Attestor::Token) {
             return Err(Code::NotAttestable.status(format!(
-                "the workload `{workload}` does not list `token` under `attest`, so nobody could use this"
+                "the document of `{identity}` does not list `token` under `attest`, so nobody could use this"
             )));
         }
 
         let mut secret = vec![0; 32];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| Code::Internal.status("no randomness"))?;
         let now = self.clock.now();
-        let identity = document.spiffe_id(self.authority.trust_domain());
         let expires = later(now, ttl);
         let detail = format!("for {} s", ttl.as_secs());
         let create = tokens::Create {
@@ -400,6 +388,46 @@ impl Control {
                 .collect(),
             expires_unix: seconds(expires),
         })
+    }
+
+    /// Whom a join token is asked for, and by what they may attest.
+    fn bearer<'a>(
+        &self,
+        documents: &'a Documents,
+        request: &CreateTokenRequest,
+        admin: &Administrator,
+    ) -> Result<(SpiffeId, &'a BTreeSet<Attestor>), Status> {
+        let bad =
+            |error: fender_identity::WorkloadNameError| Code::BadRequest.status(error.to_string());
+        let unknown = |what: String| {
+            Code::IdentityUnknown
+                .status(format!("no document describes the {what}: apply one first"))
+        };
+        let trust_domain = self.authority.trust_domain();
+        match (request.workload.as_str(), request.node.as_str()) {
+            (workload, "") => {
+                let workload: WorkloadName = workload.parse().map_err(bad)?;
+                if !admin.rights.hold(Role::Operator, workload.namespace()) {
+                    let what = format!("a token for `{workload}`");
+                    return Err(lacks(admin, Role::Operator, &what));
+                }
+                let document = documents.workloads.get(&workload);
+                let document = document.ok_or_else(|| unknown(format!("workload `{workload}`")))?;
+                Ok((document.spiffe_id(trust_domain), &document.attest))
+            }
+            ("", node) => {
+                let node: NodeName = node.parse().map_err(bad)?;
+                // Its agent may speak for workloads of every namespace.
+                if !admin.rights.security() {
+                    let what = format!("a token for the node `{node}`");
+                    return Err(lacks(admin, Role::Security, &what));
+                }
+                let document = documents.nodes.get(&node);
+                let document = document.ok_or_else(|| unknown(format!("node `{node}`")))?;
+                Ok((SpiffeId::for_agent(trust_domain, &node), &document.attest))
+            }
+            (_, _) => Err(Code::BadRequest.status("a join token is for a workload or for a node")),
+        }
     }
 
     /// A certificate for a person or an administrator: nobody else's identity can be had this way.

@@ -136,30 +136,26 @@ impl Control {
             return Err(refusal(why));
         }
         let in_force = self.library.in_force();
-        let (workload, grant) = self.grant(&in_force, &request_key)?;
-        let admitted = in_force
-            .documents
-            .workloads
-            .get(&workload)
-            .is_some_and(|document| document.attest.contains(&Attestor::Token));
-        if !admitted {
+        let (grant, attest) = self.grant(&in_force, &request_key)?;
+        if !attest.contains(&Attestor::Token) {
             return Err(Code::NotAttestable
-                .status("the workload's document does not list `token` under `attest`"));
+                .status("the document of this identity does not list `token` under `attest`"));
         }
 
         let evidence = Evidence::JoinToken {
             token: secret_sha256,
             source: origin.text.clone(),
         };
-        let identity = request_key.id.clone();
-        let attested = Attested::new(identity, request_key, grant, evidence).map_err(not_issued)?;
+        let id = request_key.id.clone();
+        let attested =
+            Attested::new(id.clone(), request_key, grant, evidence).map_err(not_issued)?;
         let issued = self.authority.issue(attested, now).map_err(not_issued)?;
         let recorded = issued
             .spend(&self.store, secret_sha256, now)
             .await
             .map_err(failed)?
             .map_err(refusal)?;
-        tracing::info!(%workload, source = origin.text, "workload attested with a join token");
+        tracing::info!(%id, source = origin.text, "attested with a join token");
         Ok(self.answer(recorded))
     }
 
@@ -247,12 +243,10 @@ impl Control {
         in_force: &'d InForce,
         request: &Csr,
     ) -> Result<(WorkloadName, Grant, &'d BTreeSet<Attestor>), Status> {
-        let unknown = |_| evidence_refused("no document describes the identity of the request");
-        let (workload, grant) = self.grant(in_force, request).map_err(unknown)?;
-        let document = in_force.documents.workloads.get(&workload);
-        let document = document
-            .ok_or_else(|| evidence_refused("no document describes the identity of the request"))?;
-        Ok((workload, grant, &document.attest))
+        let unknown = || evidence_refused("no document describes the identity of the request");
+        let workload = request.id.workload().ok_or_else(unknown)?;
+        let (grant, attest) = self.grant(in_force, request).map_err(|_| unknown())?;
+        Ok((workload, grant, attest))
     }
 
     async fn issue(
@@ -292,7 +286,9 @@ impl Control {
                 );
             }
         };
-        callers::workload_of(peer.id(), self.authority.trust_domain())?;
+        if peer.id().node().is_none() {
+            callers::workload_of(peer.id(), self.authority.trust_domain())?;
+        }
         match expired {
             true => callers::on_record(&peer, &self.store).await?,
             false => callers::in_good_standing(&peer, &self.store, now).await?,
@@ -302,8 +298,8 @@ impl Control {
                 .status("a renewal is for the identity of the certificate it renews"));
         }
 
-        let (workload, grant) = self.grant(&in_force, &request_key)?;
-        if !self.registry.may_renew(&workload, grant.lifetime) {
+        let (grant, _) = self.grant(&in_force, &request_key)?;
+        if !self.registry.may_renew(peer.id(), grant.lifetime) {
             return Err(
                 Code::Busy.status("this workload renews more often than all its sidecars need")
             );
@@ -317,7 +313,7 @@ impl Control {
             Attested::new(peer.id().clone(), request_key, grant, evidence).map_err(not_issued)?;
         let issued = self.authority.issue(attested, now).map_err(not_issued)?;
         let recorded = issued.record(&self.store).await.map_err(failed)?;
-        tracing::info!(%workload, expired, "certificate renewed");
+        tracing::info!(id = %peer.id(), expired, "certificate renewed");
         Ok(self.answer(recorded))
     }
 
@@ -364,27 +360,43 @@ impl Control {
         })
     }
 
-    /// What the documents give the identity of a request.
-    fn grant(&self, in_force: &InForce, request: &Csr) -> Result<(WorkloadName, Grant), Status> {
+    /// What the documents give the identity of a request, and by what it may attest.
+    pub(crate) fn grant<'a>(
+        &self,
+        in_force: &'a InForce,
+        request: &Csr,
+    ) -> Result<(Grant, &'a BTreeSet<Attestor>), Status> {
         let unknown = || Code::IdentityUnknown.status("no document describes this identity");
         if request.id.trust_domain() != self.authority.trust_domain() {
             return Err(unknown());
         }
+        let lifetime = in_force.mesh.lifetimes.leaf;
+        let documents = &in_force.documents;
+        if let Some(node) = request.id.node() {
+            let document = documents.nodes.get(&node).ok_or_else(unknown)?;
+            let dns_names = Vec::new();
+            return Ok((
+                Grant {
+                    lifetime,
+                    dns_names,
+                },
+                &document.attest,
+            ));
+        }
         let name = request.id.workload().ok_or_else(unknown)?;
-        let document = in_force
-            .documents
-            .workloads
-            .get(&name)
-            .ok_or_else(unknown)?;
-        let grant = Grant {
-            lifetime: in_force.mesh.lifetimes.leaf,
-            dns_names: document.dns_names.clone(),
-        };
-        Ok((name, grant))
+        let document = documents.workloads.get(&name).ok_or_else(unknown)?;
+        let dns_names = document.dns_names.clone();
+        Ok((
+            Grant {
+                lifetime,
+                dns_names,
+            },
+            &document.attest,
+        ))
     }
 }
 
-fn read_request(der: &[u8]) -> Result<Csr, Status> {
+pub(crate) fn read_request(der: &[u8]) -> Result<Csr, Status> {
     csr::parse(der).map_err(|error| Code::CsrInvalid.status(error.to_string()))
 }
 

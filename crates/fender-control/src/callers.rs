@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use fender_api::code::Code;
 use fender_api::tls::ConnectInfo;
-use fender_identity::{Peer, PeerSvid, Serial, SpiffeId, TrustDomain, WorkloadName};
+use fender_identity::{NodeName, Peer, PeerSvid, Serial, SpiffeId, TrustDomain, WorkloadName};
 use rustls::pki_types::UnixTime;
 use tonic::{Extensions, Status};
 
@@ -85,6 +85,23 @@ pub(crate) fn workload_of(
     id.workload()
         .filter(|_| id.trust_domain() == trust_domain)
         .ok_or_else(|| Code::Denied.status("only a workload of this trust domain may ask this"))
+}
+
+/// The node of a call that only agents may make.
+pub(crate) async fn agent(
+    extensions: &Extensions,
+    trust_domain: &TrustDomain,
+    store: &Store,
+    now: UnixTime,
+) -> Result<(NodeName, Origin), Status> {
+    let peer = verified(extensions)?;
+    let node = peer
+        .id()
+        .node()
+        .filter(|_| peer.id().trust_domain() == trust_domain)
+        .ok_or_else(|| Code::Denied.status("only the agent of a node may ask this"))?;
+    in_good_standing(peer, store, now).await?;
+    Ok((node, origin(extensions)?))
 }
 
 /// Whether a peer claims to be an administrator; asked before the body of a call is read.

@@ -22,6 +22,7 @@ mod existing;
 mod founding;
 mod limit;
 mod maintenance;
+mod nodes;
 mod own;
 mod registry;
 mod revocation;

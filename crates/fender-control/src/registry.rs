@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{CredentialInUse, SidecarStatus};
-use fender_identity::{Serial, WorkloadName};
+use fender_identity::{Serial, SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
 
 use crate::limit::Bucket;
@@ -28,7 +28,7 @@ struct Inner {
     sidecars: BTreeMap<u64, Sidecar>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
-    renewals: HashMap<WorkloadName, Bucket>,
+    renewals: HashMap<SpiffeId, Bucket>,
 }
 
 #[derive(Debug)]
@@ -83,16 +83,16 @@ impl Registry {
         })
     }
 
-    /// Whether a workload may renew once more. Every renewal is a signature, and a record that is kept for days: without
+    /// Whether a workload, or a node's agent, may renew once more. Every renewal is a signature, and a record that is kept for days: without
     /// a bound one workload could fill the disk of all.
     ///
     /// As often as all the sidecars it may have need it at half life, twice over; and once all of them together, when
-    /// they come back after an outage. To be asked only for a workload of the documents, so that the memory is bounded.
-    pub(crate) fn may_renew(&self, workload: &WorkloadName, leaf: Duration) -> bool {
+    /// they come back after an outage. To be asked only for what the documents describe, so that the memory is bounded.
+    pub(crate) fn may_renew(&self, id: &SpiffeId, leaf: Duration) -> bool {
         let sidecars = u32::try_from(STREAMS_PER_WORKLOAD).unwrap_or(u32::MAX);
         self.lock()
             .renewals
-            .entry(workload.clone())
+            .entry(id.clone())
             .or_insert_with(|| Bucket::new(sidecars, 0))
             .refill_at(4.0 * f64::from(sidecars) / leaf.as_secs_f64().max(1.0))
             .take()
@@ -234,7 +234,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn attack_a_workload_that_renews_without_end_is_stopped_and_no_other_is() {
         let registry = Registry::default();
-        let orders = "shop/orders".parse().unwrap();
+        let id = |name| {
+            format!("spiffe://acme.test/ns/shop/sa/{name}")
+                .parse()
+                .unwrap()
+        };
+        let orders = id("orders");
         let hour = Duration::from_secs(3600);
         let flood = || {
             (0..100_000)
@@ -242,7 +247,7 @@ mod tests {
                 .count()
         };
         assert_eq!(flood(), STREAMS_PER_WORKLOAD);
-        assert!(registry.may_renew(&"shop/inventory".parse().unwrap(), hour));
+        assert!(registry.may_renew(&id("inventory"), hour));
         tokio::time::advance(hour / 4).await;
         assert_eq!(
             flood(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use fender_api::proto::control::v1::admin_server::AdminServer;
 use fender_api::proto::control::v1::distribution_server::DistributionServer;
 use fender_api::proto::control::v1::identity_server::IdentityServer;
+use fender_api::proto::control::v1::nodes_server::NodesServer;
 use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
 use fender_config::Source;
 use fender_identity::tls::CaPin;
@@ -30,6 +31,7 @@ use crate::distribution::DistributionService;
 use crate::documents::{Author, Library, LibraryError, Problem};
 use crate::existing::IssuingAuthorities;
 use crate::limit::Failures;
+use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
 use crate::registry::Registry;
 use crate::store::audit::{self, Action, Chain};
@@ -216,11 +218,14 @@ async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
         .max_decoding_message_size(MAX_IDENTITY_CALL);
     let distribution = DistributionServer::new(DistributionService(Arc::clone(&control)))
         .max_decoding_message_size(MAX_REPORT);
+    let nodes = NodesServer::new(NodesService(Arc::clone(&control)))
+        .max_decoding_message_size(MAX_IDENTITY_CALL);
     let administration =
         AdminServer::new(AdminService(Arc::clone(&control))).max_decoding_message_size(MAX_APPLY);
     let served = fender_api::tls::server()
         .add_service(identity)
         .add_service(distribution)
+        .add_service(nodes)
         .add_service(InterceptedService::new(
             administration,
             admin::gate(control),

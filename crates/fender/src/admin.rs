@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fender_api::admin::{
-    Admin, AdminError, AdminIdentity, Consents, Problem, Proposal, Proposed, Trial,
+    Admin, AdminError, AdminIdentity, Bearer, Consents, Problem, Proposal, Proposed, Trial,
 };
 use fender_api::proto::control::v1::AuthorityRole;
 use fender_identity::WorkloadName;
@@ -98,9 +98,14 @@ fn checked(path: &Path) -> Result<Vec<fender_config::Source>, Failure> {
 }
 
 pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
+    let bearer = match (args.workload, args.node) {
+        (Some(workload), _) => Bearer::Workload(workload),
+        (None, Some(node)) => Bearer::Node(node),
+        (None, None) => return Err(Failure::usage("name a workload, or a node with `--node`")),
+    };
     let mut control = connect(&args.admin).await?;
     let made = control
-        .create_token(&args.workload, args.ttl, Deadline::after(CALL_TIME))
+        .create_token(&bearer, args.ttl, Deadline::after(CALL_TIME))
         .await
         .map_err(refused)?;
     let token = made.token.to_text();

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
-use fender_identity::{Serial, TrustDomain, WorkloadName};
+use fender_identity::{NodeName, Serial, TrustDomain, WorkloadName};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::telemetry::LogFormat;
 
@@ -298,7 +298,7 @@ pub(crate) struct Apply {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Token {
-    /// Make a join token for one workload: it works once
+    /// Make a join token for one workload, or for the agent of one node: it works once
     Create(TokenCreate),
 }
 
@@ -307,8 +307,15 @@ pub(crate) struct TokenCreate {
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// The workload it is for
-    #[arg(value_name = "NAMESPACE/NAME")]
-    pub(crate) workload: WorkloadName,
+    #[arg(
+        value_name = "NAMESPACE/NAME",
+        required_unless_present = "node",
+        conflicts_with = "node"
+    )]
+    pub(crate) workload: Option<WorkloadName>,
+    /// The node it is for: its agent joins with it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeName>,
     /// How long it can be used
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10m")]
     pub(crate) ttl: Duration,

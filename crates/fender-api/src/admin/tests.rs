@@ -117,9 +117,13 @@ fn first() -> SpiffeId {
 #[tokio::test(start_paused = true)]
 async fn a_token_arrives_whole_and_is_not_shown() {
     let (control, _drain, mut admin) = connected(&first()).await;
-    let orders = "shop/orders".parse().unwrap();
+    let orders: WorkloadName = "shop/orders".parse().unwrap();
     let made = admin
-        .create_token(&orders, Duration::from_secs(600), soon())
+        .create_token(
+            &Bearer::Workload(orders.clone()),
+            Duration::from_secs(600),
+            soon(),
+        )
         .await
         .unwrap();
     assert_eq!(made.token.identity().workload(), Some(orders));

@@ -9,9 +9,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use fender_api::facts::Facts;
 use fender_identity::csr::Csr;
 use fender_identity::verify::{self, Refusal};
-use fender_identity::{DenyList, Serial, SpiffeId, Validity};
+use fender_identity::{DenyList, NodeName, Serial, SpiffeId, Validity};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
     SanType, SerialNumber,
@@ -68,6 +69,14 @@ pub(crate) enum Evidence {
         expired: bool,
         source: String,
     },
+    /// The word of a node's agent about a process there.
+    Agent {
+        node: NodeName,
+        /// Which entry of `attest` it satisfied.
+        attestor: &'static str,
+        facts: Facts,
+        source: String,
+    },
     /// The control plane, about itself.
     Control,
     /// Whoever owns the data directory.
@@ -86,6 +95,7 @@ impl Evidence {
             Evidence::Kubernetes { .. } => "kubernetes",
             Evidence::X509 { .. } => "x509",
             Evidence::Certificate { .. } => "certificate",
+            Evidence::Agent { attestor, .. } => attestor,
             Evidence::Control => "control",
             Evidence::DataDirectory => "data-directory",
             Evidence::Administrator { .. } => "administrator",
@@ -116,6 +126,10 @@ impl Evidence {
             }
             Evidence::Certificate { serial, expired, source } => serde_json::json!({
                 "attestor": "certificate", "serial": serial.to_string(), "expired": expired, "source": source,
+            }),
+            Evidence::Agent { node, attestor, facts, source } => serde_json::json!({
+                // Without labels: some hold secrets.
+                "attestor": attestor, "node": node.as_str(), "facts": facts.to_string(), "source": source,
             }),
             Evidence::Control => serde_json::json!({ "attestor": "control" }),
             Evidence::DataDirectory => serde_json::json!({ "attestor": "data-directory" }),
@@ -196,7 +210,7 @@ impl Template {
         }
         let longest = if identity.admin_name().is_some() {
             lifetimes::ADMIN
-        } else if identity.is_reserved() && !identity.is_control() {
+        } else if identity.is_reserved() && !identity.is_control() && identity.node().is_none() {
             return Err(IssueError::Reserved);
         } else {
             lifetimes::WORKLOAD
@@ -264,10 +278,14 @@ impl Valid {
 
 /// A workload is `O=NAMESPACE, CN=NAME`: databases map these to their users. Identity is the URI, never this.
 fn subject(identity: &SpiffeId) -> DistinguishedName {
-    let (organization, name) = match (identity.workload(), identity.admin_name()) {
-        (Some(workload), _) => (workload.namespace().to_owned(), workload.name().to_owned()),
-        (None, Some(admin)) => ("fender administrators".to_owned(), admin.to_owned()),
-        (None, None) => ("fender".to_owned(), "control".to_owned()),
+    let (organization, name) = if let Some(workload) = identity.workload() {
+        (workload.namespace().to_owned(), workload.name().to_owned())
+    } else if let Some(admin) = identity.admin_name() {
+        ("fender administrators".to_owned(), admin.to_owned())
+    } else if let Some(node) = identity.node() {
+        ("fender agents".to_owned(), node.to_string())
+    } else {
+        ("fender".to_owned(), "control".to_owned())
     };
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, organization);

@@ -42,6 +42,7 @@ async fn administration_is_refused_without_an_administrators_certificate() {
         assert_eq!(refused(client.apply(apply).await), code);
         let token = proto::CreateTokenRequest {
             workload: "shop/orders".to_owned(),
+            node: String::new(),
             ttl_seconds: 60,
         };
         assert_eq!(refused(client.create_token(token).await), code);

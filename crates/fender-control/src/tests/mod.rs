@@ -8,6 +8,7 @@ mod distribution;
 mod documents;
 mod kubernetes;
 mod load;
+mod nodes;
 mod renewal;
 mod restart;
 mod revocation;
@@ -223,6 +224,7 @@ impl World {
     ) -> Result<proto::CreateTokenResponse, Status> {
         let request = proto::CreateTokenRequest {
             workload: workload.to_owned(),
+            node: String::new(),
             ttl_seconds,
         };
         self.admin()

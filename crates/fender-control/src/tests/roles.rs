@@ -100,6 +100,7 @@ async fn an_operator_applies_documents_and_makes_tokens_where_it_operates_and_no
     let world = World::governed().await;
     let mut ben = world.administrator("ben").await;
     let token = |workload: &str| proto::CreateTokenRequest {
+        node: String::new(),
         workload: workload.to_owned(),
         ttl_seconds: 60,
     };
@@ -187,6 +188,7 @@ async fn a_viewer_sees_its_namespaces_and_changes_nothing() {
     };
     assert_eq!(refused(cem.apply(dry).await), Code::Denied);
     let token = proto::CreateTokenRequest {
+        node: String::new(),
         workload: "shop/orders".to_owned(),
         ttl_seconds: 60,
     };
