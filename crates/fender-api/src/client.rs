@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
-use fender_identity::{Svid, Trust, WorkloadName};
+use fender_identity::{Bundle, Bundles, Svid, Trust, WorkloadName};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -105,6 +105,38 @@ impl Session {
     pub fn renewal_grace(&self) -> Duration {
         *self.core.renewal_grace.borrow()
     }
+
+    /// When somebody must act, if the control plane stays away from now on.
+    pub fn unrecoverable(&self) -> UnixTime {
+        let lasts = self.core.evidence.as_ref().is_some_and(Evidence::lasts);
+        unrecoverable(
+            &self.svid.borrow(),
+            &self.core.trust.borrow().bundles,
+            self.renewal_grace(),
+            if lasts { Lasting::Yes } else { Lasting::No },
+        )
+    }
+}
+
+/// When somebody must act, if the control plane stays away from now on: within its renewal grace a certificate renews
+/// itself, and evidence that lasts is good for as long as the control plane can be recognised.
+fn unrecoverable(svid: &Svid, bundles: &Bundles, grace: Duration, evidence: Lasting) -> UnixTime {
+    let not_after = svid.validity().not_after;
+    let roots = bundles
+        .get(svid.id().trust_domain())
+        .map_or(not_after, Bundle::ends);
+    let renewal = Duration::from_secs(not_after.as_secs()).saturating_add(grace);
+    match evidence {
+        Lasting::Yes => roots,
+        Lasting::No => UnixTime::since_unix_epoch(renewal).min(roots),
+    }
+}
+
+/// Whether evidence can be shown as often as need be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lasting {
+    Yes,
+    No,
 }
 
 /// The state of the stream.

@@ -489,6 +489,8 @@ impl Control {
             .rotate(&self.store, &lifetimes, wanted, self.clock.now(), entry)
             .await
             .map_err(not_rotated)?;
+        // So that whoever is connected knows a new root before this is answered.
+        self.trust.refresh().await.map_err(failed)?;
         tracing::info!(serial = %made.serial, by = %admin.id, "{} certificate authority made for an administrator", made.role.as_str());
         Ok(authority_status(&made))
     }

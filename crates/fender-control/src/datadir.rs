@@ -231,6 +231,10 @@ pub enum DataDirError {
     Exposed { path: PathBuf },
     #[error("`{}` is not a key of 32 bytes: restore the one that belongs to this database", path.display())]
     NotAKey { path: PathBuf },
+    #[error("the environment variable `{name}` holds no key of 32 bytes in hex or base64")]
+    NotAKeyIn { name: String },
+    #[error("read the sealing key `{}`: {source}", path.display())]
+    SealingKey { path: PathBuf, source: io::Error },
     #[error(
         "the key file `{}` is missing, and without it the authority's keys in the database do not open: restore it",
         path.display()

@@ -19,6 +19,7 @@ use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Unread};
 use crate::own::{OwnError, self_attested};
 use crate::roles;
+use crate::sealing::Sealing;
 use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
@@ -61,12 +62,16 @@ pub(crate) async fn trust_domain(
 }
 
 /// The key that belongs to the database; a new one only while nothing is sealed.
-pub(crate) async fn sealing_key(data: &DataDir, store: &Store) -> Result<SealingKey, StartError> {
+pub(crate) async fn sealing_key(
+    sealing: &Sealing,
+    data: &DataDir,
+    store: &Store,
+) -> Result<SealingKey, StartError> {
     let absent = match authorities::all(store).await?.is_empty() {
         true => Absent::Make,
         false => Absent::Refuse,
     };
-    Ok(data.sealing_key(absent)?)
+    Ok(sealing.key(data, absent)?)
 }
 
 /// How long authorities live: as the given documents say, or those in force, or nobody.
@@ -165,6 +170,7 @@ async fn write_admin(
 pub async fn reissue_admin(
     data_dir: &Path,
     admin_dir: Option<&Path>,
+    sealing: &Sealing,
     clock: SharedClock,
 ) -> Result<(), StartError> {
     let drain = Drain::new();
@@ -183,7 +189,7 @@ pub async fn reissue_admin(
     let lifetimes = lifetimes(&store, &founded.trust_domain, None).await?;
     let authority = Authority::open(
         &store,
-        sealing_key(&data, &store).await?,
+        sealing_key(sealing, &data, &store).await?,
         founded.trust_domain,
         &lifetimes,
         clock.now(),

@@ -34,6 +34,7 @@ use crate::limit::Failures;
 use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
 use crate::registry::Registry;
+use crate::sealing::Sealing;
 use crate::store::audit::{self, Action, Chain};
 use crate::store::{Reader, Store, StoreError};
 use crate::trust::Announcements;
@@ -63,6 +64,8 @@ pub struct ControlConfig {
     pub allow_dirs: Vec<PathBuf>,
     /// For a first start without a `Mesh`, or to be sure which one this is.
     pub trust_domain: Option<TrustDomain>,
+    /// Where the key is that seals the authorities' keys.
+    pub sealing: Sealing,
 }
 
 /// A control plane that serves. It ends with the [`Drain`] it was started with.
@@ -114,6 +117,7 @@ pub async fn start(
         dns_names,
         allow_dirs,
         trust_domain,
+        sealing,
     } = config;
     let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
 
@@ -134,7 +138,7 @@ pub async fn start(
     let lifetimes = founding::lifetimes(&store, &trust_domain, written.as_ref()).await?;
     let authority = Authority::open(
         &store,
-        founding::sealing_key(&data, &store).await?,
+        founding::sealing_key(&sealing, &data, &store).await?,
         trust_domain.clone(),
         &lifetimes,
         clock.now(),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 
 use crate::certificate::{Certificate, Malformed};
 use crate::pem::{self, PemError};
@@ -73,6 +73,13 @@ impl Bundle {
 
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// When its last root ends, and with it everything it vouches for.
+    pub fn ends(&self) -> UnixTime {
+        let ends = self.validities.iter().map(|validity| validity.not_after);
+        ends.max()
+            .unwrap_or_else(|| UnixTime::since_unix_epoch(std::time::Duration::ZERO))
     }
 
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {

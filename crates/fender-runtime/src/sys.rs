@@ -84,6 +84,20 @@ pub fn harden_process() -> io::Result<()> {
     Ok(())
 }
 
+/// Takes a variable out of this process's environment, and so out of that of everything it starts. What the kernel shows
+/// of the environment a process began with (`/proc/PID/environ`) stays, for root and this user only.
+///
+/// Nothing else may read or change the environment meanwhile: call it from `main`, before threads.
+pub fn take_variable(name: &str) -> Option<std::ffi::OsString> {
+    let value = std::env::var_os(name);
+    if value.is_some() {
+        // SAFETY: called before any other thread exists, as said above; the name came from a lookup that succeeded, so it
+        // holds neither `=` nor a zero.
+        unsafe { std::env::remove_var(name) };
+    }
+    value
+}
+
 /// Gives up, for this process and its descendants, every privilege a set-user-id file could give.
 pub fn no_new_privileges() -> io::Result<()> {
     Ok(rustix::thread::set_no_new_privs(true)?)

@@ -132,6 +132,31 @@ pub(crate) struct Control {
     /// Put a new administrator's certificate into the data directory and exit
     #[arg(long)]
     pub(crate) reissue_admin: bool,
+    #[command(flatten)]
+    pub(crate) sealing: Sealing,
+}
+
+/// Where the key is that seals the authorities' keys in the database: 32 bytes, as they are, in hex or in base64.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Sealing {
+    /// A file, readable by its owner only, that holds the key which seals the authorities' keys [default: key in the data directory, made at the first start]
+    #[arg(long, value_name = "FILE", group = "sealing_source")]
+    pub(crate) sealing_key_file: Option<PathBuf>,
+    /// The environment variable that holds it; it is removed from the environment
+    #[arg(long, value_name = "NAME", group = "sealing_source")]
+    pub(crate) sealing_key_env: Option<String>,
+    /// The credential of the service manager that holds it (`LoadCredential=` of systemd)
+    #[arg(long, value_name = "NAME", group = "sealing_source")]
+    pub(crate) sealing_key_credential: Option<String>,
+    /// Store the authorities' keys in the clear: whoever reads the database is the authority
+    #[arg(long, value_enum, value_name = "HOW", group = "sealing_source")]
+    pub(crate) sealing: Option<NoSealing>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSealing {
+    NoneKeysInPlain,
 }
 
 #[derive(Args, Debug, Clone)]

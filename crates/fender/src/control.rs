@@ -1,12 +1,16 @@
 //! `fender control`: reads the documents, starts the control plane, and ends it when told to.
 
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use fender_control::{ControlConfig, StartError};
+use fender_control::{ControlConfig, Sealing, StartError};
+use fender_identity::Secret;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::ListenAddress;
+use fender_runtime::sys;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::signals::{HangUp, Stop};
@@ -15,11 +19,51 @@ use crate::{cli, load, print};
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
 const GRACE: Duration = Duration::from_secs(5);
 
-pub(crate) async fn run(args: cli::Control) -> Outcome {
+/// Where the sealing key is, and, where it is in the environment, the key. To be called before threads.
+pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
+    if let Some(cli::NoSealing::NoneKeysInPlain) = args.sealing {
+        return Ok(Sealing::InPlain);
+    }
+    if let Some(path) = &args.sealing_key_file {
+        return Ok(Sealing::File(path.clone()));
+    }
+    if let Some(name) = &args.sealing_key_credential {
+        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+            Failure::usage(
+                "--sealing-key-credential needs a service manager that sets CREDENTIALS_DIRECTORY",
+            )
+        })?;
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(Failure::usage(format!(
+                "--sealing-key-credential `{name}` is not the name of a credential"
+            )));
+        }
+        return Ok(Sealing::Credential(PathBuf::from(directory).join(name)));
+    }
+    if let Some(name) = &args.sealing_key_env {
+        let value = sys::take_variable(name).ok_or_else(|| {
+            Failure::usage(format!(
+                "--sealing-key-env: the environment variable `{name}` is not set"
+            ))
+        })?;
+        return Ok(Sealing::Variable {
+            name: name.clone(),
+            value: Secret::new(value.into_vec()),
+        });
+    }
+    Ok(Sealing::DataDirectory)
+}
+
+pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     if args.reissue_admin {
-        fender_control::reissue_admin(&args.data_dir, args.admin_dir.as_deref(), clock::system())
-            .await
-            .map_err(failed)?;
+        fender_control::reissue_admin(
+            &args.data_dir,
+            args.admin_dir.as_deref(),
+            &sealing,
+            clock::system(),
+        )
+        .await
+        .map_err(failed)?;
         let directory = args
             .admin_dir
             .unwrap_or_else(|| args.data_dir.join("admin"));
@@ -35,6 +79,7 @@ pub(crate) async fn run(args: cli::Control) -> Outcome {
         dns_names: args.dns_names,
         allow_dirs: args.allow_dir,
         trust_domain: args.trust_domain,
+        sealing,
     };
     let drain = Drain::new();
     let running = fender_control::start(config, clock::system(), drain.clone())

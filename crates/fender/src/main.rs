@@ -12,6 +12,7 @@ mod exec;
 mod exit;
 mod load;
 mod local;
+mod metrics;
 mod reference;
 mod render;
 mod revoke;
@@ -69,9 +70,15 @@ fn run(cli: Cli) -> Outcome {
             "a cryptography provider was installed before main"
         )));
     }
+    // Before any thread: it may be in the environment, which is then changed.
+    let sealing = if let Command::Control(args) = &cli.command {
+        control::sealing(&args.sealing)?
+    } else {
+        fender_control::Sealing::default()
+    };
     telemetry::init(cli.log.log_format.into(), &cli.log.log).map_err(Failure::usage)?;
     match cli.command {
-        Command::Control(args) => blocking(control::run(args)),
+        Command::Control(args) => blocking(control::run(args, sealing)),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Exec(args) => exec::run(args),
         Command::Apply(args) => blocking(admin::apply(args)),

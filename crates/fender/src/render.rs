@@ -304,6 +304,11 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
         text(status, "serial"),
         text(status, "not_after")
     );
+    let _ = writeln!(
+        out,
+        "unrecoverable  {} if the control plane stays away: then it must attest anew",
+        text(status, "unrecoverable")
+    );
     let _ = writeln!(out, "snapshot       {}", status["snapshot_version"]);
     let _ = writeln!(out, "control plane  {}", text(status, "link"));
     for listener in strings(status, "listeners") {

@@ -142,6 +142,11 @@ impl Evidence {
         }
     }
 
+    /// Whether it can be shown as often as need be. A join token works once.
+    pub(crate) fn lasts(&self) -> bool {
+        !matches!(self, Self::Token(_))
+    }
+
     /// Makes ready to become somebody. Nothing is shown yet.
     pub(crate) fn prepare(
         &self,

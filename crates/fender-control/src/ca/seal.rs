@@ -1,7 +1,8 @@
 //! The keys of the certificate authorities at rest: AES-256-GCM under a key that lies outside the database.
 //!
-//! This protects a copy of the database (a backup, a stolen volume without the key file). It does not protect against
-//! whoever can read the data directory or the memory of this process.
+//! This protects a copy of the database (a backup, a stolen volume without the key). It does not protect against whoever
+//! can read the key or the memory of this process. Whoever wants no sealing says so, and what was stored in the clear
+//! does not open with a key: nobody can put an authority of theirs into a database that is sealed.
 
 use std::fmt;
 
@@ -10,21 +11,31 @@ use zeroize::Zeroizing;
 
 pub(crate) const KEY_LENGTH: usize = 32;
 
+/// Before a key that is stored in the clear. Sealed ones begin with as many random bytes.
+const IN_PLAIN: &[u8; NONCE_LEN] = b"PLAIN KEY \r\n";
+
 /// Seals and opens; never shows itself.
-pub(crate) struct SealingKey(RandomizedNonceKey);
+pub(crate) struct SealingKey(Option<RandomizedNonceKey>);
 
 impl SealingKey {
     pub(crate) fn new(bytes: &[u8; KEY_LENGTH]) -> Result<Self, SealError> {
         RandomizedNonceKey::new(&AES_256_GCM, bytes)
-            .map(Self)
+            .map(|key| Self(Some(key)))
             .map_err(|_| SealError::Crypto)
+    }
+
+    /// Seals nothing.
+    pub(crate) fn in_plain() -> Self {
+        Self(None)
     }
 
     /// `place` says where the sealed bytes belong; elsewhere they do not open.
     pub(crate) fn seal(&self, place: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let Some(key) = &self.0 else {
+            return Ok([IN_PLAIN, plain].concat());
+        };
         let mut body = Zeroizing::new(plain.to_vec());
-        let nonce = self
-            .0
+        let nonce = key
             .seal_in_place_append_tag(Aad::from(place), &mut *body)
             .map_err(|_| SealError::Crypto)?;
         let mut sealed = nonce.as_ref().to_vec();
@@ -40,10 +51,15 @@ impl SealingKey {
         let (nonce, body) = sealed
             .split_at_checked(NONCE_LEN)
             .ok_or(SealError::Closed)?;
+        let key = match (&self.0, nonce == IN_PLAIN) {
+            (None, true) => return Ok(Zeroizing::new(body.to_vec())),
+            (Some(key), false) => key,
+            (None, false) => return Err(SealError::Sealed),
+            (Some(_), true) => return Err(SealError::InPlain),
+        };
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Closed)?;
         let mut body = Zeroizing::new(body.to_vec());
-        let length = self
-            .0
+        let length = key
             .open_in_place(nonce, Aad::from(place), &mut body)
             .map_err(|_| SealError::Closed)?
             .len();
@@ -61,9 +77,18 @@ impl fmt::Debug for SealingKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error(
-        "the sealed key does not open: the key file is not the one it was sealed with, or the database was changed"
+        "the sealed key does not open: the sealing key is not the one it was sealed with, or the database was changed"
     )]
     Closed,
+    #[error(
+        "the authorities' keys are sealed: give the key they were sealed with, instead of asking for keys in plain"
+    )]
+    Sealed,
+    #[error(
+        "the authorities' keys are stored in the clear: ask for that with `--sealing none-keys-in-plain`, or found the \
+         authority anew with a sealing key"
+    )]
+    InPlain,
     #[error("the cryptographic library failed")]
     Crypto,
 }
@@ -117,5 +142,22 @@ mod tests {
         let first = key(1).seal(b"root", b"the key").unwrap();
         assert!(!first.windows(7).any(|window| window == b"the key"));
         assert_ne!(first, key(1).seal(b"root", b"the key").unwrap());
+    }
+
+    #[test]
+    fn attack_a_key_laid_in_the_clear_into_a_sealed_database_is_refused() {
+        let laid = SealingKey::in_plain()
+            .seal(b"root", b"the thief's")
+            .unwrap();
+        assert_eq!(key(1).open(b"root", &laid).unwrap_err(), SealError::InPlain);
+        assert_eq!(
+            *SealingKey::in_plain().open(b"root", &laid).unwrap(),
+            b"the thief's"
+        );
+        let sealed = key(1).seal(b"root", b"the key").unwrap();
+        assert_eq!(
+            SealingKey::in_plain().open(b"root", &sealed).unwrap_err(),
+            SealError::Sealed
+        );
     }
 }

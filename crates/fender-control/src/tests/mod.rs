@@ -6,6 +6,7 @@ mod audit;
 mod authority;
 mod distribution;
 mod documents;
+mod expiry;
 mod kubernetes;
 mod load;
 mod nodes;
@@ -310,6 +311,7 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
         // What the tests lay beside the data directory.
         allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),
         trust_domain: None,
+        sealing: crate::Sealing::DataDirectory,
     }
 }
 

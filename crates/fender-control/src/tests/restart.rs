@@ -257,9 +257,14 @@ async fn the_administrators_files_are_made_anew_beside_a_running_control_plane()
     };
     assert!(expired.await.is_none());
 
-    crate::reissue_admin(&world.path("data"), None, world.clock.clone())
-        .await
-        .unwrap();
+    crate::reissue_admin(
+        &world.path("data"),
+        None,
+        &crate::Sealing::DataDirectory,
+        world.clock.clone(),
+    )
+    .await
+    .unwrap();
     assert_ne!(world.admin_svid().serial(), old.serial());
     world.status().await;
 }
@@ -270,9 +275,14 @@ async fn the_intermediate_is_made_anew_at_half_its_life_under_the_same_root() {
     let before = world.status().await.authorities;
     let old = world.attested("shop/orders").await;
     world.clock.advance(Duration::from_secs(183 * 24 * 3600));
-    crate::reissue_admin(&world.path("data"), None, world.clock.clone())
-        .await
-        .unwrap();
+    crate::reissue_admin(
+        &world.path("data"),
+        None,
+        &crate::Sealing::DataDirectory,
+        world.clock.clone(),
+    )
+    .await
+    .unwrap();
     let world = world.restart().await;
     let after = world.status().await.authorities;
     assert_eq!((before.len(), after.len()), (2, 3));

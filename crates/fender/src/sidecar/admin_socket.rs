@@ -20,6 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::status::Status;
+use crate::metrics;
 
 /// Enough for a person and a health check at once.
 const CONNECTIONS: usize = 16;
@@ -92,6 +93,11 @@ fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>>
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/startupz" => health(status.has_started()),
         "/readyz" => health(status.is_ready()),
+        "/metrics" => respond(
+            StatusCode::OK,
+            metrics::CONTENT_TYPE,
+            status.metrics().into(),
+        ),
         "/status" => json(&status.to_json()),
         path => match path
             .strip_prefix("/decisions/")

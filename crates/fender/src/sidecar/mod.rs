@@ -282,6 +282,7 @@ async fn start(
         feed.svid.clone(),
         feed.snapshot.clone(),
         feed.link(),
+        feed.session.clone(),
         Arc::clone(&clock),
     ));
     if let Some(path) = admin_socket_path(args) {

@@ -3,15 +3,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use fender_api::client::Session;
 use fender_config::snapshot::{Profile, Snapshot};
 use fender_credentials::engine::{Holding, Holdings};
 use fender_identity::Svid;
 use fender_proxy::Direction;
-use fender_runtime::clock::SharedClock;
+use fender_runtime::clock::{SharedClock, UnixTime};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::decisions::Decisions;
+use crate::metrics;
 use crate::render;
 use crate::source::LinkState;
 
@@ -19,6 +21,7 @@ pub(super) struct Status {
     svid: watch::Receiver<Arc<Svid>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     link: LinkState,
+    session: Option<Arc<Session>>,
     clock: SharedClock,
     pub(super) decisions: Arc<Decisions>,
     /// There once the credentials are.
@@ -33,12 +36,14 @@ impl Status {
         svid: watch::Receiver<Arc<Svid>>,
         snapshot: watch::Receiver<Arc<Snapshot>>,
         link: LinkState,
+        session: Option<Arc<Session>>,
         clock: SharedClock,
     ) -> Self {
         Self {
             svid,
             snapshot,
             link,
+            session,
             clock,
             decisions: Arc::default(),
             holdings: OnceLock::new(),
@@ -72,6 +77,36 @@ impl Status {
         self.has_started() && !self.draining.load(Ordering::Acquire) && valid
     }
 
+    /// When somebody must act, if nothing gets better from now on: without a control plane, before the certificate ends.
+    fn unrecoverable(&self) -> UnixTime {
+        match &self.session {
+            Some(session) => session.unrecoverable(),
+            None => self.svid.borrow().validity().not_after,
+        }
+    }
+
+    /// What a monitoring system reads.
+    pub(super) fn metrics(&self) -> String {
+        let now = self.clock.now();
+        metrics::text(&[
+            (
+                "fender_certificate_expiry_seconds",
+                "Seconds until this sidecar's certificate ends",
+                metrics::seconds_until(now, self.svid.borrow().validity().not_after),
+            ),
+            (
+                "fender_unrecoverable_seconds",
+                "Seconds until a person must act if the control plane stays away from now on",
+                metrics::seconds_until(now, self.unrecoverable()),
+            ),
+            (
+                "fender_ready",
+                "1 while this sidecar serves",
+                i64::from(self.is_ready()),
+            ),
+        ])
+    }
+
     /// Grows while the application uses its way out; none if it has none.
     pub(super) fn outbound_activity(&self) -> Option<u64> {
         let status = self.proxy.get()?.status();
@@ -87,6 +122,7 @@ impl Status {
     pub(super) fn to_json(&self) -> Value {
         let (svid, snapshot) = (self.svid.borrow().clone(), self.snapshot.borrow().clone());
         let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
+        let unrecoverable = i64::try_from(self.unrecoverable().as_secs()).unwrap_or(i64::MAX);
         let holdings = self
             .holdings
             .get()
@@ -98,6 +134,7 @@ impl Status {
             "ready": self.is_ready(),
             "serial": svid.serial().to_string(),
             "not_after": render::moment(not_after),
+            "unrecoverable": render::moment(unrecoverable),
             "snapshot_version": snapshot.version,
             "profile": match snapshot.profile {
                 Profile::Production => "production",
