@@ -4,6 +4,7 @@
 //! Numbers are for the machine they were taken on and are printed with it. Everything is on
 //! loopback and bounded in count and time; nothing is left running.
 
+pub(crate) mod control;
 mod idle;
 mod pki;
 mod process;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::elf::{self, Linking, Symbols};
-use crate::{build, prepare};
+use crate::{build, command, prepare};
 
 /// How much time to spend.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,6 +74,22 @@ pub(crate) fn run(root: &Path, extent: Extent) -> Result<()> {
     println!("\n## Memory, idle\n\n{}", idle::report(&workshop)?);
     println!("\n## Speed\n\n{}", rig::report(&workshop, extent)?);
     Ok(())
+}
+
+/// Builds a tool of the bench, which is a crate outside the workspace.
+fn build_tool(root: &Path, name: &str) -> Result<PathBuf> {
+    let target = root.join("bench/target");
+    let mut build = command::cargo(root, &["build", "--locked", "--release"]);
+    build
+        .args([
+            "--manifest-path",
+            &format!("bench/{name}/Cargo.toml"),
+            "--target-dir",
+        ])
+        .arg(&target);
+    build.args(["--message-format=json-render-diagnostics"]);
+    let messages = command::output(&mut build)?;
+    build::executable(&messages, name).with_context(|| format!("find `{name}`"))
 }
 
 fn machine() -> Result<String> {

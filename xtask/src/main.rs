@@ -32,6 +32,8 @@ usage: cargo xtask TASK
   layers           check that the crates' dependencies follow the map in ARCHITECTURE.md
   docs [--check]   generate docs/reference; with --check only fail if it is stale
   bench [--quick]  size and memory of the release binary, and its speed beside nginx and HAProxy
+  bench control [--quick] [--store URL]
+                   10,000 simulated sidecars on one control plane: memory, issuance, cost of a change
 ";
 
 fn main() -> ExitCode {
@@ -58,6 +60,14 @@ fn run(arguments: Vec<String>) -> Result<()> {
         ("docs", ["--check"]) => docs::check(&root),
         ("bench", []) => bench::run(&root, bench::Extent::Full),
         ("bench", ["--quick"]) => bench::run(&root, bench::Extent::Quick),
+        ("bench", ["control"]) => bench::control::run(&root, bench::Extent::Full, None),
+        ("bench", ["control", "--quick"]) => bench::control::run(&root, bench::Extent::Quick, None),
+        ("bench", ["control", "--store", store]) => {
+            bench::control::run(&root, bench::Extent::Full, Some(store))
+        }
+        ("bench", ["control", "--quick", "--store", store]) => {
+            bench::control::run(&root, bench::Extent::Quick, Some(store))
+        }
         _ => bail!("`{}` is not a task\n\n{USAGE}", arguments.join(" ")),
     }
 }

@@ -3,6 +3,7 @@
 mod attest;
 mod diff;
 pub(crate) mod snapshot;
+mod touched;
 mod vouching;
 
 pub use attest::{
@@ -21,6 +22,7 @@ use fender_identity::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
 use crate::administrators::{Administrator, MinimumVersion};
+use crate::memory::{Memory, Recall};
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Whom};
 use crate::snapshot::{
@@ -44,8 +46,15 @@ pub struct Documents {
 
 /// Reads all sources together. Either everything is right, or every problem is told.
 pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
+    Memory::default().parse(sources).0
+}
+
+pub(crate) fn parse_with(
+    sources: &[Source],
+    recall: &mut Recall<'_>,
+) -> Result<Documents, Problems> {
     let mut report = Report::default();
-    let read = read_all(sources, &mut report);
+    let read = read_all(sources, recall, &mut report);
     let (warnings, documents) = report.finish(sources, Some(read))?;
     Ok(Documents {
         warnings,
@@ -53,21 +62,21 @@ pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
     })
 }
 
-fn read_all(sources: &[Source], report: &mut Report) -> Documents {
+fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) -> Documents {
     let Loaded {
         documents: pages,
         known,
-    } = read::load(sources, report);
+    } = read::load(sources, recall, report);
     let mut documents = Documents::default();
     let (mut workloads, mut policies) = (Vec::new(), Vec::new());
     let mut places = BTreeMap::new();
     let mut vouching = read::Names::default();
     for (page, raw) in pages {
         let reader = &mut Reader { page, report };
-        if let Raw::Mesh(raw) = &raw {
+        if let Raw::Mesh(raw) = &*raw {
             vouching.add(&raw.spec);
         }
-        match raw {
+        match Raw::clone(&raw) {
             Raw::Mesh(raw) => documents.mesh = documents.mesh.take().or(read::mesh(reader, raw)),
             Raw::Workload(raw) => workloads.extend(read::workload(page, report, raw)),
             Raw::Upstream(raw) => insert(
@@ -147,11 +156,8 @@ fn insert<K: Ord + Clone, V>(all: &mut BTreeMap<K, V>, value: Option<V>, name: i
 impl Documents {
     fn warn_of_idle_policies(&self, places: BTreeMap<PolicyName, Place>, report: &mut Report) {
         for (name, place) in places {
-            let selects = |policy: &SelectingPolicy| {
-                self.workloads
-                    .values()
-                    .any(|workload| policy.selector.selects(workload))
-            };
+            let selects =
+                |policy: &SelectingPolicy| self.selected_by(&policy.selector).next().is_some();
             if !self.policies.get(&name).is_some_and(selects) {
                 let warning = Problem::new(
                     place,

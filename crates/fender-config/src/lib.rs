@@ -11,6 +11,7 @@
 mod address;
 mod administrators;
 mod documents;
+mod memory;
 mod name;
 mod problem;
 mod raw;
@@ -30,6 +31,7 @@ pub use documents::{
     OutboundPort, OutboundTo, SelectingPolicy, Selector, Sha256, TokenReview, UnixSelector,
     Upstream, Vouching, What, Workload, X509Selector, parse,
 };
+pub use memory::Memory;
 pub use name::{InvalidName, ObjectName};
 pub use problem::{Problem, Problems};
 pub use read::{InvalidDigest, MAX_DRAIN};

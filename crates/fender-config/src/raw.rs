@@ -18,14 +18,14 @@ use crate::snapshot::{
 use crate::yaml::{At, Choice, Word};
 
 /// Enough of any document to know what it is.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Head {
     pub(crate) api_version: Option<At<String>>,
     pub(crate) kind: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Document<S> {
     #[serde(rename = "apiVersion")]
@@ -36,7 +36,7 @@ pub(crate) struct Document<S> {
     pub(crate) spec: S,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metadata {
     pub(crate) namespace: Option<At<String>>,
@@ -48,7 +48,7 @@ pub(crate) struct Metadata {
     _annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Mesh {
     /// The name under which every identity of this mesh stands.
@@ -71,7 +71,7 @@ pub(crate) struct Mesh {
     pub(crate) x509: Vec<At<IssuingAuthority>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Cluster {
     /// By which selectors find it.
@@ -87,7 +87,7 @@ pub(crate) struct Cluster {
 }
 
 /// Either `file`, or `url` and `roots`. Files are the control plane's, below its --allow-dir.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Jwks {
     pub(crate) file: Option<At<String>>,
@@ -98,7 +98,7 @@ pub(crate) struct Jwks {
 }
 
 /// Files are the control plane's, below its --allow-dir.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenReview {
     /// `https://HOST:PORT`
@@ -108,13 +108,13 @@ pub(crate) struct TokenReview {
     pub(crate) token: TokenFile,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenFile {
     pub(crate) file: At<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IssuingAuthority {
     /// By which selectors find it.
@@ -123,7 +123,7 @@ pub(crate) struct IssuingAuthority {
     pub(crate) roots: Roots,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Administrator {
     /// Their certificate is `spiffe://TRUST/fender/admin/NAME`.
@@ -133,7 +133,7 @@ pub(crate) struct Administrator {
     pub(crate) namespaces: Option<At<Vec<At<String>>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MinimumVersion {
     /// `0.2.0`
@@ -142,7 +142,7 @@ pub(crate) struct MinimumVersion {
     pub(crate) after: At<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Lifetimes {
     /// Of a workload's certificate: 5m to 24h, default 1h; from 5s in a development mesh.
@@ -155,20 +155,20 @@ pub(crate) struct Lifetimes {
     pub(crate) root: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tls {
     pub(crate) minimum: Option<At<Word<TlsVersion>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Authorization {
     /// What holds where no ALLOW policy selects the workload. Default: deny.
     pub(crate) default: Option<At<Word<Fallback>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Workload {
     /// Who may attest to this identity. Empty: nobody.
@@ -188,7 +188,7 @@ pub(crate) struct Workload {
     pub(crate) authorization: Option<Authorization>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Attest {
     /// A join token.
@@ -203,11 +203,11 @@ pub(crate) struct Attest {
     pub(crate) x509: Option<At<X509Selector>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Token {}
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct UnixSelector {
     /// The Node on which it runs.
@@ -225,7 +225,7 @@ pub(crate) struct UnixSelector {
     pub(crate) sha256: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct DockerSelector {
     /// The Node on which it runs.
@@ -240,7 +240,7 @@ pub(crate) struct DockerSelector {
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct KubernetesSelector {
     /// One of the Mesh's `kubernetes`.
@@ -254,7 +254,7 @@ pub(crate) struct KubernetesSelector {
 }
 
 /// At least one of the fields besides `authority`; all that are given must hold.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct X509Selector {
     /// One of the Mesh's `x509`.
@@ -268,7 +268,7 @@ pub(crate) struct X509Selector {
 }
 
 /// A host with an agent.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Node {
     /// Names under which selectors find it, beside its own.
@@ -278,7 +278,7 @@ pub(crate) struct Node {
     pub(crate) attest: Option<Vec<At<Attest>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Inbound {
     /// Where clients come in: `0.0.0.0:8443`.
@@ -292,7 +292,7 @@ pub(crate) struct Inbound {
     pub(crate) paths: Option<At<Paths>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Paths {
     /// What becomes of `%2F` and `%5C`. Default: reject.
@@ -302,7 +302,7 @@ pub(crate) struct Paths {
     pub(crate) merge_slashes: bool,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Outbound {
     /// Where the app connects, on loopback or `unix:/path`.
@@ -317,7 +317,7 @@ pub(crate) struct Outbound {
     pub(crate) upstream: Option<At<String>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Upstream {
     pub(crate) protocol: At<Word<Protocol>>,
@@ -328,7 +328,7 @@ pub(crate) struct Upstream {
     pub(crate) login: Option<At<IgnoredAny>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct UpstreamTls {
     pub(crate) verify: Option<At<Word<Verify>>>,
@@ -342,13 +342,13 @@ pub(crate) struct UpstreamTls {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Verify;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Roots {
     pub(crate) file: At<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Credential {
     pub(crate) source: At<CredentialSource>,
@@ -356,13 +356,13 @@ pub(crate) struct Credential {
     pub(crate) deliver: At<Vec<At<Delivery>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CredentialSource {
     pub(crate) file: SourceFile,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceFile {
     pub(crate) path: At<String>,
@@ -376,14 +376,14 @@ pub(crate) enum Via {
     Control,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Delivery {
     pub(crate) file: Option<DeliveryFile>,
     pub(crate) environment: Option<Environment>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliveryFile {
     pub(crate) path: At<String>,
@@ -396,14 +396,14 @@ pub(crate) struct DeliveryFile {
     pub(crate) storage: Option<At<Word<Storage>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Environment {
     pub(crate) variable: At<String>,
 }
 
 /// A sidecar without a control plane.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sidecar {
     /// Not needed by `fender exec`, which talks to nobody.
@@ -420,7 +420,7 @@ pub(crate) struct Sidecar {
 }
 
 /// Either `files`, or `workloadApi` with or without `spiffeId`.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Identity {
     pub(crate) files: Option<IdentityFiles>,
@@ -431,7 +431,7 @@ pub(crate) struct Identity {
 }
 
 /// PEM files. Trust domain and SPIFFE ID come from the certificate.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IdentityFiles {
     pub(crate) certificate: At<String>,
@@ -439,7 +439,7 @@ pub(crate) struct IdentityFiles {
     pub(crate) bundle: At<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Direct {
     pub(crate) listen: At<String>,
@@ -451,7 +451,7 @@ pub(crate) struct Direct {
 }
 
 /// Istio's, with what a cluster adds to it.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct IstioDocument {
     #[serde(rename = "apiVersion")]
@@ -466,13 +466,13 @@ pub(crate) struct IstioDocument {
 }
 
 /// Whatever a cluster wrote there is left alone.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct IstioMetadata {
     pub(crate) namespace: Option<At<String>>,
     pub(crate) name: At<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct AuthorizationPolicy {
     pub(crate) selector: Option<At<Selector>>,
@@ -486,14 +486,14 @@ pub(crate) struct AuthorizationPolicy {
     pub(crate) provider: Option<At<IgnoredAny>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Selector {
     #[serde(default)]
     pub(crate) match_labels: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rule {
     pub(crate) from: Option<At<Vec<At<From>>>>,
@@ -501,7 +501,7 @@ pub(crate) struct Rule {
     pub(crate) when: Option<At<Vec<At<Condition>>>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct From {
     pub(crate) source: At<RuleSource>,
@@ -510,7 +510,7 @@ pub(crate) struct From {
 /// Texts of a rule.
 pub(crate) type Texts = Option<At<Vec<At<String>>>>;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RuleSource {
     pub(crate) principals: Texts,
@@ -531,13 +531,13 @@ pub(crate) struct RuleSource {
     pub(crate) not_remote_ip_blocks: Option<At<IgnoredAny>>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct To {
     pub(crate) operation: At<RuleOperation>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RuleOperation {
     pub(crate) hosts: Texts,
@@ -550,7 +550,7 @@ pub(crate) struct RuleOperation {
     pub(crate) not_paths: Texts,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Condition {
     pub(crate) key: At<String>,

@@ -18,6 +18,7 @@ mod workload;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use attest::InvalidDigest;
@@ -32,6 +33,7 @@ pub(crate) use vouching::Names;
 pub(crate) use workload::{Ports, workload};
 
 use crate::documents::Kind;
+use crate::memory::Recall;
 use crate::problem::{Place, Problem, Report};
 use crate::raw::{self, Document, Head, IstioDocument};
 use crate::suggest::{either, nearest};
@@ -42,6 +44,7 @@ use crate::{MAX_SOURCE_BYTES, Source};
 const MAX_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 
 /// A document whose structure is right.
+#[derive(Clone, Debug)]
 pub(crate) enum Raw {
     Mesh(Document<raw::Mesh>),
     Workload(Document<raw::Workload>),
@@ -87,7 +90,7 @@ fn named(metadata: &At<raw::Metadata>) -> (Option<&At<String>>, &At<String>) {
 
 /// Everything that could be read, and what is known of the rest.
 pub(crate) struct Loaded<'a> {
-    pub(crate) documents: Vec<(Page<'a>, Raw)>,
+    pub(crate) documents: Vec<(Page<'a>, Arc<Raw>)>,
     pub(crate) known: Known<'a>,
 }
 
@@ -156,7 +159,11 @@ impl<'a> Known<'a> {
     }
 }
 
-pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a> {
+pub(crate) fn load<'a>(
+    sources: &'a [Source],
+    recall: &mut Recall<'_>,
+    report: &mut Report,
+) -> Loaded<'a> {
     let mut documents = Vec::new();
     let mut known = Known {
         names: BTreeMap::new(),
@@ -172,7 +179,7 @@ pub(crate) fn load<'a>(sources: &'a [Source], report: &mut Report) -> Loaded<'a>
             continue;
         }
         for page in Page::split(source) {
-            match read(&page) {
+            match recall.structure(&page, read) {
                 Ok(raw) => documents.push((page, raw)),
                 Err(problem) => {
                     report.add(problem);

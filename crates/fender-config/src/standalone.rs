@@ -13,6 +13,7 @@ use fender_policy::PolicySet;
 
 use crate::documents::snapshot::selected;
 use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
+use crate::memory::{Memory, Recall};
 use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
 use crate::snapshot::{CredentialSpec, Destination, Outbound, Profile, Snapshot};
@@ -82,12 +83,13 @@ pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
 type Parts = (Alone, Vec<SelectingPolicy>, Vec<Credential>);
 
 fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
-    let Loaded { documents, known } = read::load(sources, report);
+    let nothing = Memory::default();
+    let Loaded { documents, known } = read::load(sources, &mut Recall::upon(&nothing), report);
     let (mut sidecar, mut policies, mut all) = (None, Vec::new(), BTreeMap::new());
     for (page, raw) in documents {
         let kind = raw.kind();
         let reader = &mut Reader { page, report };
-        match raw {
+        match Raw::clone(&raw) {
             Raw::Sidecar(raw) => sidecar = sidecar.or(read::sidecar(reader, &known, raw)),
             Raw::AuthorizationPolicy(raw) => {
                 let place = page.place(raw.metadata.value.name.location);

@@ -3,15 +3,19 @@
 //! A change is planned against what is in force (pure), recorded as one revision, and only then published; each
 //! workload hears of it only if its own Snapshot changed. A Snapshot's version is the revision that last changed it, so
 //! it grows across restarts and says which revision to look at.
+//!
+//! A change costs what it touches: documents whose text is the same are not read again, and a Snapshot that cannot have
+//! changed is neither made nor compared, stored or looked up. What is left of the size of the mesh is to compare its
+//! documents with those in force.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fender_api::code::Code;
 use fender_api::proto::control::v1 as proto;
 use fender_config::snapshot::Snapshot;
-use fender_config::{Change, Documents, Mesh, Source};
+use fender_config::{Change, Documents, Memory, Mesh, Source};
 use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_runtime::clock::SharedClock;
 use prost::Message as _;
@@ -42,6 +46,7 @@ pub(crate) struct Plan {
     pub(crate) documents: Documents,
     pub(crate) mesh: Mesh,
     pub(crate) files: Vec<Source>,
+    /// Of every workload that may be told something else than before.
     snapshots: BTreeMap<WorkloadName, Snapshot>,
     pub(crate) changes: Vec<Change>,
     pub(crate) warnings: Vec<String>,
@@ -69,6 +74,8 @@ pub(crate) struct Library {
     trust_domain: TrustDomain,
     in_force: watch::Sender<Arc<InForce>>,
     published: Mutex<BTreeMap<WorkloadName, watch::Sender<Arc<Snapshot>>>>,
+    /// What was read last.
+    memory: Arc<Mutex<Memory>>,
     /// One change at a time.
     turn: tokio::sync::Mutex<()>,
 }
@@ -112,7 +119,11 @@ impl Library {
             Some(stored) => (stored.number, Some(stored.files)),
             None => (0, None),
         };
-        let before = match stored_files.as_deref().map(fender_config::parse) {
+        let mut memory = Memory::default();
+        let before = match stored_files
+            .as_deref()
+            .map(|files| read(&mut memory, files))
+        {
             Some(Ok(documents)) => documents,
             // Written for an older program. New ones in their place are the way out.
             Some(Err(problems)) if given.is_none() => {
@@ -125,8 +136,17 @@ impl Library {
         // Without either, all there is to know is the trust domain.
         let files = given.or_else(|| stored_files.clone()).unwrap_or_default();
         let stored_files = stored_files.unwrap_or_default();
-        let plan =
-            plan(files, &before, &stored_files, &trust_domain).map_err(LibraryError::Refused)?;
+        // Nobody has been told anything by this process.
+        let scope = Scope::Everybody;
+        let plan = plan(
+            files,
+            &before,
+            &stored_files,
+            &trust_domain,
+            scope,
+            &mut memory,
+        )
+        .map_err(LibraryError::Refused)?;
 
         let told = revisions::told(&store).await?;
         let in_force = InForce {
@@ -141,6 +161,7 @@ impl Library {
             trust_domain,
             in_force: watch::Sender::new(Arc::new(in_force)),
             published: Mutex::default(),
+            memory: Arc::new(Mutex::new(memory)),
             turn: tokio::sync::Mutex::default(),
         };
         let warnings = plan.warnings.clone();
@@ -181,9 +202,24 @@ impl Library {
     /// What applying these files would do. Megabytes of documents take their time: not on a thread that serves.
     pub(crate) async fn plan(&self, files: Vec<Source>) -> Result<Plan, ApplyError> {
         let now = self.in_force();
-        let trust_domain = self.trust_domain.clone();
+        let (trust_domain, memory) = (self.trust_domain.clone(), Arc::clone(&self.memory));
         let planned = tokio::task::spawn_blocking(move || {
-            plan(files, &now.documents, &now.files, &trust_domain)
+            let lock = || memory.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut remembered = lock().clone();
+            let (documents, files_in_force) = (&now.documents, &now.files);
+            let scope = Scope::Touched;
+            let planned = plan(
+                files,
+                documents,
+                files_in_force,
+                &trust_domain,
+                scope,
+                &mut remembered,
+            );
+            if planned.is_ok() {
+                *lock() = remembered;
+            }
+            planned
         });
         planned
             .await
@@ -285,9 +321,10 @@ impl Library {
             files,
         }));
 
+        let in_force = self.in_force();
         let mut published = self.published();
         // Dropping a sender tells its followers that the workload is gone.
-        published.retain(|workload, _| snapshots.contains_key(workload));
+        published.retain(|workload, _| in_force.documents.workloads.contains_key(workload));
         for (workload, mut snapshot) in snapshots {
             snapshot.version = told.get(&workload).map_or(revision, |told| told.version);
             match published.get(&workload) {
@@ -315,17 +352,27 @@ pub(crate) fn check_upon(upon: Option<u64>, in_force: u64) -> Result<(), ApplyEr
     }
 }
 
+/// Whose Snapshots a plan makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Everybody,
+    /// Those that may differ from what is in force.
+    Touched,
+}
+
 /// Everything wrong with the files, or what they would change.
 fn plan(
     mut files: Vec<Source>,
     before: &Documents,
     before_files: &[Source],
     trust_domain: &TrustDomain,
+    scope: Scope,
+    memory: &mut Memory,
 ) -> Result<Plan, Vec<Problem>> {
-    let documents = match parse(&files) {
+    let documents = match parse_upon(memory, &files) {
         Err(Unread::NoMesh(_)) if before_files.is_empty() || is_generated(before_files) => {
             files.push(generated_mesh(trust_domain));
-            parse(&files)
+            parse_upon(memory, &files)
         }
         read => read,
     };
@@ -337,10 +384,16 @@ fn plan(
         return Err(vec![other_trust_domain(&mesh.trust_domain, trust_domain)]);
     }
 
-    let snapshots = documents
-        .workloads
-        .keys()
-        .filter_map(|name| Some((name.clone(), documents.snapshot(name, 0)?)))
+    let names: BTreeSet<_> = match scope {
+        Scope::Everybody => documents.workloads.keys().cloned().collect(),
+        Scope::Touched => Documents::touched(before, &documents),
+    };
+    let snapshots = names
+        .into_iter()
+        .filter_map(|name| {
+            let snapshot = documents.snapshot(&name, 0)?;
+            Some((name, snapshot))
+        })
         .collect();
     let changes = Documents::diff(before, &documents);
     let news = match files == before_files {
@@ -381,8 +434,19 @@ impl Unread {
     }
 }
 
+/// Reads files on top of what was read last, and remembers them instead.
+fn read(memory: &mut Memory, files: &[Source]) -> Result<Documents, fender_config::Problems> {
+    let (documents, now) = memory.parse(files);
+    *memory = now;
+    documents
+}
+
 pub(crate) fn parse(files: &[Source]) -> Result<Documents, Unread> {
-    match fender_config::parse(files) {
+    parse_upon(&mut Memory::default(), files)
+}
+
+fn parse_upon(memory: &mut Memory, files: &[Source]) -> Result<Documents, Unread> {
+    match read(memory, files) {
         Ok(documents) if documents.mesh.is_none() => Err(Unread::NoMesh(None)),
         Ok(documents) => Ok(documents),
         Err(problems) if problems.iter().any(|problem| problem.code == NO_MESH) => {
@@ -517,3 +581,6 @@ impl From<StoreError> for ApplyError {
         Self::Store(error)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::{Lifetimes, Mesh, Source};
-
 use fender_identity::{SpiffeId, TrustDomain};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;

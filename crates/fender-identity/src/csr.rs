@@ -24,6 +24,7 @@ use x509_parser::oid_registry::{
 use x509_parser::prelude::FromDer;
 
 use crate::certificate::sha256;
+use crate::der::{self, Element};
 use crate::{Secret, SpiffeId, SpiffeIdError, Svid, SvidError};
 
 /// Enough for any honest request.
@@ -111,7 +112,7 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
     }
     let (rest, request) =
         X509CertificationRequest::from_der(der).map_err(|_| CsrError::Malformed)?;
-    if !rest.is_empty() {
+    if !rest.is_empty() || !is_plain(der) {
         return Err(CsrError::Malformed);
     }
     check_key_type(&request)?;
@@ -141,7 +142,9 @@ pub enum CsrError {
     TooLarge { length: usize },
     #[error("certificate request is not PKCS#10 in DER")]
     Malformed,
-    #[error("key of the certificate request is not ECDSA on P-256 or P-384, nor Ed25519")]
+    #[error(
+        "key of the certificate request is not ECDSA on P-256 or P-384 with its point written out, nor Ed25519"
+    )]
     KeyType,
     #[error("signature of the certificate request is not by its own key")]
     WrongSignature,
@@ -153,6 +156,20 @@ pub enum CsrError {
     NotSpiffe(#[source] SpiffeIdError),
 }
 
+/// Whether this is DER as DER must be, a request and nothing besides, of the one version there is. The parser is lenient
+/// around what it reads.
+fn is_plain(der: &[u8]) -> bool {
+    let Some(request) = der::read(der).and_then(|whole| whole.parts()) else {
+        return false;
+    };
+    let Some(info) = request.first().and_then(Element::parts) else {
+        return false;
+    };
+    let version = info.first();
+    let version = version.map(|version| (version.tag, version.content));
+    (request.len(), info.len(), version) == (3, 4, Some((der::INTEGER, [0].as_slice())))
+}
+
 /// The key decides which signatures can be its own; a request cannot pair them freely.
 fn check_key_type(request: &X509CertificationRequest<'_>) -> Result<(), CsrError> {
     let key = &request.certification_request_info.subject_pki.algorithm;
@@ -161,10 +178,18 @@ fn check_key_type(request: &X509CertificationRequest<'_>) -> Result<(), CsrError
         .as_ref()
         .and_then(|parameters| parameters.as_oid().ok());
     let signature = &request.signature_algorithm.algorithm;
+    // Both coordinates written out, as every certificate has them.
+    let point = &request
+        .certification_request_info
+        .subject_pki
+        .subject_public_key
+        .data;
+    let whole = |coordinate: usize| point.len() == 1 + 2 * coordinate && point.first() == Some(&4);
     let fits: &[Oid<'_>] = match curve {
         Some(curve)
             if key.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
-                && (curve == OID_EC_P256 || curve == OID_NIST_EC_P384) =>
+                && (curve == OID_EC_P256 && whole(32)
+                    || curve == OID_NIST_EC_P384 && whole(48)) =>
         {
             &[OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384]
         }

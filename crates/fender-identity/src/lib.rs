@@ -7,6 +7,7 @@
 mod bundle;
 mod certificate;
 pub mod csr;
+mod der;
 pub mod existing;
 pub mod jwt;
 mod peer;

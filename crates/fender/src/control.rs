@@ -69,6 +69,10 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
             .unwrap_or_else(|| args.data_dir.join("admin"));
         return print(&format!("{}\n", directory.display()));
     }
+    // One for each sidecar that is connected.
+    if let Err(error) = sys::raise_descriptor_limit() {
+        tracing::warn!(%error, "cannot raise the limit on open descriptors");
+    }
     let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
     let documents = args.documents.as_deref().map(load::documents).transpose();
     let config = ControlConfig {

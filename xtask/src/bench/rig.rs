@@ -64,7 +64,7 @@ struct Sample {
 }
 
 pub(super) fn report(workshop: &Workshop, extent: Extent) -> Result<String> {
-    let tlsload = build_load_generator(&workshop.root)?;
+    let tlsload = super::build_tool(&workshop.root, "tlsload")?;
     let app = free_port()?;
     let subjects = subjects(workshop)?;
     let listen = format!("127.0.0.1:{app}");
@@ -345,7 +345,7 @@ fn table(
     Ok(())
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -355,21 +355,6 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
     let lower = middle.checked_sub(1).and_then(|at| values.get(at)).copied();
     (lower.unwrap_or(f64::NAN) + upper) / 2.0
-}
-
-fn build_load_generator(root: &Path) -> Result<PathBuf> {
-    let target = root.join("bench/target");
-    let mut build = command::cargo(root, &["build", "--locked", "--release"]);
-    build
-        .args([
-            "--manifest-path",
-            "bench/tlsload/Cargo.toml",
-            "--target-dir",
-        ])
-        .arg(&target);
-    build.args(["--message-format=json-render-diagnostics"]);
-    let messages = command::output(&mut build)?;
-    crate::build::executable(&messages, "tlsload").context("find the load generator")
 }
 
 /// A port that nobody listens on, below those the kernel gives to outgoing connections.

@@ -1,16 +1,19 @@
 //! Connections for a tonic server: accepted, their handshake finished, their peer known.
 //!
 //! A slow or hostile handshake holds up nobody: each runs by itself, against one deadline, as many at a time as there are
-//! places; who stalls gives their place to who waits. A connection that fails its handshake is logged and gone; tonic
-//! never hears of it.
+//! places; who stalls gives their place to who waits, the address with the most of them first. A connection that fails
+//! its handshake is logged and gone; tonic never hears of it.
 //!
-//! Nobody can hold all connections: each identity has a share, the anonymous have one together, and an anonymous
-//! connection lives no longer than the one call it is for.
+//! Nobody can hold all connections: each identity has a share, the anonymous have one together and each address a part of
+//! it, and an anonymous connection lives no longer than the one call it is for. Administrators have a few places that no
+//! number of workloads can take.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,6 +38,11 @@ use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_HEADER_LIST};
 /// A sidecar holds one stream for itself and one for each credential it watches.
 const MAX_STREAMS: u32 = 512;
 
+/// What a client may send ahead of what is read: of one stream, and of all on one connection. Ten thousand connections may
+/// all do so at once; documents, the largest there is to send, still arrive at megabytes a second across a continent.
+const STREAM_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
 /// The longest a call may take to be answered, its request read included. A stream is answered when it begins.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -51,6 +59,8 @@ pub fn server() -> Server {
         .http2_max_pending_accept_reset_streams(Some(32))
         .http2_max_local_error_reset_streams(Some(256))
         .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .concurrency_limit_per_connection(64)
         .timeout(ANSWER)
 }
@@ -58,8 +68,10 @@ pub fn server() -> Server {
 /// Bounds of a [`TlsIncoming`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IncomingLimits {
-    /// Open connections.
+    /// Open connections of everybody but administrators.
     pub connections: usize,
+    /// Open connections of administrators.
+    pub administrators: usize,
     /// Handshakes at a time.
     pub handshakes: usize,
     /// From accepted to authenticated.
@@ -68,6 +80,8 @@ pub struct IncomingLimits {
     pub per_identity: usize,
     /// Open connections without an identity, of everybody together.
     pub anonymous: usize,
+    /// Of those, from one address (of IPv6, from one network of 64 bits).
+    pub anonymous_per_address: usize,
     /// How long a connection without an identity lives: enough for one call.
     pub anonymous_life: Duration,
 }
@@ -75,11 +89,13 @@ pub struct IncomingLimits {
 impl Default for IncomingLimits {
     fn default() -> Self {
         Self {
-            connections: 10_000,
+            connections: 16_000,
+            administrators: 64,
             handshakes: 512,
             handshake: Duration::from_secs(10),
             per_identity: 5_000,
             anonymous: 2_000,
+            anonymous_per_address: 1_000,
             anonymous_life: Duration::from_secs(30),
         }
     }
@@ -112,7 +128,9 @@ impl TlsIncoming {
             finished,
             drain: drain.clone(),
         };
-        drain.spawn(gate.run(Accept::new(listener, limits.connections)));
+        // Whoever is still unknown has a place for a handshake besides.
+        let slots = limits.connections + limits.administrators + limits.handshakes;
+        drain.spawn(gate.run(Accept::new(listener, slots)));
         Self { address, ready }
     }
 
@@ -133,12 +151,20 @@ impl Stream for TlsIncoming {
 struct Gate {
     config: watch::Receiver<Arc<ServerConfig>>,
     places: Arc<Semaphore>,
-    /// The oldest first; dropping one ends its handshake, one that is over is closed.
-    under_way: VecDeque<(Instant, oneshot::Sender<()>)>,
+    /// The oldest first.
+    under_way: VecDeque<UnderWay>,
     limits: IncomingLimits,
     shares: Shares,
     finished: mpsc::Sender<ServerStream>,
     drain: Drain,
+}
+
+/// A handshake; dropping this ends it.
+struct UnderWay {
+    began: Instant,
+    from: Option<IpAddr>,
+    /// Closed when the handshake is over.
+    running: oneshot::Sender<()>,
 }
 
 impl Gate {
@@ -151,7 +177,7 @@ impl Gate {
             let handshake = Handshake {
                 acceptor,
                 deadline: Deadline::after(self.limits.handshake),
-                superseded: self.begin(),
+                superseded: self.begin(network(remote)),
                 limits: self.limits,
                 shares: self.shares.clone(),
             };
@@ -167,29 +193,62 @@ impl Gate {
         }
     }
 
-    /// A place for one more handshake; if there is none, that of the oldest, once it has had its time.
+    /// A place for one more handshake; if there is none, that of one who has had their time.
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        let mut victim = match self.places.available_permits() {
+            0 => self.victim(),
+            _ => None,
+        };
         loop {
-            let oldest = self.under_way.front().map(|(began, _)| *began + PATIENCE);
+            let patience = victim.map(|(_, began)| began + PATIENCE);
             tokio::select! {
                 biased;
                 () = self.drain.stopping() => return None,
                 () = self.finished.closed() => return None,
                 place = self.places.clone().acquire_owned() => return place.ok(),
-                Some(()) = until(oldest) => drop(self.under_way.pop_front()),
+                // One is enough: its place is free as soon as it has noticed.
+                Some(()) = until(patience) => {
+                    drop(victim.take().and_then(|(at, _)| self.under_way.remove(at)));
+                }
             }
         }
     }
 
+    /// Who makes room next: of the address with the most handshakes, the oldest; where it is, and when it began.
+    fn victim(&mut self) -> Option<(usize, Instant)> {
+        self.under_way
+            .retain(|handshake| !handshake.running.is_closed());
+        let mut held: HashMap<Option<IpAddr>, usize> = HashMap::new();
+        for handshake in &self.under_way {
+            *held.entry(handshake.from).or_default() += 1;
+        }
+        let all = self.under_way.iter().enumerate();
+        let victim = all.max_by_key(|(at, handshake)| (held.get(&handshake.from), Reverse(*at)));
+        victim.map(|(at, handshake)| (at, handshake.began))
+    }
+
     /// Resolves when this handshake has to make room.
-    fn begin(&mut self) -> oneshot::Receiver<()> {
+    fn begin(&mut self, from: Option<IpAddr>) -> oneshot::Receiver<()> {
         if self.under_way.len() >= self.limits.handshakes {
-            self.under_way.retain(|(_, running)| !running.is_closed());
+            self.under_way
+                .retain(|handshake| !handshake.running.is_closed());
         }
         let (running, superseded) = oneshot::channel();
-        self.under_way.push_back((Instant::now(), running));
+        self.under_way.push_back(UnderWay {
+            began: Instant::now(),
+            from,
+            running,
+        });
         superseded
     }
+}
+
+/// What one peer can easily have many of, as one: of IPv6, the network of 64 bits.
+fn network(remote: PeerAddr) -> Option<IpAddr> {
+    remote.ip().map(|ip| match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+    })
 }
 
 async fn until(moment: Option<Instant>) -> Option<()> {
@@ -233,12 +292,10 @@ impl Handshake {
                 .map(|certificate| certificate.clone().into_owned())
                 .collect(),
         };
-        let share = self.shares.take(&info.peer, &self.limits).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::QuotaExceeded,
-                "its identity holds too many connections already",
-            )
-        })?;
+        let share = self
+            .shares
+            .take(&info.peer, remote, &self.limits)
+            .map_err(|why| io::Error::new(io::ErrorKind::QuotaExceeded, why))?;
         let end = match &info.peer {
             Peer::Verified(_) => None,
             Peer::Anonymous => Some(Box::pin(tokio::time::sleep(self.limits.anonymous_life))),
@@ -253,44 +310,108 @@ impl Handshake {
     }
 }
 
-/// How many connections each identity holds; `None` is everybody without one.
+/// How many connections each holds.
 #[derive(Clone, Debug, Default)]
-struct Shares(Arc<Mutex<HashMap<Option<SpiffeId>, usize>>>);
+struct Shares(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    by_holder: HashMap<Holder, usize>,
+    administrators: usize,
+    strangers: usize,
+    /// Everybody but administrators.
+    others: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    Administrator(SpiffeId),
+    Somebody(SpiffeId),
+    /// By address.
+    Stranger(Option<IpAddr>),
+}
 
 /// One connection's part; dropping it gives it back.
 #[derive(Debug)]
 struct Share {
     shares: Shares,
-    id: Option<SpiffeId>,
+    holder: Holder,
 }
 
 impl Shares {
-    fn take(&self, peer: &Peer, limits: &IncomingLimits) -> Option<Share> {
-        let id = peer.id().cloned();
-        let limit = match id {
-            Some(_) => limits.per_identity,
-            None => limits.anonymous,
+    /// A part for one more connection, or why there is none.
+    fn take(
+        &self,
+        peer: &Peer,
+        remote: PeerAddr,
+        limits: &IncomingLimits,
+    ) -> Result<Share, &'static str> {
+        let holder = match peer.id() {
+            Some(id) if id.admin_name().is_some() => Holder::Administrator(id.clone()),
+            Some(id) => Holder::Somebody(id.clone()),
+            None => Holder::Stranger(network(remote)),
         };
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = held.get(&id).copied().unwrap_or(0);
-        if count >= limit {
-            return None;
+        let mut held = self.lock();
+        let (own, everybody) = match holder {
+            Holder::Administrator(_) => (limits.administrators, held.administrators),
+            Holder::Somebody(_) => (limits.per_identity, held.others),
+            Holder::Stranger(_) => (limits.anonymous_per_address, held.others),
+        };
+        let most = match holder {
+            Holder::Administrator(_) => limits.administrators,
+            Holder::Somebody(_) | Holder::Stranger(_) => limits.connections,
+        };
+        if held.by_holder.get(&holder).copied().unwrap_or(0) >= own {
+            return Err(match holder {
+                Holder::Administrator(_) | Holder::Somebody(_) => {
+                    "its identity holds too many connections already"
+                }
+                Holder::Stranger(_) => {
+                    "its address holds too many connections without a certificate already"
+                }
+            });
         }
-        held.insert(id.clone(), count + 1);
-        Some(Share {
+        if matches!(holder, Holder::Stranger(_)) && held.strangers >= limits.anonymous {
+            return Err("too many connections without a certificate are open already");
+        }
+        if everybody >= most {
+            return Err("too many connections are open already");
+        }
+        *held.by_holder.entry(holder.clone()).or_default() += 1;
+        held.count(&holder, |count| *count += 1);
+        Ok(Share {
             shares: self.clone(),
-            id,
+            holder,
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    /// Changes every sum that this holder is part of.
+    fn count(&mut self, holder: &Holder, change: impl Fn(&mut usize)) {
+        match holder {
+            Holder::Administrator(_) => change(&mut self.administrators),
+            Holder::Somebody(_) => change(&mut self.others),
+            Holder::Stranger(_) => {
+                change(&mut self.others);
+                change(&mut self.strangers);
+            }
+        }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut held = self.shares.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match held.get_mut(&self.id) {
+        let mut held = self.shares.lock();
+        match held.by_holder.get_mut(&self.holder) {
             Some(count) if *count > 1 => *count -= 1,
-            Some(_) | None => drop(held.remove(&self.id)),
+            Some(_) | None => drop(held.by_holder.remove(&self.holder)),
         }
+        held.count(&self.holder, |count| *count = count.saturating_sub(1));
     }
 }
 

@@ -39,6 +39,12 @@ fn control() -> SpiffeId {
     SpiffeId::control(&DOMAIN.parse().unwrap())
 }
 
+async fn connect_from(source: [u8; 4], address: std::net::SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
 impl Bench {
     fn new(limits: IncomingLimits) -> Self {
         let (ca, clock, drain) = (Authority::new(), TokioClock::new(), Drain::new());
@@ -60,6 +66,10 @@ impl Bench {
 
     /// A client that connects in a task of its own and stays until the server ends it.
     fn dial(&self, svid: Option<&Svid>) {
+        self.dial_from([127, 0, 0, 1], svid);
+    }
+
+    fn dial_from(&self, source: [u8; 4], svid: Option<&Svid>) {
         let config = fender_identity::tls::client(
             TlsProfile::default(),
             svid,
@@ -72,7 +82,7 @@ impl Bench {
             unreachable!()
         };
         self.drain.spawn(async move {
-            let socket = TcpStream::connect(address).await.unwrap();
+            let socket = connect_from(source, address).await;
             let connector = tokio_rustls::TlsConnector::from(config.unwrap());
             let Ok(mut tls) = connector.connect(server_name(&control()), socket).await else {
                 return;
@@ -95,10 +105,14 @@ impl Bench {
     }
 
     async fn raw(&self) -> TcpStream {
-        let ListenAddress::Tcp(address) = self.incoming.local_address() else {
+        self.raw_from([127, 0, 0, 1]).await
+    }
+
+    async fn raw_from(&self, source: [u8; 4]) -> TcpStream {
+        let ListenAddress::Tcp(address) = *self.incoming.local_address() else {
             unreachable!()
         };
-        TcpStream::connect(address).await.unwrap()
+        connect_from(source, address).await
     }
 
     /// Both ends of one connection.
@@ -230,6 +244,73 @@ async fn attack_neither_strangers_nor_one_identity_hold_all_connections() {
     bench.held.clear();
     bench.join_and_hold(None).await;
     bench.join_and_hold(Some(&orders)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_one_address_does_not_hold_all_that_strangers_may() {
+    let limits = IncomingLimits {
+        anonymous: 3,
+        anonymous_per_address: 2,
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    bench.join_and_hold(None).await;
+    bench.join_and_hold(None).await;
+    bench.refuse(None).await;
+    // From elsewhere there is room, until all of it is taken.
+    bench.dial_from([127, 0, 0, 2], None);
+    bench
+        .held
+        .push(bench.incoming.next().await.unwrap().unwrap());
+    bench.held.remove(0);
+    bench.join_and_hold(None).await;
+    bench.held.remove(0);
+    bench.dial_from([127, 0, 0, 3], None);
+    bench
+        .held
+        .push(bench.incoming.next().await.unwrap().unwrap());
+    bench.refuse(None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_workloads_that_hold_every_connection_do_not_keep_an_administrator_out() {
+    let limits = IncomingLimits {
+        connections: 2,
+        administrators: 1,
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    let orders = bench.ca.svid(&id(ORDERS));
+    let admin = format!("spiffe://{DOMAIN}/fender/admin/first");
+    let admin = bench.ca.svid(&id(&admin));
+    bench.join_and_hold(Some(&orders)).await;
+    bench.join_and_hold(None).await;
+    bench.refuse(Some(&orders)).await;
+    bench.refuse(None).await;
+    bench.join_and_hold(Some(&admin)).await;
+    bench.refuse(Some(&admin)).await;
+    bench.held.clear();
+    bench.join_and_hold(Some(&orders)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_of_stalled_handshakes_those_of_the_address_with_the_most_go_first() {
+    let limits = IncomingLimits {
+        handshakes: 4,
+        handshake: Duration::from_secs(600),
+        ..IncomingLimits::default()
+    };
+    let mut bench = Bench::new(limits);
+    // The slow one is older than all of the attacker's.
+    let mut slow = bench.raw_from([127, 0, 0, 2]).await;
+    let mut stalled = Vec::new();
+    for _ in 0..6 {
+        stalled.push(bench.raw().await);
+    }
+    bench.join(None).await.0.unwrap();
+    let mut buffer = [0; 16];
+    let slow = tokio::time::timeout(Duration::from_secs(1), slow.read(&mut buffer)).await;
+    assert!(slow.is_err(), "the slow one was ended: {slow:?}");
 }
 
 #[tokio::test(start_paused = true)]

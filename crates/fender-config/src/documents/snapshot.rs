@@ -21,7 +21,7 @@ impl Documents {
         let policies = PolicySet {
             default: workload.authorization.unwrap_or(mesh.authorization),
             policies: selected(
-                self.policies.values(),
+                self.policies_for(namespace).into_iter(),
                 namespace,
                 &workload.labels,
                 &mesh.trust_domain,

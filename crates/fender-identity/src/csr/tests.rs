@@ -165,7 +165,7 @@ fn attack_key_labelled_as_another_type() {
     assert_eq!(honest.public_key_der, key.subject_public_key_info());
     assert_eq!(
         parse(&labelled(&key, &P256, &ED25519)),
-        Err(CsrError::WrongSignature)
+        Err(CsrError::KeyType)
     );
 }
 
