@@ -487,14 +487,12 @@ async fn attack_a_connection_that_never_reads_is_given_up_and_its_place_is_free(
     drop(raw);
 }
 
-fn half_open(address: SocketAddr, count: usize) -> impl Future<Output = Vec<TcpStream>> {
-    async move {
-        let mut held = Vec::new();
-        for _ in 0..count {
-            held.push(TcpStream::connect(address).await.unwrap());
-        }
-        held
+async fn half_open(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    for _ in 0..count {
+        held.push(TcpStream::connect(address).await.unwrap());
     }
+    held
 }
 
 #[tokio::test]
@@ -681,7 +679,7 @@ async fn attack_a_flood_of_reports_is_cut_and_another_workloads_report_is_kept()
         sidecar.next().await.unwrap();
         for at in 0..1500 {
             sidecar
-                .report(decision(1 + stream << 64 | at, "shop/orders"))
+                .report(decision(((1 + stream) << 64) | at, "shop/orders"))
                 .await;
         }
         flood.push(sidecar);

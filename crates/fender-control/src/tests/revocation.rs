@@ -213,6 +213,7 @@ async fn an_administrator_is_revoked_by_name_and_not_by_a_slip() {
     crate::reissue_admin(
         &world.directory.path().join("data"),
         None,
+        &crate::Sealing::DataDirectory,
         world.clock.clone(),
     )
     .await
