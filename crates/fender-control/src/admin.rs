@@ -358,8 +358,13 @@ impl Control {
         let in_force = self.library.in_force();
         let (identity, attest) = self.bearer(&in_force.documents, &request, admin)?;
         if !attest.contains(&Attestor::Token) {
+            let bearer = match (identity.workload(), identity.node()) {
+                (Some(workload), _) => format!("workload `{workload}`"),
+                (None, Some(node)) => format!("node `{node}`"),
+                (None, None) => format!("document of `{identity}`"),
+            };
             return Err(Code::NotAttestable.status(format!(
-                "the document of `{identity}` does not list `token` under `attest`, so nobody could use this"
+                "the {bearer} does not list `token` under `attest`, so nobody could use this"
             )));
         }
 
