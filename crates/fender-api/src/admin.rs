@@ -279,6 +279,28 @@ impl Admin {
         Ok(answer.revocations)
     }
 
+    /// The next entries of the audit log after this one, none if that was all. They are as the control plane tells them:
+    /// whether they are as they were written, [`crate::audit::Chain`] tells.
+    pub async fn audit_log(
+        &mut self,
+        after: u64,
+        since: i64,
+        last: u64,
+        deadline: Deadline,
+    ) -> Result<Vec<crate::audit::Entry>, AdminError> {
+        let request = proto::AuditLogRequest {
+            since_unix: since,
+            last,
+            after,
+        };
+        let answer = bounded(deadline, self.client.audit_log(request)).await?;
+        // A server that does not move on would be asked for ever.
+        match answer.entries.iter().all(|entry| entry.sequence > after) {
+            true => Ok(answer.entries),
+            false => Err(InvalidField::new("entries", "do not lead on").into()),
+        }
+    }
+
     /// How everything is, all pages together. Only to be shown, so it stays as it came.
     pub async fn status(
         &mut self,

@@ -5,6 +5,7 @@
 //! This crate decides nothing about who may ask for what; that is the control plane's.
 
 pub mod admin;
+pub mod audit;
 pub mod client;
 pub mod code;
 pub mod convert;

@@ -11,10 +11,10 @@ use std::time::Duration;
 use fender_api::code::Code;
 use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
-    ApplyRequest, ApplyResponse, Authority as AuthorityStatus, AuthorityRole, CreateTokenRequest,
-    CreateTokenResponse, DecisionRecord, ExplainRequest, IssueSvidRequest, ListRevocationsRequest,
-    ListRevocationsResponse, Revocation, RevokeRequest, RotateAuthorityRequest, StatusRequest,
-    StatusResponse, SvidResponse,
+    ApplyRequest, ApplyResponse, AuditLogRequest, AuditLogResponse, Authority as AuthorityStatus,
+    AuthorityRole, CreateTokenRequest, CreateTokenResponse, DecisionRecord, ExplainRequest,
+    IssueSvidRequest, ListRevocationsRequest, ListRevocationsResponse, Revocation, RevokeRequest,
+    RotateAuthorityRequest, StatusRequest, StatusResponse, SvidResponse,
 };
 use fender_config::{Attestor, Documents, Role};
 use fender_identity::csr;
@@ -34,6 +34,9 @@ use crate::time::{later, seconds};
 
 /// Refused calls per minute and identity that reach the audit log; the rest only reach the program's own.
 pub(crate) const INTRUSIONS: u32 = 30;
+
+/// Entries of the audit log told at once. Every text in one is short, so they fit into a message.
+const AUDIT_PAGE: i64 = 256;
 
 /// The longest a join token may wait to be used.
 const TOKEN_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -205,6 +208,24 @@ impl Admin for AdminService {
             .await?;
         Ok(Response::new(control.revocations().await?))
     }
+
+    async fn audit_log(
+        &self,
+        request: Request<AuditLogRequest>,
+    ) -> Result<Response<AuditLogResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Security, Action::AuditLog)
+            .await?;
+        let request = request.into_inner();
+        // Told once, not with every page of it.
+        if request.after == 0 {
+            control
+                .log(&admin, Action::AuditLog, "", Outcome::Done, "")
+                .await?;
+        }
+        Ok(Response::new(control.audit_log(request).await?))
+    }
 }
 
 fn authority_status(authority: &Described) -> AuthorityStatus {
@@ -344,6 +365,21 @@ impl Control {
                 Err(status)
             }
         }
+    }
+
+    async fn audit_log(&self, request: AuditLogRequest) -> Result<AuditLogResponse, Status> {
+        let skipped = match request.last {
+            0 => 0,
+            last => audit::length(self.store.reader())
+                .await
+                .map_err(failed)?
+                .saturating_sub(last),
+        };
+        let after = request.after.max(skipped);
+        let entries = audit::page(self.store.reader(), after, request.since_unix, AUDIT_PAGE)
+            .await
+            .map_err(failed)?;
+        Ok(AuditLogResponse { entries })
     }
 
     async fn create_token(

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fender_api::audit::Head;
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_identity::{NodeName, Serial, TrustDomain, WorkloadName};
 use fender_runtime::clock::UnixTime;
@@ -89,6 +90,9 @@ pub(crate) enum Command {
     Revoke(Revoke),
     /// Show what was revoked and may still be in use
     Revocations(Revocations),
+    /// Who asked the control plane for what, when, and what became of it
+    #[command(subcommand)]
+    AuditLog(AuditLog),
     /// Print the JSON Schema of the documents
     Schema,
     /// Show everything at work on this machine, with nothing else installed
@@ -510,6 +514,52 @@ pub(crate) struct Revocations {
     /// Table or JSON
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum AuditLog {
+    /// Show the newest entries
+    List(AuditLogList),
+    /// Write all of it to a file, one JSON object a line, and verify it
+    Export(AuditLogExport),
+    /// Verify that no entry was changed, removed or moved
+    Verify(AuditLogVerify),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct AuditLogList {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// How many at most [default: 50, or all with --since]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) last: Option<u64>,
+    /// Only since a moment, like `2027-01-31T08:00:00Z`
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub(crate) since: Option<UnixTime>,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct AuditLogExport {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The file, readable by its owner only; one that exists is not overwritten
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct AuditLogVerify {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// An exported file, instead of what the control plane has; nobody is asked
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The head that was noted when it was last verified or exported: without it, entries cut off at the end do not show
+    #[arg(long, value_name = "NUMBER:HASH")]
+    pub(crate) head: Option<Head>,
 }
 
 #[derive(Args, Debug, Clone)]

@@ -5,6 +5,7 @@
 //! starts them in order. `sidecar::run` and `control::run` show each program whole.
 
 mod admin;
+mod audit;
 mod cli;
 mod control;
 mod demo;
@@ -89,6 +90,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
         Command::Revoke(args) => blocking(revoke::revoke(args)),
         Command::Revocations(args) => blocking(revoke::list(args)),
+        Command::AuditLog(args) => blocking(audit::run(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
         Command::Demo(args) => single(demo::run(&args)),
         Command::Reference => print(&reference::markdown()),

@@ -11,6 +11,7 @@
 )]
 
 mod attacks;
+mod audit_log;
 mod compose;
 mod control_loss;
 mod credentials;

@@ -190,3 +190,11 @@ async fn an_expired_admin_certificate_is_told_before_anybody_is_asked() {
     let connected = Admin::connect(&url, &identity, control.clock.clone(), soon()).await;
     assert!(matches!(connected, Err(AdminError::Expired { .. })));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_tells_the_same_entries_again_is_not_asked_for_ever() {
+    let (_control, _drain, mut admin) = connected(&first()).await;
+    assert_eq!(admin.audit_log(0, 0, 0, soon()).await.unwrap().len(), 1);
+    let error = admin.audit_log(1, 0, 0, soon()).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::AnswerInvalid));
+}

@@ -4,7 +4,7 @@
 //! What it does not prove: that the newest rows were not cut off, or that all of it was not written anew by whoever
 //! owns the database. Ship the head elsewhere for that. It never holds a secret.
 
-use aws_lc_rs::digest::{Context, SHA256};
+use fender_api::audit;
 use fender_identity::SpiffeId;
 use rustls::pki_types::UnixTime;
 use sqlx::{Row, SqliteConnection};
@@ -39,6 +39,7 @@ pub(crate) enum Action {
     Explain,
     Revoke,
     Revocations,
+    AuditLog,
     /// A call refused before it was looked at.
     AnyAdministration,
 }
@@ -58,6 +59,7 @@ impl Action {
             Action::Explain => "explain",
             Action::Revoke => "revoke",
             Action::Revocations => "revocations",
+            Action::AuditLog => "audit-log",
             Action::AnyAdministration => "any-administration",
         }
     }
@@ -90,27 +92,28 @@ pub(crate) async fn append(db: &mut SqliteConnection, entry: Entry) -> Result<()
         ),
         None => (1, Vec::new()),
     };
-    let row = Link {
-        sequence,
-        time: seconds(entry.time),
-        actor: entry.actor.as_str(),
-        action: entry.action.as_str(),
-        subject: &entry.subject,
-        outcome: entry.outcome.as_str(),
-        detail: &entry.detail,
+    let mut row = audit::Entry {
+        sequence: sequence.unsigned_abs(),
+        time_unix: seconds(entry.time),
+        actor: entry.actor.to_string(),
+        action: entry.action.as_str().to_owned(),
+        subject: entry.subject,
+        outcome: entry.outcome.as_str().to_owned(),
+        detail: entry.detail,
+        hash: Vec::new(),
     };
-    let hash = row.hash(&previous);
+    row.hash = audit::hash(&row, &previous);
     sqlx::query(
         "INSERT INTO audit (sequence, time, actor, action, subject, outcome, detail, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
-    .bind(row.sequence)
-    .bind(row.time)
-    .bind(row.actor.to_owned())
+    .bind(sequence)
+    .bind(row.time_unix)
+    .bind(row.actor)
     .bind(row.action)
-    .bind(row.subject.to_owned())
+    .bind(row.subject)
     .bind(row.outcome)
-    .bind(row.detail.to_owned())
-    .bind(hash)
+    .bind(row.detail)
+    .bind(row.hash)
     .execute(db)
     .await?;
     Ok(())
@@ -137,82 +140,64 @@ pub enum Chain {
 }
 
 pub(crate) async fn verify(reader: &Reader) -> Result<Chain, StoreError> {
-    let mut read = reader.reads().begin().await?;
-    let mut previous = Vec::new();
-    let mut sequence = 0_i64;
+    let mut chain = audit::Chain::default();
     loop {
-        let rows = sqlx::query(
-            "SELECT sequence, time, actor, action, subject, outcome, detail, hash FROM audit \
-             WHERE sequence > ? ORDER BY sequence LIMIT ?",
-        )
-        .bind(sequence)
-        .bind(PAGE)
-        .fetch_all(&mut *read)
-        .await?;
+        // Rows are only ever added: page by page reads the same as all at once.
+        let rows = page(reader, chain.entries(), i64::MIN, PAGE).await?;
         if rows.is_empty() {
-            let head = (!previous.is_empty()).then(|| hex(&previous));
             return Ok(Chain::Whole {
-                entries: sequence.unsigned_abs(),
-                head,
+                entries: chain.entries(),
+                head: chain.head().map(|head| head.hash()),
             });
         }
         for row in rows {
-            sequence = sequence.saturating_add(1);
-            let link = Link {
-                sequence: row.try_get("sequence")?,
-                time: row.try_get("time")?,
-                actor: row.try_get("actor")?,
-                action: row.try_get("action")?,
-                subject: row.try_get("subject")?,
-                outcome: row.try_get("outcome")?,
-                detail: row.try_get("detail")?,
-            };
-            let hash = link.hash(&previous);
-            if link.sequence != sequence || row.try_get::<&[u8], _>("hash")? != hash {
+            if let Err(broken) = chain.follow(&row) {
                 return Ok(Chain::Broken {
-                    sequence: sequence.unsigned_abs(),
+                    sequence: broken.sequence(),
                 });
             }
-            previous = hash;
         }
     }
 }
 
-/// A row without its hash.
-struct Link<'a> {
-    sequence: i64,
-    time: i64,
-    actor: &'a str,
-    action: &'a str,
-    subject: &'a str,
-    outcome: &'a str,
-    detail: &'a str,
+/// Entries after this one and not before a moment, in order.
+pub(crate) async fn page(
+    reader: &Reader,
+    after: u64,
+    since: i64,
+    limit: i64,
+) -> Result<Vec<audit::Entry>, StoreError> {
+    sqlx::query(
+        "SELECT sequence, time, actor, action, subject, outcome, detail, hash FROM audit \
+         WHERE sequence > ? AND time >= ? ORDER BY sequence LIMIT ?",
+    )
+    .bind(i64::try_from(after).unwrap_or(i64::MAX))
+    .bind(since)
+    .bind(limit)
+    .fetch_all(reader.reads())
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(audit::Entry {
+            sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
+            time_unix: row.try_get("time")?,
+            actor: row.try_get("actor")?,
+            action: row.try_get("action")?,
+            subject: row.try_get("subject")?,
+            outcome: row.try_get("outcome")?,
+            detail: row.try_get("detail")?,
+            hash: row.try_get("hash")?,
+        })
+    })
+    .collect()
 }
 
-impl Link<'_> {
-    /// Lengths go in before the texts, so that no two rows read the same.
-    fn hash(&self, previous: &[u8]) -> Vec<u8> {
-        let mut context = Context::new(&SHA256);
-        context.update(b"fender audit v1\0");
-        context.update(previous);
-        context.update(&self.sequence.to_be_bytes());
-        context.update(&self.time.to_be_bytes());
-        for text in [
-            self.actor,
-            self.action,
-            self.subject,
-            self.outcome,
-            self.detail,
-        ] {
-            context.update(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
-            context.update(text.as_bytes());
-        }
-        context.finish().as_ref().to_vec()
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// How many there are, if none is missing.
+pub(crate) async fn length(reader: &Reader) -> Result<u64, StoreError> {
+    let row = sqlx::query("SELECT coalesce(max(sequence), 0) AS newest FROM audit")
+        .fetch_one(reader.reads())
+        .await?;
+    Ok(row.try_get::<i64, _>("newest")?.unsigned_abs())
 }
 
 /// The newest entries first, for whoever reviews them.

@@ -112,3 +112,47 @@ async fn an_intruder_cannot_fill_the_log() {
     let told = log.iter().filter(|entry| entry[0] == ORDERS).count();
     assert_eq!(told, usize::try_from(crate::admin::INTRUSIONS).unwrap());
 }
+
+#[tokio::test]
+async fn the_log_is_told_in_pages_to_those_who_hold_security_and_is_verified_by_whoever_reads_it() {
+    let world = World::new().await;
+    for _ in 0..300 {
+        world.status().await;
+    }
+    let mut admin = world.admin().await;
+    let mut chain = fender_api::audit::Chain::default();
+    let mut pages = 0;
+    loop {
+        let request = proto::AuditLogRequest {
+            after: chain.entries(),
+            ..proto::AuditLogRequest::default()
+        };
+        let page = admin.audit_log(request).await.unwrap().into_inner().entries;
+        if page.is_empty() {
+            break;
+        }
+        pages += 1;
+        for entry in &page {
+            chain.follow(entry).unwrap();
+        }
+    }
+    // The founding, the calls, and the reading of the log itself, once.
+    assert_eq!((pages, chain.entries()), (2, 2 + 300 + 1));
+
+    let request = proto::AuditLogRequest {
+        last: 2,
+        ..proto::AuditLogRequest::default()
+    };
+    let told = admin.audit_log(request).await.unwrap().into_inner().entries;
+    let told: Vec<_> = told
+        .iter()
+        .map(|entry| (entry.sequence, entry.action.as_str()))
+        .collect();
+    assert_eq!(told, [(303, "audit-log"), (304, "audit-log")]);
+    let request = proto::AuditLogRequest {
+        since_unix: i64::MAX,
+        ..proto::AuditLogRequest::default()
+    };
+    let later = admin.audit_log(request).await.unwrap().into_inner();
+    assert_eq!(later.entries, []);
+}

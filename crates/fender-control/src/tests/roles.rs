@@ -480,3 +480,17 @@ async fn a_sidecar_that_is_too_old_is_warned_of_until_the_date_and_refused_after
     let mut late = world.subscribe(&orders, 0).await;
     assert_eq!(refused(late.next().await), Code::VersionRefused);
 }
+
+#[tokio::test]
+async fn attack_an_operator_does_not_read_what_others_did() {
+    let world = World::governed().await;
+    let mut ben = world.administrator("ben").await;
+    for after in [0, 1] {
+        let request = proto::AuditLogRequest {
+            after,
+            ..proto::AuditLogRequest::default()
+        };
+        assert_eq!(refused(ben.audit_log(request).await), Code::Denied);
+    }
+    assert!(world.told().await[0].starts_with("ben audit-log refused: takes the role `security`"));
+}
