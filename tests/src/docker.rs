@@ -53,6 +53,11 @@ impl Engine {
         engine
     }
 
+    /// Where it is asked.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("docker.sock")
+    }
+
     /// `docker ARGUMENTS`: code, standard output, standard error.
     pub fn docker<S: AsRef<OsStr>>(&self, arguments: &[S]) -> (i32, String, String) {
         self.run(Command::new(installed("docker")).args(arguments))
@@ -87,10 +92,7 @@ impl Engine {
     }
 
     fn run(&self, command: &mut Command) -> (i32, String, String) {
-        let socket = format!(
-            "unix://{}",
-            self.directory.path().join("docker.sock").display()
-        );
+        let socket = format!("unix://{}", self.socket().display());
         let output = command
             .env("DOCKER_HOST", socket)
             .env("DOCKER_CONFIG", self.directory.path())

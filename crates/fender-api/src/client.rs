@@ -24,19 +24,23 @@ use crate::decision::DecisionRecord;
 use crate::token::TokenFileError;
 use crate::url::ControlUrl;
 
+mod agent;
 mod call;
 mod core;
 mod credential;
 mod evidence;
 mod renewal;
+mod socket;
 mod state;
 mod stream;
 mod update;
 
+pub use agent::{AgentSession, open_agent};
 pub use call::CallError;
 pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
 pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
+pub use socket::AgentSocket;
 pub use state::{StateDir, StateError};
 
 use call::{CALL, Identity, error_chain};
@@ -182,7 +186,8 @@ pub async fn open(config: SessionConfig, deadline: Deadline) -> Result<Session, 
         None => None,
     };
     let Some(stored) = stored else {
-        let identity = attest(&config, &caller, deadline).await?;
+        let expected = Expected::from(config.workload.as_ref());
+        let identity = attest(&config, &expected, &caller, deadline).await?;
         return begin(config, caller, identity, None, deadline).await;
     };
 
@@ -190,7 +195,8 @@ pub async fn open(config: SessionConfig, deadline: Deadline) -> Result<Session, 
     match (resumed, &config.evidence) {
         (Err(OpenError::Refused(error)), Some(evidence)) if evidence.at_hand() => {
             tracing::warn!(%error, "the stored identity is refused, attesting anew");
-            let identity = attest(&config, &caller, deadline).await?;
+            let expected = Expected::from(config.workload.as_ref());
+            let identity = attest(&config, &expected, &caller, deadline).await?;
             begin(config, caller, identity, None, deadline).await
         }
         (resumed, _) => resumed,
@@ -205,6 +211,17 @@ async fn resume(
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
     Expected::from(config.workload.as_ref()).admit(stored.svid.id())?;
+    let (identity, snapshot) = renewed(config, caller, stored, deadline).await?;
+    begin(config.clone(), caller.clone(), identity, snapshot, deadline).await
+}
+
+/// Who we were, with a certificate that is valid.
+async fn renewed(
+    config: &SessionConfig,
+    caller: &Caller,
+    stored: Stored,
+    deadline: Deadline,
+) -> Result<(Identity, Option<Snapshot>), OpenError> {
     let Stored {
         svid,
         trust,
@@ -218,7 +235,7 @@ async fn resume(
     };
     let snapshot = snapshot.filter(|snapshot| snapshot.identity == *identity.svid.id());
     if config.clock.now() < identity.svid.validity().not_after {
-        return begin(config.clone(), caller.clone(), identity, snapshot, deadline).await;
+        return Ok((identity, snapshot));
     }
     tracing::info!(id = %identity.svid.id(), "the stored certificate has expired, renewing it with its key");
     let renewed = retry(deadline, async |limit| {
@@ -226,18 +243,18 @@ async fn resume(
     })
     .await?;
     save(config.state.as_ref(), &renewed).await?;
-    begin(config.clone(), caller.clone(), renewed, snapshot, deadline).await
+    Ok((renewed, snapshot))
 }
 
 /// Becomes somebody.
 async fn attest(
     config: &SessionConfig,
+    expected: &Expected,
     caller: &Caller,
     deadline: Deadline,
 ) -> Result<Identity, OpenError> {
     let evidence = config.evidence.as_ref().ok_or(OpenError::NoEvidence)?;
-    let expected = Expected::from(config.workload.as_ref());
-    let attempt = evidence.prepare(&expected, config.state.as_ref())?;
+    let attempt = evidence.prepare(expected, config.state.as_ref())?;
     let identity = retry(deadline, async |limit| attempt.make(caller, limit).await).await?;
     save(config.state.as_ref(), &identity).await?;
     attempt.done(config.state.as_ref())?;
@@ -364,7 +381,7 @@ pub enum OpenError {
     /// Neither state nor token.
     #[error(
         "there is no stored identity and nothing to prove one with: give `--token-file` with a token from \
-         `fender token create`, `--kubernetes-token-file` or `--x509-certificate`"
+         `fender token create`, `--agent`, `--kubernetes-token-file` or `--x509-certificate`"
     )]
     NoEvidence,
     /// The token file.

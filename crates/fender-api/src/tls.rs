@@ -8,6 +8,7 @@ use std::time::Duration;
 mod client;
 mod server;
 
+pub(crate) use client::Once;
 pub use client::{ConnectError, Connection, connect};
 pub use server::{ConnectInfo, IncomingLimits, ServerStream, TlsIncoming, server};
 

@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Control(Control),
     /// Run the sidecar beside an application
     Sidecar(Sidecar),
+    /// Run the agent of a node: it attests processes and containers of this host
+    Agent(Agent),
     /// Put credentials into the environment of a command and become it
     Exec(Exec),
     /// Validate documents and make them the mesh's next revision
@@ -229,6 +231,16 @@ pub(crate) struct Source {
     /// The key of that certificate
     #[arg(long, value_name = "FILE", requires = "x509_certificate")]
     pub(crate) x509_key: Option<PathBuf>,
+    /// The socket of this host's agent, which says who this is
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["config", "token_file", "kubernetes_token_file", "x509_certificate"]
+    )]
+    pub(crate) agent: Option<PathBuf>,
+    /// The user that the agent runs as; whoever else listens at its socket hears nothing
+    #[arg(long, value_name = "UID", requires = "agent", default_value_t = 0)]
+    pub(crate) agent_uid: u32,
     /// The trust domain of the control plane, where no join token says it
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     pub(crate) trust_domain: Option<TrustDomain>,
@@ -262,6 +274,28 @@ pub(crate) struct Source {
     #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
     /// How long to wait at start for identity, configuration and credentials
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Agent {
+    /// The control plane
+    #[arg(long, value_name = "URL", env = "FENDER_CONTROL")]
+    pub(crate) control: String,
+    /// A file holding a join token made with `fender token create --node`; deleted once used
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Where the agent's own key and certificate are kept across restarts
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// The Unix socket at which sidecars of this host ask, in a directory that only its user writes to
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    pub(crate) socket: PathBuf,
+    /// The socket of this host's container engine, as unix:///PATH; without it nobody is attested by container
+    #[arg(long, value_name = "URL", value_parser = unix_url)]
+    pub(crate) docker: Option<PathBuf>,
+    /// How long to wait at start for the control plane
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,
 }
@@ -604,6 +638,13 @@ fn ca_pin(text: &str) -> Result<CaPin, String> {
     digits
         .parse()
         .map_err(|error: CaPinError| error.to_string())
+}
+
+/// `unix:///run/docker.sock`, as `DOCKER_HOST` has it.
+fn unix_url(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").map(PathBuf::from);
+    path.filter(|path| path.is_absolute())
+        .ok_or_else(|| "write it like `unix:///var/run/docker.sock`".to_owned())
 }
 
 /// Documents name absolute paths, so a directory is compared as one.

@@ -5,6 +5,7 @@
 //! starts them in order. `sidecar::run` and `control::run` show each program whole.
 
 mod admin;
+mod agent;
 mod audit;
 mod cli;
 mod control;
@@ -81,6 +82,7 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         Command::Control(args) => blocking(control::run(args, sealing)),
         Command::Sidecar(args) => sidecar::run(args),
+        Command::Agent(args) => blocking(agent::run(args)),
         Command::Exec(args) => exec::run(args),
         Command::Apply(args) => blocking(admin::apply(args)),
         Command::Token(Token::Create(args)) => blocking(admin::create_token(args)),

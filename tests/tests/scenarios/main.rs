@@ -10,6 +10,7 @@
     reason = "a scenario fails loudly and prints what it measured"
 )]
 
+mod agent;
 mod attacks;
 mod audit_log;
 mod compose;

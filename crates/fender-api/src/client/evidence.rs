@@ -15,6 +15,7 @@ use fender_runtime::deadline::Deadline;
 
 use super::OpenError;
 use super::call::{CallError, Caller, Identity};
+use super::socket::AgentSocket;
 use super::state::StateDir;
 use crate::proof;
 use crate::proto::control::v1 as proto;
@@ -42,6 +43,8 @@ pub enum Evidence {
         /// What a join token would say besides.
         contact: FirstContact,
     },
+    /// The word of this host's agent.
+    Agent(AgentSocket),
 }
 
 /// Whom to become, and by what the control plane is recognised before anything is shown to it: a token that anybody may
@@ -83,6 +86,8 @@ pub(crate) enum Expected {
     Workload(WorkloadName),
     /// Whoever it was before.
     Exactly(SpiffeId),
+    /// The agent of some node.
+    Agent,
 }
 
 /// Evidence on its way to the control plane.
@@ -128,8 +133,14 @@ impl Shown {
 /// Evidence about to be shown, with the key it is to be shown for.
 pub(crate) struct Attempt<'a> {
     evidence: &'a Evidence,
-    showing: Showing,
+    way: Way<'a>,
     key: NewKey,
+}
+
+/// To whom it is shown.
+enum Way<'a> {
+    Control(Showing),
+    Agent(&'a AgentSocket, Expected),
 }
 
 impl Evidence {
@@ -139,6 +150,7 @@ impl Evidence {
             Self::Token(file) => file.exists(),
             Self::Kubernetes { token, .. } => token.exists(),
             Self::X509 { certificate, .. } => certificate.exists(),
+            Self::Agent(_) => true,
         }
     }
 
@@ -153,66 +165,71 @@ impl Evidence {
         expected: &Expected,
         state: Option<&StateDir>,
     ) -> Result<Attempt<'_>, OpenError> {
-        let showing = self.show()?;
-        expected.admit(&showing.identity)?;
-        Ok(Attempt {
-            evidence: self,
-            showing,
-            key: pending_key(state)?,
-        })
-    }
-
-    fn show(&self) -> Result<Showing, OpenError> {
-        match self {
-            Self::Token(file) => {
-                let token = file.read()?;
-                let secret = token.secret().expose().to_vec();
-                Ok(Showing {
-                    identity: token.identity().clone(),
-                    roots: ExpectedRoots::Pins(token.pins().to_vec()),
-                    evidence: Shown::Ready(attest_request::Evidence::JoinToken(
-                        proto::JoinTokenEvidence { secret },
-                    )),
-                })
-            }
-            Self::Kubernetes { token, contact } => {
-                let read = read_file("Kubernetes token", token)?;
-                let text = read.expose_str().map(str::trim_ascii_end);
-                let text = text.ok_or_else(|| EvidenceFileError {
-                    what: "Kubernetes token",
-                    path: token.clone(),
-                    why: "it is not text".to_owned(),
-                })?;
-                let shown = proto::KubernetesEvidence {
-                    token: text.to_owned(),
-                };
-                contact.showing(Shown::Ready(attest_request::Evidence::Kubernetes(shown)))
-            }
+        let way = match self {
+            Self::Agent(socket) => Way::Agent(socket, expected.clone()),
+            Self::Token(file) => Way::Control(token(file)?),
+            Self::Kubernetes { token, contact } => Way::Control(kubernetes(token, contact)?),
             Self::X509 {
                 certificate,
                 key,
                 contact,
-            } => {
-                let chain = read_file("certificate", certificate)?;
-                let secret = read_file("key", key)?;
-                let held = Held::from_pem(chain.expose(), secret.expose());
-                let held = held.map_err(|error| EvidenceFileError {
-                    what: "certificate",
-                    path: certificate.clone(),
-                    why: error.to_string(),
-                })?;
-                contact.showing(Shown::Signed(held))
-            }
+            } => Way::Control(x509(certificate, key, contact)?),
+        };
+        if let Way::Control(showing) = &way {
+            expected.admit(&showing.identity)?;
         }
+        Ok(Attempt {
+            evidence: self,
+            way,
+            key: pending_key(state)?,
+        })
     }
 
     fn used(&self) {
         match self {
             Self::Token(file) => file.consume(),
             // They can be shown again.
-            Self::Kubernetes { .. } | Self::X509 { .. } => {}
+            Self::Kubernetes { .. } | Self::X509 { .. } | Self::Agent(_) => {}
         }
     }
+}
+
+fn token(file: &TokenFile) -> Result<Showing, OpenError> {
+    let token = file.read()?;
+    let secret = token.secret().expose().to_vec();
+    Ok(Showing {
+        identity: token.identity().clone(),
+        roots: ExpectedRoots::Pins(token.pins().to_vec()),
+        evidence: Shown::Ready(attest_request::Evidence::JoinToken(
+            proto::JoinTokenEvidence { secret },
+        )),
+    })
+}
+
+fn kubernetes(token: &Path, contact: &FirstContact) -> Result<Showing, OpenError> {
+    let read = read_file("Kubernetes token", token)?;
+    let text = read.expose_str().map(str::trim_ascii_end);
+    let text = text.ok_or_else(|| EvidenceFileError {
+        what: "Kubernetes token",
+        path: token.to_owned(),
+        why: "it is not text".to_owned(),
+    })?;
+    let shown = proto::KubernetesEvidence {
+        token: text.to_owned(),
+    };
+    contact.showing(Shown::Ready(attest_request::Evidence::Kubernetes(shown)))
+}
+
+fn x509(certificate: &Path, key: &Path, contact: &FirstContact) -> Result<Showing, OpenError> {
+    let chain = read_file("certificate", certificate)?;
+    let secret = read_file("key", key)?;
+    let held = Held::from_pem(chain.expose(), secret.expose());
+    let held = held.map_err(|error| EvidenceFileError {
+        what: "certificate",
+        path: certificate.to_owned(),
+        why: error.to_string(),
+    })?;
+    contact.showing(Shown::Signed(held))
 }
 
 impl FirstContact {
@@ -265,7 +282,13 @@ impl Attempt<'_> {
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Identity, CallError> {
-        caller.attest(&self.showing, &self.key, deadline).await
+        match &self.way {
+            Way::Control(showing) => caller.attest(showing, &self.key, deadline).await,
+            Way::Agent(socket, expected) => {
+                let now = caller.clock.now();
+                socket.attest(expected, &self.key, now, deadline).await
+            }
+        }
     }
 
     /// What came of it is kept: the evidence has served.
@@ -300,8 +323,10 @@ impl Expected {
                 return Ok(());
             }
             Self::Exactly(id) if id == found => return Ok(()),
+            Self::Agent if found.node().is_some() => return Ok(()),
             Self::Workload(workload) => workload.to_string(),
             Self::Exactly(id) => id.to_string(),
+            Self::Agent => "the agent of a node".to_owned(),
         };
         Err(OpenError::WrongIdentity {
             expected,

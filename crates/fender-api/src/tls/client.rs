@@ -18,7 +18,6 @@ use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service;
 
@@ -123,10 +122,10 @@ fn blame(url: &ControlUrl, error: io::Error) -> ConnectError {
 }
 
 /// Gives its connection to the first who asks, and nothing afterwards.
-struct Once(Option<TokioIo<TlsStream<TcpStream>>>);
+pub(crate) struct Once<S>(pub(crate) Option<TokioIo<S>>);
 
-impl Service<Uri> for Once {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+impl<S> Service<Uri> for Once<S> {
+    type Response = TokioIo<S>;
     type Error = io::Error;
     type Future = Ready<Result<Self::Response, io::Error>>;
 

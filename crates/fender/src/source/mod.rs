@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fender_api::client::{
-    self, ControlRoots, Evidence, FirstContact, Link, OpenError, Session, SessionConfig, StateDir,
+    self, AgentSocket, ControlRoots, Evidence, FirstContact, Link, OpenError, Session,
+    SessionConfig, StateDir,
 };
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
@@ -133,6 +134,10 @@ fn evidence(source: &cli::Source) -> Result<Option<Evidence>, Failure> {
     if let Some(file) = &source.token_file {
         return Ok(Some(Evidence::Token(TokenFile::new(file))));
     }
+    if let Some(socket) = &source.agent {
+        let socket = AgentSocket::new(socket, source.agent_uid);
+        return Ok(Some(Evidence::Agent(socket)));
+    }
     if let Some(token) = &source.kubernetes_token_file {
         return Ok(Some(Evidence::Kubernetes {
             token: token.clone(),
@@ -183,7 +188,7 @@ pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
     })
 }
 
-fn refused(error: OpenError) -> Failure {
+pub(crate) fn refused(error: OpenError) -> Failure {
     let exit = Exit::from_code(error.exit_code());
     match error.code() {
         Some(code) => Failure::coded(exit, code.as_str(), error),

@@ -1,0 +1,202 @@
+//! What the container engine says of a caller's container. It is only asked, never told to do anything.
+//!
+//! Which container a process is in comes from its cgroup, and is believed only if the engine's own process of that
+//! container is in the same one: whoever may make cgroups may call one as they like.
+
+use std::path::Path;
+
+use bollard::Docker;
+use fender_api::facts::ContainerFacts;
+use fender_config::Image;
+
+use crate::process::{Process, Unattested};
+
+/// What one question may take.
+const ASK_SECONDS: u64 = 10;
+const ID: usize = 64;
+
+/// The engine of this host.
+#[derive(Clone, Debug)]
+pub struct Engine(Docker);
+
+impl Engine {
+    /// Finds out which version of its interface it speaks.
+    pub async fn connect(socket: &Path) -> Result<Self, EngineError> {
+        let path = socket.to_str().ok_or_else(|| EngineError {
+            socket: socket.display().to_string(),
+            why: "the path is not UTF-8".to_owned(),
+        })?;
+        let failed = |error: bollard::errors::Error| EngineError {
+            socket: path.to_owned(),
+            why: error.to_string(),
+        };
+        let docker = Docker::connect_with_unix(path, ASK_SECONDS, bollard::API_DEFAULT_VERSION)
+            .map_err(failed)?;
+        docker.negotiate_version().await.map(Self).map_err(failed)
+    }
+
+    /// None if the process is in no container.
+    pub(crate) async fn facts(
+        &self,
+        process: &Process,
+    ) -> Result<Option<ContainerFacts>, Unattested> {
+        let cgroup = process.cgroup()?;
+        let Some(id) = container_of(&cgroup) else {
+            return Ok(None);
+        };
+        let failed = |error: bollard::errors::Error| Unattested::Engine(error.to_string());
+        let container = match self.0.inspect_container(id, None).await {
+            Ok(container) => container,
+            Err(bollard::errors::Error::DockerResponseServerError {
+                status_code: 404, ..
+            }) => return Err(Unattested::NoContainer(id.to_owned())),
+            Err(error) => return Err(failed(error)),
+        };
+        let first = container
+            .state
+            .and_then(|state| state.pid)
+            .and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid != 0)
+            .ok_or_else(|| Unattested::NoContainer(id.to_owned()))?;
+        if !is_within(&cgroup, &Process::numbered(first)?.cgroup()?, id) {
+            return Err(Unattested::NotInContainer(id.to_owned()));
+        }
+        let image = container.image.unwrap_or_default();
+        let digests = self
+            .0
+            .inspect_image(&image)
+            .await
+            .map_err(failed)?
+            .repo_digests
+            .unwrap_or_default();
+        Ok(Some(ContainerFacts {
+            id: id.to_owned(),
+            image: image
+                .parse()
+                .map_err(|error: fender_config::InvalidDigest| {
+                    Unattested::Engine(error.to_string())
+                })?,
+            digests: digests
+                .iter()
+                .filter_map(|text| text.parse::<Image>().ok())
+                .collect(),
+            labels: container
+                .config
+                .and_then(|config| config.labels)
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
+        }))
+    }
+}
+
+/// The outermost container named in the lines of `/proc/PID/cgroup`: `/docker/ID`, `/system.slice/docker-ID.scope`.
+/// Further in, names are whatever the container likes.
+fn container_of(cgroup: &str) -> Option<&str> {
+    cgroup
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .find_map(|path| path.split('/').find_map(id_in))
+}
+
+fn id_in(name: &str) -> Option<&str> {
+    let name = name.strip_suffix(".scope").unwrap_or(name);
+    let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
+    let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (id.len() == ID && id.bytes().all(hex)).then_some(id)
+}
+
+/// In every hierarchy in which the container's first process is in the container's group, so is this one, or below.
+fn is_within(cgroup: &str, first: &str, id: &str) -> bool {
+    let parts = |line: &str| {
+        let (hierarchy, rest) = line.split_once(':')?;
+        let (_, path) = rest.split_once(':')?;
+        Some((hierarchy.to_owned(), path.to_owned()))
+    };
+    let mut named = first
+        .lines()
+        .filter_map(parts)
+        .filter(|(_, path)| path.split('/').any(|name| id_in(name) == Some(id)))
+        .peekable();
+    named.peek().is_some()
+        && named.all(|(hierarchy, path)| {
+            let below = format!("{path}/");
+            cgroup
+                .lines()
+                .filter_map(parts)
+                .any(|(of, found)| of == hierarchy && (found == path || found.starts_with(&below)))
+        })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the container engine at `{socket}` cannot be asked: {why}")]
+pub struct EngineError {
+    socket: String,
+    why: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> String {
+        "0123456789abcdef".repeat(4)
+    }
+
+    #[test]
+    fn a_container_is_named_by_its_cgroup_of_either_version() {
+        let id = id();
+        for cgroup in [
+            format!("12:pids:/docker/{id}\n11:memory:/docker/{id}\n"),
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("0::/../{id}\n"),
+            format!("1:name=systemd:/\n2:cpu:/kubepods/besteffort/pod1/{id}\n"),
+        ] {
+            assert_eq!(container_of(&cgroup), Some(id.as_str()), "{cgroup}");
+        }
+        for cgroup in [
+            "0::/\n",
+            "0::/user.slice/user-1000.slice\n",
+            "0::/docker/abc\n",
+            "",
+        ] {
+            assert_eq!(container_of(cgroup), None, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn attack_a_cgroup_made_inside_a_container_names_no_other_one() {
+        let (own, other) = (id(), "f".repeat(64));
+        assert_eq!(
+            container_of(&format!("0::/docker/{own}/docker/{other}\n")),
+            Some(own.as_str())
+        );
+    }
+
+    #[test]
+    fn attack_a_cgroup_with_a_container_s_name_elsewhere_is_not_the_container() {
+        let id = id();
+        let first = format!("0::/system.slice/docker-{id}.scope\n");
+        assert!(is_within(&first, &first, &id));
+        assert!(is_within(
+            &format!("0::/system.slice/docker-{id}.scope/below\n"),
+            &first,
+            &id
+        ));
+        let squatted = format!("0::/user.slice/user-1000.slice/docker-{id}.scope\n");
+        assert!(!is_within(&squatted, &first, &id));
+        let near = format!("0::/system.slice/docker-{id}.scope2\n");
+        assert!(!is_within(&near, &first, &id));
+        // The engine's process has moved away: nothing can be compared.
+        assert!(!is_within(&first, "0::/\n", &id));
+    }
+
+    #[test]
+    fn with_several_hierarchies_it_must_be_in_all_of_them() {
+        let id = id();
+        let first = format!("2:pids:/docker/{id}\n1:memory:/docker/{id}\n0::/\n");
+        assert!(is_within(&first, &first, &id));
+        let half = format!("2:pids:/docker/{id}\n1:memory:/\n0::/\n");
+        assert!(!is_within(&half, &first, &id));
+    }
+}

@@ -1,0 +1,170 @@
+//! The way to a node's agent: a Unix socket whose owner is asked of the kernel before anything is said.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fender_identity::SpiffeId;
+use fender_identity::csr::NewKey;
+use fender_runtime::deadline::Deadline;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::call::{CallError, Identity, accept, bounded};
+use super::evidence::Expected;
+use crate::code::Code;
+use crate::proto::agent::v1::agent_client::AgentClient;
+use crate::proto::agent::v1::{AttestRequest, IdentitiesRequest};
+use crate::tls::{MAX_MESSAGE, Once};
+use fender_runtime::clock::UnixTime;
+
+/// Where the agent listens, and as whom it must run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentSocket {
+    path: PathBuf,
+    /// Whoever else listens there has squatted it.
+    uid: u32,
+}
+
+impl AgentSocket {
+    /// An agent that runs as `uid`.
+    pub fn new(path: impl Into<PathBuf>, uid: u32) -> Self {
+        Self {
+            path: path.into(),
+            uid,
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A certificate for `key`, for the one identity the agent gives this process, or for the one expected.
+    pub(crate) async fn attest(
+        &self,
+        expected: &Expected,
+        key: &NewKey,
+        now: UnixTime,
+        deadline: Deadline,
+    ) -> Result<Identity, CallError> {
+        let connected = deadline.bound(self.connect()).await;
+        let channel = connected.map_err(|_| CallError::Timeout)??;
+        let mut agent = AgentClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        let answer = bounded(deadline, agent.identities(IdentitiesRequest {})).await?;
+        let id = choose(expected, &answer.identities)?;
+        let request = AttestRequest {
+            csr: key.csr_der(&id)?,
+        };
+        let answer = bounded(deadline, agent.attest(request)).await?;
+        accept(answer, key, &id, now)
+    }
+
+    async fn connect(&self) -> Result<Channel, CallError> {
+        let unreachable = |error: io::Error| {
+            CallError::Broken(format!("agent at `{}`: {error}", self.path.display()))
+        };
+        let socket = UnixStream::connect(&self.path).await.map_err(unreachable)?;
+        let owner = socket.peer_cred().map_err(unreachable)?.uid();
+        if owner != self.uid {
+            return Err(CallError::Answered {
+                code: Code::ControlNotVerified,
+                reason: format!(
+                    "the agent at `{}` runs as user {owner}, not {}: somebody else has taken its place, \
+                     or `--agent-uid` is wrong",
+                    self.path.display(),
+                    self.uid
+                ),
+            });
+        }
+        // The name is never looked up: there is one connection, and it is made.
+        Endpoint::from_static("http://agent")
+            .connect_with_connector(Once(Some(TokioIo::new(socket))))
+            .await
+            .map_err(|error| unreachable(io::Error::other(error.to_string())))
+    }
+}
+
+/// One of them, if it is clear which.
+fn choose(expected: &Expected, offered: &[String]) -> Result<SpiffeId, CallError> {
+    let offered = offered
+        .iter()
+        .map(|id| {
+            id.parse::<SpiffeId>()
+                .map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let listed = || {
+        let names = offered.iter().map(ToString::to_string);
+        names.collect::<Vec<_>>().join(", ")
+    };
+    match (expected, offered.as_slice()) {
+        (Expected::Anybody, [only]) => Ok(only.clone()),
+        (Expected::Anybody, _) => Err(CallError::Answered {
+            code: Code::BadRequest,
+            reason: format!(
+                "this process may be more than one workload: choose with `--workload` among {}",
+                listed()
+            ),
+        }),
+        (_, _) => offered
+            .iter()
+            .find(|id| expected.admit(id).is_ok())
+            .cloned()
+            .ok_or_else(|| CallError::Answered {
+                code: Code::NotAttestable,
+                reason: format!(
+                    "this process is not the workload expected, but {}",
+                    listed()
+                ),
+            }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(names: &[&str]) -> Vec<String> {
+        let id = |name: &&str| format!("spiffe://acme.test/ns/shop/sa/{name}");
+        names.iter().map(id).collect()
+    }
+
+    #[test]
+    fn of_several_identities_the_operator_chooses() {
+        let both = ids(&["orders", "web"]);
+        let error = choose(&Expected::Anybody, &both).unwrap_err();
+        assert!(error.to_string().contains("--workload"), "{error}");
+        let web = Expected::Workload("shop/web".parse().unwrap());
+        assert_eq!(choose(&web, &both).unwrap().as_str(), both[1]);
+        assert_eq!(
+            choose(&Expected::Anybody, &both[..1]).unwrap().as_str(),
+            both[0]
+        );
+        assert_eq!(
+            choose(&web, &both[..1]).unwrap_err().code(),
+            Code::NotAttestable
+        );
+    }
+
+    #[tokio::test]
+    async fn attack_a_socket_squatted_by_another_user_hears_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let squatter = tokio::net::UnixListener::bind(&path).unwrap();
+        let ours = rustix::process::getuid().as_raw();
+        let error = AgentSocket::new(&path, ours + 1)
+            .connect()
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), Code::ControlNotVerified);
+        assert!(error.to_string().contains("--agent-uid"), "{error}");
+        let (heard, _) = squatter.accept().await.unwrap();
+        heard.readable().await.unwrap();
+        assert_eq!(
+            heard.try_read(&mut [0; 64]).unwrap(),
+            0,
+            "closed without a byte"
+        );
+    }
+}

@@ -1,0 +1,74 @@
+//! `fender agent`: becomes a node's agent and serves the callers of its socket, until told to end.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fender_agent::{AgentConfig, Engine, serve_agent};
+use fender_api::client::{self, Evidence, SessionConfig, StateDir};
+use fender_api::token::TokenFile;
+use fender_runtime::clock;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use fender_runtime::listen::{ListenAddress, Listener};
+use rustix::fs::Mode;
+
+use crate::cli;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::signals::{HangUp, Stop};
+use crate::source::refused;
+
+/// How long calls under way may take once told to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(args: cli::Agent) -> Outcome {
+    let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
+    let url = args
+        .control
+        .parse()
+        .map_err(|error| Failure::usage(format!("--control `{}`: {error}", args.control)))?;
+    let state = StateDir::open(&args.state).map_err(|error| Failure::new(Exit::Usage, error))?;
+    let engine = match &args.docker {
+        Some(socket) => Some(
+            Engine::connect(socket)
+                .await
+                .map_err(Failure::unavailable)?,
+        ),
+        None => None,
+    };
+    let drain = Drain::new();
+    let config = SessionConfig {
+        url,
+        evidence: args
+            .token_file
+            .map(|file| Evidence::Token(TokenFile::new(file))),
+        state: Some(state),
+        clock: clock::system(),
+        drain: drain.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        workload: None,
+    };
+    let opening = client::open_agent(config, Deadline::after(args.start_timeout));
+    let session = tokio::select! {
+        opened = opening => opened.map_err(refused)?,
+        () = stop.requested() => return Ok(Exit::Done),
+    };
+    let listener = listen(&args.socket)?;
+    tracing::info!(id = %session.id(), socket = %args.socket.display(), "ready");
+    drain.spawn(serve_agent(
+        listener,
+        AgentConfig { session, engine },
+        drain.clone(),
+    ));
+    stop.requested().await;
+    tracing::info!("stopping");
+    drain.close(Deadline::after(GRACE)).await;
+    Ok(Exit::Done)
+}
+
+/// Anybody may connect: who it is, the kernel says, and what that is good for, the control plane.
+fn listen(path: &Path) -> Result<Listener, Failure> {
+    let listener = Listener::bind(&ListenAddress::Unix(PathBuf::from(path)))
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(Failure::unavailable)?;
+    Ok(listener)
+}
