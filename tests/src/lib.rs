@@ -8,10 +8,12 @@ pub mod client;
 pub mod docker;
 pub mod mesh;
 pub mod pki;
+pub mod postgres;
 pub mod process;
 pub mod python;
 
 pub use app::Nginx;
 pub use client::Client;
 pub use mesh::Mesh;
+pub use postgres::Postgres;
 pub use process::{Process, binary, free_port, installed, wait_until};

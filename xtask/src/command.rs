@@ -54,8 +54,18 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .chain(postgresql())
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())
+}
+
+/// Where Debian keeps the server's programs: by version, off the path.
+fn postgresql() -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|version| version.path().join("bin"))
 }
 
 fn name(command: &Command) -> String {

@@ -60,6 +60,7 @@ const MAP: &[(&str, &[&str])] = &[
             "fender-policy",
             "fender-providers",
             "fender-runtime",
+            "fender-tests",
         ],
     ),
     (

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Program] = &[
     program("docker", "docker.io"),
     program("docker-compose", "docker-compose"),
     program("dockerd", "docker.io"),
+    program("initdb", "postgresql"),
     program("ip", "iproute2"),
     program("iptables", "iptables"),
     program("nft", "nftables"),

@@ -172,12 +172,17 @@ pub(crate) async fn on_record(peer: &PeerSvid, store: &Store) -> Result<(), Stat
 /// Our own failure: the log knows what, the peer that.
 pub(crate) fn failed(error: StoreError) -> Status {
     tracing::error!(%error, "the store failed a call");
+    if error.is_passing() {
+        return Code::Unavailable
+            .status("the control plane's database is away or busy: ask again, or another replica");
+    }
     match error {
         StoreError::Stopped => Code::Unavailable.status("the control plane is stopping"),
         StoreError::Open { .. }
         | StoreError::Migrate { .. }
         | StoreError::Database(_)
         | StoreError::Commit(_)
+        | StoreError::Unknown(_)
         | StoreError::Damaged(_) => {
             Code::Internal.status("the control plane failed; its log says why")
         }

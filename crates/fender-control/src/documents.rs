@@ -11,12 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use fender_api::code::Code;
 use fender_api::proto::control::v1 as proto;
 use fender_config::snapshot::Snapshot;
 use fender_config::{Change, Documents, Memory, Mesh, Source};
 use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
+use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::SharedClock;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -24,10 +26,12 @@ use tokio::sync::watch;
 use crate::ca::sha256;
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::revisions::{self, Applied, Digest, Told};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Topic};
 
 /// The file made when a trust domain is given and no `Mesh` is written. It stays until one is.
 const GENERATED: &str = "(generated)/mesh.yaml";
+/// How often a change is worked out anew because another replica was faster.
+const ATTEMPTS: usize = 10;
 /// What the reader of documents calls it when it misses a `Mesh`.
 const NO_MESH: &str = "fender::no-mesh";
 
@@ -66,6 +70,18 @@ pub(crate) struct Done {
     pub(crate) revision: u64,
     pub(crate) changes: Vec<Change>,
     pub(crate) warnings: Vec<String>,
+}
+
+/// What became of a plan.
+enum Committed {
+    Revision(u64),
+    /// Another replica was faster: it has to be worked out against what is in force now.
+    Overtaken,
+}
+
+enum Opened {
+    Done(Box<Library>, Vec<String>),
+    Overtaken,
 }
 
 pub(crate) struct Library {
@@ -114,6 +130,32 @@ impl Library {
         given: Option<Vec<Source>>,
         author: Author,
     ) -> Result<(Self, Vec<String>), LibraryError> {
+        // A replica that starts at the same moment may be faster, and then its revision is what ours differs from or not.
+        for _ in 1..ATTEMPTS {
+            let opened = Self::try_open(
+                store.clone(),
+                Arc::clone(&clock),
+                trust_domain.clone(),
+                given.clone(),
+                &author,
+            );
+            match opened.await? {
+                Opened::Done(library, warnings) => return Ok((*library, warnings)),
+                Opened::Overtaken => {}
+            }
+        }
+        Err(LibraryError::Store(StoreError::Damaged(
+            "sequence of revisions",
+        )))
+    }
+
+    async fn try_open(
+        store: Store,
+        clock: SharedClock,
+        trust_domain: TrustDomain,
+        given: Option<Vec<Source>>,
+        author: &Author,
+    ) -> Result<Opened, LibraryError> {
         let stored = revisions::current(&store).await?;
         let (revision, stored_files) = match stored {
             Some(stored) => (stored.number, Some(stored.files)),
@@ -173,10 +215,10 @@ impl Library {
             });
         if same {
             library.publish(revision, plan, &told);
-        } else {
-            library.commit(plan, author).await?;
+        } else if let Committed::Overtaken = library.commit(plan, author).await? {
+            return Ok(Opened::Overtaken);
         }
-        Ok((library, warnings))
+        Ok(Opened::Done(Box::new(library), warnings))
     }
 
     pub(crate) fn in_force(&self) -> Arc<InForce> {
@@ -238,31 +280,90 @@ impl Library {
         author: Author,
     ) -> Result<Done, ApplyError> {
         let _turn = self.turn.lock().await;
-        let before = self.in_force();
-        check_upon(upon, before.revision)?;
-        let plan = self.plan(files).await?;
-        let objections = review.objections(&before, &plan).await?;
-        if !objections.is_empty() {
-            return Err(ApplyError::Objections(objections));
-        }
-        let (changes, warnings) = (plan.changes.clone(), plan.warnings.clone());
-        let revision = match plan.news {
-            News::Something => self.commit(plan, author).await?,
-            News::Nothing => {
-                self.store
-                    .write(audit::Append(self.entry(&plan, &author)))
-                    .await?;
-                self.in_force().revision
+        for _ in 1..ATTEMPTS {
+            self.catch_up_in_turn().await?;
+            let before = self.in_force();
+            check_upon(upon, before.revision)?;
+            let plan = self.plan(files.clone()).await?;
+            let objections = review.objections(&before, &plan).await?;
+            if !objections.is_empty() {
+                return Err(ApplyError::Objections(objections));
             }
-        };
-        Ok(Done {
-            revision,
-            changes,
-            warnings,
-        })
+            let (changes, warnings) = (plan.changes.clone(), plan.warnings.clone());
+            let committed = match plan.news {
+                News::Something => self.commit(plan, &author).await?,
+                News::Nothing => {
+                    self.store
+                        .write(audit::Append(self.entry(&plan, &author)))
+                        .await?;
+                    Committed::Revision(self.in_force().revision)
+                }
+            };
+            if let Committed::Revision(revision) = committed {
+                return Ok(Done {
+                    revision,
+                    changes,
+                    warnings,
+                });
+            }
+        }
+        Err(ApplyError::Store(StoreError::Damaged(
+            "sequence of revisions",
+        )))
     }
 
-    async fn commit(&self, plan: Plan, author: Author) -> Result<u64, StoreError> {
+    /// Puts in force what other replicas applied, as they do.
+    pub(crate) async fn keep_up(&self) {
+        let mut changes = self.store.reads().changes(Topic::Documents);
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            changes.mark_unchanged();
+            let caught_up = {
+                let _turn = self.turn.lock().await;
+                self.catch_up_in_turn().await
+            };
+            match caught_up {
+                Ok(()) => {
+                    backoff.reset();
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "put in force what another replica applied");
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    /// To be asked in one's turn.
+    async fn catch_up_in_turn(&self) -> Result<(), ApplyError> {
+        let (stored, told) = loop {
+            let Some(stored) = revisions::newer(&self.store, self.in_force().revision).await?
+            else {
+                return Ok(());
+            };
+            let told = revisions::told(&self.store).await?;
+            // What was told belongs to these documents only if nothing came in between.
+            if revisions::newer(&self.store, stored.number)
+                .await?
+                .is_none()
+            {
+                break (stored, told);
+            }
+        };
+        let plan = self.plan(stored.files).await?;
+        tracing::info!(
+            revision = stored.number,
+            changes = plan.changes.len(),
+            "documents in force, applied to another replica"
+        );
+        self.publish(stored.number, plan, &told);
+        Ok(())
+    }
+
+    async fn commit(&self, plan: Plan, author: &Author) -> Result<Committed, StoreError> {
         let apply = revisions::Apply {
             upon: self.in_force().revision,
             files: plan.files.clone(),
@@ -272,8 +373,8 @@ impl Library {
                 .iter()
                 .map(|(name, snapshot)| (name.clone(), digest(snapshot)))
                 .collect(),
-            entry: self.entry(&plan, &author),
-            by: author.id,
+            entry: self.entry(&plan, author),
+            by: author.id.clone(),
         };
         match self.store.write(apply).await? {
             Applied::Revision { number, told } => {
@@ -283,10 +384,9 @@ impl Library {
                     "documents in force"
                 );
                 self.publish(number, plan, &told);
-                Ok(number)
+                Ok(Committed::Revision(number))
             }
-            // One process holds the data directory, and one change is made at a time.
-            Applied::Overtaken => Err(StoreError::Damaged("sequence of revisions")),
+            Applied::Overtaken => Ok(Committed::Overtaken),
         }
     }
 
@@ -561,25 +661,21 @@ pub(crate) enum LibraryError {
     Store(#[from] StoreError),
 }
 
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
+    #[error("the documents are refused by this version of fender")]
     Problems(Vec<Problem>),
     /// The documents are right, and this administrator may not apply them, or not without saying so.
+    #[error("there are objections to the documents")]
     Objections(Vec<Objection>),
     /// They were made for another revision.
-    NotUpon {
-        upon: u64,
-        in_force: u64,
-    },
+    #[error("the documents were made for revision {upon}, and {in_force} is in force")]
+    NotUpon { upon: u64, in_force: u64 },
     /// The reader of documents gave up without a word.
+    #[error("the reader of documents gave up without a word")]
     Failed,
-    Store(StoreError),
-}
-
-impl From<StoreError> for ApplyError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@ use crate::documents::{self, Unread};
 use crate::own::{OwnError, self_attested};
 use crate::roles;
 use crate::sealing::Sealing;
-use crate::start::StartError;
+use crate::start::{self, StartError};
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::mesh::{self, Admin, AdminMade, Found};
+use crate::store::place::StorePlace;
 use crate::store::{authorities, revisions, revocations};
 
 /// The trust domain of this data directory, settled now if it is new.
@@ -170,16 +171,17 @@ pub async fn reissue_admin(
     data_dir: &Path,
     admin_dir: Option<&Path>,
     sealing: &Sealing,
+    place: &StorePlace,
     clock: SharedClock,
 ) -> Result<(), StartError> {
     let drain = Drain::new();
     let data = DataDir::open(data_dir, admin_dir, Hold::Shared)?;
-    if !data.has_database() {
+    if matches!(place, StorePlace::DataDir) && !data.has_database() {
         return Err(StartError::NotADataDir {
             path: data_dir.to_owned(),
         });
     }
-    let store = Store::open(&data.database()?, &drain).await?;
+    let store = start::open(place, &data, &drain).await?;
     let Some(founded) = mesh::founded(&store).await? else {
         return Err(StartError::NotADataDir {
             path: data_dir.to_owned(),

@@ -46,3 +46,4 @@ pub use sealing::Sealing;
 pub use start::{ControlConfig, Running, StartError, start};
 pub use store::StoreError;
 pub use store::audit::Chain;
+pub use store::place::{PlaceError, Postgres, StorePlace};

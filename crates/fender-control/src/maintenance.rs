@@ -13,7 +13,7 @@ use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
 use crate::store::{
-    Reader, Store, StoreError, audit, authorities, certificates, decisions, revocations,
+    Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, revocations,
 };
 use crate::time::{earlier, later};
 
@@ -31,15 +31,23 @@ pub(crate) async fn keep(control: Arc<Control>) {
         biased;
         () = control.drain.stopping() => {}
         () = control.own.keep_fresh() => {}
+        () = control.library.keep_up() => {}
         () = keep_house(&control) => {}
     }
 }
 
 async fn keep_house(control: &Control) {
     let mut forgotten = (Instant::now(), control.clock.now());
+    // What another replica made or revoked holds here as soon as it is told.
+    let mut authorities = control.store.reads().changes(Topic::Authorities);
+    let mut revocations = control.store.reads().changes(Topic::Revocations);
     loop {
         let lifetimes = control.library.in_force().mesh.lifetimes;
-        tokio::time::sleep(look(&lifetimes)).await;
+        tokio::select! {
+            () = tokio::time::sleep(look(&lifetimes)) => {}
+            Ok(()) = authorities.changed() => {}
+            Ok(()) = revocations.changed() => {}
+        }
         let now = control.clock.now();
         if let Err(error) = control
             .authority

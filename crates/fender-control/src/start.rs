@@ -36,6 +36,7 @@ use crate::own::{Own, OwnError};
 use crate::registry::Registry;
 use crate::sealing::Sealing;
 use crate::store::audit::{self, Action, Chain};
+use crate::store::place::{PlaceError, StorePlace};
 use crate::store::{Reader, Store, StoreError};
 use crate::trust::Announcements;
 use crate::{founding, maintenance};
@@ -52,6 +53,8 @@ const REFUSED: usize = 64;
 pub struct ControlConfig {
     /// Database, keys and the administrator's files; made 0700 if it is not there.
     pub data_dir: PathBuf,
+    /// Where the registry is, if not in the data directory.
+    pub store: StorePlace,
     /// Where the first administrator's files go, if not into `admin` in the data directory.
     pub admin_dir: Option<PathBuf>,
     /// The documents of a directory, to be put in force if they differ from what is stored.
@@ -111,6 +114,7 @@ pub async fn start(
 ) -> Result<Running, StartError> {
     let ControlConfig {
         data_dir,
+        store,
         admin_dir,
         documents,
         listen,
@@ -131,7 +135,7 @@ pub async fn start(
     };
 
     let data = DataDir::open(&data_dir, admin_dir.as_deref(), Hold::Alone)?;
-    let store = Store::open(&data.database()?, &drain).await?;
+    let store = open(&store, &data, &drain).await?;
     let written_domain = written.as_ref().map(|mesh| &mesh.trust_domain);
     let trust_domain =
         founding::trust_domain(&store, trust_domain.as_ref(), written_domain).await?;
@@ -216,6 +220,18 @@ pub async fn start(
     Ok(running)
 }
 
+/// The store, wherever it is.
+pub(crate) async fn open(
+    place: &StorePlace,
+    data: &DataDir,
+    drain: &Drain,
+) -> Result<Store, StartError> {
+    Ok(match place {
+        StorePlace::DataDir => Store::open(&data.database()?, drain).await?,
+        StorePlace::Postgres(server) => Store::connect(&server.access()?, drain).await?,
+    })
+}
+
 async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
     let drain = control.drain.clone();
     let identity = IdentityServer::new(IdentityService(Arc::clone(&control)))
@@ -281,6 +297,8 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Ca(#[from] CaError),
@@ -297,6 +315,7 @@ impl StartError {
             | Self::TrustDomainsDiffer { .. }
             | Self::TrustDomainChanged { .. }
             | Self::NotADataDir { .. }
+            | Self::Place(_)
             | Self::NotTcp { .. } => fender_api::code::EXIT_USAGE,
             Self::Listen { .. }
             | Self::DataDir(_)

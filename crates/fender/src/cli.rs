@@ -120,6 +120,21 @@ pub(crate) struct Control {
     /// Where the first administrator's certificate is put, to be handed on without the rest [default: admin in the data directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) admin_dir: Option<PathBuf>,
+    /// A PostgreSQL database for the registry, shared by replicas: postgres://USER@HOST:PORT/DATABASE [default: SQLite in the data directory]
+    #[arg(long, value_name = "URL", env = "FENDER_STORE")]
+    pub(crate) store: Option<String>,
+    /// A file with mode 0600 that holds the password for the database
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) store_password_file: Option<PathBuf>,
+    /// Authorities in PEM that vouch for the database's server
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) store_roots: Option<PathBuf>,
+    /// A client certificate in PEM for the database
+    #[arg(long, value_name = "FILE", requires = "store_key")]
+    pub(crate) store_certificate: Option<PathBuf>,
+    /// The key of the client certificate, in PEM, with mode 0600
+    #[arg(long, value_name = "FILE", requires = "store_certificate")]
+    pub(crate) store_key: Option<PathBuf>,
     /// Documents to load at start; they become a new revision when they differ from the current one
     #[arg(long, value_name = "DIR")]
     pub(crate) documents: Option<PathBuf>,

@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fender_control::{ControlConfig, Sealing, StartError};
+use fender_control::{ControlConfig, Postgres, Sealing, StartError, StorePlace};
 use fender_identity::Secret;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -55,11 +55,13 @@ pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
 }
 
 pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
+    let store = place(&args);
     if args.reissue_admin {
         fender_control::reissue_admin(
             &args.data_dir,
             args.admin_dir.as_deref(),
             &sealing,
+            &store,
             clock::system(),
         )
         .await
@@ -77,6 +79,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     let documents = args.documents.as_deref().map(load::documents).transpose();
     let config = ControlConfig {
         data_dir: args.data_dir,
+        store,
         admin_dir: args.admin_dir,
         documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
         listen: ListenAddress::Tcp(args.listen),
@@ -103,6 +106,18 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     tracing::info!("stopping");
     drain.close(Deadline::after(GRACE)).await;
     Ok(Exit::Done)
+}
+
+fn place(args: &cli::Control) -> StorePlace {
+    let Some(url) = args.store.clone() else {
+        return StorePlace::DataDir;
+    };
+    StorePlace::Postgres(Postgres {
+        url,
+        password_file: args.store_password_file.clone(),
+        roots: args.store_roots.clone(),
+        certificate: args.store_certificate.clone().zip(args.store_key.clone()),
+    })
 }
 
 fn failed(error: StartError) -> Failure {

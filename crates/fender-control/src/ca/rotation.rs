@@ -175,6 +175,7 @@ mod tests {
             serial: serial.parse().unwrap(),
             role: Role::Root,
             root: None,
+            holder: None,
             certificate: Vec::new().into(),
             path: Vec::new(),
             sealed_key: None,

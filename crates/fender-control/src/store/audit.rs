@@ -7,9 +7,8 @@
 use fender_api::audit;
 use fender_identity::SpiffeId;
 use rustls::pki_types::UnixTime;
-use sqlx::{Row, SqliteConnection};
 
-use super::{Command, Reader, StoreError};
+use super::{Command, Connection, Reader, StoreError, query};
 use crate::time::seconds;
 
 /// Rows read at a time when the chain is verified.
@@ -81,14 +80,14 @@ impl Outcome {
 }
 
 /// Adds an entry as part of a larger change.
-pub(crate) async fn append(db: &mut SqliteConnection, entry: Entry) -> Result<(), StoreError> {
-    let last = sqlx::query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
-        .fetch_optional(&mut *db)
+pub(crate) async fn append(db: &mut Connection, entry: &Entry) -> Result<(), StoreError> {
+    let last = query("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")
+        .optional(&mut *db)
         .await?;
     let (sequence, previous) = match last {
         Some(row) => (
-            row.try_get::<i64, _>("sequence")?.saturating_add(1),
-            row.try_get("hash")?,
+            row.get::<i64>("sequence")?.saturating_add(1),
+            row.get("hash")?,
         ),
         None => (1, Vec::new()),
     };
@@ -97,14 +96,15 @@ pub(crate) async fn append(db: &mut SqliteConnection, entry: Entry) -> Result<()
         time_unix: seconds(entry.time),
         actor: entry.actor.to_string(),
         action: entry.action.as_str().to_owned(),
-        subject: entry.subject,
+        subject: entry.subject.clone(),
         outcome: entry.outcome.as_str().to_owned(),
-        detail: entry.detail,
+        detail: entry.detail.clone(),
         hash: Vec::new(),
     };
     row.hash = audit::hash(&row, &previous);
-    sqlx::query(
-        "INSERT INTO audit (sequence, time, actor, action, subject, outcome, detail, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    query(
+        "INSERT INTO audit (sequence, time, actor, action, subject, outcome, detail, hash) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(sequence)
     .bind(row.time_unix)
@@ -125,8 +125,8 @@ pub(crate) struct Append(pub(crate) Entry);
 impl Command for Append {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        append(db, self.0).await
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        append(db, &self.0).await
     }
 }
 
@@ -167,26 +167,26 @@ pub(crate) async fn page(
     since: i64,
     limit: i64,
 ) -> Result<Vec<audit::Entry>, StoreError> {
-    sqlx::query(
+    query(
         "SELECT sequence, time, actor, action, subject, outcome, detail, hash FROM audit \
-         WHERE sequence > ? AND time >= ? ORDER BY sequence LIMIT ?",
+         WHERE sequence > $1 AND time >= $2 ORDER BY sequence LIMIT $3",
     )
     .bind(i64::try_from(after).unwrap_or(i64::MAX))
     .bind(since)
     .bind(limit)
-    .fetch_all(reader.reads())
+    .all(reader)
     .await?
     .iter()
     .map(|row| {
         Ok(audit::Entry {
-            sequence: row.try_get::<i64, _>("sequence")?.unsigned_abs(),
-            time_unix: row.try_get("time")?,
-            actor: row.try_get("actor")?,
-            action: row.try_get("action")?,
-            subject: row.try_get("subject")?,
-            outcome: row.try_get("outcome")?,
-            detail: row.try_get("detail")?,
-            hash: row.try_get("hash")?,
+            sequence: row.get::<i64>("sequence")?.unsigned_abs(),
+            time_unix: row.get("time")?,
+            actor: row.get("actor")?,
+            action: row.get("action")?,
+            subject: row.get("subject")?,
+            outcome: row.get("outcome")?,
+            detail: row.get("detail")?,
+            hash: row.get("hash")?,
         })
     })
     .collect()
@@ -194,29 +194,29 @@ pub(crate) async fn page(
 
 /// How many there are, if none is missing.
 pub(crate) async fn length(reader: &Reader) -> Result<u64, StoreError> {
-    let row = sqlx::query("SELECT coalesce(max(sequence), 0) AS newest FROM audit")
-        .fetch_one(reader.reads())
+    let row = query("SELECT coalesce(max(sequence), 0) AS newest FROM audit")
+        .one(reader)
         .await?;
-    Ok(row.try_get::<i64, _>("newest")?.unsigned_abs())
+    Ok(row.get::<i64>("newest")?.unsigned_abs())
 }
 
 /// The newest entries first, for whoever reviews them.
 #[cfg(test)]
 pub(crate) async fn newest(reader: &Reader, count: i64) -> Result<Vec<[String; 5]>, StoreError> {
-    sqlx::query(
-        "SELECT actor, action, subject, outcome, detail FROM audit ORDER BY sequence DESC LIMIT ?",
+    query(
+        "SELECT actor, action, subject, outcome, detail FROM audit ORDER BY sequence DESC LIMIT $1",
     )
     .bind(count)
-    .fetch_all(reader.reads())
+    .all(reader)
     .await?
     .iter()
     .map(|row| {
         Ok([
-            row.try_get("actor")?,
-            row.try_get("action")?,
-            row.try_get("subject")?,
-            row.try_get("outcome")?,
-            row.try_get("detail")?,
+            row.get("actor")?,
+            row.get("action")?,
+            row.get("subject")?,
+            row.get("outcome")?,
+            row.get("detail")?,
         ])
     })
     .collect()

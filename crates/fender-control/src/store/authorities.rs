@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use fender_identity::{Serial, Validity};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Command, Store, StoreError, audit};
+use super::{
+    Command, Connection, Record, Store, StoreError, Topic, Value, audit, execute_all, query,
+    query_rows,
+};
 use crate::time::{moment, seconds};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub(crate) struct AuthorityRow {
     pub(crate) role: Role,
     /// The root that an intermediate chains to.
     pub(crate) root: Option<Serial>,
+    /// The replica that signs with an intermediate; none for one that any may sign with.
+    pub(crate) holder: Option<String>,
     pub(crate) certificate: CertificateDer<'static>,
     /// What lies between an intermediate and its root, from the intermediate up.
     pub(crate) path: Vec<CertificateDer<'static>>,
@@ -44,39 +48,37 @@ pub(crate) struct AuthorityRow {
 
 /// All authorities: intermediates, then roots, of each the youngest first.
 pub(crate) async fn all(store: &Store) -> Result<Vec<AuthorityRow>, StoreError> {
-    sqlx::query(
-        "SELECT serial, role, root, certificate, path, sealed_key, not_before, not_after, signs_from \
+    query(
+        "SELECT serial, role, root, holder, certificate, path, sealed_key, not_before, not_after, signs_from \
          FROM authorities ORDER BY role, not_before DESC",
     )
-    .fetch_all(store.reads())
+    .all(store.reads())
     .await?
     .iter()
     .map(read)
     .collect()
 }
 
-fn read(row: &SqliteRow) -> Result<AuthorityRow, StoreError> {
+fn read(row: &Record) -> Result<AuthorityRow, StoreError> {
     let damaged = || StoreError::Damaged("certificate authority");
-    let serial = |text: &str| text.parse().map_err(|_| damaged());
+    let serial = |text: String| text.parse().map_err(|_| damaged());
     Ok(AuthorityRow {
-        serial: serial(row.try_get("serial")?)?,
-        role: match row.try_get("role")? {
+        serial: serial(row.get("serial")?)?,
+        role: match row.get::<String>("role")?.as_str() {
             "root" => Role::Root,
             "intermediate" => Role::Intermediate,
             _ => return Err(damaged()),
         },
-        root: row
-            .try_get::<Option<&str>, _>("root")?
-            .map(serial)
-            .transpose()?,
-        certificate: row.try_get::<Vec<u8>, _>("certificate")?.into(),
-        path: path_from_der(row.try_get("path")?)?,
-        sealed_key: row.try_get("sealed_key")?,
+        root: row.get::<Option<String>>("root")?.map(serial).transpose()?,
+        holder: row.get("holder")?,
+        certificate: row.get::<Vec<u8>>("certificate")?.into(),
+        path: path_from_der(&row.get::<Vec<u8>>("path")?)?,
+        sealed_key: row.get("sealed_key")?,
         validity: Validity {
-            not_before: moment(row.try_get("not_before")?),
-            not_after: moment(row.try_get("not_after")?),
+            not_before: moment(row.get("not_before")?),
+            not_after: moment(row.get("not_after")?),
         },
-        signs_from: moment(row.try_get("signs_from")?),
+        signs_from: moment(row.get("signs_from")?),
     })
 }
 
@@ -113,13 +115,13 @@ pub(crate) enum Succeeded {
 impl Command for Succeed {
     type Output = Succeeded;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<Succeeded, StoreError> {
-        let roots = sqlx::query("SELECT serial FROM authorities WHERE role = 'root'")
-            .fetch_all(&mut *db)
+    async fn run(&self, db: &mut Connection) -> Result<Succeeded, StoreError> {
+        let roots = query("SELECT serial FROM authorities WHERE role = 'root'")
+            .all(&mut *db)
             .await?
             .iter()
             .map(|row| {
-                row.try_get::<&str, _>("serial")?
+                row.get::<String>("serial")?
                     .parse()
                     .map_err(|_| StoreError::Damaged("certificate authority"))
             })
@@ -127,38 +129,42 @@ impl Command for Succeed {
         if roots != self.known_roots {
             return Ok(Succeeded::Overtaken);
         }
-        for row in self.rows {
-            insert(db, row).await?;
-        }
-        if let Some(entry) = self.entry {
+        insert(db, &self.rows).await?;
+        if let Some(entry) = &self.entry {
             audit::append(db, entry).await?;
         }
+        db.changed(Topic::Authorities);
         Ok(Succeeded::Added)
     }
 }
 
-async fn insert(db: &mut SqliteConnection, row: AuthorityRow) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO authorities \
-         (serial, role, root, certificate, path, sealed_key, not_before, not_after, signs_from) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(row.serial.to_string())
-    .bind(row.role.as_str())
-    .bind(row.root.map(|root| root.to_string()))
-    .bind(row.certificate.as_ref().to_vec())
-    .bind(
-        row.path
+async fn insert(db: &mut Connection, rows: &[AuthorityRow]) -> Result<(), StoreError> {
+    let rows = rows.iter().map(|row| {
+        let path: Vec<u8> = row
+            .path
             .iter()
             .flat_map(|one| one.iter().copied())
-            .collect::<Vec<u8>>(),
-    )
-    .bind(row.sealed_key)
-    .bind(seconds(row.validity.not_before))
-    .bind(seconds(row.validity.not_after))
-    .bind(seconds(row.signs_from))
-    .execute(db)
-    .await?;
+            .collect();
+        [
+            Value::from(row.serial.to_string()),
+            row.role.as_str().into(),
+            row.root.as_ref().map(ToString::to_string).into(),
+            row.holder.clone().into(),
+            row.certificate.as_ref().into(),
+            path.into(),
+            row.sealed_key.clone().into(),
+            seconds(row.validity.not_before).into(),
+            seconds(row.validity.not_after).into(),
+            seconds(row.signs_from).into(),
+        ]
+    });
+    let rows = query_rows(
+        "INSERT INTO authorities \
+         (serial, role, root, holder, certificate, path, sealed_key, not_before, not_after, signs_from) \
+         VALUES {rows}",
+        rows,
+    );
+    execute_all(rows, db).await?;
     Ok(())
 }
 
@@ -170,16 +176,16 @@ pub(crate) struct Forget {
 impl Command for Forget {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        sqlx::query(
-            "DELETE FROM authorities WHERE role = 'intermediate' AND not_after < ? \
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        query(
+            "DELETE FROM authorities WHERE role = 'intermediate' AND not_after < $1 \
              AND NOT EXISTS (SELECT 1 FROM certificates WHERE authority = authorities.serial)",
         )
         .bind(seconds(self.before))
         .execute(&mut *db)
         .await?;
-        sqlx::query(
-            "DELETE FROM authorities WHERE role = 'root' AND not_after < ? \
+        query(
+            "DELETE FROM authorities WHERE role = 'root' AND not_after < $1 \
              AND NOT EXISTS (SELECT 1 FROM authorities AS below WHERE below.root = authorities.serial)",
         )
         .bind(seconds(self.before))

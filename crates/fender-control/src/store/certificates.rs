@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use fender_identity::{Serial, SpiffeId, Validity};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use sqlx::{Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{Command, Store, StoreError, audit, authorities};
+use super::{
+    Command, Connection, Record as Row, Store, StoreError, Value, Whom, audit, authorities,
+    execute_all, query, query_rows,
+};
 use crate::time::{earlier, moment, seconds};
 
 /// How long after its expiry a certificate is remembered for whoever asks what happened; a longer renewal grace needs it
@@ -51,15 +53,15 @@ pub(crate) enum Standing {
 
 /// The certificate with this serial, if it was issued here.
 pub(crate) async fn find<'a>(
-    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    db: impl Into<Whom<'a>>,
     serial: &str,
 ) -> Result<Option<Known>, StoreError> {
-    sqlx::query(
+    query(
         "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at \
-         FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = ?",
+         FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = $1",
     )
-    .bind(serial.to_owned())
-    .fetch_optional(db)
+    .bind(serial)
+    .optional(db)
     .await?
     .as_ref()
     .map(read)
@@ -68,7 +70,7 @@ pub(crate) async fn find<'a>(
 
 /// Whether these very bytes were issued here.
 pub(crate) async fn is_leaf_on_record<'a>(
-    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    db: impl Into<Whom<'a>>,
     leaf: &CertificateDer<'_>,
 ) -> Result<bool, StoreError> {
     let Some(serial) = X509Certificate::from_der(leaf)
@@ -81,44 +83,49 @@ pub(crate) async fn is_leaf_on_record<'a>(
     Ok(known.is_some_and(|known| known.leaf == *leaf))
 }
 
-pub(super) fn read(row: &SqliteRow) -> Result<Known, StoreError> {
-    let mut issuers = vec![row.try_get::<Vec<u8>, _>("issuer")?.into()];
-    issuers.extend(authorities::path_from_der(row.try_get("issuer_path")?)?);
+pub(super) fn read(row: &Row) -> Result<Known, StoreError> {
+    let mut issuers = vec![row.get::<Vec<u8>>("issuer")?.into()];
+    issuers.extend(authorities::path_from_der(
+        &row.get::<Vec<u8>>("issuer_path")?,
+    )?);
     Ok(Known {
         identity: row
-            .try_get::<&str, _>("identity")?
+            .get::<String>("identity")?
             .parse()
             .map_err(|_| StoreError::Damaged("certificate record"))?,
-        leaf: row.try_get::<Vec<u8>, _>("leaf")?.into(),
+        leaf: row.get::<Vec<u8>>("leaf")?.into(),
         issuers,
-        key_sha256: row.try_get("key_sha256")?,
-        not_after: moment(row.try_get("not_after")?),
-        standing: match row.try_get::<Option<i64>, _>("revoked_at")? {
+        key_sha256: row.get("key_sha256")?,
+        not_after: moment(row.get("not_after")?),
+        standing: match row.get::<Option<i64>>("revoked_at")? {
             Some(_) => Standing::Revoked,
             None => Standing::Good,
         },
     })
 }
 
-pub(super) async fn insert(
-    db: &mut SqliteConnection,
-    row: CertificateRow,
+pub(super) async fn insert<'a>(
+    db: &mut Connection,
+    certificates: impl IntoIterator<Item = &'a CertificateRow>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    let rows = certificates.into_iter().map(|row| {
+        [
+            Value::from(row.serial.to_string()),
+            row.identity.as_str().into(),
+            row.leaf.as_ref().into(),
+            row.authority.to_string().into(),
+            (&row.key_sha256).into(),
+            seconds(row.validity.not_before).into(),
+            seconds(row.validity.not_after).into(),
+            row.evidence.as_str().into(),
+        ]
+    });
+    let rows = query_rows(
         "INSERT INTO certificates \
-         (serial, identity, leaf, authority, key_sha256, not_before, not_after, evidence) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(row.serial.to_string())
-    .bind(row.identity.as_str().to_owned())
-    .bind(row.leaf.as_ref().to_vec())
-    .bind(row.authority.to_string())
-    .bind(row.key_sha256.to_vec())
-    .bind(seconds(row.validity.not_before))
-    .bind(seconds(row.validity.not_after))
-    .bind(row.evidence)
-    .execute(db)
-    .await?;
+         (serial, identity, leaf, authority, key_sha256, not_before, not_after, evidence) VALUES {rows}",
+        rows,
+    );
+    execute_all(rows, db).await?;
     Ok(())
 }
 
@@ -128,8 +135,13 @@ pub(crate) struct Record(pub(crate) CertificateRow);
 impl Command for Record {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        insert(db, self.0).await
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        insert(db, [&self.0]).await
+    }
+
+    async fn run_all(these: &[Self], db: &mut Connection) -> Result<Vec<()>, StoreError> {
+        insert(db, these.iter().map(|this| &this.0)).await?;
+        Ok(vec![(); these.len()])
     }
 }
 
@@ -139,9 +151,9 @@ pub(crate) struct RecordAudited(pub(crate) CertificateRow, pub(crate) audit::Ent
 impl Command for RecordAudited {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        insert(db, self.0).await?;
-        audit::append(db, self.1).await
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        insert(db, [&self.0]).await?;
+        audit::append(db, &self.1).await
     }
 }
 
@@ -158,14 +170,14 @@ pub(crate) async fn tallies(
 ) -> Result<HashMap<String, Tally>, StoreError> {
     let mut all = HashMap::new();
     for identity in identities {
-        let row = sqlx::query(
-            "SELECT count(*) AS issued, max(not_after) AS last FROM certificates WHERE identity = ?",
+        let row = query(
+            "SELECT count(*) AS issued, max(not_after) AS last FROM certificates WHERE identity = $1",
         )
-        .bind(identity.clone())
-        .fetch_one(store.reads())
+        .bind(identity.as_str())
+        .one(store.reads())
         .await?;
-        if let Some(last_not_after) = row.try_get("last")? {
-            let issued = row.try_get::<i64, _>("issued")?.unsigned_abs();
+        if let Some(last_not_after) = row.get("last")? {
+            let issued = row.get::<i64>("issued")?.unsigned_abs();
             let tally = Tally {
                 issued,
                 last_not_after,
@@ -184,15 +196,15 @@ pub(crate) async fn in_use(
 ) -> Result<HashMap<String, i64>, StoreError> {
     let mut all = HashMap::new();
     for identity in identities {
-        let row = sqlx::query(
+        let row = query(
             "SELECT max(not_after) AS last FROM certificates \
-             WHERE identity = ? AND not_after > ? AND revoked_at IS NULL",
+             WHERE identity = $1 AND not_after > $2 AND revoked_at IS NULL",
         )
-        .bind(identity.clone())
+        .bind(identity.as_str())
         .bind(seconds(now))
-        .fetch_one(store.reads())
+        .one(store.reads())
         .await?;
-        if let Some(last) = row.try_get("last")? {
+        if let Some(last) = row.get("last")? {
             all.insert(identity.clone(), last);
         }
     }
@@ -208,26 +220,25 @@ pub(crate) struct Forget {
 impl Command for Forget {
     type Output = More;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<More, StoreError> {
+    async fn run(&self, db: &mut Connection) -> Result<More, StoreError> {
         let kept = KEPT.max(self.renewal_grace.saturating_add(DAY));
         let before = seconds(earlier(self.now, kept));
         // Tokens first: a spent one refers to its certificate.
-        sqlx::query(
-            "DELETE FROM tokens WHERE expires_at < ?1 AND (spent_on IS NULL OR spent_on IN \
-             (SELECT serial FROM certificates WHERE not_after < ?1))",
+        query(
+            "DELETE FROM tokens WHERE expires_at < $1 AND (spent_on IS NULL OR spent_on IN \
+             (SELECT serial FROM certificates WHERE not_after < $1))",
         )
         .bind(before)
         .execute(&mut *db)
         .await?;
-        let gone = sqlx::query(
+        let gone = query(
             "DELETE FROM certificates WHERE serial IN (SELECT serial FROM certificates \
-             WHERE not_after < ?1 AND NOT EXISTS (SELECT 1 FROM tokens WHERE spent_on = serial) LIMIT ?2)",
+             WHERE not_after < $1 AND NOT EXISTS (SELECT 1 FROM tokens WHERE spent_on = serial) LIMIT $2)",
         )
         .bind(before)
         .bind(FORGET)
         .execute(db)
-        .await?
-        .rows_affected();
+        .await?;
         Ok(if gone < FORGET.unsigned_abs() {
             More::Nothing
         } else {

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use fender_identity::WorkloadName;
 use rustls::pki_types::UnixTime;
-use sqlx::{Row, SqliteConnection};
 
 use super::certificates::More;
-use super::{Command, Store, StoreError};
+use super::{Command, Connection, Store, StoreError, Value, execute_all, query, query_rows};
 use crate::time::{earlier, seconds};
 
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -34,27 +33,33 @@ pub(crate) struct Record {
 impl Command for Record {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        let mut touched = BTreeSet::new();
-        for decision in self.decisions {
-            // An id is 128 random bits: the same one again is a repetition, and the first telling stands.
-            sqlx::query(
-                "INSERT INTO decisions (id, workload, recorded_at, record) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            )
-            .bind(decision.id)
-            .bind(decision.workload.to_string())
-            .bind(seconds(self.at))
-            .bind(decision.record)
-            .execute(&mut *db)
-            .await?;
-            touched.insert(decision.workload.to_string());
-        }
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        let rows = self.decisions.iter().map(|decision| {
+            [
+                Value::from(decision.id.as_str()),
+                decision.workload.to_string().into(),
+                seconds(self.at).into(),
+                decision.record.as_slice().into(),
+            ]
+        });
+        // An id is 128 random bits: the same one again is a repetition, and the first telling stands.
+        let rows = query_rows(
+            "INSERT INTO decisions (id, workload, recorded_at, record) VALUES {rows} ON CONFLICT DO NOTHING",
+            rows,
+        );
+        execute_all(rows, db).await?;
+        let touched: BTreeSet<_> = self
+            .decisions
+            .iter()
+            .map(|decision| decision.workload.to_string())
+            .collect();
         for workload in touched {
-            sqlx::query(
-                "DELETE FROM decisions WHERE rowid IN (SELECT rowid FROM decisions WHERE workload = ? \
-                 ORDER BY recorded_at DESC, rowid DESC LIMIT -1 OFFSET ?)",
+            query(
+                "DELETE FROM decisions WHERE id IN (SELECT id FROM decisions WHERE workload = $1 \
+                 ORDER BY recorded_at DESC, id DESC LIMIT $2 OFFSET $3)",
             )
             .bind(workload)
+            .bind(i64::MAX)
             .bind(KEPT_PER_WORKLOAD)
             .execute(&mut *db)
             .await?;
@@ -64,11 +69,11 @@ impl Command for Record {
 }
 
 pub(crate) async fn find(store: &Store, id: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    sqlx::query("SELECT record FROM decisions WHERE id = ?")
-        .bind(id.to_owned())
-        .fetch_optional(store.reads())
+    query("SELECT record FROM decisions WHERE id = $1")
+        .bind(id)
+        .optional(store.reads())
         .await?
-        .map(|row| Ok(row.try_get("record")?))
+        .map(|row| row.get("record"))
         .transpose()
 }
 
@@ -80,15 +85,14 @@ pub(crate) struct Forget {
 impl Command for Forget {
     type Output = More;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<More, StoreError> {
-        let gone = sqlx::query(
-            "DELETE FROM decisions WHERE rowid IN (SELECT rowid FROM decisions WHERE recorded_at < ? LIMIT ?)",
+    async fn run(&self, db: &mut Connection) -> Result<More, StoreError> {
+        let gone = query(
+            "DELETE FROM decisions WHERE id IN (SELECT id FROM decisions WHERE recorded_at < $1 LIMIT $2)",
         )
         .bind(seconds(earlier(self.now, KEPT)))
         .bind(FORGET)
         .execute(db)
-        .await?
-        .rows_affected();
+        .await?;
         Ok(if gone < FORGET.unsigned_abs() {
             More::Nothing
         } else {

@@ -3,9 +3,8 @@
 
 use fender_identity::TrustDomain;
 use rustls::pki_types::UnixTime;
-use sqlx::{Row, SqliteConnection};
 
-use super::{Command, Store, StoreError};
+use super::{Command, Connection, Store, StoreError, query};
 use crate::time::seconds;
 
 #[derive(Clone, Debug)]
@@ -22,17 +21,17 @@ pub(crate) enum Admin {
 }
 
 pub(crate) async fn founded(store: &Store) -> Result<Option<Founded>, StoreError> {
-    let Some(row) = sqlx::query("SELECT trust_domain, admin_made FROM mesh")
-        .fetch_optional(store.reads())
+    let Some(row) = query("SELECT trust_domain, admin_made FROM mesh")
+        .optional(store.reads())
         .await?
     else {
         return Ok(None);
     };
     let trust_domain = row
-        .try_get::<&str, _>("trust_domain")?
+        .get::<String>("trust_domain")?
         .parse()
         .map_err(|_| StoreError::Damaged("trust domain"))?;
-    let admin = match row.try_get::<Option<i64>, _>("admin_made")? {
+    let admin = match row.get::<Option<i64>>("admin_made")? {
         Some(_) => Admin::Made,
         None => Admin::Pending,
     };
@@ -50,8 +49,8 @@ pub(crate) struct Found {
 impl Command for Found {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO mesh (singleton, trust_domain) VALUES (1, ?)")
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        query("INSERT INTO mesh (singleton, trust_domain) VALUES (1, $1)")
             .bind(self.trust_domain.as_str())
             .execute(db)
             .await?;
@@ -67,8 +66,8 @@ pub(crate) struct AdminMade {
 impl Command for AdminMade {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        sqlx::query("UPDATE mesh SET admin_made = ?")
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        query("UPDATE mesh SET admin_made = $1")
             .bind(seconds(self.at))
             .execute(db)
             .await?;

@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use fender_config::Source;
 use fender_identity::{SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
-use sqlx::{Row, SqliteConnection};
 
-use super::{Command, Store, StoreError, audit};
+use super::{
+    Command, Connection, Store, StoreError, Topic, Value, Whom, audit, execute_all, query,
+    query_rows,
+};
 use crate::time::seconds;
 
 pub(crate) type Digest = [u8; 32];
@@ -21,11 +23,19 @@ pub(crate) struct Revision {
 
 /// The revision in force.
 pub(crate) async fn current(store: &Store) -> Result<Option<Revision>, StoreError> {
-    let mut read = store.reads().begin().await?;
-    let Some(number) = newest(&mut read).await? else {
+    newer(store, 0).await
+}
+
+/// The revision in force, if it is not this one.
+pub(crate) async fn newer(store: &Store, than: u64) -> Result<Option<Revision>, StoreError> {
+    let Some(number) = newest(store.reads()).await? else {
         return Ok(None);
     };
-    let files = read_files(&mut *read, number).await?;
+    if number.unsigned_abs() <= than {
+        return Ok(None);
+    }
+    // A revision never changes once it is there, so that reading it in two steps reads one thing.
+    let files = read_files(store.reads(), number).await?;
     Ok(Some(Revision {
         number: number.unsigned_abs(),
         files,
@@ -37,29 +47,26 @@ pub(crate) async fn files(store: &Store, number: u64) -> Result<Vec<Source>, Sto
     read_files(store.reads(), i64::try_from(number).unwrap_or(i64::MAX)).await
 }
 
-async fn read_files<'a>(
-    db: impl sqlx::Executor<'a, Database = sqlx::Sqlite>,
-    number: i64,
-) -> Result<Vec<Source>, StoreError> {
-    sqlx::query("SELECT name, text FROM revision_files WHERE revision = ? ORDER BY position")
+async fn read_files<'a>(db: impl Into<Whom<'a>>, number: i64) -> Result<Vec<Source>, StoreError> {
+    query("SELECT name, text FROM revision_files WHERE revision = $1 ORDER BY position")
         .bind(number)
-        .fetch_all(db)
+        .all(db)
         .await?
         .iter()
         .map(|row| {
             Ok(Source {
-                name: row.try_get("name")?,
-                text: row.try_get("text")?,
+                name: row.get("name")?,
+                text: row.get("text")?,
             })
         })
         .collect()
 }
 
-async fn newest(db: &mut SqliteConnection) -> Result<Option<i64>, StoreError> {
-    Ok(sqlx::query("SELECT max(revision) AS newest FROM revisions")
-        .fetch_one(db)
+async fn newest<'a>(db: impl Into<Whom<'a>>) -> Result<Option<i64>, StoreError> {
+    query("SELECT max(revision) AS newest FROM revisions")
+        .one(db)
         .await?
-        .try_get("newest")?)
+        .get("newest")
 }
 
 /// What one workload was last told, and since which revision.
@@ -70,26 +77,27 @@ pub(crate) struct Told {
 }
 
 pub(crate) async fn told(store: &Store) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
-    let mut read = store.reads().acquire().await?;
-    read_told(&mut read).await
+    read_told(store.reads()).await
 }
 
-async fn read_told(db: &mut SqliteConnection) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
+async fn read_told<'a>(
+    db: impl Into<Whom<'a>>,
+) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
     let damaged = || StoreError::Damaged("snapshot version");
-    sqlx::query("SELECT workload, version, digest FROM snapshots")
-        .fetch_all(db)
+    query("SELECT workload, version, digest FROM snapshots")
+        .all(db)
         .await?
         .iter()
         .map(|row| {
             let workload = row
-                .try_get::<&str, _>("workload")?
+                .get::<String>("workload")?
                 .parse()
                 .map_err(|_| damaged())?;
             let digest = row
-                .try_get::<Vec<u8>, _>("digest")?
+                .get::<Vec<u8>>("digest")?
                 .try_into()
                 .map_err(|_| damaged())?;
-            let version = row.try_get::<i64, _>("version")?.unsigned_abs();
+            let version = row.get::<i64>("version")?.unsigned_abs();
             Ok((workload, Told { version, digest }))
         })
         .collect()
@@ -119,48 +127,53 @@ pub(crate) enum Applied {
 impl Command for Apply {
     type Output = Applied;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<Applied, StoreError> {
-        if newest(db).await?.unwrap_or(0).unsigned_abs() != self.upon {
+    async fn run(&self, db: &mut Connection) -> Result<Applied, StoreError> {
+        let before = newest(&mut *db).await?.unwrap_or(0);
+        if before.unsigned_abs() != self.upon {
             return Ok(Applied::Overtaken);
         }
-        let number = sqlx::query("INSERT INTO revisions (applied_at, applied_by) VALUES (?, ?)")
+        // Revisions are never removed, so that this number was never used.
+        let number = before.saturating_add(1);
+        query("INSERT INTO revisions (revision, applied_at, applied_by) VALUES ($1, $2, $3)")
+            .bind(number)
             .bind(seconds(self.at))
-            .bind(self.by.as_str().to_owned())
-            .execute(&mut *db)
-            .await?
-            .last_insert_rowid();
-        for (position, file) in (0_i64..).zip(self.files) {
-            sqlx::query(
-                "INSERT INTO revision_files (revision, position, name, text) VALUES (?, ?, ?, ?)",
-            )
-            .bind(number)
-            .bind(position)
-            .bind(file.name)
-            .bind(file.text)
+            .bind(self.by.as_str())
             .execute(&mut *db)
             .await?;
-        }
-        for (workload, digest) in self.digests {
-            sqlx::query(
-                "INSERT INTO snapshots (workload, version, digest) VALUES (?, ?, ?) \
-                 ON CONFLICT (workload) DO UPDATE SET version = excluded.version, digest = excluded.digest \
-                 WHERE digest <> excluded.digest",
-            )
-            .bind(workload.to_string())
-            .bind(number)
-            .bind(digest.to_vec())
-            .execute(&mut *db)
-            .await?;
-        }
+        let files = (0_i64..).zip(&self.files).map(|(position, file)| {
+            [
+                Value::from(number),
+                position.into(),
+                file.name.as_str().into(),
+                file.text.as_str().into(),
+            ]
+        });
+        let files = query_rows(
+            "INSERT INTO revision_files (revision, position, name, text) VALUES {rows}",
+            files,
+        );
+        execute_all(files, db).await?;
+        let digests = self.digests.iter().map(|(workload, digest)| {
+            [
+                Value::from(workload.to_string()),
+                number.into(),
+                digest.into(),
+            ]
+        });
+        let digests = query_rows(
+            "INSERT INTO snapshots (workload, version, digest) VALUES {rows} \
+             ON CONFLICT (workload) DO UPDATE SET version = excluded.version, digest = excluded.digest \
+             WHERE snapshots.digest <> excluded.digest",
+            digests,
+        );
+        execute_all(digests, db).await?;
+        db.changed(Topic::Documents);
         let number = number.unsigned_abs();
-        audit::append(
-            db,
-            audit::Entry {
-                detail: format!("{}; revision {number}", self.entry.detail),
-                ..self.entry
-            },
-        )
-        .await?;
+        let entry = audit::Entry {
+            detail: format!("{}; revision {number}", self.entry.detail),
+            ..self.entry.clone()
+        };
+        audit::append(db, &entry).await?;
         Ok(Applied::Revision {
             number,
             told: read_told(db).await?,

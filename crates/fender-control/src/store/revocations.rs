@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use fender_identity::{DenyList, Serial, SpiffeId, TrustDomain, Validity};
 use rustls::pki_types::UnixTime;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, SqliteConnection};
 
-use super::{Command, StoreError, audit};
+use super::{Command, Connection, Record, StoreError, Topic, Whom, audit, query};
 use crate::time::{earlier, later, moment, seconds};
 
 /// How long after the end of the last certificate it concerns a revocation stays in force, beside the renewal grace:
@@ -70,7 +68,7 @@ pub(crate) struct Revoke {
 impl Command for Revoke {
     type Output = Result<Revocation, NotRevoked>;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<Self::Output, StoreError> {
+    async fn run(&self, db: &mut Connection) -> Result<Self::Output, StoreError> {
         if self.is_full(&mut *db).await? {
             return Ok(Err(NotRevoked::TooMany));
         }
@@ -94,34 +92,35 @@ impl Command for Revoke {
         let detail = format!("{}; {count} certificates", self.entry.detail);
         let entry = audit::Entry {
             detail,
-            ..self.entry
+            ..self.entry.clone()
         };
-        audit::append(db, entry).await?;
+        audit::append(db, &entry).await?;
+        db.changed(Topic::Revocations);
         Ok(Ok(revocation))
     }
 }
 
 impl Revoke {
     /// Marks every certificate that is concerned and may still be used, or renewed.
-    async fn withdraw(&self, db: &mut SqliteConnection) -> Result<Vec<Validity>, StoreError> {
+    async fn withdraw(&self, db: &mut Connection) -> Result<Vec<Validity>, StoreError> {
         let alive = seconds(earlier(self.at, self.renewal_grace));
         let at = seconds(self.at);
         let update = match &self.what {
-            What::Certificate(serial) => sqlx::query(
+            What::Certificate(serial) => query(
                 "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
                  AND serial = $3 RETURNING not_before, not_after",
             )
             .bind(at)
             .bind(alive)
             .bind(serial.to_string()),
-            What::Identity(id) => sqlx::query(
+            What::Identity(id) => query(
                 "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
                  AND identity = $3 RETURNING not_before, not_after",
             )
             .bind(at)
             .bind(alive)
             .bind(id.to_string()),
-            What::Before(Some(id), moment) => sqlx::query(
+            What::Before(Some(id), moment) => query(
                 "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
                  AND identity = $3 AND not_before < $4 RETURNING not_before, not_after",
             )
@@ -129,7 +128,7 @@ impl Revoke {
             .bind(alive)
             .bind(id.to_string())
             .bind(seconds(*moment)),
-            What::Before(None, moment) => sqlx::query(
+            What::Before(None, moment) => query(
                 "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
                  AND identity LIKE 'spiffe://%/ns/%' AND not_before < $3 RETURNING not_before, not_after",
             )
@@ -138,29 +137,29 @@ impl Revoke {
             .bind(seconds(*moment)),
         };
         update
-            .fetch_all(db)
+            .all(db)
             .await?
             .iter()
             .map(|row| {
                 Ok(Validity {
-                    not_before: moment(row.try_get("not_before")?),
-                    not_after: moment(row.try_get("not_after")?),
+                    not_before: moment(row.get("not_before")?),
+                    not_after: moment(row.get("not_after")?),
                 })
             })
             .collect()
     }
 
-    async fn is_full(&self, db: &mut SqliteConnection) -> Result<bool, StoreError> {
+    async fn is_full(&self, db: &mut Connection) -> Result<bool, StoreError> {
         let since = ended_before(self.at, self.renewal_grace);
-        let row = sqlx::query(
+        let row = query(
             "SELECT count(CASE WHEN kind = 'serial' THEN 1 END) AS serials, \
              count(DISTINCT CASE WHEN kind <> 'serial' THEN subject END) AS rules \
              FROM revocations WHERE ends_at >= $1",
         )
         .bind(seconds(since))
-        .fetch_one(db)
+        .one(db)
         .await?;
-        let (serials, rules): (i64, i64) = (row.try_get("serials")?, row.try_get("rules")?);
+        let (serials, rules): (i64, i64) = (row.get("serials")?, row.get("rules")?);
         let reaches =
             |count: i64, most: usize| usize::try_from(count).is_ok_and(|count| count >= most);
         Ok(match self.what {
@@ -174,14 +173,14 @@ impl Revoke {
         denial: &Denial,
         certificates: u64,
         until: UnixTime,
-        db: &mut SqliteConnection,
+        db: &mut Connection,
     ) -> Result<Revocation, StoreError> {
         let (kind, subject, begins) = match denial {
             Denial::Serial(serial) => ("serial", serial.to_string(), None),
             Denial::Identity(id, moment) => ("identity", id.to_string(), Some(*moment)),
             Denial::Workloads(moment) => ("workloads", String::new(), Some(*moment)),
         };
-        let row = sqlx::query(
+        let row = query(
             "INSERT INTO revocations (number, kind, subject, moment, reason, revoked_at, revoked_by, certificates, ends_at) \
              VALUES ((SELECT coalesce(max(number), 0) + 1 FROM revocations), $1, $2, $3, $4, $5, $6, $7, $8) RETURNING *",
         )
@@ -193,7 +192,7 @@ impl Revoke {
         .bind(self.by.as_str().to_owned())
         .bind(i64::try_from(certificates).unwrap_or(i64::MAX))
         .bind(seconds(until))
-        .fetch_one(db)
+        .one(db)
         .await?;
         read(&row)
     }
@@ -201,13 +200,13 @@ impl Revoke {
 
 /// Those in force, the oldest first.
 pub(crate) async fn in_force<'a>(
-    db: impl sqlx::Executor<'a, Database = Sqlite>,
+    db: impl Into<Whom<'a>>,
     now: UnixTime,
     renewal_grace: Duration,
 ) -> Result<Vec<Revocation>, StoreError> {
-    sqlx::query("SELECT * FROM revocations WHERE ends_at >= $1 ORDER BY number")
+    query("SELECT * FROM revocations WHERE ends_at >= $1 ORDER BY number")
         .bind(seconds(ended_before(now, renewal_grace)))
-        .fetch_all(db)
+        .all(db)
         .await?
         .iter()
         .map(read)
@@ -236,8 +235,8 @@ pub(crate) struct Forget {
 impl Command for Forget {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM revocations WHERE ends_at < $1")
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        query("DELETE FROM revocations WHERE ends_at < $1")
             .bind(seconds(ended_before(self.now, self.renewal_grace)))
             .execute(db)
             .await?;
@@ -250,11 +249,11 @@ fn ended_before(now: UnixTime, renewal_grace: Duration) -> UnixTime {
     earlier(now, renewal_grace.saturating_add(SLACK))
 }
 
-fn read(row: &SqliteRow) -> Result<Revocation, StoreError> {
+fn read(row: &Record) -> Result<Revocation, StoreError> {
     let damaged = || StoreError::Damaged("revocation");
-    let subject: String = row.try_get("subject")?;
-    let begins = row.try_get::<Option<i64>, _>("moment")?.map(moment);
-    let denial = match (row.try_get::<&str, _>("kind")?, begins) {
+    let subject: String = row.get("subject")?;
+    let begins = row.get::<Option<i64>>("moment")?.map(moment);
+    let denial = match (row.get::<String>("kind")?.as_str(), begins) {
         ("serial", None) => Denial::Serial(subject.parse().map_err(|_| damaged())?),
         ("identity", Some(begins)) => {
             Denial::Identity(subject.parse().map_err(|_| damaged())?, begins)
@@ -263,12 +262,12 @@ fn read(row: &SqliteRow) -> Result<Revocation, StoreError> {
         _ => return Err(damaged()),
     };
     Ok(Revocation {
-        number: row.try_get::<i64, _>("number")?.unsigned_abs(),
+        number: row.get::<i64>("number")?.unsigned_abs(),
         denial,
-        reason: row.try_get("reason")?,
-        by: row.try_get("revoked_by")?,
-        at: moment(row.try_get("revoked_at")?),
-        certificates: row.try_get::<i64, _>("certificates")?.unsigned_abs(),
-        until: moment(row.try_get("ends_at")?),
+        reason: row.get("reason")?,
+        by: row.get("revoked_by")?,
+        at: moment(row.get("revoked_at")?),
+        certificates: row.get::<i64>("certificates")?.unsigned_abs(),
+        until: moment(row.get("ends_at")?),
     })
 }

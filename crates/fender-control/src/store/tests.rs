@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use rustls::pki_types::UnixTime;
-use tempfile::TempDir;
-
 use super::*;
+use crate::store::audit::{Action, Chain, Entry, Outcome};
 use crate::store::certificates::{CertificateRow, More};
 use crate::store::decisions::Decision;
+use rustls::pki_types::UnixTime;
+
+mod postgres;
 
 const DAY: u64 = 24 * 3600;
 
@@ -15,31 +16,63 @@ fn at(seconds: u64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(seconds))
 }
 
-async fn store() -> (TempDir, Store) {
-    let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(&directory.path().join("control.db"), &Drain::new())
-        .await
-        .unwrap();
-    (directory, store)
+/// Runs each promise on both databases.
+macro_rules! on_both {
+    ($($promise:ident)*) => {
+        mod on_sqlite {
+            $(#[tokio::test]
+            async fn $promise() {
+                let directory = tempfile::tempdir().unwrap();
+                let drain = super::Drain::new();
+                let path = directory.path().join("control.db");
+                let store = super::Store::open(&path, &drain).await.unwrap();
+                super::$promise(store, drain).await;
+            })*
+        }
+
+        mod on_postgres {
+            $(#[tokio::test]
+            async fn $promise() {
+                let server = super::postgres::Server::shared();
+                let drain = super::Drain::new();
+                let store = server.store(&server.database(), &drain).await;
+                super::$promise(store, drain).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch
+    a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_to_all
+    a_change_whose_caller_went_away_is_made_all_the_same
+    a_serial_is_never_recorded_twice
+    decisions_are_kept_for_seven_days
+    one_workloads_decisions_never_crowd_out_anothers
+    certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more
+    the_writer_ends_when_nobody_can_reach_it_and_not_before
 }
 
 async fn count(store: &Store, sql: &'static str) -> i64 {
-    sqlx::query_scalar(sql)
-        .fetch_one(store.reads())
-        .await
-        .unwrap()
+    let rows = query(sql).all(store.reads()).await.unwrap();
+    rows.first().unwrap().get("n").unwrap()
 }
 
 /// Writes a decision and then perhaps fails.
 struct Note {
     id: u32,
-    then: Result<(), StoreError>,
+    then: Then,
+}
+
+enum Then {
+    Well,
+    Fails,
 }
 
 impl Command for Note {
     type Output = u32;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<u32, StoreError> {
+    async fn run(&self, db: &mut Connection) -> Result<u32, StoreError> {
         let decision = decision(self.id, "shop/orders");
         decisions::Record {
             at: at(1),
@@ -47,7 +80,10 @@ impl Command for Note {
         }
         .run(db)
         .await?;
-        self.then.map(|()| self.id)
+        match self.then {
+            Then::Well => Ok(self.id),
+            Then::Fails => Err(StoreError::Damaged("test")),
+        }
     }
 }
 
@@ -80,6 +116,7 @@ async fn with_authority(store: &Store) {
         serial: "01".parse().unwrap(),
         role: authorities::Role::Root,
         root: None,
+        holder: None,
         certificate: vec![1].into(),
         path: Vec::new(),
         sealed_key: Some(vec![1]),
@@ -98,28 +135,29 @@ async fn with_authority(store: &Store) {
     assert_eq!(added, authorities::Succeeded::Added);
 }
 
-#[tokio::test]
-async fn a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch() {
-    let (_directory, store) = store().await;
+async fn a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch(store: Store, _: Drain) {
     let before = store.reader().commits();
     // Queued together before the writer runs, so committed together.
     let (first, failed, last) = tokio::join!(
         store.write(Note {
             id: 1,
-            then: Ok(())
+            then: Then::Well
         }),
         store.write(Note {
             id: 2,
-            then: Err(StoreError::Damaged("test"))
+            then: Then::Fails
         }),
         store.write(Note {
             id: 3,
-            then: Ok(())
+            then: Then::Well
         }),
     );
     assert_eq!((first.unwrap(), last.unwrap()), (1, 3));
     assert!(matches!(failed.unwrap_err(), StoreError::Damaged("test")));
-    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 2);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM decisions").await,
+        2
+    );
     assert_eq!(store.reader().commits() - before, 1);
 }
 
@@ -129,16 +167,20 @@ struct DiskFull;
 impl Command for DiskFull {
     type Output = ();
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<(), StoreError> {
-        sqlx::query("ROLLBACK").execute(db).await?;
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        query("ROLLBACK").execute(db).await?;
         Err(StoreError::Damaged("test"))
     }
 }
 
-#[tokio::test]
-async fn a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_to_all() {
-    let (_directory, store) = store().await;
-    let note = |id| Note { id, then: Ok(()) };
+async fn a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_to_all(
+    store: Store,
+    _: Drain,
+) {
+    let note = |id| Note {
+        id,
+        then: Then::Well,
+    };
     let (first, lost, last) = tokio::join!(
         store.write(note(1)),
         store.write(DiskFull),
@@ -147,45 +189,46 @@ async fn a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_
     assert!(matches!(first.unwrap_err(), StoreError::Commit(_)));
     assert!(matches!(lost.unwrap_err(), StoreError::Commit(_)));
     assert!(matches!(last.unwrap_err(), StoreError::Commit(_)));
-    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 0);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM decisions").await,
+        0
+    );
     store.write(note(4)).await.unwrap();
-    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 1);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM decisions").await,
+        1
+    );
 }
 
-#[tokio::test]
-async fn a_change_whose_caller_went_away_is_made_all_the_same() {
-    let (_directory, store) = store().await;
+async fn a_change_whose_caller_went_away_is_made_all_the_same(store: Store, _: Drain) {
     let gone = store.write(Note {
         id: 1,
-        then: Ok(()),
+        then: Then::Well,
     });
     tokio::select! {
         biased;
         _ = gone => panic!("the writer has not run yet"),
-        () = tokio::task::yield_now() => {}
+        () = std::future::ready(()) => {}
     }
     store
         .write(Note {
             id: 2,
-            then: Ok(()),
+            then: Then::Well,
         })
         .await
         .unwrap();
-    assert_eq!(count(&store, "SELECT count(*) FROM decisions").await, 2);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM decisions").await,
+        2
+    );
 }
 
-#[tokio::test]
-async fn the_writer_ends_when_nobody_can_reach_it_and_not_before() {
-    let directory = tempfile::tempdir().unwrap();
-    let drain = Drain::new();
-    let store = Store::open(&directory.path().join("control.db"), &drain)
-        .await
-        .unwrap();
+async fn the_writer_ends_when_nobody_can_reach_it_and_not_before(store: Store, drain: Drain) {
     drain.stop();
     store
         .write(Note {
             id: 1,
-            then: Ok(()),
+            then: Then::Well,
         })
         .await
         .expect("what is under way may finish");
@@ -193,9 +236,7 @@ async fn the_writer_ends_when_nobody_can_reach_it_and_not_before() {
     drain.drained().await;
 }
 
-#[tokio::test]
-async fn a_serial_is_never_recorded_twice() {
-    let (_directory, store) = store().await;
+async fn a_serial_is_never_recorded_twice(store: Store, _: Drain) {
     with_authority(&store).await;
     store
         .write(certificates::Record(certificate(7, 100)))
@@ -206,14 +247,12 @@ async fn a_serial_is_never_recorded_twice() {
         .await
         .unwrap_err();
     assert_eq!(
-        count(&store, "SELECT not_after FROM certificates").await,
+        count(&store, "SELECT not_after AS n FROM certificates").await,
         100
     );
 }
 
-#[tokio::test]
-async fn decisions_are_kept_for_seven_days() {
-    let (_directory, store) = store().await;
+async fn decisions_are_kept_for_seven_days(store: Store, _: Drain) {
     for (id, day) in [(1, 1), (2, 7), (3, 8)] {
         let decisions = vec![decision(id, "shop/orders")];
         store
@@ -231,14 +270,15 @@ async fn decisions_are_kept_for_seven_days() {
         .await
         .unwrap();
     assert_eq!(
-        (more, count(&store, "SELECT count(*) FROM decisions").await),
+        (
+            more,
+            count(&store, "SELECT count(*) AS n FROM decisions").await
+        ),
         (More::Nothing, 2)
     );
 }
 
-#[tokio::test]
-async fn one_workloads_decisions_never_crowd_out_anothers() {
-    let (_directory, store) = store().await;
+async fn one_workloads_decisions_never_crowd_out_anothers(store: Store, _: Drain) {
     store
         .write(decisions::Record {
             at: at(1),
@@ -261,7 +301,7 @@ async fn one_workloads_decisions_never_crowd_out_anothers() {
             .unwrap();
     }
     assert_eq!(
-        count(&store, "SELECT count(*) FROM decisions").await,
+        count(&store, "SELECT count(*) AS n FROM decisions").await,
         10_001
     );
     assert!(
@@ -279,9 +319,28 @@ async fn one_workloads_decisions_never_crowd_out_anothers() {
     );
 }
 
-#[tokio::test]
-async fn certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more() {
-    let (directory, store) = store().await;
+/// A spent token as it lies in the database.
+struct Token(u8, u64, &'static str);
+
+impl Command for Token {
+    type Output = ();
+
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        let &Token(hash, expires, serial) = self;
+        query("INSERT INTO tokens VALUES ($1, 'x', 0, 'x', $2, 1, $3)")
+            .bind(vec![hash; 32])
+            .bind(i64::try_from(expires).unwrap())
+            .bind(serial)
+            .execute(db)
+            .await
+            .map(drop)
+    }
+}
+
+async fn certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more(
+    store: Store,
+    _: Drain,
+) {
     with_authority(&store).await;
     for (serial, end) in [(1, 10 * DAY), (2, 50 * DAY), (3, 10 * DAY)] {
         store
@@ -290,18 +349,9 @@ async fn certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more
             .unwrap();
     }
     // A token outlives the certificate it bought; a second one ended with it.
-    let options = SqliteConnectOptions::new().filename(directory.path().join("control.db"));
-    let mut db = options.connect().await.unwrap();
     for (hash, expires, serial) in [(1_u8, 60 * DAY, "03"), (2, 9 * DAY, "01")] {
-        sqlx::query("INSERT INTO tokens VALUES (?, 'x', 0, 'x', ?, 1, ?)")
-            .bind(vec![hash; 32])
-            .bind(i64::try_from(expires).unwrap())
-            .bind(serial)
-            .execute(&mut db)
-            .await
-            .unwrap();
+        store.write(Token(hash, expires, serial)).await.unwrap();
     }
-    db.close().await.unwrap();
 
     let forget = |day: u64, grace: u64| {
         let renewal_grace = Duration::from_secs(grace * DAY);
@@ -312,13 +362,19 @@ async fn certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more
     };
     forget(39, 30).await.unwrap();
     assert_eq!(
-        count(&store, "SELECT count(*) FROM certificates").await,
+        count(&store, "SELECT count(*) AS n FROM certificates").await,
         3,
         "still within grace"
     );
     forget(39, 1).await.unwrap();
-    assert_eq!(count(&store, "SELECT count(*) FROM tokens").await, 1);
-    assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 2);
+    assert_eq!(count(&store, "SELECT count(*) AS n FROM tokens").await, 1);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM certificates").await,
+        2
+    );
     forget(200, 1).await.unwrap();
-    assert_eq!(count(&store, "SELECT count(*) FROM certificates").await, 0);
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM certificates").await,
+        0
+    );
 }

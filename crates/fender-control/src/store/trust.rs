@@ -1,9 +1,7 @@
 //! The number of what sidecars are told of whom to believe. It only grows, and only when that changes.
 
-use sqlx::{Row, SqliteConnection};
-
 use super::revisions::Digest;
-use super::{Command, StoreError};
+use super::{Command, Connection, StoreError, query};
 
 /// The number of what has this digest: the one it has, or the next.
 pub(crate) struct Number {
@@ -13,16 +11,17 @@ pub(crate) struct Number {
 impl Command for Number {
     type Output = u64;
 
-    async fn run(self, db: &mut SqliteConnection) -> Result<u64, StoreError> {
-        let version: i64 = sqlx::query(
-            "INSERT INTO trust (single, version, digest) VALUES (1, 1, ?) \
+    async fn run(&self, db: &mut Connection) -> Result<u64, StoreError> {
+        let version: i64 = query(
+            "INSERT INTO trust (single, version, digest) VALUES (1, 1, $1) \
              ON CONFLICT (single) DO UPDATE SET digest = excluded.digest, \
-             version = version + (digest <> excluded.digest) RETURNING version",
+             version = CASE WHEN trust.digest = excluded.digest THEN trust.version ELSE trust.version + 1 END \
+             RETURNING version",
         )
-        .bind(self.digest.to_vec())
-        .fetch_one(db)
+        .bind(&self.digest)
+        .one(db)
         .await?
-        .try_get("version")?;
+        .get("version")?;
         Ok(version.unsigned_abs())
     }
 }

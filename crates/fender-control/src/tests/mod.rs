@@ -301,6 +301,7 @@ impl World {
 fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
     ControlConfig {
         data_dir: data_dir.to_owned(),
+        store: crate::StorePlace::DataDir,
         admin_dir: None,
         documents: documents.map(|text| {
             vec![Source {

@@ -261,6 +261,7 @@ async fn the_administrators_files_are_made_anew_beside_a_running_control_plane()
         &world.path("data"),
         None,
         &crate::Sealing::DataDirectory,
+        &crate::StorePlace::DataDir,
         world.clock.clone(),
     )
     .await
@@ -279,6 +280,7 @@ async fn the_intermediate_is_made_anew_at_half_its_life_under_the_same_root() {
         &world.path("data"),
         None,
         &crate::Sealing::DataDirectory,
+        &crate::StorePlace::DataDir,
         world.clock.clone(),
     )
     .await

@@ -214,6 +214,7 @@ async fn an_administrator_is_revoked_by_name_and_not_by_a_slip() {
         &world.directory.path().join("data"),
         None,
         &crate::Sealing::DataDirectory,
+        &crate::StorePlace::DataDir,
         world.clock.clone(),
     )
     .await

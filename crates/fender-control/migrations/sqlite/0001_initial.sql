@@ -14,6 +14,8 @@ CREATE TABLE authorities (
     role        TEXT    NOT NULL CHECK (role IN ('root', 'intermediate')),
     -- The root that an intermediate chains to.
     root        TEXT    REFERENCES authorities (serial),
+    -- The replica that signs with an intermediate; a root is nobody's.
+    holder      TEXT,
     certificate BLOB    NOT NULL,
     -- DER, one after the other: what lies between an intermediate and its root.
     path        BLOB    NOT NULL,
@@ -58,7 +60,7 @@ CREATE INDEX tokens_by_certificate ON tokens (spent_on);
 
 -- The documents, verbatim, one complete set per revision.
 CREATE TABLE revisions (
-    revision   INTEGER PRIMARY KEY AUTOINCREMENT,
+    revision   INTEGER PRIMARY KEY,
     applied_at INTEGER NOT NULL,
     applied_by TEXT    NOT NULL
 ) STRICT;
@@ -103,9 +105,9 @@ CREATE INDEX decisions_by_age ON decisions (recorded_at);
 
 -- The number of what every sidecar is told of whom to believe, and the digest of it.
 CREATE TABLE trust (
-    single INTEGER PRIMARY KEY CHECK (single = 1),
+    single  INTEGER PRIMARY KEY CHECK (single = 1),
     version INTEGER NOT NULL,
-    digest BLOB NOT NULL
+    digest  BLOB    NOT NULL
 ) STRICT;
 
 -- What was revoked before its time. `ends_at` is when the last certificate it concerns ends.
@@ -131,3 +133,9 @@ WHEN EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = NEW
   OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND NEW.identity LIKE 'spiffe://%/ns/%' AND moment > NEW.not_before)
   OR EXISTS (SELECT 1 FROM certificates WHERE serial = json_extract(NEW.evidence, '$.serial') AND revoked_at IS NOT NULL)
 BEGIN SELECT RAISE(ABORT, 'revoked meanwhile'); END;
+
+-- How often each topic changed, counted up in the transaction of the change.
+CREATE TABLE topics (
+    topic  TEXT    PRIMARY KEY,
+    number INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,157 @@
+-- The registry of one trust domain. Times are seconds since 1970, UTC.
+
+-- What is decided once, at first start, and read ever after.
+CREATE TABLE mesh (
+    singleton    BIGINT  PRIMARY KEY CHECK (singleton = 1),
+    trust_domain TEXT    NOT NULL,
+    -- Set when the first administrator's files are on disk, so that a crash in between repeats the step.
+    admin_made   BIGINT 
+);
+
+-- Certificate authorities. The key is sealed under a key that is not in this database.
+CREATE TABLE authorities (
+    serial      TEXT    PRIMARY KEY,
+    role        TEXT    NOT NULL CHECK (role IN ('root', 'intermediate')),
+    -- The root that an intermediate chains to.
+    root        TEXT    REFERENCES authorities (serial),
+    -- The replica that signs with an intermediate; a root is nobody's.
+    holder      TEXT,
+    certificate BYTEA   NOT NULL,
+    -- DER, one after the other: what lies between an intermediate and its root.
+    path        BYTEA   NOT NULL,
+    -- None of a root that is kept elsewhere.
+    sealed_key  BYTEA,
+    not_before  BIGINT  NOT NULL,
+    not_after   BIGINT  NOT NULL,
+    -- Before this it is in every bundle and signs nothing.
+    signs_from  BIGINT  NOT NULL,
+    CHECK ((role = 'root') = (root IS NULL))
+);
+
+-- Every certificate ever issued and not yet long expired. The primary key is what makes serials unique.
+CREATE TABLE certificates (
+    serial     TEXT    PRIMARY KEY,
+    identity   TEXT    NOT NULL,
+    leaf       BYTEA   NOT NULL,
+    authority  TEXT    NOT NULL REFERENCES authorities (serial),
+    key_sha256 BYTEA   NOT NULL,
+    not_before BIGINT  NOT NULL,
+    not_after  BIGINT  NOT NULL,
+    -- What was attested, as JSON.
+    evidence   TEXT    NOT NULL,
+    revoked_at BIGINT 
+);
+CREATE INDEX certificates_by_identity ON certificates (identity, not_after);
+CREATE INDEX certificates_by_expiry ON certificates (not_after);
+
+-- Join tokens: never the secret, only its hash. Spent means a certificate was recorded for it.
+CREATE TABLE tokens (
+    secret_sha256 BYTEA   PRIMARY KEY,
+    identity      TEXT    NOT NULL,
+    created_at    BIGINT  NOT NULL,
+    created_by    TEXT    NOT NULL,
+    expires_at    BIGINT  NOT NULL,
+    spent_at      BIGINT ,
+    spent_on      TEXT    REFERENCES certificates (serial),
+    CHECK ((spent_at IS NULL) = (spent_on IS NULL))
+);
+CREATE INDEX tokens_by_expiry ON tokens (expires_at);
+CREATE INDEX tokens_by_certificate ON tokens (spent_on);
+
+-- The documents, verbatim, one complete set per revision.
+CREATE TABLE revisions (
+    revision   BIGINT  PRIMARY KEY,
+    applied_at BIGINT  NOT NULL,
+    applied_by TEXT    NOT NULL
+);
+CREATE TABLE revision_files (
+    revision BIGINT  NOT NULL REFERENCES revisions (revision),
+    position BIGINT  NOT NULL,
+    name     TEXT    NOT NULL,
+    text     TEXT    NOT NULL,
+    PRIMARY KEY (revision, position)
+);
+
+-- The last revision that changed what a workload is told. Rows outlive their workload, so that a version is never reused.
+CREATE TABLE snapshots (
+    workload TEXT    PRIMARY KEY,
+    version  BIGINT  NOT NULL REFERENCES revisions (revision),
+    digest   BYTEA   NOT NULL
+);
+
+-- Append-only: each row carries a hash over itself and the row before.
+CREATE TABLE audit (
+    sequence BIGINT  PRIMARY KEY,
+    time     BIGINT  NOT NULL,
+    actor    TEXT    NOT NULL,
+    action   TEXT    NOT NULL,
+    subject  TEXT    NOT NULL,
+    outcome  TEXT    NOT NULL,
+    detail   TEXT    NOT NULL,
+    hash     BYTEA   NOT NULL
+);
+CREATE FUNCTION audit_is_append_only() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON audit EXECUTE FUNCTION audit_is_append_only();
+
+-- Why sidecars decided as they did, as they reported it.
+CREATE TABLE decisions (
+    id          TEXT    PRIMARY KEY,
+    workload    TEXT    NOT NULL,
+    recorded_at BIGINT  NOT NULL,
+    record      BYTEA   NOT NULL
+);
+CREATE INDEX decisions_by_workload ON decisions (workload, recorded_at);
+CREATE INDEX decisions_by_age ON decisions (recorded_at);
+
+-- The number of what every sidecar is told of whom to believe, and the digest of it.
+CREATE TABLE trust (
+    single  BIGINT  PRIMARY KEY CHECK (single = 1),
+    version BIGINT  NOT NULL,
+    digest  BYTEA   NOT NULL
+);
+
+-- What was revoked before its time. `ends_at` is when the last certificate it concerns ends.
+CREATE TABLE revocations (
+    number       BIGINT  PRIMARY KEY,
+    kind         TEXT    NOT NULL CHECK (kind IN ('serial', 'identity', 'workloads')),
+    -- A serial, an identity, or nothing for all workloads.
+    subject      TEXT    NOT NULL,
+    -- What begins before it is refused; a single certificate is refused whenever it begins.
+    moment       BIGINT,
+    reason       TEXT    NOT NULL,
+    revoked_at   BIGINT  NOT NULL,
+    revoked_by   TEXT    NOT NULL,
+    certificates BIGINT  NOT NULL,
+    ends_at      BIGINT  NOT NULL
+);
+CREATE INDEX revocations_by_subject ON revocations (kind, subject);
+CREATE INDEX certificates_revoked ON certificates (revoked_at) WHERE revoked_at IS NOT NULL;
+
+-- An issuance that was under way when a revocation came is undone.
+CREATE FUNCTION certificates_heed_revocations() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = NEW.identity AND moment > NEW.not_before)
+        OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND NEW.identity LIKE 'spiffe://%/ns/%' AND moment > NEW.not_before)
+        OR EXISTS (SELECT 1 FROM certificates WHERE serial = NEW.evidence::json ->> 'serial' AND revoked_at IS NOT NULL)
+    THEN
+        RAISE EXCEPTION 'revoked meanwhile';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER certificates_heed_revocations BEFORE INSERT ON certificates
+    FOR EACH ROW EXECUTE FUNCTION certificates_heed_revocations();
+
+-- How often each topic changed, counted up in the transaction of the change.
+CREATE TABLE topics (
+    topic  TEXT    PRIMARY KEY,
+    number BIGINT  NOT NULL
+);
+
+-- The last batch each writer committed, by which it finds out what became of a commit whose answer was lost. A writer
+-- is one run of one process.
+CREATE TABLE writers (
+    name    TEXT   PRIMARY KEY,
+    batch   BIGINT NOT NULL,
+    used_at BIGINT NOT NULL
+);
