@@ -120,7 +120,7 @@ pub(crate) struct Control {
     /// Where the first administrator's certificate is put, to be handed on without the rest [default: admin in the data directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) admin_dir: Option<PathBuf>,
-    /// A PostgreSQL database for the registry, shared by replicas: postgres://USER@HOST:PORT/DATABASE [default: SQLite in the data directory]
+    /// A PostgreSQL database for the registry: postgres://USER@HOST:PORT/DATABASE [default: SQLite in the data directory]
     #[arg(long, value_name = "URL", env = "FENDER_STORE")]
     pub(crate) store: Option<String>,
     /// A file with mode 0600 that holds the password for the database

@@ -24,7 +24,7 @@ const PORT: u16 = 5432;
 pub enum StorePlace {
     /// SQLite, for one control plane.
     DataDir,
-    /// For any number of them.
+    /// A server elsewhere, which outlives this machine.
     Postgres(Postgres),
 }
 

@@ -331,7 +331,7 @@ async fn a_file_of_keys_is_followed() {
     show(&world, &old.token(&claims(NOW))).await.unwrap();
     fs::write(world.path("next"), new.jwks("two")).unwrap();
     fs::rename(world.path("next"), world.path("jwks.json")).unwrap();
-    eventually(|| async { show(&world, &new.sign("two", &claims(NOW))).await.ok() }).await;
+    eventually_patient(|| async { show(&world, &new.sign("two", &claims(NOW))).await.ok() }).await;
     let refusal = refused(show(&world, &old.token(&claims(NOW))).await);
     assert_eq!(refusal, Code::EvidenceRefused);
 
@@ -528,7 +528,7 @@ async fn attack_an_api_that_other_roots_vouch_for() {
     api.answer(201, review(|_| ()));
     let imposter = Server::start(world.path("imposter.pem")).await;
     fs::copy(&imposter.roots, &api.roots).unwrap();
-    eventually(|| async {
+    eventually_patient(|| async {
         let answer = show(&world, &cluster.token(&claims(NOW))).await;
         answer
             .is_err()

@@ -443,3 +443,15 @@ async fn eventually<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F
         .await
         .expect("it happens in time")
 }
+
+/// The same, ten times a second: an address that is refused more often has to wait a minute.
+async fn eventually_patient<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+    eventually(|| {
+        let asked = ask();
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            asked.await
+        }
+    })
+    .await
+}

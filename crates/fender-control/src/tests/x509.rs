@@ -247,13 +247,13 @@ async fn roots_are_followed_and_without_them_nobody_is_anybody() {
     fs::write(world.path("next"), new.pem()).unwrap();
     fs::rename(world.path("next"), world.path("corporate.pem")).unwrap();
     let held = new.issue(|_| ());
-    eventually(|| async { show(&world, &held).await.ok() }).await;
+    eventually_patient(|| async { show(&world, &held).await.ok() }).await;
     assert_eq!(
         refused(show(&world, &old.issue(|_| ())).await),
         Code::EvidenceRefused
     );
     fs::remove_file(world.path("corporate.pem")).unwrap();
-    eventually(|| async {
+    eventually_patient(|| async {
         let answer = show(&world, &held).await;
         answer
             .is_err()
