@@ -100,7 +100,7 @@ impl Control {
         match files.is_empty() {
             false => Ok(files),
             true => Err(Code::NotFound.status(format!(
-                "the documents of revision {revision} are not kept here: `fender revisions` lists which are"
+                "the documents of revision {revision} are not kept here: `fender audit-log list` says which were applied"
             ))),
         }
     }
