@@ -1,0 +1,228 @@
+//! What runs beside others and serves them: the control plane, the sidecar, the agent; and what becomes a command.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use fender_identity::tls::CaPin;
+use fender_identity::{TrustDomain, WorkloadName};
+
+use super::{ca_pin, directory, duration, unix_url};
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Control {
+    /// Where the database, the authority's keys and the first administrator's certificate live
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "FENDER_DATA_DIR",
+        default_value = "fender-data"
+    )]
+    pub(crate) data_dir: PathBuf,
+    /// Where the first administrator's certificate is put, to be handed on without the rest [default: admin in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) admin_dir: Option<PathBuf>,
+    /// A PostgreSQL database for the registry: postgres://USER@HOST:PORT/DATABASE [default: SQLite in the data directory]
+    #[arg(long, value_name = "URL", env = "FENDER_STORE")]
+    pub(crate) store: Option<String>,
+    /// A file with mode 0600 that holds the password for the database
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) store_password_file: Option<PathBuf>,
+    /// Authorities in PEM that vouch for the database's server
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) store_roots: Option<PathBuf>,
+    /// A client certificate in PEM for the database
+    #[arg(long, value_name = "FILE", requires = "store_key")]
+    pub(crate) store_certificate: Option<PathBuf>,
+    /// The key of the client certificate, in PEM, with mode 0600
+    #[arg(long, value_name = "FILE", requires = "store_certificate")]
+    pub(crate) store_key: Option<PathBuf>,
+    /// Documents to load at start; they become a new revision when they differ from the current one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) documents: Option<PathBuf>,
+    /// Where sidecars and administrators connect
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
+    pub(crate) listen: SocketAddr,
+    /// The trust domain, when no `Mesh` document names it
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// A name by which clients reach the control plane, for those that verify names (repeatable)
+    #[arg(long = "dns-name", value_name = "NAME")]
+    pub(crate) dns_names: Vec<String>,
+    /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// Put a new administrator's certificate into the data directory and exit
+    #[arg(long)]
+    pub(crate) reissue_admin: bool,
+    #[command(flatten)]
+    pub(crate) sealing: Sealing,
+}
+
+/// Where the key is that seals the authorities' keys in the database: 32 bytes, as they are, in hex or in base64.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Sealing {
+    /// A file, readable by its owner only, that holds the key which seals the authorities' keys [default: key in the data directory, made at the first start]
+    #[arg(long, value_name = "FILE", group = "sealing_source")]
+    pub(crate) sealing_key_file: Option<PathBuf>,
+    /// The environment variable that holds it; it is removed from the environment
+    #[arg(long, value_name = "NAME", group = "sealing_source")]
+    pub(crate) sealing_key_env: Option<String>,
+    /// The credential of the service manager that holds it (`LoadCredential=` of systemd)
+    #[arg(long, value_name = "NAME", group = "sealing_source")]
+    pub(crate) sealing_key_credential: Option<String>,
+    /// Store the authorities' keys in the clear: whoever reads the database is the authority
+    #[arg(long, value_enum, value_name = "HOW", group = "sealing_source")]
+    pub(crate) sealing: Option<NoSealing>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoSealing {
+    NoneKeysInPlain,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Sidecar {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
+    #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
+    pub(crate) admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) workload_api: WorkloadApi,
+    /// How long a supervised application may take to stop before it is killed
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
+    pub(crate) stop_timeout: Duration,
+    /// Set by the supervisor on the proxy it starts
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+    /// The application to start once the sidecar is ready
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// Who beside the proxy may have the workload's identity.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct WorkloadApi {
+    /// Serve the SPIFFE Workload API and Envoy's SDS at this Unix socket, to processes of the sidecar's own user; each gets a key of its own
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    pub(crate) workload_api: Option<PathBuf>,
+    /// A user whose processes may call there, too (repeatable)
+    #[arg(long, value_name = "UID", requires = "workload_api")]
+    pub(crate) workload_api_uid: Vec<u32>,
+}
+
+/// Where identity and configuration come from: a control plane, or a file; and what they may touch here.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Source {
+    /// The control plane
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FENDER_CONTROL",
+        required_unless_present = "config"
+    )]
+    pub(crate) control: Option<String>,
+    /// A file holding a join token; deleted once used
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// A file holding a projected service-account token of a Kubernetes cluster that the mesh knows
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["config", "token_file", "x509_certificate"],
+        requires_all = ["trust_domain", "workload", "first_contact"]
+    )]
+    pub(crate) kubernetes_token_file: Option<PathBuf>,
+    /// A certificate of another authority that the mesh knows, with its chain
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["config", "token_file"],
+        requires_all = ["x509_key", "trust_domain", "workload", "first_contact"]
+    )]
+    pub(crate) x509_certificate: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "x509_certificate")]
+    pub(crate) x509_key: Option<PathBuf>,
+    /// The socket of this host's agent, which says who this is
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["config", "token_file", "kubernetes_token_file", "x509_certificate"]
+    )]
+    pub(crate) agent: Option<PathBuf>,
+    /// The user that the agent runs as; whoever else listens at its socket hears nothing
+    #[arg(long, value_name = "UID", requires = "agent", default_value_t = 0)]
+    pub(crate) agent_uid: u32,
+    /// The trust domain of the control plane, where no join token says it
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// SHA-256 of a root the control plane must be vouched for by, as sha256:HEX (repeatable)
+    #[arg(
+        long,
+        value_name = "HASH",
+        value_parser = ca_pin,
+        group = "first_contact",
+        conflicts_with_all = ["config", "bundle"]
+    )]
+    pub(crate) ca_pin: Vec<CaPin>,
+    /// The roots the control plane must be vouched for by, instead of their hashes
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "first_contact",
+        conflicts_with = "config"
+    )]
+    pub(crate) bundle: Option<PathBuf>,
+    /// Where key, certificate and configuration are kept across restarts
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    pub(crate) state: Option<PathBuf>,
+    /// Run from this file, without a control plane
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The identity that is expected; a token or state for another one is refused
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// How long to wait at start for identity, configuration and credentials
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Agent {
+    /// The control plane
+    #[arg(long, value_name = "URL", env = "FENDER_CONTROL")]
+    pub(crate) control: String,
+    /// A file holding a join token made with `fender token create --node`; deleted once used
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Where the agent's own key and certificate are kept across restarts
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: PathBuf,
+    /// The Unix socket at which sidecars of this host ask, in a directory that only its user writes to
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    pub(crate) socket: PathBuf,
+    /// The socket of this host's container engine, as unix:///PATH; without it nobody is attested by container
+    #[arg(long, value_name = "URL", value_parser = unix_url)]
+    pub(crate) docker: Option<PathBuf>,
+    /// How long to wait at start for the control plane
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) start_timeout: Duration,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// The command to become
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
