@@ -8,8 +8,10 @@
 //! changed is neither made nor compared, stored or looked up. What is left of the size of the mesh is to compare its
 //! documents with those in force.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+mod plan;
+mod problem;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,13 +30,12 @@ use crate::store::audit::{self, Action, Outcome};
 use crate::store::revisions::{self, Applied, Digest, Told};
 use crate::store::{Store, StoreError, Topic};
 
-/// The file made when a trust domain is given and no `Mesh` is written. It stays until one is.
-const GENERATED: &str = "(generated)/mesh.yaml";
+use plan::{News, Scope, plan, read};
+pub(crate) use plan::{Plan, Unread, generated_mesh, parse};
+pub(crate) use problem::Problem;
+
 /// How often a change is worked out anew because another replica was faster.
 const ATTEMPTS: usize = 10;
-/// What the reader of documents calls it when it misses a `Mesh`.
-const NO_MESH: &str = "fender::no-mesh";
-
 /// What is in force.
 #[derive(Debug)]
 pub(crate) struct InForce {
@@ -43,25 +44,6 @@ pub(crate) struct InForce {
     pub(crate) mesh: Mesh,
     pub(crate) documents: Documents,
     pub(crate) files: Vec<Source>,
-}
-
-/// One change, worked out and not yet made.
-pub(crate) struct Plan {
-    pub(crate) documents: Documents,
-    pub(crate) mesh: Mesh,
-    pub(crate) files: Vec<Source>,
-    /// Of every workload that may be told something else than before.
-    snapshots: BTreeMap<WorkloadName, Snapshot>,
-    pub(crate) changes: Vec<Change>,
-    pub(crate) warnings: Vec<String>,
-    /// Whether a single byte differs from what is in force.
-    news: News,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum News {
-    Nothing,
-    Something,
 }
 
 /// What a change came to.
@@ -450,196 +432,6 @@ pub(crate) fn check_upon(upon: Option<u64>, in_force: u64) -> Result<(), ApplyEr
         Some(upon) if upon != in_force => Err(ApplyError::NotUpon { upon, in_force }),
         Some(_) | None => Ok(()),
     }
-}
-
-/// Whose Snapshots a plan makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    Everybody,
-    /// Those that may differ from what is in force.
-    Touched,
-}
-
-/// Everything wrong with the files, or what they would change.
-fn plan(
-    mut files: Vec<Source>,
-    before: &Documents,
-    before_files: &[Source],
-    trust_domain: &TrustDomain,
-    scope: Scope,
-    memory: &mut Memory,
-) -> Result<Plan, Vec<Problem>> {
-    let documents = match parse_upon(memory, &files) {
-        Err(Unread::NoMesh(_)) if before_files.is_empty() || is_generated(before_files) => {
-            files.push(generated_mesh(trust_domain));
-            parse_upon(memory, &files)
-        }
-        read => read,
-    };
-    let documents = documents.map_err(Unread::into_problems)?;
-    let Some(mesh) = documents.mesh.clone() else {
-        return Err(vec![no_mesh()]);
-    };
-    if mesh.trust_domain != *trust_domain {
-        return Err(vec![other_trust_domain(&mesh.trust_domain, trust_domain)]);
-    }
-
-    let names: BTreeSet<_> = match scope {
-        Scope::Everybody => documents.workloads.keys().cloned().collect(),
-        Scope::Touched => Documents::touched(before, &documents),
-    };
-    let snapshots = names
-        .into_iter()
-        .filter_map(|name| {
-            let snapshot = documents.snapshot(&name, 0)?;
-            Some((name, snapshot))
-        })
-        .collect();
-    let changes = Documents::diff(before, &documents);
-    let news = match files == before_files {
-        true => News::Nothing,
-        false => News::Something,
-    };
-    let warnings = documents
-        .warnings
-        .iter()
-        .map(|warning| Problem::from(warning).to_string())
-        .collect();
-    Ok(Plan {
-        documents,
-        mesh,
-        files,
-        snapshots,
-        changes,
-        warnings,
-        news,
-    })
-}
-
-/// Why documents were not read.
-pub(crate) enum Unread {
-    /// No `Mesh` is among them; whatever else is wrong besides is told too.
-    NoMesh(Option<fender_config::Problems>),
-    Problems(fender_config::Problems),
-}
-
-impl Unread {
-    fn into_problems(self) -> Vec<Problem> {
-        match self {
-            Self::NoMesh(Some(problems)) | Self::Problems(problems) => {
-                problems.iter().map(Problem::from).collect()
-            }
-            Self::NoMesh(None) => vec![no_mesh()],
-        }
-    }
-}
-
-/// Reads files on top of what was read last, and remembers them instead.
-fn read(memory: &mut Memory, files: &[Source]) -> Result<Documents, fender_config::Problems> {
-    let (documents, now) = memory.parse(files);
-    *memory = now;
-    documents
-}
-
-pub(crate) fn parse(files: &[Source]) -> Result<Documents, Unread> {
-    parse_upon(&mut Memory::default(), files)
-}
-
-fn parse_upon(memory: &mut Memory, files: &[Source]) -> Result<Documents, Unread> {
-    match read(memory, files) {
-        Ok(documents) if documents.mesh.is_none() => Err(Unread::NoMesh(None)),
-        Ok(documents) => Ok(documents),
-        Err(problems) if problems.iter().any(|problem| problem.code == NO_MESH) => {
-            Err(Unread::NoMesh(Some(problems)))
-        }
-        Err(problems) => Err(Unread::Problems(problems)),
-    }
-}
-
-fn is_generated(files: &[Source]) -> bool {
-    files.iter().any(|file| file.name == GENERATED)
-}
-
-/// All that can be said of a mesh of which only the trust domain is known.
-pub(crate) fn generated_mesh(trust_domain: &TrustDomain) -> Source {
-    Source {
-        name: GENERATED.to_owned(),
-        text: format!(
-            "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: {{ name: mesh }}\nspec: {{ trustDomain: {trust_domain} }}\n"
-        ),
-    }
-}
-
-/// What is wrong with documents: as the documents' own reader says it, or seen only from here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Problem {
-    /// Empty when it is about all of them.
-    pub(crate) file: String,
-    pub(crate) line: usize,
-    pub(crate) column: usize,
-    pub(crate) code: &'static str,
-    pub(crate) message: String,
-    pub(crate) help: Option<String>,
-}
-
-impl Problem {
-    fn of_all(code: &'static str, message: String, help: &str) -> Self {
-        Self {
-            file: String::new(),
-            line: 0,
-            column: 0,
-            code,
-            message,
-            help: Some(help.to_owned()),
-        }
-    }
-}
-
-impl From<&fender_config::Problem> for Problem {
-    fn from(problem: &fender_config::Problem) -> Self {
-        Self {
-            file: problem.file.clone(),
-            line: problem.line,
-            column: problem.column,
-            code: problem.code,
-            message: problem.message.clone(),
-            help: problem.help.clone(),
-        }
-    }
-}
-
-/// One line, with the place.
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.file.as_str(), self.line) {
-            ("", _) => {}
-            (file, 0) => write!(f, "{file}: ")?,
-            (file, line) => write!(f, "{file}:{line}:{}: ", self.column)?,
-        }
-        f.write_str(&self.message)?;
-        match &self.help {
-            Some(help) => write!(f, " ({help})"),
-            None => Ok(()),
-        }
-    }
-}
-
-fn no_mesh() -> Problem {
-    Problem::of_all(
-        NO_MESH,
-        "no `Mesh` is among the documents".to_owned(),
-        "apply the whole set of documents: what is left out is removed",
-    )
-}
-
-fn other_trust_domain(written: &TrustDomain, held: &TrustDomain) -> Problem {
-    Problem::of_all(
-        "fender::trust-domain-changed",
-        format!(
-            "the `Mesh` names the trust domain `{written}`, but this control plane is of `{held}`"
-        ),
-        "a trust domain cannot change: every certificate carries it; use a new data directory",
-    )
 }
 
 /// Over what travels, without the version.
