@@ -108,7 +108,11 @@ impl Control {
             workloads.push(status);
         }
         let state = self.authority.state();
-        let authorities = state.known.iter().map(super::authority_status).collect();
+        let authorities = state
+            .known
+            .iter()
+            .map(super::issue::authority_status)
+            .collect();
         Ok(StatusResponse {
             trust_domain: trust_domain.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
