@@ -1,7 +1,8 @@
 //! For tests: an authority, a clock that follows tokio's, and a small control plane on real TLS and a real socket.
 
+mod service;
+
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use fender_identity::csr::{self, NewKey};
 use fender_identity::tls::{CaPin, ClientCertificate, TlsProfile};
 use fender_identity::verify::{Proof, lapsed};
 use fender_identity::{Bundle, Bundles, Secret, SpiffeId, Svid, Trust};
-use fender_runtime::clock::{Clock, TlsClock, UnixTime, sleep_until};
+use fender_runtime::clock::{Clock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
 use prost::Message as _;
@@ -23,18 +24,18 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 
 use crate::code::Code;
 use crate::proto::control::v1 as proto;
-use crate::proto::control::v1::admin_server::{Admin, AdminServer};
-use crate::proto::control::v1::distribution_server::{Distribution, DistributionServer};
-use crate::proto::control::v1::identity_server::{Identity, IdentityServer};
+use crate::proto::control::v1::admin_server::AdminServer;
+use crate::proto::control::v1::distribution_server::DistributionServer;
+use crate::proto::control::v1::identity_server::IdentityServer;
 use crate::tls::{ALPN, ConnectInfo, IncomingLimits, MAX_APPLY, MAX_MESSAGE, TlsIncoming, server};
 use crate::token::JoinToken;
 use crate::url::ControlUrl;
+
+use service::Service;
 
 pub(crate) const START: u64 = 1_800_000_000;
 pub(crate) const DOMAIN: &str = "acme.test";
@@ -415,243 +416,5 @@ pub(crate) fn snapshot(version: u64, ca: &Authority) -> Snapshot {
         }),
         credentials: Vec::new(),
         drain: Duration::from_secs(10),
-    }
-}
-
-#[derive(Clone)]
-struct Service {
-    control: Arc<Control>,
-    drain: Drain,
-}
-
-impl Service {
-    /// Resolves when the certificate of a connection has expired, as a stream must end then.
-    async fn expired(control: Arc<Control>, info: ConnectInfo) -> Status {
-        if let Some(peer) = info.peer.svid() {
-            sleep_until(&*control.clock, peer.not_after()).await;
-        }
-        Code::NotAuthenticated.status("the certificate of this connection has expired")
-    }
-}
-
-type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl Identity for Service {
-    async fn attest(
-        &self,
-        request: Request<proto::AttestRequest>,
-    ) -> Result<Response<proto::SvidResponse>, Status> {
-        self.control.attest(request.into_inner()).map(Response::new)
-    }
-
-    async fn renew(
-        &self,
-        request: Request<proto::RenewRequest>,
-    ) -> Result<Response<proto::SvidResponse>, Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
-        self.control
-            .renew(&info, request.into_inner())
-            .map(Response::new)
-    }
-}
-
-#[tonic::async_trait]
-impl Distribution for Service {
-    type SubscribeStream = Answer<proto::Update>;
-    type WatchCredentialStream = Answer<proto::CredentialValue>;
-
-    async fn subscribe(
-        &self,
-        request: Request<Streaming<proto::Report>>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
-        if info.peer.id() != Some(&id(ORDERS)) || info.chain.is_empty() {
-            return Err(Code::NotAuthenticated.status("who?"));
-        }
-        if let Some(code) = *self.control.refuse_streams.lock().unwrap() {
-            return Err(code.status("as the test wants it"));
-        }
-        let (send, receive) = mpsc::channel(4);
-        let mut updates = self.control.updates.subscribe();
-        let mut trust = self.control.trust.subscribe();
-        updates.mark_changed();
-        trust.mark_changed();
-        let mut reports = request.into_inner();
-        let control = self.control.clone();
-        let drain = self.drain.clone();
-        self.drain.spawn(async move {
-            let mut expired = std::pin::pin!(Self::expired(control.clone(), info));
-            loop {
-                tokio::select! {
-                    biased;
-                    () = drain.stopping() => return,
-                    status = &mut expired => return drop(send.send(Err(status)).await),
-                    Ok(()) = trust.changed() => {
-                        let kind = Some(proto::update::Kind::Trust(trust.borrow_and_update().clone()));
-                        if send.send(Ok(proto::Update { kind })).await.is_err() {
-                            return;
-                        }
-                    }
-                    report = reports.next() => match report {
-                        Some(Ok(proto::Report { kind: Some(kind) })) => {
-                            control.tell(Heard::Report(kind));
-                        }
-                        Some(_) | None => return,
-                    },
-                    Ok(()) = updates.changed() => {
-                        let snapshot = updates.borrow_and_update().clone();
-                        let Some(snapshot) = snapshot else { continue };
-                        let kind = Some(proto::update::Kind::Snapshot(snapshot));
-                        if send.send(Ok(proto::Update { kind })).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
-    }
-
-    async fn watch_credential(
-        &self,
-        request: Request<proto::CredentialRequest>,
-    ) -> Result<Response<Self::WatchCredentialStream>, Status> {
-        if request.get_ref().name != "shop/smtp" {
-            return Err(Code::Denied.status("not yours"));
-        }
-        let (send, receive) = mpsc::channel(4);
-        let mut values = self.control.credential.subscribe();
-        let drain = self.drain.clone();
-        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
-        let control = self.control.clone();
-        self.drain.spawn(async move {
-            let mut expired = std::pin::pin!(Self::expired(control, info));
-            loop {
-                let value = values.borrow_and_update().clone();
-                if send.send(Ok(value)).await.is_err() {
-                    return;
-                }
-                tokio::select! {
-                    () = drain.stopping() => return,
-                    status = &mut expired => return drop(send.send(Err(status)).await),
-                    changed = values.changed() => if changed.is_err() { return },
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
-    }
-}
-
-impl Service {
-    fn administrator<T>(request: &Request<T>) -> Result<(), Status> {
-        let info = request.extensions().get::<ConnectInfo>().unwrap();
-        match info.peer.id().and_then(SpiffeId::admin_name) {
-            Some(_) => Ok(()),
-            None => Err(Code::Denied.status("this call is for administrators")),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl Admin for Service {
-    /// Finds one thing wrong with each file.
-    async fn apply(
-        &self,
-        request: Request<proto::ApplyRequest>,
-    ) -> Result<Response<proto::ApplyResponse>, Status> {
-        Self::administrator(&request)?;
-        let files = request.into_inner().files.into_iter();
-        let problem = |file: proto::SourceFile| proto::Problem {
-            file: file.name,
-            message: format!("{} bytes are too many", file.text.len()),
-            ..Default::default()
-        };
-        let problems = files.map(problem).collect();
-        Ok(Response::new(proto::ApplyResponse {
-            problems,
-            ..Default::default()
-        }))
-    }
-
-    async fn create_token(
-        &self,
-        request: Request<proto::CreateTokenRequest>,
-    ) -> Result<Response<proto::CreateTokenResponse>, Status> {
-        Self::administrator(&request)?;
-        let token = self.control.token(1, None);
-        Ok(Response::new(proto::CreateTokenResponse {
-            secret: token.secret().expose().to_vec(),
-            identity: token.identity().to_string(),
-            ca_pins: token
-                .pins()
-                .iter()
-                .map(|pin| pin.as_bytes().to_vec())
-                .collect(),
-            expires_unix: (START + request.get_ref().ttl_seconds) as i64,
-        }))
-    }
-
-    async fn status(
-        &self,
-        _: Request<proto::StatusRequest>,
-    ) -> Result<Response<proto::StatusResponse>, Status> {
-        Err(Code::Internal.status("not in tests"))
-    }
-
-    async fn explain(
-        &self,
-        _: Request<proto::ExplainRequest>,
-    ) -> Result<Response<proto::DecisionRecord>, Status> {
-        Err(Code::NotFound.status("no such decision"))
-    }
-
-    async fn revoke(
-        &self,
-        request: Request<proto::RevokeRequest>,
-    ) -> Result<Response<proto::Revocation>, Status> {
-        Self::administrator(&request)?;
-        Err(Code::NotFound.status("nobody is concerned"))
-    }
-
-    async fn list_revocations(
-        &self,
-        request: Request<proto::ListRevocationsRequest>,
-    ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
-        Self::administrator(&request)?;
-        Ok(Response::new(proto::ListRevocationsResponse::default()))
-    }
-
-    async fn audit_log(
-        &self,
-        request: Request<proto::AuditLogRequest>,
-    ) -> Result<Response<proto::AuditLogResponse>, Status> {
-        Self::administrator(&request)?;
-        // Whatever is asked for: as a server that does not move on.
-        let entries = vec![proto::AuditEntry {
-            sequence: 1,
-            ..proto::AuditEntry::default()
-        }];
-        Ok(Response::new(proto::AuditLogResponse { entries }))
-    }
-
-    async fn issue_svid(
-        &self,
-        request: Request<proto::IssueSvidRequest>,
-    ) -> Result<Response<proto::SvidResponse>, Status> {
-        Self::administrator(&request)?;
-        let csr = csr::parse(&request.get_ref().csr).unwrap();
-        Ok(Response::new(self.control.issue(&csr)))
-    }
-
-    async fn rotate_authority(
-        &self,
-        request: Request<proto::RotateAuthorityRequest>,
-    ) -> Result<Response<proto::Authority>, Status> {
-        Self::administrator(&request)?;
-        Ok(Response::new(proto::Authority {
-            subject: request.get_ref().role().as_str_name().to_owned(),
-            ..proto::Authority::default()
-        }))
     }
 }
