@@ -16,7 +16,7 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const ATTEST: &str = "{ kubernetes: { cluster: east, namespace: shop, serviceAccount: orders } }";
 
 /// The issuer of a cluster's tokens.
-struct Cluster(EcdsaKeyPair);
+pub(super) struct Cluster(EcdsaKeyPair);
 
 impl Cluster {
     fn new() -> Self {
@@ -43,13 +43,13 @@ impl Cluster {
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
     }
 
-    fn token(&self, claims: &Value) -> String {
+    pub(super) fn token(&self, claims: &Value) -> String {
         self.sign("one", claims)
     }
 }
 
 /// As the kubelet projects it into a pod of `shop/orders`.
-fn claims(now: u64) -> Value {
+pub(super) fn claims(now: u64) -> Value {
     json!({
         "aud": ["fender"],
         "exp": now + 3600,
@@ -81,7 +81,7 @@ fn by_file(path: &Path) -> String {
 }
 
 /// A control plane that knows the cluster's keys from a file.
-async fn world() -> (World, Cluster) {
+pub(super) async fn world() -> (World, Cluster) {
     world_with(ATTEST).await
 }
 

@@ -117,26 +117,28 @@ impl World {
     }
 
     async fn restart_with(self, documents: Option<String>) -> Result<Self, StartError> {
+        self.stop().await.start(documents).await
+    }
+
+    /// Ends the control plane, in order.
+    async fn stop(self) -> Stopped {
         let Self {
             directory,
             clock,
             drain,
             running,
         } = self;
+        let address = running.address;
         drop(running);
         assert!(
             drain.close(Deadline::after(Duration::from_secs(10))).await,
             "it drains by itself"
         );
-        let drain = Drain::new();
-        let config = config(&directory.path().join("data"), documents);
-        let running = start(config, clock.clone(), drain.clone()).await?;
-        Ok(Self {
+        Stopped {
             directory,
             clock,
-            drain,
-            running,
-        })
+            address,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -295,6 +297,31 @@ impl World {
         Sidecar::subscribe(self.as_peer(svid).await, running)
             .await
             .unwrap()
+    }
+}
+
+/// What is left of a control plane that has ended.
+struct Stopped {
+    directory: TempDir,
+    clock: Arc<TestClock>,
+    address: std::net::SocketAddr,
+}
+
+impl Stopped {
+    /// Where it was before.
+    async fn start(self, documents: Option<String>) -> Result<World, StartError> {
+        let drain = Drain::new();
+        let config = ControlConfig {
+            listen: self.address.to_string().parse().unwrap(),
+            ..config(&self.directory.path().join("data"), documents)
+        };
+        let running = start(config, self.clock.clone(), drain.clone()).await?;
+        Ok(World {
+            directory: self.directory,
+            clock: self.clock,
+            drain,
+            running,
+        })
     }
 }
 
