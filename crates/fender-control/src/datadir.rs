@@ -127,6 +127,11 @@ impl DataDir {
         &self.admin
     }
 
+    /// Whoever has it has all three files: it is written last.
+    pub(crate) fn admin_certificate(&self) -> PathBuf {
+        self.admin.join("certificate.pem")
+    }
+
     /// Gives an administrator their files. The certificate comes last: where it is, the others are.
     pub(crate) fn write_admin(&self, svid: &Svid, bundle: &Bundle) -> Result<(), DataDirError> {
         let directory = self.admin();
@@ -138,10 +143,7 @@ impl DataDir {
         check_ours(directory)?;
         write_private(&directory.join("bundle.pem"), bundle.to_pem().as_bytes())?;
         write_private(&directory.join("key.pem"), svid.key_pem().expose())?;
-        write_private(
-            &directory.join("certificate.pem"),
-            svid.chain_pem().as_bytes(),
-        )
+        write_private(&self.admin_certificate(), svid.chain_pem().as_bytes())
     }
 }
 

@@ -1,33 +1,211 @@
-//! The first start: which trust domain this is, for ever; and the first administrator's files.
+//! What a control plane stands on: the registry, the authority, the documents in force, the first administrator's files.
 //!
-//! Both survive a crash in between: what was not finished is done again, what was finished never is.
+//! Where there is nothing, all of it is made once: which trust domain this is, for ever, and one key for one
+//! administrator. That survives a crash in between: what was not finished is done again, what was finished never is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::{Lifetimes, Mesh, Source};
+use fender_identity::tls::CaPin;
 use fender_identity::{SpiffeId, TrustDomain};
-use fender_runtime::clock::SharedClock;
+use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 
 use crate::ca::issue::{Evidence, Grant};
 use crate::ca::seal::SealingKey;
 use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
-use crate::documents::{self, Unread};
+use crate::documents::{self, Author, Library, Unread};
 use crate::own::{OwnError, self_attested};
 use crate::roles;
 use crate::sealing::Sealing;
-use crate::start::{self, StartError};
+use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
 use crate::store::mesh::{self, Admin, AdminMade, Found};
 use crate::store::place::StorePlace;
 use crate::store::{authorities, revisions, revocations};
+use crate::trust::Announcements;
+
+/// How long closing the database may take: what was answered is on disk already.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// What a control plane stands on: the same at its founding and at every start.
+#[derive(Clone, Debug)]
+pub struct Foundation {
+    /// Database, keys and the administrator's files; made 0700 if it is not there.
+    pub data_dir: PathBuf,
+    /// Where the registry is, if not in the data directory.
+    pub store: StorePlace,
+    /// Where the first administrator's files go, if not into `admin` in the data directory.
+    pub admin_dir: Option<PathBuf>,
+    /// The documents of a directory, to be put in force if they differ from what is stored.
+    pub documents: Option<Vec<Source>>,
+    /// For a founding without a `Mesh`, or to be sure which one this is.
+    pub trust_domain: Option<TrustDomain>,
+    /// Where the key is that seals the authorities' keys.
+    pub sealing: Sealing,
+}
+
+/// What was founded.
+#[derive(Clone, Debug)]
+pub struct Founded {
+    /// For ever: every certificate carries it.
+    pub trust_domain: TrustDomain,
+    /// The first administrator, and when their certificate ends.
+    pub admin: SpiffeId,
+    pub admin_until: UnixTime,
+    /// Their `certificate.pem`, `key.pem` and `bundle.pem`.
+    pub admin_dir: PathBuf,
+    /// The revision of documents in force, and how many workloads it describes.
+    pub revision: u64,
+    pub workloads: usize,
+    /// What sidecars and join tokens pin, and when the last root ends.
+    pub ca_pins: Vec<CaPin>,
+    pub authority_until: UnixTime,
+    /// What is allowed but probably not meant, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Founds a control plane that does not serve yet. Where one is, nothing is done.
+pub async fn init(foundation: Foundation, clock: SharedClock) -> Result<Founded, StartError> {
+    let drain = Drain::new();
+    let written = foundation.written()?;
+    let standing = Standing::open(&foundation, &drain).await?;
+    standing.must_be_empty().await?;
+    let ground = standing.found(foundation, written.as_ref(), &clock).await?;
+    let in_force = ground.library.in_force();
+    let trust_domain = ground.authority.trust_domain().clone();
+    let founded = Founded {
+        admin: first(&trust_domain)?,
+        admin_until: ground.admin_until.unwrap_or_else(|| clock.now()),
+        admin_dir: ground.data.admin().to_owned(),
+        revision: in_force.revision,
+        workloads: in_force.documents.workloads.len(),
+        ca_pins: ground.authority.pins(),
+        authority_until: ground.authority.state().horizon.at,
+        trust_domain,
+        warnings: ground.warnings.clone(),
+    };
+    drop(ground);
+    settle(&drain).await;
+    Ok(founded)
+}
+
+/// A place that is taken, and its registry; whether anything is founded there shows.
+pub(crate) struct Standing {
+    data: DataDir,
+    store: Store,
+}
+
+/// What a control plane needs to serve.
+pub(crate) struct Ground {
+    pub(crate) data: DataDir,
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) library: Library,
+    pub(crate) trust: Announcements,
+    pub(crate) warnings: Vec<String>,
+    /// When the first administrator's certificate ends, if it was made now.
+    admin_until: Option<UnixTime>,
+}
+
+impl Standing {
+    pub(crate) async fn open(foundation: &Foundation, drain: &Drain) -> Result<Self, StartError> {
+        let admin_dir = foundation.admin_dir.as_deref();
+        let data = DataDir::open(&foundation.data_dir, admin_dir, Hold::Alone)?;
+        let store = open(&foundation.store, &data, drain).await?;
+        Ok(Self { data, store })
+    }
+
+    /// Whoever founds wants something new: neither what is there nor somebody else's key is touched.
+    async fn must_be_empty(&self) -> Result<(), StartError> {
+        match mesh::founded(&self.store).await? {
+            Some(mesh::Founded {
+                trust_domain,
+                admin: Admin::Made,
+            }) => Err(StartError::Founded { trust_domain }),
+            // A founding that was cut short: it goes on.
+            Some(_) => Ok(()),
+            None => match self.data.admin_certificate() {
+                path if path.exists() => Err(StartError::AdminFilesThere { path }),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Makes what is missing, and puts in force what is there.
+    pub(crate) async fn found(
+        self,
+        foundation: Foundation,
+        written: Option<&Mesh>,
+        clock: &SharedClock,
+    ) -> Result<Ground, StartError> {
+        let Self { data, store } = self;
+        let asked = foundation.trust_domain.as_ref();
+        let written_domain = written.map(|mesh| &mesh.trust_domain);
+        let trust_domain = trust_domain(&store, asked, written_domain).await?;
+        let lifetimes = lifetimes(&store, &trust_domain, written).await?;
+        let authority = Authority::open(
+            &store,
+            sealing_key(&foundation.sealing, &data, &store).await?,
+            trust_domain.clone(),
+            &lifetimes,
+            clock.now(),
+        )
+        .await?;
+        let authority = Arc::new(authority);
+        let (library, warnings) = Library::open(
+            store.clone(),
+            Arc::clone(clock),
+            trust_domain.clone(),
+            foundation.documents,
+            Author {
+                id: SpiffeId::control(&trust_domain),
+                action: Action::LoadDocuments,
+                detail: String::new(),
+            },
+        )
+        .await?;
+        let trust = Announcements::open(
+            store.clone(),
+            Arc::clone(&authority),
+            Arc::clone(clock),
+            library.in_force().mesh.lifetimes.renewal_grace,
+        )
+        .await?;
+        let admin_until = first_admin(&data, &store, &authority, clock).await?;
+        Ok(Ground {
+            data,
+            store,
+            authority,
+            library,
+            trust,
+            warnings,
+            admin_until,
+        })
+    }
+}
+
+/// The store, wherever it is.
+async fn open(place: &StorePlace, data: &DataDir, drain: &Drain) -> Result<Store, StartError> {
+    Ok(match place {
+        StorePlace::DataDir => Store::open(&data.database()?, drain).await?,
+        StorePlace::Postgres(server) => Store::connect(&server.access()?, drain).await?,
+    })
+}
+
+/// The first administrator: everything is theirs until a `Mesh` says whose it is.
+fn first(trust_domain: &TrustDomain) -> Result<SpiffeId, StartError> {
+    SpiffeId::admin(trust_domain, roles::FIRST)
+        .map_err(|_| StartError::Own(OwnError::Issue(crate::IssueError::Reserved)))
+}
 
 /// The trust domain of this data directory, settled now if it is new.
-pub(crate) async fn trust_domain(
+async fn trust_domain(
     store: &Store,
     asked: Option<&TrustDomain>,
     written: Option<&TrustDomain>,
@@ -62,7 +240,7 @@ pub(crate) async fn trust_domain(
 }
 
 /// The key that belongs to the database; a new one only while nothing is sealed.
-pub(crate) async fn sealing_key(
+async fn sealing_key(
     sealing: &Sealing,
     data: &DataDir,
     store: &Store,
@@ -75,7 +253,7 @@ pub(crate) async fn sealing_key(
 }
 
 /// How long authorities live: as the given documents say, or those in force, or nobody.
-pub(crate) async fn lifetimes(
+async fn lifetimes(
     store: &Store,
     trust_domain: &TrustDomain,
     written: Option<&Mesh>,
@@ -92,45 +270,44 @@ pub(crate) async fn lifetimes(
     mesh.map(|mesh| mesh.lifetimes).ok_or(StartError::NoMesh)
 }
 
-/// The `Mesh` among the given documents, if there is one; refuses what can never be put in force.
-pub(crate) fn written(
-    sources: Option<&[Source]>,
-    asked: Option<&TrustDomain>,
-) -> Result<Option<Mesh>, StartError> {
-    let Some(sources) = sources else {
-        return Ok(None);
-    };
-    let refused = |problems: fender_config::Problems| StartError::Documents {
-        rendered: problems.render(),
-    };
-    match (documents::parse(sources), asked) {
-        (Ok(documents), _) => Ok(documents.mesh),
-        (Err(Unread::Problems(problems)), _) => Err(refused(problems)),
-        (Err(Unread::NoMesh(_)), Some(asked)) => {
-            let with_mesh = [sources, &[documents::generated_mesh(asked)]].concat();
-            fender_config::parse(&with_mesh).map_err(refused)?;
-            Ok(None)
+impl Foundation {
+    /// The `Mesh` among the given documents, if there is one; refuses what can never be put in force.
+    pub(crate) fn written(&self) -> Result<Option<Mesh>, StartError> {
+        let Some(sources) = &self.documents else {
+            return Ok(None);
+        };
+        let refused = |problems: fender_config::Problems| StartError::Documents {
+            rendered: problems.render(),
+        };
+        match (documents::parse(sources), &self.trust_domain) {
+            (Ok(documents), _) => Ok(documents.mesh),
+            (Err(Unread::Problems(problems)), _) => Err(refused(problems)),
+            (Err(Unread::NoMesh(_)), Some(asked)) => {
+                let with_mesh = [&sources[..], &[documents::generated_mesh(asked)]].concat();
+                fender_config::parse(&with_mesh).map_err(refused)?;
+                Ok(None)
+            }
+            // What was put in force before may supply it.
+            (Err(Unread::NoMesh(_)), None) => Ok(None),
         }
-        // What was put in force before may supply it.
-        (Err(Unread::NoMesh(_)), None) => Ok(None),
     }
 }
 
-/// Writes the first administrator's files, unless that was done before.
-pub(crate) async fn first_admin(
+/// Writes the first administrator's files, unless that was done before; when their certificate ends.
+async fn first_admin(
     data: &DataDir,
     store: &Store,
     authority: &Authority,
     clock: &SharedClock,
-) -> Result<(), StartError> {
+) -> Result<Option<UnixTime>, StartError> {
     match mesh::founded(store).await? {
-        Some(founded) if founded.admin == Admin::Made => return Ok(()),
+        Some(founded) if founded.admin == Admin::Made => return Ok(None),
         Some(_) | None => {}
     }
-    write_admin(data, store, authority, clock, Action::Initialize).await?;
+    let until = write_admin(data, store, authority, clock, Action::Initialize).await?;
     store.write(AdminMade { at: clock.now() }).await?;
     tracing::info!(directory = %data.admin().display(), "the first administrator's key and certificate are written");
-    Ok(())
+    Ok(Some(until))
 }
 
 async fn write_admin(
@@ -139,10 +316,9 @@ async fn write_admin(
     authority: &Authority,
     clock: &SharedClock,
     action: Action,
-) -> Result<(), StartError> {
+) -> Result<UnixTime, StartError> {
     let now = clock.now();
-    let id = SpiffeId::admin(authority.trust_domain(), roles::FIRST)
-        .map_err(|_| StartError::Own(OwnError::Issue(crate::IssueError::Reserved)))?;
+    let id = first(authority.trust_domain())?;
     let entry = audit::Entry {
         time: now,
         actor: SpiffeId::control(authority.trust_domain()),
@@ -162,7 +338,7 @@ async fn write_admin(
         .into_svid(recorded.into_chain())
         .map_err(OwnError::from)?;
     data.write_admin(&svid, &authority.state().bundle)?;
-    Ok(())
+    Ok(svid.validity().not_after)
 }
 
 /// Makes the administrator's files of a data directory anew: for whoever owns the directory, and let the old ones
@@ -181,7 +357,7 @@ pub async fn reissue_admin(
             path: data_dir.to_owned(),
         });
     }
-    let store = start::open(place, &data, &drain).await?;
+    let store = open(place, &data, &drain).await?;
     let Some(founded) = mesh::founded(&store).await? else {
         return Err(StartError::NotADataDir {
             path: data_dir.to_owned(),
@@ -204,6 +380,12 @@ pub async fn reissue_admin(
     )));
     write_admin(&data, &store, &authority, &clock, Action::ReissueAdmin).await?;
     drop(store);
-    drain.drained().await;
+    settle(&drain).await;
     Ok(())
+}
+
+/// To be called when nobody can reach the writer any more: it ends when everything is on disk, and whoever follows what
+/// other replicas do ends too.
+async fn settle(drain: &Drain) {
+    drain.close(Deadline::after(SETTLE)).await;
 }

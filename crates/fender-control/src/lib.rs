@@ -40,7 +40,7 @@ pub use ca::CaError;
 pub use ca::issue::IssueError;
 pub use ca::seal::SealError;
 pub use datadir::DataDirError;
-pub use founding::reissue_admin;
+pub use founding::{Foundation, Founded, init, reissue_admin};
 pub use own::OwnError;
 pub use sealing::Sealing;
 pub use start::{ControlConfig, Running, StartError, start};

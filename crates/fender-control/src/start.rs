@@ -1,5 +1,5 @@
-//! The control plane from nothing to serving, in order: the documents are read, the data directory taken, the database
-//! opened, the authority, the documents in force, the first administrator, the own certificate; then it listens.
+//! The control plane from nothing to serving, in order: the documents are read, the port taken, what it stands on founded
+//! or opened ([`founding`]), the own certificate made; then it listens.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,9 +10,8 @@ use fender_api::proto::control::v1::distribution_server::DistributionServer;
 use fender_api::proto::control::v1::identity_server::IdentityServer;
 use fender_api::proto::control::v1::nodes_server::NodesServer;
 use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
-use fender_config::Source;
+use fender_identity::TrustDomain;
 use fender_identity::tls::CaPin;
-use fender_identity::{SpiffeId, TrustDomain};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
@@ -21,25 +20,24 @@ use tonic::service::interceptor::InterceptedService;
 
 use crate::admin::{self, AdminService};
 use crate::attest::{IdentityService, STRANGER_FAILURES};
-use crate::ca::{Authority, CaError};
+use crate::ca::CaError;
 use crate::clusters::Clusters;
 use crate::control::Control;
 use crate::credentials::Sources;
-use crate::datadir::{DataDir, DataDirError, Hold};
+use crate::datadir::DataDirError;
 use crate::decisions::{self, Decisions};
 use crate::distribution::DistributionService;
-use crate::documents::{Author, Library, LibraryError, Problem};
+use crate::documents::{LibraryError, Problem};
 use crate::existing::IssuingAuthorities;
+use crate::founding::{Foundation, Ground, Standing};
 use crate::limit::Failures;
+use crate::maintenance;
 use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
 use crate::registry::Registry;
-use crate::sealing::Sealing;
-use crate::store::audit::{self, Action, Chain};
-use crate::store::place::{PlaceError, StorePlace};
-use crate::store::{Reader, Store, StoreError};
-use crate::trust::Announcements;
-use crate::{founding, maintenance};
+use crate::store::audit::{self, Chain};
+use crate::store::place::PlaceError;
+use crate::store::{Reader, StoreError};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
 const MAX_IDENTITY_CALL: usize = 64 * 1024;
@@ -51,24 +49,14 @@ const REFUSED: usize = 64;
 /// What a control plane is told at its start.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
-    /// Database, keys and the administrator's files; made 0700 if it is not there.
-    pub data_dir: PathBuf,
-    /// Where the registry is, if not in the data directory.
-    pub store: StorePlace,
-    /// Where the first administrator's files go, if not into `admin` in the data directory.
-    pub admin_dir: Option<PathBuf>,
-    /// The documents of a directory, to be put in force if they differ from what is stored.
-    pub documents: Option<Vec<Source>>,
+    /// What it stands on; founded now where nothing is.
+    pub foundation: Foundation,
     /// A TCP address.
     pub listen: ListenAddress,
     /// Names in the control plane's own certificate, for clients that verify names.
     pub dns_names: Vec<String>,
     /// Directories below which documents may name files for the control plane to read; none: it reads none.
     pub allow_dirs: Vec<PathBuf>,
-    /// For a first start without a `Mesh`, or to be sure which one this is.
-    pub trust_domain: Option<TrustDomain>,
-    /// Where the key is that seals the authorities' keys.
-    pub sealing: Sealing,
 }
 
 /// A control plane that serves. It ends with the [`Drain`] it was started with.
@@ -113,17 +101,12 @@ pub async fn start(
     drain: Drain,
 ) -> Result<Running, StartError> {
     let ControlConfig {
-        data_dir,
-        store,
-        admin_dir,
-        documents,
+        foundation,
         listen,
         dns_names,
         allow_dirs,
-        trust_domain,
-        sealing,
     } = config;
-    let written = founding::written(documents.as_deref(), trust_domain.as_ref())?;
+    let written = foundation.written()?;
 
     // Before anything is founded: a port that is taken must not leave a new authority behind.
     let listener = Listener::bind(&listen).map_err(|source| StartError::Listen {
@@ -134,41 +117,17 @@ pub async fn start(
         return Err(StartError::NotTcp { address: listen });
     };
 
-    let data = DataDir::open(&data_dir, admin_dir.as_deref(), Hold::Alone)?;
-    let store = open(&store, &data, &drain).await?;
-    let written_domain = written.as_ref().map(|mesh| &mesh.trust_domain);
-    let trust_domain =
-        founding::trust_domain(&store, trust_domain.as_ref(), written_domain).await?;
-    let lifetimes = founding::lifetimes(&store, &trust_domain, written.as_ref()).await?;
-    let authority = Authority::open(
-        &store,
-        founding::sealing_key(&sealing, &data, &store).await?,
-        trust_domain.clone(),
-        &lifetimes,
-        clock.now(),
-    )
-    .await?;
-    let authority = Arc::new(authority);
-    let (library, mut warnings) = Library::open(
-        store.clone(),
-        Arc::clone(&clock),
-        trust_domain.clone(),
-        documents,
-        Author {
-            id: SpiffeId::control(&trust_domain),
-            action: Action::LoadDocuments,
-            detail: String::new(),
-        },
-    )
-    .await?;
-    let trust = Announcements::open(
-        store.clone(),
-        Arc::clone(&authority),
-        Arc::clone(&clock),
-        library.in_force().mesh.lifetimes.renewal_grace,
-    )
-    .await?;
-    founding::first_admin(&data, &store, &authority, &clock).await?;
+    let standing = Standing::open(&foundation, &drain).await?;
+    let Ground {
+        data,
+        store,
+        authority,
+        library,
+        trust,
+        mut warnings,
+        ..
+    } = standing.found(foundation, written.as_ref(), &clock).await?;
+    let trust_domain = authority.trust_domain().clone();
     let own = Own::new(
         Arc::clone(&authority),
         store.clone(),
@@ -218,18 +177,6 @@ pub async fn start(
     drain.spawn(serve(control, incoming));
     tracing::info!(%address, revision = running.revision, "control plane serves");
     Ok(running)
-}
-
-/// The store, wherever it is.
-pub(crate) async fn open(
-    place: &StorePlace,
-    data: &DataDir,
-    drain: &Drain,
-) -> Result<Store, StartError> {
-    Ok(match place {
-        StorePlace::DataDir => Store::open(&data.database()?, drain).await?,
-        StorePlace::Postgres(server) => Store::connect(&server.access()?, drain).await?,
-    })
 }
 
 async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
@@ -285,6 +232,17 @@ pub enum StartError {
         held: TrustDomain,
         wanted: TrustDomain,
     },
+    #[error(
+        "a control plane of the trust domain `{trust_domain}` is founded here already, and its first administrator \
+         has their files: start it with `fender control`; new files are written by `fender control --reissue-admin`"
+    )]
+    Founded { trust_domain: TrustDomain },
+    #[error(
+        "`{}` is there already, perhaps the certificate of another control plane's administrator: \
+         name another `--admin-dir`, or move it away",
+        path.display()
+    )]
+    AdminFilesThere { path: PathBuf },
     #[error("`{}` is not the data directory of a control plane", path.display())]
     NotADataDir { path: PathBuf },
     #[error("{source}")]
@@ -314,6 +272,8 @@ impl StartError {
             | Self::NoMesh
             | Self::TrustDomainsDiffer { .. }
             | Self::TrustDomainChanged { .. }
+            | Self::Founded { .. }
+            | Self::AdminFilesThere { .. }
             | Self::NotADataDir { .. }
             | Self::Place(_)
             | Self::NotTcp { .. } => fender_api::code::EXIT_USAGE,

@@ -69,7 +69,7 @@ impl From<Format> for LogFormat {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run the control plane: certificate authority, registry of identities, documents
-    Control(Control),
+    Control(Box<Control>),
     /// Run the sidecar beside an application
     Sidecar(Sidecar),
     /// Run the agent of a node: it attests processes and containers of this host

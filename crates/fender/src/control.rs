@@ -1,10 +1,12 @@
-//! `fender control`: reads the documents, starts the control plane, and ends it when told to.
+//! `fender control` and `fender control init`: reads the documents, starts the control plane, and ends it when told to.
+
+mod init;
 
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use fender_control::{ControlConfig, Postgres, Sealing, StartError, StorePlace};
+use fender_control::{ControlConfig, Foundation, Postgres, Sealing, StartError, StorePlace};
 use fender_identity::Secret;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -18,6 +20,14 @@ use crate::{cli, load, print};
 
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// What is said of the sealing key, with or without `init`.
+pub(crate) fn sealing_of(args: &cli::Control) -> &cli::Sealing {
+    match &args.command {
+        Some(cli::ControlCommand::Init(foundation)) => &foundation.sealing,
+        None => &args.foundation.sealing,
+    }
+}
 
 /// Where the sealing key is, and, where it is in the environment, the key. To be called before threads.
 pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
@@ -55,20 +65,21 @@ pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
 }
 
 pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
-    let store = place(&args);
+    if let Some(cli::ControlCommand::Init(foundation)) = args.command {
+        return init::run(foundation, sealing).await;
+    }
     if args.reissue_admin {
-        fender_control::reissue_admin(
-            &args.data_dir,
-            args.admin_dir.as_deref(),
-            &sealing,
-            &store,
-            clock::system(),
-        )
-        .await
-        .map_err(failed)?;
-        let directory = args
-            .admin_dir
-            .unwrap_or_else(|| args.data_dir.join("admin"));
+        let cli::Foundation {
+            data_dir,
+            admin_dir,
+            ..
+        } = &args.foundation;
+        let store = place(&args.foundation);
+        let admin = admin_dir.as_deref();
+        fender_control::reissue_admin(data_dir, admin, &sealing, &store, clock::system())
+            .await
+            .map_err(failed)?;
+        let directory = admin_dir.clone().unwrap_or_else(|| data_dir.join("admin"));
         return print(&format!("{}\n", directory.display()));
     }
     // One for each sidecar that is connected.
@@ -76,17 +87,11 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
     let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
-    let documents = args.documents.as_deref().map(load::documents).transpose();
     let config = ControlConfig {
-        data_dir: args.data_dir,
-        store,
-        admin_dir: args.admin_dir,
-        documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
+        foundation: foundation(args.foundation, sealing)?,
         listen: ListenAddress::Tcp(args.listen),
         dns_names: args.dns_names,
         allow_dirs: args.allow_dir,
-        trust_domain: args.trust_domain,
-        sealing,
     };
     let drain = Drain::new();
     let running = fender_control::start(config, clock::system(), drain.clone())
@@ -108,7 +113,19 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn place(args: &cli::Control) -> StorePlace {
+fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Failure> {
+    let documents = args.documents.as_deref().map(load::documents).transpose();
+    Ok(Foundation {
+        store: place(&args),
+        documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
+        data_dir: args.data_dir,
+        admin_dir: args.admin_dir,
+        trust_domain: args.trust_domain,
+        sealing,
+    })
+}
+
+fn place(args: &cli::Foundation) -> StorePlace {
     let Some(url) = args.store.clone() else {
         return StorePlace::DataDir;
     };

@@ -74,13 +74,13 @@ fn run(cli: Cli) -> Outcome {
     }
     // Before any thread: it may be in the environment, which is then changed.
     let sealing = if let Command::Control(args) = &cli.command {
-        control::sealing(&args.sealing)?
+        control::sealing(control::sealing_of(args))?
     } else {
         fender_control::Sealing::default()
     };
     telemetry::init(cli.log.log_format.into(), &cli.log.log).map_err(Failure::usage)?;
     match cli.command {
-        Command::Control(args) => blocking(control::run(args, sealing)),
+        Command::Control(args) => blocking(control::run(*args, sealing)),
         Command::Sidecar(args) => sidecar::run(args),
         Command::Agent(args) => blocking(agent::run(args)),
         Command::Exec(args) => exec::run(args),

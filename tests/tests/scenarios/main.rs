@@ -21,6 +21,7 @@ mod descriptors;
 mod documents;
 mod drain;
 mod envoy;
+mod founding;
 mod renewal;
 mod revocation;
 mod secrecy;

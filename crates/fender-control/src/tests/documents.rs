@@ -92,10 +92,8 @@ async fn a_first_start_without_a_mesh_says_what_to_do() {
     assert!(error.to_string().contains("`Mesh`") && error.to_string().contains("--trust-domain"));
 
     // The same directory, told what it needs.
-    let config = ControlConfig {
-        trust_domain: Some("acme.test".parse().unwrap()),
-        ..config
-    };
+    let mut config = config;
+    config.foundation.trust_domain = Some("acme.test".parse().unwrap());
     let running = start(config, clock, Drain::new()).await.unwrap();
     assert_eq!(
         (running.trust_domain.as_str(), running.revision),
@@ -106,10 +104,8 @@ async fn a_first_start_without_a_mesh_says_what_to_do() {
 #[tokio::test]
 async fn a_mesh_made_of_the_trust_domain_alone_stays_until_one_is_written() {
     let directory = tempfile::tempdir().unwrap();
-    let config = ControlConfig {
-        trust_domain: Some("acme.test".parse().unwrap()),
-        ..config(&directory.path().join("data"), None)
-    };
+    let mut config = config(&directory.path().join("data"), None);
+    config.foundation.trust_domain = Some("acme.test".parse().unwrap());
     let (clock, drain) = (TestClock::new(at(NOW)), Drain::new());
     let running = start(config, clock.clone(), drain.clone()).await.unwrap();
     let world = World {

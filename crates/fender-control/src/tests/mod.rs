@@ -8,6 +8,7 @@ mod csr_abuse;
 mod distribution;
 mod documents;
 mod expiry;
+mod founding;
 mod grpc_abuse;
 mod kubernetes;
 mod load;
@@ -45,7 +46,7 @@ use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::{ControlConfig, Running, StartError, start};
+use crate::{ControlConfig, Foundation, Running, StartError, start};
 
 const NOW: u64 = 1_800_000_000;
 const ORDERS: &str = "spiffe://acme.test/ns/shop/sa/orders";
@@ -327,21 +328,23 @@ impl Stopped {
 
 fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
     ControlConfig {
-        data_dir: data_dir.to_owned(),
-        store: crate::StorePlace::DataDir,
-        admin_dir: None,
-        documents: documents.map(|text| {
-            vec![Source {
-                name: "mesh.yaml".to_owned(),
-                text,
-            }]
-        }),
+        foundation: Foundation {
+            data_dir: data_dir.to_owned(),
+            store: crate::StorePlace::DataDir,
+            admin_dir: None,
+            documents: documents.map(|text| {
+                vec![Source {
+                    name: "mesh.yaml".to_owned(),
+                    text,
+                }]
+            }),
+            trust_domain: None,
+            sealing: crate::Sealing::DataDirectory,
+        },
         listen: "127.0.0.1:0".parse::<ListenAddress>().unwrap(),
         dns_names: vec!["control.internal".to_owned()],
         // What the tests lay beside the data directory.
         allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),
-        trust_domain: None,
-        sealing: crate::Sealing::DataDirectory,
     }
 }
 

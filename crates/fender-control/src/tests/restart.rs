@@ -312,11 +312,9 @@ async fn the_administrators_files_can_lie_apart_from_the_authoritys_keys() {
         directory.path().join("data"),
         directory.path().join("admin"),
     );
-    let config = ControlConfig {
-        admin_dir: Some(admin.clone()),
-        trust_domain: Some("acme.test".parse().unwrap()),
-        ..config(&data, None)
-    };
+    let mut config = config(&data, None);
+    config.foundation.admin_dir = Some(admin.clone());
+    config.foundation.trust_domain = Some("acme.test".parse().unwrap());
     let running = start(config, TestClock::new(at(NOW)), Drain::new())
         .await
         .unwrap();

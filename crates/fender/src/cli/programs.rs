@@ -4,14 +4,43 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
 
 use super::{ca_pin, directory, duration, unix_url};
 
 #[derive(Args, Debug, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Control {
+    #[command(subcommand)]
+    pub(crate) command: Option<ControlCommand>,
+    #[command(flatten)]
+    pub(crate) foundation: Foundation,
+    /// Where sidecars and administrators connect
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
+    pub(crate) listen: SocketAddr,
+    /// A name by which clients reach the control plane, for those that verify names (repeatable)
+    #[arg(long = "dns-name", value_name = "NAME")]
+    pub(crate) dns_names: Vec<String>,
+    /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
+    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
+    pub(crate) allow_dir: Vec<PathBuf>,
+    /// Put a new administrator's certificate into the data directory and exit
+    #[arg(long)]
+    pub(crate) reissue_admin: bool,
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub(crate) enum ControlCommand {
+    /// Found a control plane and exit: its authority, its first revision, the first administrator's key, each made once
+    Init(Foundation),
+}
+
+/// What a control plane stands on: the same at its founding and at every start.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Foundation {
     /// Where the database, the authority's keys and the first administrator's certificate live
     #[arg(
         long,
@@ -41,21 +70,9 @@ pub(crate) struct Control {
     /// Documents to load at start; they become a new revision when they differ from the current one
     #[arg(long, value_name = "DIR")]
     pub(crate) documents: Option<PathBuf>,
-    /// Where sidecars and administrators connect
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
-    pub(crate) listen: SocketAddr,
     /// The trust domain, when no `Mesh` document names it
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) trust_domain: Option<TrustDomain>,
-    /// A name by which clients reach the control plane, for those that verify names (repeatable)
-    #[arg(long = "dns-name", value_name = "NAME")]
-    pub(crate) dns_names: Vec<String>,
-    /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
-    #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
-    pub(crate) allow_dir: Vec<PathBuf>,
-    /// Put a new administrator's certificate into the data directory and exit
-    #[arg(long)]
-    pub(crate) reissue_admin: bool,
     #[command(flatten)]
     pub(crate) sealing: Sealing,
 }
