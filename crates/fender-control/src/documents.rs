@@ -172,7 +172,7 @@ impl Library {
         )
         .map_err(LibraryError::Refused)?;
 
-        let told = revisions::told(&store).await?;
+        let told = revisions::told(&store, plan.snapshots.keys()).await?;
         let in_force = InForce {
             revision,
             mesh: plan.mesh.clone(),
@@ -321,34 +321,35 @@ impl Library {
 
     /// To be asked in one's turn.
     async fn catch_up_in_turn(&self) -> Result<(), ApplyError> {
-        let (stored, told) = loop {
+        let (number, plan, told) = loop {
             let Some(stored) = revisions::newer(&self.store, self.in_force().revision).await?
             else {
                 return Ok(());
             };
-            let told = revisions::told(&self.store).await?;
+            let plan = self.plan(stored.files).await?;
+            let told = revisions::told(&self.store, plan.snapshots.keys()).await?;
             // What was told belongs to these documents only if nothing came in between.
             if revisions::newer(&self.store, stored.number)
                 .await?
                 .is_none()
             {
-                break (stored, told);
+                break (stored.number, plan, told);
             }
         };
-        let plan = self.plan(stored.files).await?;
         tracing::info!(
-            revision = stored.number,
+            revision = number,
             changes = plan.changes.len(),
             "documents in force, applied to another replica"
         );
-        self.publish(stored.number, plan, &told);
+        self.publish(number, plan, &told);
         Ok(())
     }
 
     async fn commit(&self, plan: Plan, author: &Author) -> Result<Committed, StoreError> {
+        let before = self.in_force();
         let apply = revisions::Apply {
-            upon: self.in_force().revision,
-            files: plan.files.clone(),
+            upon: before.revision,
+            files: revisions::rewritten(&before.files, &plan.files),
             at: self.clock.now(),
             digests: plan
                 .snapshots

@@ -58,18 +58,21 @@ CREATE TABLE tokens (
 CREATE INDEX tokens_by_expiry ON tokens (expires_at);
 CREATE INDEX tokens_by_certificate ON tokens (spent_on);
 
--- The documents, verbatim, one complete set per revision.
+-- Revisions of the documents. A number is never used again.
 CREATE TABLE revisions (
     revision   BIGINT  PRIMARY KEY,
     applied_at BIGINT  NOT NULL,
     applied_by TEXT    NOT NULL
 );
+-- The documents, verbatim: a file belongs to every revision from one on until, if ever, another text takes its place. So a
+-- change adds what it changes, and not the mesh.
 CREATE TABLE revision_files (
-    revision BIGINT  NOT NULL REFERENCES revisions (revision),
     position BIGINT  NOT NULL,
+    since    BIGINT  NOT NULL REFERENCES revisions (revision),
+    until    BIGINT  REFERENCES revisions (revision),
     name     TEXT    NOT NULL,
     text     TEXT    NOT NULL,
-    PRIMARY KEY (revision, position)
+    PRIMARY KEY (position, since)
 );
 
 -- The last revision that changed what a workload is told. Rows outlive their workload, so that a version is never reused.

@@ -58,18 +58,21 @@ CREATE TABLE tokens (
 CREATE INDEX tokens_by_expiry ON tokens (expires_at);
 CREATE INDEX tokens_by_certificate ON tokens (spent_on);
 
--- The documents, verbatim, one complete set per revision.
+-- Revisions of the documents. A number is never used again.
 CREATE TABLE revisions (
     revision   INTEGER PRIMARY KEY,
     applied_at INTEGER NOT NULL,
     applied_by TEXT    NOT NULL
 ) STRICT;
+-- The documents, verbatim: a file belongs to every revision from one on until, if ever, another text takes its place. So a
+-- change adds what it changes, and not the mesh.
 CREATE TABLE revision_files (
-    revision INTEGER NOT NULL REFERENCES revisions (revision),
     position INTEGER NOT NULL,
+    since    INTEGER NOT NULL REFERENCES revisions (revision),
+    until    INTEGER REFERENCES revisions (revision),
     name     TEXT    NOT NULL,
     text     TEXT    NOT NULL,
-    PRIMARY KEY (revision, position)
+    PRIMARY KEY (position, since)
 ) STRICT, WITHOUT ROWID;
 
 -- The last revision that changed what a workload is told. Rows outlive their workload, so that a version is never reused.

@@ -36,7 +36,7 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub(crate) use db::{Connection, Record, Value, Whom, execute_all, query, query_rows};
+pub(crate) use db::{Connection, Query, Record, Value, Whom, execute_all, query, query_rows};
 pub(crate) use feed::Topic;
 
 use db::{Fate, Pool};

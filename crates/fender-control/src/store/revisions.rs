@@ -1,4 +1,4 @@
-//! The documents people wrote, verbatim, one complete set per revision; and for each workload the revision that last
+//! The documents people wrote, verbatim, of every revision; and for each workload the revision that last
 //! changed what it is told. Numbers only grow, across restarts too. What the documents mean is not known here.
 
 use std::collections::BTreeMap;
@@ -8,8 +8,8 @@ use fender_identity::{SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
 
 use super::{
-    Command, Connection, Store, StoreError, Topic, Value, Whom, audit, execute_all, query,
-    query_rows,
+    Command, Connection, Query, Record, Store, StoreError, Topic, Value, Whom, audit, execute_all,
+    query, query_rows,
 };
 use crate::time::seconds;
 
@@ -48,18 +48,21 @@ pub(crate) async fn files(store: &Store, number: u64) -> Result<Vec<Source>, Sto
 }
 
 async fn read_files<'a>(db: impl Into<Whom<'a>>, number: i64) -> Result<Vec<Source>, StoreError> {
-    query("SELECT name, text FROM revision_files WHERE revision = $1 ORDER BY position")
-        .bind(number)
-        .all(db)
-        .await?
-        .iter()
-        .map(|row| {
-            Ok(Source {
-                name: row.get("name")?,
-                text: row.get("text")?,
-            })
+    query(
+        "SELECT name, text FROM revision_files \
+         WHERE since <= $1 AND (until IS NULL OR until > $1) ORDER BY position",
+    )
+    .bind(number)
+    .all(db)
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Source {
+            name: row.get("name")?,
+            text: row.get("text")?,
         })
-        .collect()
+    })
+    .collect()
 }
 
 async fn newest<'a>(db: impl Into<Whom<'a>>) -> Result<Option<i64>, StoreError> {
@@ -76,29 +79,59 @@ pub(crate) struct Told {
     pub(crate) digest: Digest,
 }
 
-pub(crate) async fn told(store: &Store) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
-    read_told(store.reads()).await
+/// What these workloads were last told, as far as they ever were.
+pub(crate) async fn told<'a>(
+    store: &Store,
+    workloads: impl IntoIterator<Item = &'a WorkloadName>,
+) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
+    let mut told = BTreeMap::new();
+    for query in query_told(workloads) {
+        read_told(&mut told, query.all(store.reads()).await?)?;
+    }
+    Ok(told)
 }
 
-async fn read_told<'a>(
-    db: impl Into<Whom<'a>>,
-) -> Result<BTreeMap<WorkloadName, Told>, StoreError> {
+fn query_told<'a>(workloads: impl IntoIterator<Item = &'a WorkloadName>) -> Vec<Query> {
+    query_rows(
+        "SELECT workload, version, digest FROM snapshots WHERE workload IN (VALUES {rows})",
+        workloads
+            .into_iter()
+            .map(|workload| [Value::from(workload.to_string())]),
+    )
+}
+
+fn read_told(told: &mut BTreeMap<WorkloadName, Told>, rows: Vec<Record>) -> Result<(), StoreError> {
     let damaged = || StoreError::Damaged("snapshot version");
-    query("SELECT workload, version, digest FROM snapshots")
-        .all(db)
-        .await?
-        .iter()
-        .map(|row| {
-            let workload = row
-                .get::<String>("workload")?
-                .parse()
-                .map_err(|_| damaged())?;
-            let digest = row
-                .get::<Vec<u8>>("digest")?
-                .try_into()
-                .map_err(|_| damaged())?;
-            let version = row.get::<i64>("version")?.unsigned_abs();
-            Ok((workload, Told { version, digest }))
+    for row in rows {
+        let workload = row.get::<String>("workload")?;
+        let digest = row.get::<Vec<u8>>("digest")?;
+        told.insert(
+            workload.parse().map_err(|_| damaged())?,
+            Told {
+                version: row.get::<i64>("version")?.unsigned_abs(),
+                digest: digest.try_into().map_err(|_| damaged())?,
+            },
+        );
+    }
+    Ok(())
+}
+
+/// A place among the files of a revision that another text takes, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rewritten {
+    position: i64,
+    file: Option<Source>,
+}
+
+/// What makes one set of files the other.
+pub(crate) fn rewritten(before: &[Source], after: &[Source]) -> Vec<Rewritten> {
+    let places = before.len().max(after.len());
+    (0_i64..)
+        .zip(0..places)
+        .filter(|(_, place)| before.get(*place) != after.get(*place))
+        .map(|(position, place)| Rewritten {
+            position,
+            file: after.get(place).cloned(),
         })
         .collect()
 }
@@ -107,10 +140,10 @@ async fn read_told<'a>(
 pub(crate) struct Apply {
     /// The revision the change was computed against, 0 for none.
     pub(crate) upon: u64,
-    pub(crate) files: Vec<Source>,
+    pub(crate) files: Vec<Rewritten>,
     pub(crate) by: SpiffeId,
     pub(crate) at: UnixTime,
-    /// What every workload is told from now on.
+    /// What the workloads are told from now on that may be told something else.
     pub(crate) digests: BTreeMap<WorkloadName, Digest>,
     pub(crate) entry: audit::Entry,
 }
@@ -118,10 +151,38 @@ pub(crate) struct Apply {
 pub(crate) enum Applied {
     Revision {
         number: u64,
+        /// Of those workloads.
         told: BTreeMap<WorkloadName, Told>,
     },
     /// Somebody else was faster.
     Overtaken,
+}
+
+impl Apply {
+    async fn rewrite_files(&self, number: i64, db: &mut Connection) -> Result<(), StoreError> {
+        for place in &self.files {
+            query("UPDATE revision_files SET until = $1 WHERE position = $2 AND until IS NULL")
+                .bind(number)
+                .bind(place.position)
+                .execute(&mut *db)
+                .await?;
+        }
+        let files = self.files.iter().filter_map(|place| {
+            let file = place.file.as_ref()?;
+            Some([
+                Value::from(place.position),
+                number.into(),
+                file.name.as_str().into(),
+                file.text.as_str().into(),
+            ])
+        });
+        let files = query_rows(
+            "INSERT INTO revision_files (position, since, name, text) VALUES {rows}",
+            files,
+        );
+        execute_all(files, db).await?;
+        Ok(())
+    }
 }
 
 impl Command for Apply {
@@ -140,19 +201,7 @@ impl Command for Apply {
             .bind(self.by.as_str())
             .execute(&mut *db)
             .await?;
-        let files = (0_i64..).zip(&self.files).map(|(position, file)| {
-            [
-                Value::from(number),
-                position.into(),
-                file.name.as_str().into(),
-                file.text.as_str().into(),
-            ]
-        });
-        let files = query_rows(
-            "INSERT INTO revision_files (revision, position, name, text) VALUES {rows}",
-            files,
-        );
-        execute_all(files, db).await?;
+        self.rewrite_files(number, db).await?;
         let digests = self.digests.iter().map(|(workload, digest)| {
             [
                 Value::from(workload.to_string()),
@@ -173,10 +222,11 @@ impl Command for Apply {
             detail: format!("{}; revision {number}", self.entry.detail),
             ..self.entry.clone()
         };
-        audit::append(db, &entry).await?;
-        Ok(Applied::Revision {
-            number,
-            told: read_told(db).await?,
-        })
+        audit::append(&mut *db, &entry).await?;
+        let mut told = BTreeMap::new();
+        for query in query_told(self.digests.keys()) {
+            read_told(&mut told, query.all(&mut *db).await?)?;
+        }
+        Ok(Applied::Revision { number, told })
     }
 }

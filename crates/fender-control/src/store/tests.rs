@@ -9,6 +9,11 @@ use crate::store::decisions::Decision;
 use rustls::pki_types::UnixTime;
 
 mod postgres;
+mod revisions;
+
+use revisions::{
+    a_change_of_one_document_stores_one_document, every_revision_reads_back_as_it_was_applied,
+};
 
 const DAY: u64 = 24 * 3600;
 
@@ -51,6 +56,8 @@ on_both! {
     one_workloads_decisions_never_crowd_out_anothers
     certificates_and_tokens_are_forgotten_when_nobody_can_use_them_any_more
     the_writer_ends_when_nobody_can_reach_it_and_not_before
+    every_revision_reads_back_as_it_was_applied
+    a_change_of_one_document_stores_one_document
 }
 
 async fn count(store: &Store, sql: &'static str) -> i64 {
