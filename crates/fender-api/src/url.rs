@@ -1,6 +1,7 @@
 //! Where a control plane is.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use http::Uri;
@@ -13,6 +14,15 @@ pub struct ControlUrl {
 }
 
 impl ControlUrl {
+    /// The one that listens at this address, if somebody could reach it there.
+    pub fn of(address: SocketAddr) -> Option<Self> {
+        let reachable = !address.ip().is_unspecified() && address.port() != 0;
+        reachable.then(|| Self {
+            host: address.ip().to_string(),
+            port: address.port(),
+        })
+    }
+
     /// A host name or address, without brackets.
     pub fn host(&self) -> &str {
         &self.host

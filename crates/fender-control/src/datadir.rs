@@ -1,4 +1,5 @@
-//! The data directory: a lock, the sealing key, the database, the administrator's files.
+//! The data directory: a lock, the sealing key, the database, the administrator's files, and an id of its own by which
+//! the process that holds it is known to be the same replica again.
 //!
 //! It belongs to one control plane at a time. What is written here is 0600 at birth, and complete or absent: written
 //! beside its place, flushed, renamed.
@@ -9,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use fender_identity::{Bundle, Svid};
+use fender_runtime::id::OpaqueId;
 use zeroize::Zeroizing;
 
 use crate::ca::seal::{KEY_LENGTH, SealError, SealingKey};
@@ -123,6 +125,23 @@ impl DataDir {
         Ok(SealingKey::new(key)?)
     }
 
+    /// The id of this directory, made once.
+    pub(crate) fn home(&self) -> Result<OpaqueId, DataDirError> {
+        let path = self.path.join("replica");
+        match fs::read_to_string(&path) {
+            Ok(text) => text
+                .trim_end()
+                .parse()
+                .map_err(|_| DataDirError::NotAnId { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let home = OpaqueId::random();
+                write_private(&path, format!("{home}\n").as_bytes())?;
+                Ok(home)
+            }
+            Err(error) => Err(at(&path)(error)),
+        }
+    }
+
     pub(crate) fn admin(&self) -> &Path {
         &self.admin
     }
@@ -233,12 +252,15 @@ pub enum DataDirError {
     Exposed { path: PathBuf },
     #[error("`{}` is not a key of 32 bytes: restore the one that belongs to this database", path.display())]
     NotAKey { path: PathBuf },
+    #[error("`{}` is not the id of a replica: remove it, and this one appears as a new one", path.display())]
+    NotAnId { path: PathBuf },
     #[error("the environment variable `{name}` holds no key of 32 bytes in hex or base64")]
     NotAKeyIn { name: String },
     #[error("read the sealing key `{}`: {source}", path.display())]
     SealingKey { path: PathBuf, source: io::Error },
     #[error(
-        "the key file `{}` is missing, and without it the authority's keys in the database do not open: restore it",
+        "the key file `{}` is missing, and without it the authority's keys in the database do not open: restore it, or \
+         give every replica the key of the first by `--sealing-key-file`",
         path.display()
     )]
     NoKey { path: PathBuf },

@@ -1,7 +1,9 @@
 //! What a control plane stands on: the registry, the authority, the documents in force, the first administrator's files.
 //!
-//! Where there is nothing, all of it is made once: which trust domain this is, for ever, and one key for one
-//! administrator. That survives a crash in between: what was not finished is done again, what was finished never is.
+//! Where there is nothing, all of it is made once: which trust domain this is and which key seals, for ever, and one key
+//! for one administrator. That survives a crash in between: what was not finished is done again, what was finished never
+//! is. Of several replicas that start at once one decides, and the others go on with what it decided or say why they
+//! cannot.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,20 +17,25 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 
 use crate::ca::issue::{Evidence, Grant};
-use crate::ca::seal::SealingKey;
+use crate::ca::seal::{SealError, SealingKey};
 use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Author, Library, Unread};
 use crate::own::{OwnError, self_attested};
+use crate::replica::{self, Presence};
 use crate::roles;
 use crate::sealing::Sealing;
 use crate::start::StartError;
 use crate::store::Store;
 use crate::store::audit::{self, Action, Outcome};
-use crate::store::mesh::{self, Admin, AdminMade, Found};
+use crate::store::mesh::{self, Admin, AdminMade, Found, UndertakeAdmin, Undertaken};
 use crate::store::place::StorePlace;
-use crate::store::{authorities, revisions, revocations};
+use crate::store::replicas::ReplicaName;
+use crate::store::{revisions, revocations};
 use crate::trust::Announcements;
+
+/// Where in the database the sealed bytes belong by which a sealing key is known to be the right one.
+const SEALING_CHECK: &[u8] = b"fender sealing key v1";
 
 /// How long closing the database may take: what was answered is on disk already.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -48,6 +55,8 @@ pub struct Foundation {
     pub trust_domain: Option<TrustDomain>,
     /// Where the key is that seals the authorities' keys.
     pub sealing: Sealing,
+    /// What this replica is called, if not after its data directory.
+    pub replica: Option<ReplicaName>,
 }
 
 /// What was founded.
@@ -74,14 +83,17 @@ pub struct Founded {
 pub async fn init(foundation: Foundation, clock: SharedClock) -> Result<Founded, StartError> {
     let drain = Drain::new();
     let written = foundation.written()?;
-    let standing = Standing::open(&foundation, &drain).await?;
+    let standing = Standing::open(&foundation, String::new(), &drain).await?;
     standing.must_be_empty().await?;
     let ground = standing.found(foundation, written.as_ref(), &clock).await?;
     let in_force = ground.library.in_force();
     let trust_domain = ground.authority.trust_domain().clone();
     let founded = Founded {
         admin: first(&trust_domain)?,
-        admin_until: ground.admin_until.unwrap_or_else(|| clock.now()),
+        // Another replica founded it meanwhile.
+        admin_until: ground.admin_until.ok_or_else(|| StartError::Founded {
+            trust_domain: trust_domain.clone(),
+        })?,
         admin_dir: ground.data.admin().to_owned(),
         revision: in_force.revision,
         workloads: in_force.documents.workloads.len(),
@@ -90,7 +102,8 @@ pub async fn init(foundation: Foundation, clock: SharedClock) -> Result<Founded,
         trust_domain,
         warnings: ground.warnings.clone(),
     };
-    drop(ground);
+    let Ground { presence, .. } = ground;
+    presence.leave().await;
     settle(&drain).await;
     Ok(founded)
 }
@@ -99,12 +112,14 @@ pub async fn init(foundation: Foundation, clock: SharedClock) -> Result<Founded,
 pub(crate) struct Standing {
     data: DataDir,
     store: Store,
+    presence: Presence,
 }
 
 /// What a control plane needs to serve.
 pub(crate) struct Ground {
     pub(crate) data: DataDir,
     pub(crate) store: Store,
+    pub(crate) presence: Presence,
     pub(crate) authority: Arc<Authority>,
     pub(crate) library: Library,
     pub(crate) trust: Announcements,
@@ -114,11 +129,22 @@ pub(crate) struct Ground {
 }
 
 impl Standing {
-    pub(crate) async fn open(foundation: &Foundation, drain: &Drain) -> Result<Self, StartError> {
+    /// `url` is where the other replicas will reach this one.
+    pub(crate) async fn open(
+        foundation: &Foundation,
+        url: String,
+        drain: &Drain,
+    ) -> Result<Self, StartError> {
         let admin_dir = foundation.admin_dir.as_deref();
         let data = DataDir::open(&foundation.data_dir, admin_dir, Hold::Alone)?;
         let store = open(&foundation.store, &data, drain).await?;
-        Ok(Self { data, store })
+        let name = replica::name(&data, foundation.replica.clone())?;
+        let presence = Presence::appear(store.clone(), &data, name, url).await?;
+        Ok(Self {
+            data,
+            store,
+            presence,
+        })
     }
 
     /// Whoever founds wants something new: neither what is there nor somebody else's key is touched.
@@ -127,6 +153,7 @@ impl Standing {
             Some(mesh::Founded {
                 trust_domain,
                 admin: Admin::Made,
+                ..
             }) => Err(StartError::Founded { trust_domain }),
             // A founding that was cut short: it goes on.
             Some(_) => Ok(()),
@@ -144,15 +171,21 @@ impl Standing {
         written: Option<&Mesh>,
         clock: &SharedClock,
     ) -> Result<Ground, StartError> {
-        let Self { data, store } = self;
+        let Self {
+            data,
+            store,
+            presence,
+        } = self;
+        let sealing = sealing_key(&foundation.sealing, &data, &store).await?;
         let asked = foundation.trust_domain.as_ref();
         let written_domain = written.map(|mesh| &mesh.trust_domain);
-        let trust_domain = trust_domain(&store, asked, written_domain).await?;
+        let trust_domain = trust_domain(&store, &sealing, asked, written_domain).await?;
         let lifetimes = lifetimes(&store, &trust_domain, written).await?;
         let authority = Authority::open(
             &store,
-            sealing_key(&foundation.sealing, &data, &store).await?,
+            sealing,
             trust_domain.clone(),
+            presence.name().clone(),
             &lifetimes,
             clock.now(),
         )
@@ -181,6 +214,7 @@ impl Standing {
         Ok(Ground {
             data,
             store,
+            presence,
             authority,
             library,
             trust,
@@ -204,9 +238,10 @@ fn first(trust_domain: &TrustDomain) -> Result<SpiffeId, StartError> {
         .map_err(|_| StartError::Own(OwnError::Issue(crate::IssueError::Reserved)))
 }
 
-/// The trust domain of this data directory, settled now if it is new.
+/// The trust domain of this registry, settled now with the sealing key if it is new.
 async fn trust_domain(
     store: &Store,
+    sealing: &SealingKey,
     asked: Option<&TrustDomain>,
     written: Option<&TrustDomain>,
 ) -> Result<TrustDomain, StartError> {
@@ -219,23 +254,37 @@ async fn trust_domain(
         });
     }
     let wanted = asked.or(written);
-    match (mesh::founded(store).await?, wanted) {
-        (Some(founded), Some(wanted)) if founded.trust_domain != *wanted => {
-            Err(StartError::TrustDomainChanged {
-                held: founded.trust_domain,
-                wanted: wanted.clone(),
-            })
-        }
-        (Some(founded), _) => Ok(founded.trust_domain),
+    let founded = match (mesh::founded(store).await?, wanted) {
+        (Some(founded), _) => founded,
         (None, Some(wanted)) => {
-            store
-                .write(Found {
-                    trust_domain: wanted.clone(),
-                })
-                .await?;
-            Ok(wanted.clone())
+            let found = Found {
+                trust_domain: wanted.clone(),
+                sealing_check: sealing.seal(SEALING_CHECK, &[])?,
+            };
+            store.write(found).await?
         }
-        (None, None) => Err(StartError::NoMesh),
+        (None, None) => return Err(StartError::NoMesh),
+    };
+    if let Some(wanted) = wanted
+        && founded.trust_domain != *wanted
+    {
+        return Err(StartError::TrustDomainChanged {
+            held: founded.trust_domain,
+            wanted: wanted.clone(),
+        });
+    }
+    opens(sealing, &founded)?;
+    Ok(founded.trust_domain)
+}
+
+/// Refuses another sealing key than the one this registry was founded with, before anything is tried with it.
+fn opens(sealing: &SealingKey, founded: &mesh::Founded) -> Result<(), StartError> {
+    match sealing.open(SEALING_CHECK, &founded.sealing_check) {
+        Ok(_) => Ok(()),
+        Err(SealError::Closed) => Err(StartError::OtherSealingKey),
+        Err(error @ (SealError::Sealed | SealError::InPlain | SealError::Crypto)) => {
+            Err(error.into())
+        }
     }
 }
 
@@ -245,9 +294,9 @@ async fn sealing_key(
     data: &DataDir,
     store: &Store,
 ) -> Result<SealingKey, StartError> {
-    let absent = match authorities::all(store).await?.is_empty() {
-        true => Absent::Make,
-        false => Absent::Refuse,
+    let absent = match mesh::founded(store).await? {
+        None => Absent::Make,
+        Some(_) => Absent::Refuse,
     };
     Ok(sealing.key(data, absent)?)
 }
@@ -293,16 +342,20 @@ impl Foundation {
     }
 }
 
-/// Writes the first administrator's files, unless that was done before; when their certificate ends.
+/// Writes the first administrator's files, unless that was done before or another replica is about to; when their
+/// certificate ends.
 async fn first_admin(
     data: &DataDir,
     store: &Store,
     authority: &Authority,
     clock: &SharedClock,
 ) -> Result<Option<UnixTime>, StartError> {
-    match mesh::founded(store).await? {
-        Some(founded) if founded.admin == Admin::Made => return Ok(None),
-        Some(_) | None => {}
+    let undertake = UndertakeAdmin {
+        by: authority.replica().clone(),
+    };
+    match store.write(undertake).await? {
+        Undertaken::Others => return Ok(None),
+        Undertaken::Ours => {}
     }
     let until = write_admin(data, store, authority, clock, Action::Initialize).await?;
     store.write(AdminMade { at: clock.now() }).await?;
@@ -348,6 +401,7 @@ pub async fn reissue_admin(
     admin_dir: Option<&Path>,
     sealing: &Sealing,
     place: &StorePlace,
+    replica: Option<ReplicaName>,
     clock: SharedClock,
 ) -> Result<(), StartError> {
     let drain = Drain::new();
@@ -363,11 +417,14 @@ pub async fn reissue_admin(
             path: data_dir.to_owned(),
         });
     };
+    let sealing = sealing_key(sealing, &data, &store).await?;
+    opens(&sealing, &founded)?;
     let lifetimes = lifetimes(&store, &founded.trust_domain, None).await?;
     let authority = Authority::open(
         &store,
-        sealing_key(sealing, &data, &store).await?,
+        sealing,
         founded.trust_domain,
+        replica::name(&data, replica)?,
         &lifetimes,
         clock.now(),
     )

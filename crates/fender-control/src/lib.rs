@@ -1,8 +1,9 @@
 //! The control plane: certificate authority, registry of identities, and the place where documents live and become one
 //! Snapshot per workload.
 //!
-//! [`start`] shows the whole of it in order. It knows nothing of proxies or of how credentials are delivered, and holds
-//! no leader, cache or state that is not in its database, except who is connected. No secret value is stored, logged or
+//! [`start`] shows the whole of it in order. It knows nothing of proxies or of how credentials are delivered. It is one
+//! replica of any number over one database: there is no leader, and no state that is not in the database, except who is
+//! connected. No secret value is stored, logged or
 //! put into a Snapshot. The anonymous may attest, or prove to hold the key of a certificate that has just expired; nothing
 //! else.
 
@@ -25,6 +26,7 @@ mod maintenance;
 mod nodes;
 mod own;
 mod registry;
+mod replica;
 mod revocation;
 mod roles;
 mod sealing;
@@ -47,3 +49,4 @@ pub use start::{ControlConfig, Running, StartError, start};
 pub use store::StoreError;
 pub use store::audit::Chain;
 pub use store::place::{PlaceError, Postgres, StorePlace};
+pub use store::replicas::{ReplicaName, ReplicaNameError};

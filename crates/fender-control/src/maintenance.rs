@@ -13,7 +13,8 @@ use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
 use crate::store::{
-    Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, revocations,
+    Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, replicas,
+    revocations,
 };
 use crate::time::{earlier, later};
 
@@ -94,7 +95,7 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     {}
     let before = earlier(now, renewal_grace.saturating_add(STRIDE));
     control.store.write(authorities::Forget { before }).await?;
-    Ok(())
+    control.store.write(replicas::Forget).await
 }
 
 /// Whoever vouches for others is known, and its keys are at hand, before anybody attests.

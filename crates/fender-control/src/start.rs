@@ -10,17 +10,19 @@ use fender_api::proto::control::v1::distribution_server::DistributionServer;
 use fender_api::proto::control::v1::identity_server::IdentityServer;
 use fender_api::proto::control::v1::nodes_server::NodesServer;
 use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
+use fender_api::url::ControlUrl;
 use fender_identity::TrustDomain;
 use fender_identity::tls::CaPin;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::service::interceptor::InterceptedService;
 
 use crate::admin::{self, AdminService};
 use crate::attest::{IdentityService, STRANGER_FAILURES};
 use crate::ca::CaError;
+use crate::ca::seal::SealError;
 use crate::clusters::Clusters;
 use crate::control::Control;
 use crate::credentials::Sources;
@@ -36,7 +38,8 @@ use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
 use crate::registry::Registry;
 use crate::store::audit::{self, Chain};
-use crate::store::place::PlaceError;
+use crate::store::place::{PlaceError, StorePlace};
+use crate::store::replicas::ReplicaName;
 use crate::store::{Reader, StoreError};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
@@ -53,6 +56,8 @@ pub struct ControlConfig {
     pub foundation: Foundation,
     /// A TCP address.
     pub listen: ListenAddress,
+    /// Where other replicas reach this one, if not where it listens.
+    pub replica_url: Option<ControlUrl>,
     /// Names in the control plane's own certificate, for clients that verify names.
     pub dns_names: Vec<String>,
     /// Directories below which documents may name files for the control plane to read; none: it reads none.
@@ -65,6 +70,7 @@ pub struct Running {
     /// Where it listens, with the port the kernel chose.
     pub address: SocketAddr,
     pub trust_domain: TrustDomain,
+    pub replica: ReplicaName,
     /// The administrator's `certificate.pem`, `key.pem` and `bundle.pem`.
     pub admin_dir: PathBuf,
     /// The revision of documents in force at the start.
@@ -75,9 +81,18 @@ pub struct Running {
     pub ca_pins: Vec<CaPin>,
     /// Without the way to the writer, which ends when nobody can reach it any more.
     reader: Reader,
+    superseded: watch::Receiver<bool>,
 }
 
 impl Running {
+    /// Resolves when another process has taken this replica's name: then this one must end.
+    pub async fn superseded(&self) {
+        let mut superseded = self.superseded.clone();
+        if superseded.wait_for(|superseded| *superseded).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     /// Follows the audit log's chain from its first entry.
     pub async fn verify_audit_log(&self) -> Result<Chain, StoreError> {
         audit::verify(&self.reader).await
@@ -103,6 +118,7 @@ pub async fn start(
     let ControlConfig {
         foundation,
         listen,
+        replica_url,
         dns_names,
         allow_dirs,
     } = config;
@@ -117,10 +133,20 @@ pub async fn start(
         return Err(StartError::NotTcp { address: listen });
     };
 
-    let standing = Standing::open(&foundation, &drain).await?;
+    let url = match (
+        replica_url.or_else(|| ControlUrl::of(address)),
+        &foundation.store,
+    ) {
+        (Some(url), _) => url.to_string(),
+        // It has no others that could want to reach it.
+        (None, StorePlace::DataDir) => String::new(),
+        (None, StorePlace::Postgres(_)) => return Err(StartError::NoReplicaUrl { address }),
+    };
+    let standing = Standing::open(&foundation, url, &drain).await?;
     let Ground {
         data,
         store,
+        presence,
         authority,
         library,
         trust,
@@ -145,11 +171,13 @@ pub async fn start(
     let running = Running {
         address,
         trust_domain,
+        replica: presence.name().clone(),
         admin_dir: data.admin().to_owned(),
         revision: library.in_force().revision,
         warnings,
         ca_pins: authority.pins(),
         reader: store.reader().clone(),
+        superseded: presence.superseded(),
     };
     let control = Arc::new(Control {
         clusters: Clusters::new(Arc::clone(&sources), Arc::clone(&clock), drain.clone()),
@@ -172,6 +200,7 @@ pub async fn start(
     drain.spawn(decisions::write(reported, store.clone(), clock));
     drain.spawn(maintenance::check_audit_log(store.reader().clone()));
     drain.spawn(maintenance::record_refusals(refusals, store));
+    drain.spawn(presence.keep(drain.clone()));
     drain.spawn(maintenance::keep(Arc::clone(&control)));
     drain.spawn(maintenance::follow_vouching(Arc::clone(&control)));
     drain.spawn(serve(control, incoming));
@@ -243,6 +272,25 @@ pub enum StartError {
         path.display()
     )]
     AdminFilesThere { path: PathBuf },
+    #[error(
+        "the sealing key given here is not the one this registry was founded with: every replica needs that one, the same \
+         for all, by `--sealing-key-file` or another `--sealing-key-…`; with another the authorities' keys do not open"
+    )]
+    OtherSealingKey,
+    #[error(
+        "another process serves as the replica `{name}`, at `{url}`, heard of {seen_ago} s ago: give this one another \
+         `--replica` name, or stop that one"
+    )]
+    NameTaken {
+        name: ReplicaName,
+        url: String,
+        seen_ago: u64,
+    },
+    #[error(
+        "this control plane listens on {address}, which is no address at which other replicas could reach it: name one by \
+         `--replica-url https://HOST:PORT`"
+    )]
+    NoReplicaUrl { address: SocketAddr },
     #[error("`{}` is not the data directory of a control plane", path.display())]
     NotADataDir { path: PathBuf },
     #[error("{source}")]
@@ -260,6 +308,8 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
     #[error("the own certificate: {0}")]
     Own(#[from] OwnError),
 }
@@ -275,12 +325,16 @@ impl StartError {
             | Self::Founded { .. }
             | Self::AdminFilesThere { .. }
             | Self::NotADataDir { .. }
+            | Self::OtherSealingKey
+            | Self::NoReplicaUrl { .. }
             | Self::Place(_)
             | Self::NotTcp { .. } => fender_api::code::EXIT_USAGE,
             Self::Listen { .. }
             | Self::DataDir(_)
             | Self::Store(_)
             | Self::Ca(_)
+            | Self::Seal(_)
+            | Self::NameTaken { .. }
             | Self::Own(_) => fender_api::code::EXIT_UNAVAILABLE,
         }
     }

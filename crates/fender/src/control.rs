@@ -72,11 +72,13 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         let cli::Foundation {
             data_dir,
             admin_dir,
+            replica,
             ..
         } = &args.foundation;
         let store = place(&args.foundation);
         let admin = admin_dir.as_deref();
-        fender_control::reissue_admin(data_dir, admin, &sealing, &store, clock::system())
+        let (replica, clock) = (replica.clone(), clock::system());
+        fender_control::reissue_admin(data_dir, admin, &sealing, &store, replica, clock)
             .await
             .map_err(failed)?;
         let directory = admin_dir.clone().unwrap_or_else(|| data_dir.join("admin"));
@@ -90,6 +92,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     let config = ControlConfig {
         foundation: foundation(args.foundation, sealing)?,
         listen: ListenAddress::Tcp(args.listen),
+        replica_url: args.replica_url,
         dns_names: args.dns_names,
         allow_dirs: args.allow_dir,
     };
@@ -103,14 +106,21 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     tracing::info!(
         address = %running.address,
         trust_domain = %running.trust_domain,
+        replica = %running.replica,
         revision = running.revision,
         administrator = %running.admin_dir.display(),
         "ready"
     );
-    stop.requested().await;
+    let ended = tokio::select! {
+        () = stop.requested() => Ok(Exit::Done),
+        () = running.superseded() => Err(Failure::unavailable(anyhow::anyhow!(
+            "another process serves as the replica `{}` now",
+            running.replica
+        ))),
+    };
     tracing::info!("stopping");
     drain.close(Deadline::after(GRACE)).await;
-    Ok(Exit::Done)
+    ended
 }
 
 fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Failure> {
@@ -122,6 +132,7 @@ fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Fai
         admin_dir: args.admin_dir,
         trust_domain: args.trust_domain,
         sealing,
+        replica: args.replica,
     })
 }
 

@@ -4,8 +4,26 @@
 CREATE TABLE mesh (
     singleton    BIGINT  PRIMARY KEY CHECK (singleton = 1),
     trust_domain TEXT    NOT NULL,
-    -- Set when the first administrator's files are on disk, so that a crash in between repeats the step.
-    admin_made   BIGINT 
+    -- Sealed with the key that seals everything here: whoever brings another one is told so at once.
+    sealing_check BYTEA NOT NULL,
+    -- The replica that writes the first administrator's files, and when they were on disk, so that a crash in between
+    -- repeats the step.
+    admin_by     TEXT,
+    admin_made   BIGINT
+);
+
+-- The processes that serve this registry. Times are the database's own: those of the replicas may differ.
+CREATE TABLE replicas (
+    name       TEXT    PRIMARY KEY,
+    -- Its data directory, which only one process holds.
+    home       TEXT    NOT NULL,
+    -- One life of it.
+    run        TEXT    NOT NULL,
+    -- Where the other replicas reach it.
+    url        TEXT    NOT NULL,
+    version    TEXT    NOT NULL,
+    started_at BIGINT  NOT NULL,
+    seen_at    BIGINT  NOT NULL
 );
 
 -- Certificate authorities. The key is sealed under a key that is not in this database.
@@ -25,7 +43,7 @@ CREATE TABLE authorities (
     not_after   BIGINT  NOT NULL,
     -- Before this it is in every bundle and signs nothing.
     signs_from  BIGINT  NOT NULL,
-    CHECK ((role = 'root') = (root IS NULL))
+    CHECK ((role = 'root') = (root IS NULL) AND (role = 'root') = (holder IS NULL))
 );
 
 -- Every certificate ever issued and not yet long expired. The primary key is what makes serials unique.

@@ -232,6 +232,11 @@ pub(super) fn authority_status(authority: &Described) -> AuthorityStatus {
         not_after_unix: seconds(authority.not_after),
         standing: authority.standing.as_str().to_owned(),
         signs_from_unix: seconds(authority.signs_from),
+        holder: authority
+            .holder
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     }
 }
 

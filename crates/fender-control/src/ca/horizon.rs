@@ -7,6 +7,7 @@ use rustls::pki_types::UnixTime;
 
 use super::rotation;
 use crate::store::authorities::{AuthorityRow, Role};
+use crate::store::replicas::ReplicaName;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Horizon {
@@ -34,11 +35,17 @@ impl Ends {
     }
 }
 
-/// Of rows of which one root signs now.
-pub(crate) fn horizon(rows: &[AuthorityRow], signing: &AuthorityRow, now: UnixTime) -> Horizon {
+/// Of rows of which one root signs now, as it concerns one replica. Where its own successors are at hand, it does not
+/// matter to it that the intermediates of others end: those of replicas that are gone always do.
+pub(crate) fn horizon(
+    rows: &[AuthorityRow],
+    signing: &AuthorityRow,
+    holder: &ReplicaName,
+    now: UnixTime,
+) -> Horizon {
     let elsewhere = rotation::latest_root(rows).is_some_and(|root| root.sealed_key.is_none());
     let counts = |row: &&AuthorityRow| match elsewhere {
-        true => row.root.as_ref() == Some(&signing.serial),
+        true => row.root.as_ref() == Some(&signing.serial) && row.holder.as_ref() == Some(holder),
         false => row.role == Role::Root,
     };
     let last = rows

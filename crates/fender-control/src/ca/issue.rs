@@ -537,6 +537,7 @@ mod tests {
             &store,
             sealing,
             "acme.test".parse().unwrap(),
+            "here".parse().unwrap(),
             &super::super::tests::lifetimes(),
             now,
         )

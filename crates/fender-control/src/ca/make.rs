@@ -14,13 +14,16 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::seal::{SealError, SealingKey};
 use super::{CaError, lifetimes, sha256};
 use crate::store::authorities::{AuthorityRow, Role};
+use crate::store::replicas::ReplicaName;
 
 /// Certificates below a root: an intermediate, and one more for whoever puts one in between.
 const ROOT_DEPTH: u8 = 2;
 
-/// What seals and names the authorities of one trust domain.
+/// What seals and names the authorities of one trust domain, for one replica.
 pub(crate) struct Workshop {
     pub(crate) trust_domain: TrustDomain,
+    /// Whose intermediates are made and opened here.
+    pub(crate) replica: ReplicaName,
     pub(crate) sealing: SealingKey,
 }
 
@@ -140,7 +143,7 @@ impl Workshop {
             serial,
             role: Role::Intermediate,
             root: Some(root.serial.clone()),
-            holder: None,
+            holder: Some(self.replica.clone()),
             certificate,
             path: Vec::new(),
             sealed_key: None,
@@ -175,10 +178,15 @@ impl Workshop {
         AuthorityKey::from_pkcs8(&self.sealing.open(&self.place(row), sealed)?)
     }
 
-    /// Binds a sealed key to its row: role, serial, certificate and trust domain.
+    /// Binds a sealed key to its row: role, serial, certificate, trust domain and, of an intermediate, to this replica: it
+    /// opens nobody else's.
     fn place(&self, row: &AuthorityRow) -> Vec<u8> {
+        let holder = match row.role {
+            Role::Root => "",
+            Role::Intermediate => self.replica.as_str(),
+        };
         let mut place = format!(
-            "fender authority v1\0{}\0{}\0{}\0",
+            "fender authority v1\0{}\0{}\0{}\0{holder}\0",
             self.trust_domain,
             row.role.as_str(),
             row.serial

@@ -2,7 +2,8 @@
 //! certificate runs through ([`issue`]).
 //!
 //! Roots and intermediates succeed each other by themselves ([`rotation`] says when). The root's key is opened only to
-//! make an intermediate ([`make`]). Keys leave this module sealed or not at all.
+//! make an intermediate ([`make`]). Each replica signs with intermediates of its own and opens no other. Keys leave this
+//! module sealed or not at all.
 
 pub(crate) mod horizon;
 pub(crate) mod issue;
@@ -25,6 +26,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 
 use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
+use crate::store::replicas::ReplicaName;
 use crate::store::{Store, StoreError, audit};
 use crate::time::{later, until};
 use horizon::Horizon;
@@ -50,7 +52,7 @@ pub(crate) struct Authority {
 
 /// Replaced as a whole when an authority is made, or another one's turn has come.
 pub(crate) struct State {
-    /// Signs for workloads and people.
+    /// This replica's; signs for workloads and people.
     pub(crate) issuing: Arc<Issuing>,
     /// Signs for the control plane itself, which callers must recognise who were away for long.
     pub(crate) serving: Arc<Issuing>,
@@ -79,6 +81,8 @@ pub(crate) struct Issuing {
 pub(crate) struct Described {
     pub(crate) role: Role,
     pub(crate) serial: Serial,
+    /// The replica that signs with it.
+    pub(crate) holder: Option<ReplicaName>,
     pub(crate) not_after: UnixTime,
     pub(crate) signs_from: UnixTime,
     pub(crate) standing: Standing,
@@ -118,11 +122,13 @@ impl Authority {
         store: &Store,
         sealing: SealingKey,
         trust_domain: TrustDomain,
+        replica: ReplicaName,
         lifetimes: &Lifetimes,
         now: UnixTime,
     ) -> Result<Self, CaError> {
         let workshop = Workshop {
             trust_domain,
+            replica,
             sealing,
         };
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
@@ -205,6 +211,11 @@ impl Authority {
         &self.workshop.trust_domain
     }
 
+    /// Whose intermediates sign here.
+    pub(crate) fn replica(&self) -> &ReplicaName {
+        &self.workshop.replica
+    }
+
     pub(crate) fn state(&self) -> Arc<State> {
         Arc::clone(&self.state.borrow())
     }
@@ -280,7 +291,9 @@ impl Workshop {
             rotation::serving_root(rows, now),
         ];
         for root in roots.into_iter().flatten() {
-            if !is_elsewhere(root) && rotation::intermediate_due(rows, root, lifetimes, now) {
+            if !is_elsewhere(root)
+                && rotation::intermediate_due(rows, root, &self.replica, lifetimes, now)
+            {
                 return self
                     .intermediate(root, lifetimes.intermediate, now)
                     .map(Some);
@@ -333,7 +346,7 @@ impl State {
         let known = rows
             .iter()
             .filter(|row| row.validity.not_after > now)
-            .map(|row| describe(row, &issuing, signing, now))
+            .map(|row| describe(row, rows, signing, now))
             .collect();
         Ok(Self {
             issuing,
@@ -342,7 +355,7 @@ impl State {
             bundle,
             lapsed: Arc::new(lapsed.into()),
             known,
-            horizon: horizon::horizon(rows, signing, now),
+            horizon: horizon::horizon(rows, signing, &workshop.replica, now),
         })
     }
 
@@ -361,7 +374,8 @@ impl Issuing {
         workshop: &Workshop,
         now: UnixTime,
     ) -> Result<Self, CaError> {
-        let row = rotation::intermediate(rows, root, now).ok_or(CaError::NoIntermediate)?;
+        let row = rotation::intermediate(rows, root, &workshop.replica, now)
+            .ok_or(CaError::NoIntermediate)?;
         Ok(Self {
             serial: row.serial.clone(),
             certificate: row.certificate.clone(),
@@ -421,14 +435,19 @@ fn roots(
 
 fn describe(
     row: &AuthorityRow,
-    issuing: &Issuing,
+    rows: &[AuthorityRow],
     signing: &AuthorityRow,
     now: UnixTime,
 ) -> Described {
-    let signs = row.serial == issuing.serial || row.serial == signing.serial;
+    let signs = match &row.holder {
+        Some(holder) => rotation::intermediate(rows, signing, holder, now)
+            .is_some_and(|chosen| chosen.serial == row.serial),
+        None => row.serial == signing.serial,
+    };
     Described {
         role: row.role,
         serial: row.serial.clone(),
+        holder: row.holder.clone(),
         not_after: row.validity.not_after,
         signs_from: row.signs_from,
         standing: match (signs, row.signs_from > now) {

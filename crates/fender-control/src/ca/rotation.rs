@@ -1,4 +1,5 @@
-//! Which authority signs at a moment, and what is due. Pure: rows, lifetimes and a moment give an answer.
+//! Which authority signs at a moment, and what is due. Pure: rows, lifetimes and a moment give an answer. Roots are
+//! everybody's; an intermediate is one replica's, and what is due to one says nothing of the others.
 //!
 //! The life of a root: it is made when the one before has lived half its life, and is in every bundle from then on. For
 //! its *publication* it signs nothing, so that every sidecar that lives has it before it meets it. Then it signs
@@ -12,6 +13,7 @@ use rustls::pki_types::UnixTime;
 
 use super::lifetimes::past_half;
 use crate::store::authorities::{AuthorityRow, Role};
+use crate::store::replicas::ReplicaName;
 use crate::time::{earlier, later, until};
 
 /// How long before its end a root no longer vouches for the control plane itself, for clients whose clock is ahead.
@@ -33,16 +35,16 @@ pub(crate) fn latest_root(rows: &[AuthorityRow]) -> Option<&AuthorityRow> {
 pub(crate) fn signing_root(rows: &[AuthorityRow], now: UnixTime) -> Option<&AuthorityRow> {
     roots(rows, now)
         .filter(|root| root.signs_from <= now)
-        .max_by_key(|root| (root.signs_from, root.validity.not_after))
+        .max_by_key(|root| (root.signs_from, root.validity.not_after, &root.serial))
         // The clock was put back: what is nearest to signing does.
-        .or_else(|| roots(rows, now).min_by_key(|root| root.signs_from))
+        .or_else(|| roots(rows, now).min_by_key(|root| (root.signs_from, &root.serial)))
 }
 
 /// The root that vouches for the control plane itself: the oldest that signs, until shortly before its end.
 pub(crate) fn serving_root(rows: &[AuthorityRow], now: UnixTime) -> Option<&AuthorityRow> {
     roots(rows, now)
         .filter(|root| root.signs_from <= now && now < leaves_service(root))
-        .min_by_key(|root| root.signs_from)
+        .min_by_key(|root| (root.signs_from, &root.serial))
         .or_else(|| signing_root(rows, now))
 }
 
@@ -107,32 +109,39 @@ pub(crate) fn signs_from(current: &AuthorityRow, lifetimes: &Lifetimes, now: Uni
     later(now, lifetimes.publication.min(left / 2))
 }
 
-/// The intermediate under a root that signs: the youngest that is valid now. One made while the clock was ahead must not
+/// The intermediate of a replica under a root that signs: the youngest that is valid now. One made while the clock was ahead must not
 /// sign before its time comes. If none is valid, one is named all the same: its signatures are refused when they are
 /// checked.
 pub(crate) fn intermediate<'a>(
     rows: &'a [AuthorityRow],
     root: &AuthorityRow,
+    holder: &ReplicaName,
     now: UnixTime,
 ) -> Option<&'a AuthorityRow> {
     let under = || {
-        rows.iter()
-            .filter(|row| row.root.as_ref() == Some(&root.serial))
+        rows.iter().filter(|row| {
+            row.root.as_ref() == Some(&root.serial) && row.holder.as_ref() == Some(holder)
+        })
     };
+    // Of two that were made in one second every look must choose the same.
     under()
         .filter(|row| row.validity.includes(now) && row.signs_from <= now)
-        .max_by_key(|row| (row.validity.not_before, row.validity.not_after))
-        .or_else(|| under().max_by_key(|row| row.validity.not_after))
+        .max_by_key(|row| {
+            let validity = row.validity;
+            (validity.not_before, validity.not_after, &row.serial)
+        })
+        .or_else(|| under().max_by_key(|row| (row.validity.not_after, &row.serial)))
 }
 
-/// Whether an intermediate must be made under a root that signs.
+/// Whether a replica must make an intermediate under a root that signs.
 pub(crate) fn intermediate_due(
     rows: &[AuthorityRow],
     root: &AuthorityRow,
+    holder: &ReplicaName,
     lifetimes: &Lifetimes,
     now: UnixTime,
 ) -> bool {
-    match intermediate(rows, root, now) {
+    match intermediate(rows, root, holder, now) {
         Some(current) if current.validity.includes(now) => {
             // Where the root ends first, a successor would gain nothing.
             let gains = later(now, lifetimes.intermediate) < root.validity.not_after
@@ -191,8 +200,13 @@ mod tests {
         AuthorityRow {
             role: Role::Intermediate,
             root: Some(root.parse().unwrap()),
+            holder: Some(here()),
             ..self::root(&format!("{root}{root}"), from, until, from)
         }
+    }
+
+    fn here() -> ReplicaName {
+        "here".parse().unwrap()
     }
 
     fn serial(row: Option<&AuthorityRow>) -> String {
@@ -292,8 +306,9 @@ mod tests {
         };
         assert_eq!(root_due(&rows, &lifetimes(), at(YEAR / 2)), None);
         assert!(root_due(&rows, &short, at(YEAR / 2)).is_some());
-        let due =
-            |lifetimes: &Lifetimes| intermediate_due(&rows, &rows[1], lifetimes, at(YEAR / 4));
+        let due = |lifetimes: &Lifetimes| {
+            intermediate_due(&rows, &rows[1], &here(), lifetimes, at(YEAR / 4))
+        };
         assert!(!due(&lifetimes()));
         assert!(due(&short));
         let rows = [
@@ -301,22 +316,56 @@ mod tests {
             rows[0].clone(),
             rows[1].clone(),
         ];
-        assert!(!intermediate_due(&rows, &rows[2], &short, at(YEAR / 4 + 1)));
+        let due = intermediate_due(&rows, &rows[2], &here(), &short, at(YEAR / 4 + 1));
+        assert!(!due);
     }
 
     #[test]
     fn an_intermediate_is_succeeded_at_half_its_life_unless_its_root_ends_first() {
         let rows = [under("01", 0, YEAR), root("01", 0, 10 * YEAR, 0)];
-        let due = |now| intermediate_due(&rows, &rows[1], &lifetimes(), at(now));
+        let due = |now| intermediate_due(&rows, &rows[1], &here(), &lifetimes(), at(now));
         assert!(!due(YEAR / 2 - 1));
         assert!(due(YEAR / 2));
         let last = [under("01", 0, YEAR), root("01", 0, YEAR, 0)];
         assert!(!intermediate_due(
             &last,
             &last[1],
+            &here(),
             &lifetimes(),
             at(YEAR - 1)
         ));
-        assert!(intermediate_due(&last[1..], &last[1], &lifetimes(), at(1)));
+        assert!(intermediate_due(
+            &last[1..],
+            &last[1],
+            &here(),
+            &lifetimes(),
+            at(1)
+        ));
+    }
+
+    #[test]
+    fn each_replica_has_an_intermediate_of_its_own_and_none_of_anothers() {
+        let there: ReplicaName = "there".parse().unwrap();
+        let theirs = |serial: &str, from| AuthorityRow {
+            serial: serial.parse().unwrap(),
+            holder: Some(there.clone()),
+            ..under("01", from, YEAR)
+        };
+        let rows = [
+            theirs("0a", 1),
+            theirs("0b", 1),
+            under("01", 0, YEAR),
+            root("01", 0, 10 * YEAR, 0),
+        ];
+        let root = &rows[3];
+        assert_eq!(serial(intermediate(&rows, root, &here(), at(2))), "0101");
+        let reversed: Vec<_> = rows.iter().rev().cloned().collect();
+        for rows in [&rows[..], &reversed] {
+            let chosen = intermediate(rows, root, &there, at(2));
+            assert_eq!(serial(chosen), "0b", "whatever the order they are read in");
+        }
+        let due = |holder: &ReplicaName| intermediate_due(&rows, root, holder, &lifetimes(), at(2));
+        assert!(!due(&here()) && !due(&there));
+        assert!(due(&"new".parse().unwrap()));
     }
 }

@@ -38,6 +38,7 @@ async fn authority() -> (TempDir, Store, Authority) {
         &store,
         sealing,
         "acme.test".parse().unwrap(),
+        "here".parse().unwrap(),
         &lifetimes(),
         at(NOW),
     )
@@ -114,17 +115,26 @@ async fn no_leaf_outlives_the_authority_that_signed_it() {
 }
 
 #[tokio::test]
-async fn keys_sealed_for_one_trust_domain_or_row_do_not_open_in_another() {
+async fn keys_sealed_for_one_trust_domain_replica_or_row_do_not_open_in_another() {
     let (_directory, store, _authority) = authority().await;
     let rows = authorities::all(&store).await.unwrap();
     let workshop = |trust_domain: &str| Workshop {
         trust_domain: trust_domain.parse().unwrap(),
+        replica: "here".parse().unwrap(),
         sealing: SealingKey::new(&[1; 32]).unwrap(),
     };
     let (here, elsewhere) = (workshop("acme.test"), workshop("other.test"));
     here.issuer(&rows[0]).unwrap();
     assert!(matches!(
         elsewhere.issuer(&rows[0]),
+        Err(CaError::Seal(SealError::Closed))
+    ));
+    let another = Workshop {
+        replica: "there".parse().unwrap(),
+        ..workshop("acme.test")
+    };
+    assert!(matches!(
+        another.issuer(&rows[0]),
         Err(CaError::Seal(SealError::Closed))
     ));
     let moved = AuthorityRow {
@@ -185,6 +195,7 @@ async fn an_intermediate_made_while_the_clock_was_years_ahead_signs_nothing_once
             &store,
             sealing,
             "acme.test".parse().unwrap(),
+            "here".parse().unwrap(),
             &lifetimes(),
             later,
         )
@@ -326,9 +337,11 @@ async fn two_who_decide_at_once_make_one_root() {
     let (_directory, store, one) = authority().await;
     let sealing = SealingKey::new(&[1; 32]).unwrap();
     let trust_domain = "acme.test".parse().unwrap();
-    let other = Authority::open(&store, sealing, trust_domain, &lifetimes(), at(NOW))
+    let there = "there".parse().unwrap();
+    let other = Authority::open(&store, sealing, trust_domain, there, &lifetimes(), at(NOW))
         .await
         .unwrap();
+    assert_ne!(one.state().issuing.serial, other.state().issuing.serial);
     let half = at(NOW + 5 * YEAR.as_secs());
     let (lifetimes, other_lifetimes) = (lifetimes(), lifetimes());
     let (first, second) = tokio::join!(

@@ -6,6 +6,7 @@ use fender_identity::{Serial, Validity};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::replicas::ReplicaName;
 use super::{
     Command, Connection, Record, Store, StoreError, Topic, Value, audit, execute_all, query,
     query_rows,
@@ -34,8 +35,8 @@ pub(crate) struct AuthorityRow {
     pub(crate) role: Role,
     /// The root that an intermediate chains to.
     pub(crate) root: Option<Serial>,
-    /// The replica that signs with an intermediate; none for one that any may sign with.
-    pub(crate) holder: Option<String>,
+    /// The replica that signs with an intermediate, and nobody else does; a root is nobody's.
+    pub(crate) holder: Option<ReplicaName>,
     pub(crate) certificate: CertificateDer<'static>,
     /// What lies between an intermediate and its root, from the intermediate up.
     pub(crate) path: Vec<CertificateDer<'static>>,
@@ -70,7 +71,10 @@ fn read(row: &Record) -> Result<AuthorityRow, StoreError> {
             _ => return Err(damaged()),
         },
         root: row.get::<Option<String>>("root")?.map(serial).transpose()?,
-        holder: row.get("holder")?,
+        holder: row
+            .get::<Option<String>>("holder")?
+            .map(|holder| holder.parse().map_err(|_| damaged()))
+            .transpose()?,
         certificate: row.get::<Vec<u8>>("certificate")?.into(),
         path: path_from_der(&row.get::<Vec<u8>>("path")?)?,
         sealed_key: row.get("sealed_key")?,
@@ -149,7 +153,7 @@ async fn insert(db: &mut Connection, rows: &[AuthorityRow]) -> Result<(), StoreE
             Value::from(row.serial.to_string()),
             row.role.as_str().into(),
             row.root.as_ref().map(ToString::to_string).into(),
-            row.holder.clone().into(),
+            row.holder.as_ref().map(ToString::to_string).into(),
             row.certificate.as_ref().into(),
             path.into(),
             row.sealed_key.clone().into(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
-use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::sqlite::{SqliteArguments, SqliteError, SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Decode, Postgres, Row, SqlSafeStr, SqlStr, Sqlite, Type};
 
 use super::feed::Topic;
@@ -38,6 +38,13 @@ impl Pool {
             health: Health::Well,
             changed: Vec::new(),
         })
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Pool::Sqlite(_) => Kind::Sqlite,
+            Pool::Postgres(_) => Kind::Postgres,
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -150,6 +157,13 @@ impl Fate {
         use sqlx::Error;
         if let Error::Database(refused) = error {
             let code = refused.code();
+            if refused.try_downcast_ref::<SqliteError>().is_some() {
+                return match code.as_deref().map(str::parse::<i32>) {
+                    // BUSY and LOCKED, whatever is said besides in the upper bits.
+                    Some(Ok(code)) if matches!(code & 0xff, 5 | 6) => Fate::Again,
+                    Some(_) | None => Fate::Final,
+                };
+            }
             return match code.as_deref() {
                 // Serialization failure, deadlock, lock not available in time.
                 Some("40001" | "40P01" | "55P03") => Fate::Again,
@@ -202,6 +216,20 @@ impl<'a> From<&'a Reader> for Whom<'a> {
     fn from(reader: &'a Reader) -> Self {
         Whom::Reader(reader)
     }
+}
+
+/// The database's own time, in seconds since 1970, which is the same for all replicas.
+pub(super) async fn moment<'a>(whom: impl Into<Whom<'a>>) -> Result<i64, StoreError> {
+    let whom = whom.into();
+    let kind = match &whom {
+        Whom::Connection(connection) => connection.kind(),
+        Whom::Reader(reader) => reader.pool.kind(),
+    };
+    let row = query(match kind {
+        Kind::Sqlite => "SELECT unixepoch() AS moment",
+        Kind::Postgres => "SELECT extract(epoch FROM clock_timestamp())::bigint AS moment",
+    });
+    row.one(whom).await?.get("moment")
 }
 
 /// A value on its way into a statement.

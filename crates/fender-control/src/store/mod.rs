@@ -17,6 +17,7 @@ mod feed;
 pub(crate) mod mesh;
 pub(crate) mod place;
 mod postgres;
+pub(crate) mod replicas;
 pub(crate) mod revisions;
 pub(crate) mod revocations;
 pub(crate) mod tokens;

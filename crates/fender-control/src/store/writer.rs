@@ -358,19 +358,40 @@ impl Writer {
     /// The last batch of this writer that was committed, once none of them can be on its way any more.
     async fn last_committed(&mut self) -> Result<Option<i64>, StoreError> {
         let mut db = self.pool.acquire().await?;
-        db.script(format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({TURN})"
-        ))
-        .await?;
-        let row = query("SELECT batch FROM writers WHERE name = $1")
-            .bind(self.name.as_str())
-            .optional(&mut db)
-            .await?;
-        db.script("ROLLBACK".to_owned()).await?;
-        let number = row.map(|row| row.get("batch")).transpose()?;
-        self.connection = Some(db);
-        Ok(number)
+        let number = last_committed(&self.name, &mut db).await;
+        if let Err(error) = &number {
+            // Whoever gets this connection next must not find a transaction on it.
+            undo(&mut db, error).await;
+        }
+        if db.health() != Health::Lost {
+            self.connection = Some(db);
+        }
+        number
     }
+}
+
+async fn last_committed(name: &str, db: &mut Connection) -> Result<Option<i64>, StoreError> {
+    db.script(format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({TURN})"
+    ))
+    .await?;
+    let row = query("SELECT batch FROM writers WHERE name = $1")
+        .bind(name)
+        .optional(&mut *db)
+        .await?;
+    db.script("ROLLBACK".to_owned()).await?;
+    row.map(|row| row.get("batch")).transpose()
+}
+
+/// Forgets writers that made their last batch before a moment: their process has long ended, or writes a new row.
+pub(super) async fn forget(before: i64, db: &mut Connection) -> Result<(), StoreError> {
+    if db.kind() == Kind::Postgres {
+        query("DELETE FROM writers WHERE used_at < $1")
+            .bind(before)
+            .execute(db)
+            .await?;
+    }
+    Ok(())
 }
 
 async fn undo(db: &mut Connection, error: &StoreError) {

@@ -36,7 +36,7 @@ impl World {
     async fn reissue_admin(&self) {
         let (data, sealing) = (self.path("data"), crate::Sealing::DataDirectory);
         let place = crate::StorePlace::DataDir;
-        crate::reissue_admin(&data, None, &sealing, &place, self.clock.clone())
+        crate::reissue_admin(&data, None, &sealing, &place, None, self.clock.clone())
             .await
             .unwrap();
     }

@@ -14,6 +14,7 @@ mod kubernetes;
 mod load;
 mod nodes;
 mod renewal;
+mod replicas;
 mod restart;
 mod revocation;
 mod roles;
@@ -340,8 +341,10 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
             }),
             trust_domain: None,
             sealing: crate::Sealing::DataDirectory,
+            replica: None,
         },
         listen: "127.0.0.1:0".parse::<ListenAddress>().unwrap(),
+        replica_url: None,
         dns_names: vec!["control.internal".to_owned()],
         // What the tests lay beside the data directory.
         allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),

@@ -262,6 +262,7 @@ async fn the_administrators_files_are_made_anew_beside_a_running_control_plane()
         None,
         &crate::Sealing::DataDirectory,
         &crate::StorePlace::DataDir,
+        None,
         world.clock.clone(),
     )
     .await
@@ -281,6 +282,7 @@ async fn the_intermediate_is_made_anew_at_half_its_life_under_the_same_root() {
         None,
         &crate::Sealing::DataDirectory,
         &crate::StorePlace::DataDir,
+        None,
         world.clock.clone(),
     )
     .await

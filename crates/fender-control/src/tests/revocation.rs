@@ -215,6 +215,7 @@ async fn an_administrator_is_revoked_by_name_and_not_by_a_slip() {
         None,
         &crate::Sealing::DataDirectory,
         &crate::StorePlace::DataDir,
+        None,
         world.clock.clone(),
     )
     .await

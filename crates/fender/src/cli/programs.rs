@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use fender_api::url::ControlUrl;
+use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
 
@@ -20,6 +22,9 @@ pub(crate) struct Control {
     /// Where sidecars and administrators connect
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
     pub(crate) listen: SocketAddr,
+    /// Where the other replicas reach this one [default: where it listens]
+    #[arg(long, value_name = "URL", requires = "store")]
+    pub(crate) replica_url: Option<ControlUrl>,
     /// A name by which clients reach the control plane, for those that verify names (repeatable)
     #[arg(long = "dns-name", value_name = "NAME")]
     pub(crate) dns_names: Vec<String>,
@@ -73,6 +78,9 @@ pub(crate) struct Foundation {
     /// The trust domain, when no `Mesh` document names it
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) trust_domain: Option<TrustDomain>,
+    /// What this replica is called among those over one database [default: after an id made at the first start, which the data directory keeps]
+    #[arg(long, value_name = "NAME", env = "FENDER_REPLICA")]
+    pub(crate) replica: Option<ReplicaName>,
     #[command(flatten)]
     pub(crate) sealing: Sealing,
 }
