@@ -2,24 +2,86 @@
 //!
 //! Nothing the caller sends counts. A caller from another user or process namespace, whose numbers mean nothing here, is
 //! nobody. The process is held by a descriptor from the first moment: a number alone may be given to another process.
+//! That descriptor is the kernel's own word ([ADR 19](../../../docs/adr/0019-a-caller-is-held-or-not-attested.md)); a
+//! kernel that has none to give attests nobody, and lets in only where the user alone decides.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use fender_runtime::listen::Socket;
 use fender_runtime::sys;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::PidfdFlags;
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::Caller;
+use crate::process::Moment;
 
 /// What the kernel shows for a user that has no number in our namespace.
 const NOBODY: u32 = 65_534;
 
 impl Caller {
-    /// Whoever opened the other end of `socket`.
+    /// Whoever opened the other end of `socket`, to be attested: as it was when it did, and which program it is now.
     pub fn of(socket: &Socket) -> Result<Self, UnknownCaller> {
+        let peer = Peer::of(socket)?;
+        let process = sys::peer_process(socket.as_fd()).map_err(|error| match error.kind() {
+            io::ErrorKind::Unsupported => UnknownCaller::OldKernel,
+            _ => UnknownCaller::Kernel(error),
+        })?;
+        let mut caller = peer.held(process)?;
+        caller.seen = Some(Moment::of(&caller).map_err(|_| UnknownCaller::Ended)?);
+        Ok(caller)
+    }
+
+    /// The same where nothing but its user is asked. Before Linux 6.5 the process that is held may be one that has its
+    /// number by now.
+    pub fn user_of(socket: &Socket) -> Result<Self, UnknownCaller> {
+        let peer = Peer::of(socket)?;
+        let process = match sys::peer_process(socket.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()).map_err(io::Error::from)
+            }
+            held => held,
+        }?;
+        peer.held(process)
+    }
+
+    /// Whether the process is over. While it is not, nobody else has its number.
+    pub fn has_ended(&self) -> bool {
+        has_ended(&*self.process)
+    }
+}
+
+/// Whether a process is over, by its descriptor.
+pub(crate) fn has_ended(process: impl AsFd) -> bool {
+    let mut wait = [PollFd::new(&process, PollFlags::IN)];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // What cannot be told alive is over.
+    !matches!(rustix::event::poll(&mut wait, Some(&at_once)), Ok(0))
+}
+
+/// Whether this kernel hands over the process at the other end of a socket.
+pub(crate) fn check_kernel() -> Result<(), UnknownCaller> {
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair()?;
+    match sys::peer_process(ours.as_fd()) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(UnknownCaller::OldKernel),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The numbers of whoever opened the other end, at that moment.
+struct Peer {
+    uid: u32,
+    gid: u32,
+    pid: Pid,
+}
+
+impl Peer {
+    fn of(socket: &Socket) -> Result<Self, UnknownCaller> {
         let Socket::Unix(socket) = socket else {
             return Err(UnknownCaller::NotLocal);
         };
@@ -28,37 +90,28 @@ impl Caller {
         if uid == NOBODY || uid == u32::MAX {
             return Err(UnknownCaller::Unmapped);
         }
-        let pid = u32::try_from(peer.pid.as_raw_pid()).map_err(|_| UnknownCaller::Unmapped)?;
-        if pid == 0 {
-            return Err(UnknownCaller::Unmapped);
+        match peer.pid.as_raw_pid() {
+            ..=0 => Err(UnknownCaller::Unmapped),
+            _ => Ok(Self {
+                uid,
+                gid,
+                pid: peer.pid,
+            }),
         }
-        let process = match sys::peer_process(socket.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()).map_err(io::Error::from)
-            }
-            held => held,
-        }?;
-        let caller = Self {
-            uid,
-            gid,
-            pid,
-            process: Arc::new(process),
-        };
-        if caller.has_ended() {
-            return Err(UnknownCaller::Ended);
-        }
-        Ok(caller)
     }
 
-    /// Whether the process is over. While it is not, nobody else has its number.
-    pub fn has_ended(&self) -> bool {
-        let mut wait = [PollFd::new(&*self.process, PollFlags::IN)];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
+    fn held(self, process: OwnedFd) -> Result<Caller, UnknownCaller> {
+        let caller = Caller {
+            uid: self.uid,
+            gid: self.gid,
+            pid: self.pid.as_raw_pid().unsigned_abs(),
+            process: Arc::new(process),
+            seen: None,
         };
-        // What cannot be told alive is over.
-        !matches!(rustix::event::poll(&mut wait, Some(&at_once)), Ok(0))
+        match caller.has_ended() {
+            true => Err(UnknownCaller::Ended),
+            false => Ok(caller),
+        }
     }
 }
 
@@ -71,6 +124,11 @@ pub enum UnknownCaller {
     Unmapped,
     #[error("its process has ended")]
     Ended,
+    #[error(
+        "this kernel does not hand over the process at the other end of a socket, and a number may have another owner by \
+         now: Linux 6.5 or newer is needed to attest processes"
+    )]
+    OldKernel,
     #[error("the kernel does not say who it is: {0}")]
     Kernel(#[from] io::Error),
 }

@@ -1,8 +1,10 @@
 //! What the container engine says of a caller's container. It is only asked, never told to do anything.
 //!
 //! Which container a process is in comes from its cgroup, and is believed only if the engine's own process of that
-//! container is in the same one: whoever may make cgroups may call one as they like.
+//! container is in the same one: whoever may make cgroups may call one as they like. The engine is asked twice, before and
+//! after that process is looked at: it must have run all the while, and its number been nobody else's.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use bollard::Docker;
@@ -44,34 +46,21 @@ impl Engine {
         let Some(id) = container_of(&cgroup) else {
             return Ok(None);
         };
-        let failed = |error: bollard::errors::Error| Unattested::Engine(error.to_string());
-        let container = match self.0.inspect_container(id, None).await {
-            Ok(container) => container,
-            Err(bollard::errors::Error::DockerResponseServerError {
-                status_code: 404, ..
-            }) => return Err(Unattested::NoContainer(id.to_owned())),
-            Err(error) => return Err(failed(error)),
-        };
-        let first = container
-            .state
-            .and_then(|state| state.pid)
-            .and_then(|pid| u32::try_from(pid).ok())
-            .filter(|pid| *pid != 0)
-            .ok_or_else(|| Unattested::NoContainer(id.to_owned()))?;
-        if !is_within(&cgroup, &Process::numbered(first)?.cgroup()?, id) {
+        let container = self.running(id).await?;
+        let first = Process::numbered(container.first)?.cgroup()?;
+        // Before this line the number of its first process may have had another owner.
+        if self.running(id).await?.life() != container.life() {
+            return Err(Unattested::Restarted(id.to_owned()));
+        }
+        if !is_within(&cgroup, &first, id) {
             return Err(Unattested::NotInContainer(id.to_owned()));
         }
-        let image = container.image.unwrap_or_default();
-        let digests = self
-            .0
-            .inspect_image(&image)
-            .await
-            .map_err(failed)?
-            .repo_digests
-            .unwrap_or_default();
+        let image = self.0.inspect_image(&container.image).await;
+        let digests = image.map_err(failed)?.repo_digests.unwrap_or_default();
         Ok(Some(ContainerFacts {
             id: id.to_owned(),
-            image: image
+            image: container
+                .image
                 .parse()
                 .map_err(|error: fender_config::InvalidDigest| {
                     Unattested::Engine(error.to_string())
@@ -80,14 +69,57 @@ impl Engine {
                 .iter()
                 .filter_map(|text| text.parse::<Image>().ok())
                 .collect(),
+            labels: container.labels.into_iter().collect(),
+        }))
+    }
+
+    async fn running(&self, id: &str) -> Result<Running, Unattested> {
+        let gone = || Unattested::NoContainer(id.to_owned());
+        let container = match self.0.inspect_container(id, None).await {
+            Ok(container) => container,
+            Err(bollard::errors::Error::DockerResponseServerError {
+                status_code: 404, ..
+            }) => return Err(gone()),
+            Err(error) => return Err(failed(error)),
+        };
+        let state = container
+            .state
+            .filter(|state| state.running == Some(true))
+            .ok_or_else(gone)?;
+        Ok(Running {
+            first: state
+                .pid
+                .and_then(|pid| u32::try_from(pid).ok())
+                .filter(|pid| *pid != 0)
+                .ok_or_else(gone)?,
+            since: state.started_at.ok_or_else(gone)?,
+            image: container.image.unwrap_or_default(),
             labels: container
                 .config
                 .and_then(|config| config.labels)
-                .unwrap_or_default()
-                .into_iter()
-                .collect(),
-        }))
+                .unwrap_or_default(),
+        })
     }
+}
+
+/// A container that runs, as the engine says.
+struct Running {
+    /// The number of its first process.
+    first: u32,
+    since: String,
+    image: String,
+    labels: HashMap<String, String>,
+}
+
+impl Running {
+    /// Differs if it was started anew.
+    fn life(&self) -> (u32, &str) {
+        (self.first, &self.since)
+    }
+}
+
+fn failed(error: bollard::errors::Error) -> Unattested {
+    Unattested::Engine(error.to_string())
 }
 
 /// The outermost container named in the lines of `/proc/PID/cgroup`: `/docker/ID`, `/system.slice/docker-ID.scope`.
@@ -137,6 +169,9 @@ pub struct EngineError {
 
 #[cfg(test)]
 mod tests {
+    use fender_runtime::drain::Drain;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn id() -> String {
@@ -198,5 +233,118 @@ mod tests {
         assert!(is_within(&first, &first, &id));
         let half = format!("2:pids:/docker/{id}\n1:memory:/\n0::/\n");
         assert!(!is_within(&half, &first, &id));
+    }
+
+    /// An engine that says of one container what it is given to say, question by question, and then the last thing again.
+    async fn engine(states: Vec<String>) -> (Engine, Drain, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let drain = Drain::new();
+        let stop = drain.clone();
+        drain.spawn(async move {
+            let mut states = states.into_iter();
+            let mut last = String::new();
+            loop {
+                let (mut socket, _) = tokio::select! {
+                    () = stop.stopping() => return,
+                    accepted = listener.accept() => accepted.unwrap(),
+                };
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(socket.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let body = match head.split(' ').nth(1).unwrap() {
+                    path if path.ends_with("/version") => r#"{"ApiVersion":"1.41"}"#.to_owned(),
+                    path if path.contains("/containers/") => {
+                        last = states.next().unwrap_or(last);
+                        last.clone()
+                    }
+                    path => {
+                        assert!(path.contains("/images/"), "{path}");
+                        r#"{"RepoDigests":[]}"#.to_owned()
+                    }
+                };
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (Engine::connect(&path).await.unwrap(), drain, directory)
+    }
+
+    fn state(pid: u32, since: &str, running: bool) -> String {
+        let image = format!("sha256:{}", "1".repeat(64));
+        format!(
+            r#"{{"Image":"{image}","State":{{"Running":{running},"Pid":{pid},"StartedAt":"{since}"}},"Config":{{"Labels":{{}}}}}}"#
+        )
+    }
+
+    /// A process whose cgroup is called like a container's.
+    struct Contained {
+        child: std::process::Child,
+        group: std::path::PathBuf,
+    }
+
+    impl Contained {
+        fn start(id: &str) -> Self {
+            let root = Path::new("/sys/fs/cgroup");
+            let root = match root.join("cgroup.procs").exists() {
+                true => root.to_owned(),
+                false => root.join("pids"),
+            };
+            let group = root.join(format!("docker-{id}.scope"));
+            std::fs::create_dir(&group).expect("make a cgroup: run the tests as root");
+            let child = std::process::Command::new("sleep")
+                .arg("600")
+                .spawn()
+                .unwrap();
+            std::fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+            Self { child, group }
+        }
+
+        fn process(&self) -> Process {
+            Process::numbered(self.child.id()).unwrap()
+        }
+    }
+
+    impl Drop for Contained {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let _ = std::fs::remove_dir(&self.group);
+        }
+    }
+
+    #[tokio::test]
+    async fn attack_a_container_that_was_started_anew_meanwhile_lends_its_number_to_nobody() {
+        let id = "ab".repeat(32);
+        let contained = Contained::start(&id);
+        let pid = contained.child.id();
+        let then = "2026-01-01T00:00:00Z";
+        let asked = async |states: Vec<String>| {
+            let (engine, drain, _directory) = engine(states).await;
+            let facts = engine.facts(&contained.process()).await;
+            drain.stop();
+            drain.drained().await;
+            facts
+        };
+        // The same engine and the same process, were it the container's all the while.
+        let facts = asked(vec![state(pid, then, true)]).await.unwrap().unwrap();
+        assert_eq!(facts.id, id);
+        for second in [
+            state(pid, "2026-01-01T00:00:09Z", true),
+            state(pid + 1, then, true),
+        ] {
+            let refused = asked(vec![state(pid, then, true), second])
+                .await
+                .unwrap_err();
+            assert!(matches!(refused, Unattested::Restarted(_)), "{refused}");
+        }
+        let ended = asked(vec![state(pid, then, true), state(pid, then, false)]).await;
+        assert!(matches!(ended, Err(Unattested::NoContainer(_))));
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use fender_identity::{Secret, SpiffeId, Svid, Trust};
 use tokio::sync::watch;
 
+use crate::process::Moment;
+
 /// The process at the other end of a local socket, as the kernel names it.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -14,6 +16,8 @@ pub struct Caller {
     pub pid: u32,
     /// Holds on to this very process: its number may be given to another once it has ended.
     pub process: Arc<OwnedFd>,
+    /// What it was when it was let in, where it is to be attested.
+    pub(crate) seen: Option<Moment>,
 }
 
 /// What a caller may be, at one moment.

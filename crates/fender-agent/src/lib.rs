@@ -6,18 +6,21 @@
 //! two callers the same private key, and answers nobody over a network.
 
 mod agent;
+mod attest;
 mod authority;
 mod call;
 mod caller;
 mod container;
 mod identities;
 mod process;
+mod programs;
+mod rate;
 mod sds;
 mod server;
 mod share;
 mod workload;
 
-pub use agent::{AgentConfig, serve_agent};
+pub use agent::{Agent, AgentConfig};
 pub use caller::UnknownCaller;
 pub use container::{Engine, EngineError};
 pub use identities::{Caller, Entitled, Identities, JwtSvid, Refused};

@@ -17,19 +17,17 @@ use fender_runtime::listen::{Listener, Socket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use tonic::service::Routes;
 use tonic::transport::server::Connected;
 
 use crate::authority::Authority;
 use crate::sds::SecretDiscovery;
 use crate::share::{Share, Shares};
 use crate::workload::WorkloadApi;
-use crate::{Caller, Identities};
+use crate::{Caller, Identities, UnknownCaller};
 
 /// The largest request: names and an audience, or a token to be validated.
 pub(crate) const MAX_REQUEST: usize = 64 * 1024;
-
-const MAX_HEADER_LIST: u32 = 16 * 1024;
 
 /// Bounds of the local socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +50,7 @@ impl Default for Limits {
     }
 }
 
-/// Serves both protocols on one socket until the drain stops.
+/// Serves the Workload API and SDS until the drain stops, to callers that are known by their user.
 pub async fn serve<I: Identities>(
     listener: Listener,
     identities: Arc<I>,
@@ -60,31 +58,43 @@ pub async fn serve<I: Identities>(
     limits: Limits,
     drain: Drain,
 ) {
-    let calls = Calls {
-        identities,
-        clock,
-        shares: Arc::new(Shares::new(limits.per_process)),
-        drain: drain.clone(),
-    };
-    let (accepted, incoming) = mpsc::channel(1);
-    let accept = Accept::new(listener, limits.connections);
-    drain.spawn(admit(
-        accept,
-        Shares::new(limits.per_user),
-        accepted,
-        drain.clone(),
-    ));
+    let calls = Calls::new(identities, clock, &limits, &drain);
+    let routes = Routes::default();
+    let routes = with_standards(routes, calls);
+    serve_routes(listener, routes, Caller::user_of, limits, drain).await;
+}
+
+/// The protocols that others made.
+pub(crate) fn with_standards<I: Identities>(routes: Routes, calls: Calls<I>) -> Routes {
     let workload = SpiffeWorkloadApiServer::new(WorkloadApi::new(calls.clone()))
         .max_decoding_message_size(MAX_REQUEST);
     let secrets = SecretDiscoveryServiceServer::new(SecretDiscovery::new(calls))
         .max_decoding_message_size(MAX_REQUEST);
-    let served = Server::builder()
-        .http2_max_header_list_size(MAX_HEADER_LIST)
-        .http2_max_pending_accept_reset_streams(Some(32))
-        .http2_max_local_error_reset_streams(Some(256))
+    routes.add_service(workload).add_service(secrets)
+}
+
+/// Who is at the other end of a connection.
+pub(crate) type Greet = fn(&Socket) -> Result<Caller, UnknownCaller>;
+
+/// Serves until the drain stops, bounded as every server of ours is.
+pub(crate) async fn serve_routes(
+    listener: Listener,
+    routes: Routes,
+    greet: Greet,
+    limits: Limits,
+    drain: Drain,
+) {
+    let (accepted, incoming) = mpsc::channel(1);
+    let door = Door {
+        accept: Accept::new(listener, limits.connections),
+        greet,
+        shares: Shares::new(limits.per_user),
+        accepted,
+    };
+    drain.spawn(door.admit(drain.clone()));
+    let served = fender_api::tls::server()
         .max_concurrent_streams(u32::try_from(limits.per_process.saturating_mul(2)).ok())
-        .add_service(workload)
-        .add_service(secrets)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.stopping());
     tokio::select! {
         served = served => {
@@ -97,48 +107,68 @@ pub async fn serve<I: Identities>(
 }
 
 /// Lets in those whom the kernel can name, each user up to its share.
-async fn admit(
-    mut accept: Accept,
+struct Door {
+    accept: Accept,
+    greet: Greet,
     shares: Shares<u32>,
     accepted: mpsc::Sender<io::Result<Connection>>,
-    drain: Drain,
-) {
-    while let Some((socket, _, slot)) = accept.next(&drain).await {
-        let caller = match Caller::of(&socket) {
-            Ok(caller) => caller,
-            Err(error) => {
-                tracing::warn!(%error, "refused a caller at the local socket");
+}
+
+impl Door {
+    async fn admit(mut self, drain: Drain) {
+        while let Some((socket, _, slot)) = self.accept.next(&drain).await {
+            let caller = match (self.greet)(&socket) {
+                Ok(caller) => caller,
+                Err(error) => {
+                    tracing::warn!(%error, "refused a caller at the local socket");
+                    continue;
+                }
+            };
+            let Some(share) = self.shares.take(caller.uid) else {
+                tracing::warn!(
+                    uid = caller.uid,
+                    pid = caller.pid,
+                    "refused a caller: its user holds too many connections"
+                );
                 continue;
+            };
+            let connection = Connection {
+                socket,
+                caller,
+                authority: Authority::new(),
+                _share: share,
+                _slot: slot,
+            };
+            // Nobody takes it any more only when the server is gone; it closes then.
+            if self.accepted.send(Ok(connection)).await.is_err() {
+                return;
             }
-        };
-        let Some(share) = shares.take(caller.uid) else {
-            tracing::warn!(
-                uid = caller.uid,
-                pid = caller.pid,
-                "refused a caller: its user holds too many connections"
-            );
-            continue;
-        };
-        let connection = Connection {
-            socket,
-            caller,
-            authority: Authority::new(),
-            _share: share,
-            _slot: slot,
-        };
-        // Nobody takes it any more only when the server is gone; it closes then.
-        if accepted.send(Ok(connection)).await.is_err() {
-            return;
         }
     }
 }
 
-/// What both protocols need of each call.
+/// What each call needs.
 pub(crate) struct Calls<I> {
     pub(crate) identities: Arc<I>,
     pub(crate) clock: SharedClock,
     pub(crate) shares: Arc<Shares<u32>>,
     pub(crate) drain: Drain,
+}
+
+impl<I> Calls<I> {
+    pub(crate) fn new(
+        identities: Arc<I>,
+        clock: SharedClock,
+        limits: &Limits,
+        drain: &Drain,
+    ) -> Self {
+        Self {
+            identities,
+            clock,
+            shares: Arc::new(Shares::new(limits.per_process)),
+            drain: drain.clone(),
+        }
+    }
 }
 
 impl<I> Clone for Calls<I> {

@@ -40,7 +40,7 @@ pub use call::CallError;
 pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
 pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
-pub use socket::AgentSocket;
+pub use socket::{AGENT_HEADER, AgentSocket};
 pub use state::{StateDir, StateError};
 
 use call::{CALL, Identity, error_chain};

@@ -1,7 +1,8 @@
 //! A client of any SPIFFE Workload API: Fender's own, SPIRE's, anybody's.
 //!
-//! It connects to a local socket, asks who this process is and whom it may trust, and hears of every change. What comes is
-//! bounded and has the shape of a certificate with its key; whether anybody should believe it is for whoever asked.
+//! It connects to a local socket, looks who listens there, asks who this process is and whom it may trust, and hears of
+//! every change. What comes is bounded and has the shape of a certificate with its key; whether anybody should believe it
+//! is for whoever asked. Nothing is said to a listener of another user than root, our own, or the one that is named.
 
 use std::future::{Ready, ready};
 use std::io;
@@ -18,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tower_service::Service;
 
@@ -50,9 +51,45 @@ pub struct Updates {
     stream: Streaming<X509svidResponse>,
 }
 
+/// A socket, and who may listen there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where.
+    pub socket: PathBuf,
+    /// The user that must listen there. None: root, or the one that we are.
+    pub uid: Option<u32>,
+}
+
+impl From<&Path> for Endpoint {
+    fn from(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+            uid: None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Whoever listens made the socket, and decides whom we believe.
+    fn check(&self, listener: u32) -> Result<(), FetchError> {
+        let own = rustix::process::geteuid().as_raw();
+        let expected = match self.uid {
+            Some(uid) => listener == uid,
+            None => listener == 0 || listener == own,
+        };
+        match expected {
+            true => Ok(()),
+            false => Err(FetchError::Squatted {
+                socket: self.socket.clone(),
+                uid: listener,
+            }),
+        }
+    }
+}
+
 /// Connects to the socket and asks.
-pub async fn watch(socket: &Path) -> Result<Updates, FetchError> {
-    let channel = connect(socket).await?;
+pub async fn watch(endpoint: &Endpoint) -> Result<Updates, FetchError> {
+    let channel = connect(endpoint).await?;
     let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let response = client.fetch_x509svid(meant(X509svidRequest {})).await?;
     Ok(Updates {
@@ -78,14 +115,17 @@ pub fn meant<T>(message: T) -> Request<T> {
     request
 }
 
-/// gRPC over a local socket, without TLS.
-pub async fn connect(socket: &Path) -> Result<Channel, FetchError> {
+/// gRPC over a local socket, without TLS: the kernel says who listens.
+pub async fn connect(endpoint: &Endpoint) -> Result<Channel, FetchError> {
     let unreachable = |source| FetchError::Unreachable {
-        socket: socket.to_owned(),
+        socket: endpoint.socket.clone(),
         source,
     };
-    let stream = UnixStream::connect(socket).await.map_err(unreachable)?;
-    Endpoint::from_static("http://localhost")
+    let stream = UnixStream::connect(&endpoint.socket)
+        .await
+        .map_err(unreachable)?;
+    endpoint.check(stream.peer_cred().map_err(unreachable)?.uid())?;
+    tonic::transport::Endpoint::from_static("http://localhost")
         .http2_max_header_list_size(16 * 1024)
         .initial_stream_window_size(WINDOW)
         .connect_with_connector(Once(Some(TokioIo::new(stream))))
@@ -176,6 +216,17 @@ pub enum FetchError {
         socket: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Somebody who may not listens there, and heard nothing.
+    #[error(
+        "user {uid} listens at `{}`, who is neither root nor this user nor the one that is named: somebody else has taken \
+         the place of the Workload API, or its user must be named", socket.display()
+    )]
+    Squatted {
+        /// Where.
+        socket: PathBuf,
+        /// Who.
+        uid: u32,
     },
     /// It knows us, and has no identity for us.
     #[error("the Workload API has no identity for this process: {reason}")]

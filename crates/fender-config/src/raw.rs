@@ -419,13 +419,15 @@ pub(crate) struct Sidecar {
     pub(crate) authorization: Option<Authorization>,
 }
 
-/// Either `files`, or `workloadApi` with or without `spiffeId`.
+/// Either `files`, or `workloadApi` with or without `uid` and `spiffeId`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Identity {
     pub(crate) files: Option<IdentityFiles>,
     /// The socket of any SPIFFE Workload API: `unix:///run/spire/agent.sock`
     pub(crate) workload_api: Option<At<String>>,
+    /// The user that must listen there, if it is neither root nor the sidecar's own.
+    pub(crate) uid: Option<At<u32>>,
     /// Which of the identities given there to take; the first if none is named.
     pub(crate) spiffe_id: Option<At<String>>,
 }

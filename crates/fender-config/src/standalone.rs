@@ -40,6 +40,8 @@ pub enum Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadApi {
     pub socket: PathBuf,
+    /// Who must listen there. None: root, or the user that asks.
+    pub uid: Option<u32>,
     /// None: whoever it names first.
     pub id: Option<SpiffeId>,
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fender_agent::{AgentConfig, Engine, serve_agent};
+use fender_agent::{Agent, AgentConfig, Engine};
 use fender_api::client::{self, Evidence, SessionConfig, StateDir};
 use fender_api::token::TokenFile;
 use fender_runtime::clock;
@@ -52,13 +52,16 @@ pub(crate) async fn run(args: cli::Agent) -> Outcome {
         opened = opening => opened.map_err(refused)?,
         () = stop.requested() => return Ok(Exit::Done),
     };
+    let id = session.id();
+    let agent = Agent::new(AgentConfig {
+        session,
+        engine,
+        clock: clock::system(),
+    });
+    let agent = agent.map_err(Failure::unavailable)?;
     let listener = listen(&args.socket)?;
-    tracing::info!(id = %session.id(), socket = %args.socket.display(), "ready");
-    drain.spawn(serve_agent(
-        listener,
-        AgentConfig { session, engine },
-        drain.clone(),
-    ));
+    tracing::info!(%id, socket = %args.socket.display(), "ready");
+    drain.spawn(agent.serve(listener, drain.clone()));
     stop.requested().await;
     tracing::info!("stopping");
     drain.close(Deadline::after(GRACE)).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fender_agent::{Caller, Entitled, Identities, JwtSvid, Limits, Refused, serve};
 use fender_api::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use fender_api::workload::Endpoint;
 use fender_identity::csr::NewKey;
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{TestClock, UnixTime};
@@ -185,8 +186,14 @@ impl Host {
         svid
     }
 
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.socket.as_path().into()
+    }
+
     pub(crate) async fn channel(&self) -> Channel {
-        fender_api::workload::connect(&self.socket).await.unwrap()
+        fender_api::workload::connect(&self.endpoint())
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn workload(&self) -> SpiffeWorkloadApiClient<Channel> {

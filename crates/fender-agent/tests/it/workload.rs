@@ -2,7 +2,7 @@
 
 use fender_agent::{Entitled, Limits, Refused};
 use fender_api::proto::spiffe::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
-use fender_api::workload::{FetchError, meant, watch};
+use fender_api::workload::{Endpoint, FetchError, meant, watch};
 use fender_identity::Bundles;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
@@ -12,7 +12,7 @@ use crate::harness::{Host, ORDERS};
 #[tokio::test]
 async fn a_caller_gets_its_certificate_its_key_and_whom_to_trust_and_hears_of_every_change() {
     let host = Host::start().await;
-    let mut updates = watch(&host.socket).await.unwrap();
+    let mut updates = watch(&host.endpoint()).await.unwrap();
     let first = updates.next().await.unwrap();
     assert_eq!(first.svids.len(), 1);
     assert_eq!(first.svids[0].id().as_str(), ORDERS);
@@ -52,7 +52,7 @@ async fn what_did_not_change_is_not_sent_again() {
 #[tokio::test]
 async fn a_slow_reader_gets_the_newest_and_not_what_was_between() {
     let host = Host::start().await;
-    let mut updates = watch(&host.socket).await.unwrap();
+    let mut updates = watch(&host.endpoint()).await.unwrap();
     updates.next().await.unwrap();
     // Far more than the windows of HTTP/2 hold while nobody reads.
     let mut newest = host.rotate();
@@ -98,7 +98,7 @@ async fn a_caller_without_an_identity_is_refused_and_hears_no_reason() {
     host.someone.refuse(Refused::Nobody {
         why: "uid 7 is not in the documents".to_owned(),
     });
-    let error = watch(&host.socket).await.unwrap_err();
+    let error = watch(&host.endpoint()).await.unwrap_err();
     let FetchError::Denied { reason } = error else {
         panic!("{error}");
     };
@@ -116,7 +116,7 @@ async fn a_caller_without_an_identity_is_refused_and_hears_no_reason() {
 #[tokio::test]
 async fn a_stream_ends_when_its_caller_may_be_nobody_any_more() {
     let host = Host::start().await;
-    let mut updates = watch(&host.socket).await.unwrap();
+    let mut updates = watch(&host.endpoint()).await.unwrap();
     updates.next().await.unwrap();
     host.someone.let_go();
     let error = updates.next().await.unwrap_err();
@@ -132,7 +132,7 @@ async fn attack_too_many_streams_of_one_process_are_refused_and_ending_them_make
     let host = Host::start_with(limits).await;
     let mut held = Vec::new();
     for _ in 0..3 {
-        let mut updates = watch(&host.socket).await.unwrap();
+        let mut updates = watch(&host.endpoint()).await.unwrap();
         updates.next().await.unwrap();
         held.push(updates);
     }
@@ -158,10 +158,10 @@ async fn attack_one_user_cannot_hold_every_connection() {
     };
     let host = Host::start_with(limits).await;
     let (_one, _two) = (
-        watch(&host.socket).await.unwrap(),
-        watch(&host.socket).await.unwrap(),
+        watch(&host.endpoint()).await.unwrap(),
+        watch(&host.endpoint()).await.unwrap(),
     );
-    assert!(watch(&host.socket).await.is_err());
+    assert!(watch(&host.endpoint()).await.is_err());
 }
 
 #[tokio::test]
@@ -211,9 +211,26 @@ async fn a_token_is_for_somebody_and_of_the_caller() {
 #[tokio::test]
 async fn a_stopping_server_ends_its_streams_and_waits_for_nobody() {
     let host = Host::start().await;
-    let mut updates = watch(&host.socket).await.unwrap();
+    let mut updates = watch(&host.endpoint()).await.unwrap();
     updates.next().await.unwrap();
     host.drain.stop();
     host.drain.drained().await;
     assert!(updates.next().await.is_err());
+}
+
+#[tokio::test]
+async fn attack_a_listener_of_another_user_hears_nothing() {
+    let host = Host::start().await;
+    let ours = rustix::process::geteuid().as_raw();
+    let another = Endpoint {
+        uid: Some(ours + 1),
+        ..host.endpoint()
+    };
+    let refused = watch(&another).await.unwrap_err();
+    assert!(matches!(refused, FetchError::Squatted { uid, .. } if uid == ours));
+    let named = Endpoint {
+        uid: Some(ours),
+        ..host.endpoint()
+    };
+    watch(&named).await.unwrap();
 }

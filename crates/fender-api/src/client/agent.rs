@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use fender_identity::SpiffeId;
+use fender_identity::{Serial, SpiffeId};
 use fender_runtime::deadline::Deadline;
+use tokio::sync::Mutex;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::call::{CallError, Caller, bounded};
 use super::core::Core;
@@ -18,6 +21,23 @@ use crate::tls::MAX_MESSAGE;
 #[derive(Debug)]
 pub struct AgentSession {
     core: Arc<Core>,
+    kept: Mutex<Option<Kept>>,
+}
+
+/// The connection all questions share: one handshake for as long as a certificate lives, and not one for each process that
+/// asks.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// Of the certificate it was made with.
+    serial: Serial,
+    channel: Channel,
+}
+
+/// Whether a connection was there before the question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Before,
+    Now,
 }
 
 /// Attests or resumes as the agent of a node.
@@ -58,7 +78,10 @@ pub async fn open_agent(
         config.drain,
     );
     core.drain.spawn(renewal::run(core.clone()));
-    Ok(AgentSession { core })
+    Ok(AgentSession {
+        core,
+        kept: Mutex::default(),
+    })
 }
 
 impl AgentSession {
@@ -73,8 +96,13 @@ impl AgentSession {
         facts: &Facts,
         deadline: Deadline,
     ) -> Result<Vec<SpiffeId>, CallError> {
-        let mut nodes = self.nodes(deadline).await?;
-        let answer = bounded(deadline, nodes.entitle(proto::Facts::from(facts))).await?;
+        let facts = proto::Facts::from(facts);
+        let answer = self
+            .ask(deadline, |mut nodes| {
+                let facts = facts.clone();
+                async move { nodes.entitle(facts).await }
+            })
+            .await?;
         answer
             .identities
             .iter()
@@ -92,30 +120,68 @@ impl AgentSession {
         facts: &Facts,
         deadline: Deadline,
     ) -> Result<proto::SvidResponse, CallError> {
-        let mut nodes = self.nodes(deadline).await?;
         let request = proto::IssueForRequest {
             csr,
             facts: Some(facts.into()),
         };
-        bounded(deadline, nodes.issue_for(request)).await
+        self.ask(deadline, |mut nodes| {
+            let request = request.clone();
+            async move { nodes.issue_for(request).await }
+        })
+        .await
     }
 
-    /// With the certificate of this moment.
-    async fn nodes(
+    /// A connection that was kept may have ended without anybody having noticed: then it is asked once more.
+    async fn ask<T, F>(
         &self,
         deadline: Deadline,
-    ) -> Result<NodesClient<tonic::transport::Channel>, CallError> {
+        call: impl Fn(NodesClient<Channel>) -> F,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        loop {
+            let (kept, made) = self.connection(deadline).await?;
+            let nodes = NodesClient::new(kept.channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE);
+            let answer = bounded(deadline, call(nodes)).await;
+            if matches!(answer, Err(CallError::Broken(_))) {
+                self.forget(&kept.serial).await;
+                if made == Made::Before {
+                    continue;
+                }
+            }
+            return answer;
+        }
+    }
+
+    /// With the certificate of this moment. Whoever asks meanwhile waits for the same one.
+    async fn connection(&self, deadline: Deadline) -> Result<(Kept, Made), CallError> {
+        let kept = deadline.bound(self.kept.lock()).await;
+        let mut kept = kept.map_err(|_| CallError::Timeout)?;
         let (svid, trust) = (
             self.core.svid.borrow().clone(),
             self.core.trust.borrow().clone(),
         );
-        let connection = self
-            .core
-            .caller
+        if let Some(kept) = kept.as_ref().filter(|it| it.serial == *svid.serial()) {
+            return Ok((kept.clone(), Made::Before));
+        }
+        let caller = &self.core.caller;
+        let connection = caller
             .connect(svid.id(), Some(&svid), &trust, deadline)
             .await?;
-        Ok(NodesClient::new(connection.channel)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE))
+        let new = Kept {
+            serial: svid.serial().clone(),
+            channel: connection.channel,
+        };
+        Ok((kept.insert(new).clone(), Made::Now))
+    }
+
+    async fn forget(&self, serial: &Serial) {
+        let mut kept = self.kept.lock().await;
+        if kept.as_ref().is_some_and(|it| it.serial == *serial) {
+            *kept = None;
+        }
     }
 }

@@ -8,6 +8,8 @@ use fender_identity::csr::NewKey;
 use fender_runtime::deadline::Deadline;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tonic::Request;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
 use super::call::{CallError, Identity, accept, bounded};
@@ -17,6 +19,10 @@ use crate::proto::agent::v1::agent_client::AgentClient;
 use crate::proto::agent::v1::{AttestRequest, IdentitiesRequest};
 use crate::tls::{MAX_MESSAGE, Once};
 use fender_runtime::clock::UnixTime;
+
+/// Only somebody who means to ask an agent sets this metadata to `true`, and not whoever makes an honest client send a
+/// request somewhere.
+pub const AGENT_HEADER: &str = "agent.fender.dev";
 
 /// Where the agent listens, and as whom it must run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,12 +57,12 @@ impl AgentSocket {
         let connected = deadline.bound(self.connect()).await;
         let channel = connected.map_err(|_| CallError::Timeout)??;
         let mut agent = AgentClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let answer = bounded(deadline, agent.identities(IdentitiesRequest {})).await?;
+        let answer = bounded(deadline, agent.identities(meant(IdentitiesRequest {}))).await?;
         let id = choose(expected, &answer.identities)?;
         let request = AttestRequest {
             csr: key.csr_der(&id)?,
         };
-        let answer = bounded(deadline, agent.attest(request)).await?;
+        let answer = bounded(deadline, agent.attest(meant(request))).await?;
         accept(answer, key, &id, now)
     }
 
@@ -83,6 +89,13 @@ impl AgentSocket {
             .await
             .map_err(|error| unreachable(io::Error::other(error.to_string())))
     }
+}
+
+fn meant<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = MetadataValue::from_static("true");
+    request.metadata_mut().insert(AGENT_HEADER, value);
+    request
 }
 
 /// One of them, if it is clear which.

@@ -119,6 +119,7 @@ fn identity(reader: &mut Reader<'_>, at: &At<raw::Identity>) -> Option<Identity>
     let raw::Identity {
         files: written,
         workload_api,
+        uid,
         spiffe_id,
     } = &at.value;
     match (written, workload_api) {
@@ -129,6 +130,15 @@ fn identity(reader: &mut Reader<'_>, at: &At<raw::Identity>) -> Option<Identity>
                     id,
                     "fender::unsupported",
                     "`spiffeId` has no meaning beside `files`",
+                    help,
+                );
+            }
+            if let Some(uid) = uid {
+                let help = "remove it: it says who listens at the socket of a Workload API";
+                reader.wrong(
+                    uid,
+                    "fender::unsupported",
+                    "`uid` has no meaning beside `files`",
                     help,
                 );
             }
@@ -145,7 +155,8 @@ fn identity(reader: &mut Reader<'_>, at: &At<raw::Identity>) -> Option<Identity>
                 Some(id) => Some(id?),
                 None => None,
             };
-            Some(Identity::WorkloadApi(WorkloadApi { socket, id }))
+            let uid = uid.as_ref().map(|uid| uid.value);
+            Some(Identity::WorkloadApi(WorkloadApi { socket, uid, id }))
         }
         (Some(_), Some(_)) | (None, None) => {
             reader.wrong(

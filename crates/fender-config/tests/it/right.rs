@@ -201,22 +201,23 @@ spec: {{ identity: {{ {written} }} }}
             .unwrap()
             .identity
     };
-    let api = |id: Option<&str>| {
+    let api = |uid: Option<u32>, id: Option<&str>| {
         Some(Identity::WorkloadApi(WorkloadApi {
             socket: "/run/spire/agent.sock".into(),
+            uid,
             id: id.map(|id| id.parse().unwrap()),
         }))
     };
     assert_eq!(
         identity("workloadApi: 'unix:///run/spire/agent.sock'"),
-        api(None)
+        api(None, None)
     );
     let id = "spiffe://example.org/ns/shop/sa/orders";
     assert_eq!(
         identity(&format!(
-            "workloadApi: 'unix:/run/spire/agent.sock', spiffeId: '{id}'"
+            "workloadApi: 'unix:/run/spire/agent.sock', uid: 998, spiffeId: '{id}'"
         )),
-        api(Some(id))
+        api(Some(998), Some(id))
     );
 }
 

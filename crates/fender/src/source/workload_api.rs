@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use fender_api::workload::{self, FetchError, Received, Updates};
+use fender_api::workload::{self, Endpoint, FetchError, Received, Updates};
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{Standalone, WorkloadApi};
 use fender_identity::{Bundles, SpiffeId, Svid};
@@ -83,15 +83,19 @@ async fn begin(
     deadline: Deadline,
 ) -> Result<(Updates, Svid, Bundles)> {
     let limit = Deadline::after(ANSWER.min(deadline.remaining()));
-    let (updates, received) = connect(&api.socket, limit).await?;
+    let (updates, received) = connect(api, limit).await?;
     let (svid, bundles) = usable(received, api.id.as_ref(), now)?;
     Ok((updates, svid, bundles))
 }
 
 /// A stream and the first thing it says.
-async fn connect(socket: &Path, limit: Deadline) -> Result<(Updates, Received)> {
+async fn connect(api: &WorkloadApi, limit: Deadline) -> Result<(Updates, Received)> {
+    let endpoint = Endpoint {
+        socket: api.socket.clone(),
+        uid: api.uid,
+    };
     let first = async {
-        let mut updates = workload::watch(socket).await?;
+        let mut updates = workload::watch(&endpoint).await?;
         let received = updates.next().await?;
         Ok::<_, FetchError>((updates, received))
     };
@@ -99,7 +103,7 @@ async fn connect(socket: &Path, limit: Deadline) -> Result<(Updates, Received)> 
         Ok(first) => Ok(first?),
         Err(_) => Err(anyhow!(
             "the Workload API at `{}` did not answer in time",
-            socket.display()
+            endpoint.socket.display()
         )),
     }
 }
@@ -140,7 +144,10 @@ fn usable(
 }
 
 fn given_up(socket: &Path, error: anyhow::Error) -> Failure {
-    let denied = matches!(error.downcast_ref(), Some(FetchError::Denied { .. }));
+    let denied = matches!(
+        error.downcast_ref(),
+        Some(FetchError::Denied { .. } | FetchError::Squatted { .. })
+    );
     let exit = match denied {
         true => Exit::Refused,
         false => Exit::Unavailable,
@@ -181,7 +188,7 @@ impl Follower {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             tokio::time::sleep(backoff.next()).await;
-            match connect(&self.api.socket, Deadline::after(ANSWER)).await {
+            match connect(&self.api, Deadline::after(ANSWER)).await {
                 Ok((updates, received)) => {
                     tracing::info!("the Workload API answers again");
                     self.hear(received, complaint);
