@@ -24,10 +24,7 @@ impl Caller {
     /// Whoever opened the other end of `socket`, to be attested: as it was when it did, and which program it is now.
     pub fn of(socket: &Socket) -> Result<Self, UnknownCaller> {
         let peer = Peer::of(socket)?;
-        let process = sys::peer_process(socket.as_fd()).map_err(|error| match error.kind() {
-            io::ErrorKind::Unsupported => UnknownCaller::OldKernel,
-            _ => UnknownCaller::Kernel(error),
-        })?;
+        let process = sys::peer_process(socket.as_fd()).map_err(or_old_kernel)?;
         let mut caller = peer.held(process)?;
         caller.seen = Some(Moment::of(&caller).map_err(|_| UnknownCaller::Ended)?);
         Ok(caller)
@@ -66,10 +63,15 @@ pub(crate) fn has_ended(process: impl AsFd) -> bool {
 /// Whether this kernel hands over the process at the other end of a socket.
 pub(crate) fn check_kernel() -> Result<(), UnknownCaller> {
     let (ours, _theirs) = std::os::unix::net::UnixStream::pair()?;
-    match sys::peer_process(ours.as_fd()) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(UnknownCaller::OldKernel),
-        Err(error) => Err(error.into()),
-        Ok(_) => Ok(()),
+    sys::peer_process(ours.as_fd())
+        .map(drop)
+        .map_err(or_old_kernel)
+}
+
+fn or_old_kernel(error: io::Error) -> UnknownCaller {
+    match error.kind() == io::ErrorKind::Unsupported {
+        true => UnknownCaller::OldKernel,
+        false => error.into(),
     }
 }
 
