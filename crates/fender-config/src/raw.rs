@@ -427,7 +427,7 @@ pub(crate) struct Identity {
     /// The socket of any SPIFFE Workload API: `unix:///run/spire/agent.sock`
     pub(crate) workload_api: Option<At<String>>,
     /// The user that must listen there, if it is neither root nor the sidecar's own.
-    pub(crate) uid: Option<At<u32>>,
+    pub(crate) uid: Option<At<i64>>,
     /// Which of the identities given there to take; the first if none is named.
     pub(crate) spiffe_id: Option<At<String>>,
 }

@@ -241,19 +241,6 @@ fn unix(reader: &mut Reader<'_>, at: &At<raw::UnixSelector>) -> Option<Entry> {
              because any user may run the same program",
         );
     }
-    let number = |reader: &mut Reader<'_>, field, at: &At<i64>| match u32::try_from(at.value) {
-        // What the kernel shows of whom it cannot name here.
-        Ok(number) if number != u32::MAX && number != OVERFLOW => Some(number),
-        Ok(_) | Err(_) => {
-            let message = format!("`{}` is nobody's `{field}`", at.value);
-            let help = format!(
-                "it is a number between 0 and {}; {OVERFLOW} stands for whoever has no number here",
-                u32::MAX - 1
-            );
-            reader.wrong(at, "fender::bad-number", message, help);
-            None
-        }
-    };
     let uid = uid.as_ref().and_then(|at| number(reader, "uid", at));
     let gid = match gid {
         Some(at) => Some(number(reader, "gid", at)?),
@@ -313,6 +300,23 @@ fn docker(reader: &mut Reader<'_>, at: &At<raw::DockerSelector>) -> Option<Entry
         on: Some(on),
         by: None,
     })
+}
+
+/// The number of a user or a group, or a problem.
+pub(super) fn number(reader: &mut Reader<'_>, field: &str, at: &At<i64>) -> Option<u32> {
+    match u32::try_from(at.value) {
+        // What the kernel shows of whom it cannot name here.
+        Ok(number) if number != u32::MAX && number != OVERFLOW => Some(number),
+        Ok(_) | Err(_) => {
+            let message = format!("`{}` is nobody's `{field}`", at.value);
+            let help = format!(
+                "it is a number between 0 and {}; {OVERFLOW} stands for whoever has no number here",
+                u32::MAX - 1
+            );
+            reader.wrong(at, "fender::bad-number", message, help);
+            None
+        }
+    }
 }
 
 /// The kernel's default for users it has no number for: `nobody`, as whom everybody may appear.

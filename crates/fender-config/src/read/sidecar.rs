@@ -155,7 +155,11 @@ fn identity(reader: &mut Reader<'_>, at: &At<raw::Identity>) -> Option<Identity>
                 Some(id) => Some(id?),
                 None => None,
             };
-            let uid = uid.as_ref().map(|uid| uid.value);
+            // The same holds for the number.
+            let uid = match uid {
+                Some(uid) => Some(super::attest::number(reader, "uid", uid)?),
+                None => None,
+            };
             Some(Identity::WorkloadApi(WorkloadApi { socket, uid, id }))
         }
         (Some(_), Some(_)) | (None, None) => {
