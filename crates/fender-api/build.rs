@@ -18,10 +18,11 @@ const OTHERS: [(&str, &str); 2] = [
 const SECRETS: &str = "envoy/tls.proto";
 
 /// Messages that carry a secret: their `Debug` is written by hand in `src/proto.rs`.
-const SECRET: [&str; 8] = [
+const SECRET: [&str; 9] = [
     ".fender.control.v1.JoinTokenEvidence",
     ".fender.control.v1.CreateTokenResponse",
     ".fender.control.v1.Secret",
+    ".fender.control.v1.SignedJwt",
     ".X509SVID",
     ".JWTSVID",
     ".ValidateJWTSVIDRequest",

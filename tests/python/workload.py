@@ -4,6 +4,8 @@
     workload.py SOCKET hold            the same, then stays until standard input ends
     workload.py SOCKET rotations N     the serials that its stream brings, until there are N
     workload.py SOCKET bare            the answer to a call without the header
+    workload.py SOCKET token NAME…     a token for these audiences, verified by the bundles and by the API
+    workload.py SOCKET keys N          the ids of the keys of tokens that its stream brings, until there were N
 
 One JSON object a line. An error of the API is `{"error": CODE, "details": TEXT}`.
 """
@@ -13,8 +15,9 @@ import sys
 import threading
 
 import grpc
+import jwt
 from cryptography.hazmat.primitives import serialization
-from spiffe import TrustDomain, WorkloadApiClient
+from spiffe import JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 
@@ -76,6 +79,50 @@ def rotations(client, wanted):
     cancel.cancel()
 
 
+def token(client, audience):
+    svid = client.fetch_jwt_svid(audience=audience)
+    bundles = client.fetch_jwt_bundles()
+    bundle = bundles.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
+    alone = JwtSvid.parse_and_validate(svid.token, bundle, audience)
+    asked = client.validate_jwt_svid(svid.token, sorted(audience)[0])
+    assert str(alone.spiffe_id) == str(asked.spiffe_id) == str(svid.spiffe_id)
+    assert client.fetch_jwt_svid(audience=audience).token == svid.token, "it is kept for half its life"
+    refused = []
+    for refuse in (
+        lambda: JwtSvid.parse_and_validate(svid.token, bundle, {"somebody else"}),
+        lambda: client.validate_jwt_svid(svid.token, "somebody else"),
+        lambda: client.fetch_jwt_svid(audience=audience, subject=SpiffeId("spiffe://test.internal/ns/shop/sa/admin")),
+    ):
+        try:
+            refuse()
+        except Exception as error:
+            refused.append(type(error).__name__)
+    header = jwt.get_unverified_header(svid.token)
+    claims = jwt.decode(svid.token, options={"verify_signature": False})
+    say(id=str(svid.spiffe_id), header=header, claims=claims, refused=refused)
+
+
+def keys(client, wanted):
+    seen, done = [], threading.Event()
+
+    def heard(bundles):
+        for bundle in bundles.bundles:
+            for kid in bundle.jwt_authorities:
+                if kid not in seen:
+                    seen.append(kid)
+                    say(kid=kid)
+        if len(seen) >= wanted:
+            done.set()
+
+    def failed(error):
+        say(failed=str(error))
+        done.set()
+
+    cancel = client.stream_jwt_bundles(heard, failed, retry_connect=False)
+    done.wait(120)
+    cancel.cancel()
+
+
 def stub(socket):
     return workload_pb2_grpc.SpiffeWorkloadAPIStub(grpc.insecure_channel(f"unix:{socket}"))
 
@@ -94,6 +141,10 @@ def main():
             show(client)
         elif command == "rotations":
             rotations(client, int(arguments[0]))
+        elif command == "token":
+            token(client, set(arguments))
+        elif command == "keys":
+            keys(client, int(arguments[0]))
         if command == "hold":
             sys.stdin.read()
 

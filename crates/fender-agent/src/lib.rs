@@ -18,6 +18,7 @@ mod rate;
 mod sds;
 mod server;
 mod share;
+mod tokens;
 mod workload;
 
 pub use agent::{Agent, AgentConfig};
@@ -25,3 +26,4 @@ pub use caller::UnknownCaller;
 pub use container::{Engine, EngineError};
 pub use identities::{Caller, Entitled, Identities, JwtSvid, Refused};
 pub use server::{Limits, serve};
+pub use tokens::{Known, Tokens};

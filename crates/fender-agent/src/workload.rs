@@ -14,19 +14,20 @@ use fender_api::proto::spiffe::{
     ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse,
     X509svid, X509svidRequest, X509svidResponse,
 };
+use fender_identity::jwt;
+use fender_identity::jwt::svid::{MAX_AUDIENCE, check_audiences};
 use fender_identity::{Bundle, SpiffeId, Svid, Trust, TrustDomain};
 use futures_util::Stream;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct};
+use rustls_pki_types::UnixTime;
 use tonic::{Request, Response, Status};
 
 use crate::call::refusal;
 use crate::server::Calls;
-use crate::{Entitled, Identities};
+use crate::{Caller, Entitled, Identities};
 
 const HEADER: &str = "workload.spiffe.io";
-
-/// Names that a token may be for.
-const MAX_AUDIENCES: usize = 16;
-const MAX_AUDIENCE: usize = 1024;
 
 type Push<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
@@ -88,7 +89,7 @@ impl<I: Identities> SpiffeWorkloadApi for WorkloadApi<I> {
             audience,
             spiffe_id,
         } = request.into_inner();
-        check_audience(&audience)?;
+        check_audiences(&audience).map_err(|why| Status::invalid_argument(why.to_string()))?;
         let id = match spiffe_id.as_str() {
             "" => None,
             text => Some(text.parse::<SpiffeId>().map_err(|error| {
@@ -118,7 +119,19 @@ impl<I: Identities> SpiffeWorkloadApi for WorkloadApi<I> {
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
         meant(&request)?;
-        Err(Status::unimplemented("there are no JWT bundles here"))
+        let admitted = self.calls.admit(&request)?;
+        let entitled = self.calls.follow(&admitted.caller).await?;
+        let pushed = self.calls.push(
+            admitted,
+            entitled,
+            |entitled| Arc::clone(&entitled.trust.jwt),
+            |keys| {
+                Ok(JwtBundlesResponse {
+                    bundles: keys.iter().map(key_set).collect(),
+                })
+            },
+        );
+        Ok(Response::new(Box::pin(pushed)))
     }
 
     async fn validate_jwtsvid(
@@ -126,8 +139,73 @@ impl<I: Identities> SpiffeWorkloadApi for WorkloadApi<I> {
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
         meant(&request)?;
-        Err(Status::unimplemented("there are no JWT bundles here"))
+        let admitted = self.calls.admit(&request)?;
+        let entitled = self.calls.follow(&admitted.caller).await?;
+        let ValidateJwtsvidRequest { audience, svid } = request.into_inner();
+        if audience.is_empty() || audience.len() > MAX_AUDIENCE {
+            return Err(Status::invalid_argument(format!(
+                "`audience` is empty, or longer than {MAX_AUDIENCE} bytes"
+            )));
+        }
+        let trust = entitled.borrow().trust.clone();
+        let valid = validate(&svid, &audience, &trust, self.calls.clock.now());
+        let valid = valid.map_err(|why| {
+            let Caller { uid, pid, .. } = admitted.caller;
+            tracing::info!(uid, pid, %why, "a token that a local process was shown is refused");
+            // Whoever asks is the token's reader, and may know why it is not good.
+            Status::invalid_argument(why)
+        })?;
+        Ok(Response::new(ValidateJwtsvidResponse {
+            spiffe_id: valid.id().to_string(),
+            claims: Some(structure(valid.claims().all())),
+        }))
     }
+}
+
+/// A token that proves an identity to this reader, and not one that was revoked since.
+fn validate(
+    token: &str,
+    audience: &str,
+    trust: &Trust,
+    now: UnixTime,
+) -> Result<jwt::svid::JwtSvid, String> {
+    let keys = |trust_domain: &TrustDomain| trust.jwt.get(trust_domain);
+    let read = jwt::svid::verify(token, audience, &keys, now).map_err(|why| why.to_string())?;
+    // A token that does not say when it was issued counts as older than every revocation.
+    if trust.denied.begins(read.id()) > read.claims().issued {
+        return Err("the identity was revoked after the token was issued".to_owned());
+    }
+    Ok(read)
+}
+
+fn structure(object: &jwt::Object) -> Struct {
+    let fields = object.iter();
+    Struct {
+        fields: fields
+            .map(|(name, claim)| (name.clone(), value(claim)))
+            .collect(),
+    }
+}
+
+/// Numbers are as large as the Workload API's: a double.
+fn value(claim: &jwt::Value) -> prost_types::Value {
+    let kind = match claim {
+        jwt::Value::Null => Kind::NullValue(0),
+        jwt::Value::Bool(bool) => Kind::BoolValue(*bool),
+        jwt::Value::Integer(number) => Kind::NumberValue(*number as f64),
+        jwt::Value::Fraction(number) => Kind::NumberValue(*number),
+        jwt::Value::Text(text) => Kind::StringValue(text.clone()),
+        jwt::Value::List(list) => Kind::ListValue(ListValue {
+            values: list.iter().map(value).collect(),
+        }),
+        jwt::Value::Object(object) => Kind::StructValue(structure(object)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+fn key_set((trust_domain, keys): (&TrustDomain, &jwt::Keys)) -> (String, Vec<u8>) {
+    let set = keys.to_json(jwt::svid::USE);
+    (format!("spiffe://{trust_domain}"), set.into_bytes())
 }
 
 /// The caller means to ask this API, and nobody makes it.
@@ -138,20 +216,6 @@ fn meant<T>(request: &Request<T>) -> Result<(), Status> {
             "the metadata `{HEADER}: true` is missing"
         ))),
     }
-}
-
-fn check_audience(audience: &[String]) -> Result<(), Status> {
-    if audience.is_empty() || audience.iter().any(String::is_empty) {
-        return Err(Status::invalid_argument(
-            "a token is for somebody: name an audience",
-        ));
-    }
-    if audience.len() > MAX_AUDIENCES || audience.iter().any(|name| name.len() > MAX_AUDIENCE) {
-        return Err(Status::invalid_argument(format!(
-            "more than {MAX_AUDIENCES} audiences, or one longer than {MAX_AUDIENCE} bytes"
-        )));
-    }
-    Ok(())
 }
 
 /// What the answer to FetchX509SVID is made of.

@@ -33,6 +33,7 @@ mod renewal;
 mod socket;
 mod state;
 mod stream;
+mod token;
 mod update;
 
 pub use agent::{AgentSession, open_agent};
@@ -42,6 +43,7 @@ pub use credential::CredentialState;
 pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
 pub use socket::{AGENT_HEADER, AgentSocket};
 pub use state::{StateDir, StateError};
+pub use token::SignedToken;
 
 use call::{CALL, Identity, error_chain};
 use core::Core;
@@ -98,6 +100,16 @@ impl Session {
     /// kept, renewed or used here.
     pub async fn further_svid(&self, deadline: Deadline) -> Result<Svid, CallError> {
         self.core.further(deadline).await
+    }
+
+    /// A JWT-SVID of this workload for an audience, which is not empty; of the usual lifetime, or of one that may be cut.
+    pub async fn sign_jwt(
+        &self,
+        audience: &[String],
+        lifetime: Option<Duration>,
+        deadline: Deadline,
+    ) -> Result<SignedToken, CallError> {
+        self.core.sign_jwt(audience, lifetime, deadline).await
     }
 
     /// By which anybody is recognised, and who is not any more, as it was last heard.

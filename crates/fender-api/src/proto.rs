@@ -115,7 +115,7 @@ pub mod agent {
 
 use std::fmt;
 
-use control::v1::{CreateTokenResponse, JoinTokenEvidence, Secret};
+use control::v1::{CreateTokenResponse, JoinTokenEvidence, Secret, SignedJwt};
 
 impl fmt::Debug for JoinTokenEvidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,6 +136,14 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secret")
             .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SignedJwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedJwt")
+            .field("expires_unix", &self.expires_unix)
             .finish_non_exhaustive()
     }
 }

@@ -250,6 +250,8 @@ pub struct Lifetimes {
     pub root: Duration,
     /// How long a new root is in every bundle before anything is signed under it.
     pub publication: Duration,
+    /// How long one key signs tokens before the next one does.
+    pub jwt_key: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -153,6 +153,9 @@ pub(crate) struct Lifetimes {
     pub(crate) intermediate: Option<At<String>>,
     /// Of the root it chains to: 180d to 20y, default 10y; from 20s in a development mesh. A new one is made at half of it.
     pub(crate) root: Option<At<String>>,
+    /// How long one key signs JWT-SVIDs before the next one does: 1d to 90d, default 7d; from 10s in a development mesh.
+    /// A token lives an hour at most, and no longer than this.
+    pub(crate) jwt_key: Option<At<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

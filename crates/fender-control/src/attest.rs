@@ -13,8 +13,8 @@ use fender_api::proof;
 use fender_api::proto::control::v1::attest_request::Evidence as Shown;
 use fender_api::proto::control::v1::identity_server::Identity;
 use fender_api::proto::control::v1::{
-    AttestRequest, ExpiredProof, JoinTokenEvidence, KubernetesEvidence, RenewRequest, SvidResponse,
-    X509Evidence,
+    AttestRequest, ExpiredProof, JoinTokenEvidence, KubernetesEvidence, RenewRequest,
+    SignJwtRequest, SignedJwt, SvidResponse, X509Evidence,
 };
 use fender_config::Attestor;
 use fender_identity::csr::{self, Csr};
@@ -84,6 +84,19 @@ impl Identity for IdentityService {
                 Err(refused)
             }
         }
+    }
+
+    async fn sign_jwt(
+        &self,
+        request: Request<SignJwtRequest>,
+    ) -> Result<Response<SignedJwt>, Status> {
+        let control = &*self.0;
+        let now = control.clock.now();
+        let trust_domain = control.authority.trust_domain();
+        let caller =
+            callers::workload(request.extensions(), trust_domain, &control.store, now).await?;
+        let signed = control.sign_jwt(caller.peer.id(), request.into_inner(), &caller.source)?;
+        Ok(Response::new(signed))
     }
 }
 

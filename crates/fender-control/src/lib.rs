@@ -21,6 +21,7 @@ mod distribution;
 mod documents;
 mod existing;
 mod founding;
+mod jwt;
 mod limit;
 mod maintenance;
 mod nodes;

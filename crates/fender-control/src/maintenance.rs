@@ -9,12 +9,13 @@ use rustls::pki_types::UnixTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::ca::jwt;
 use crate::control::Control;
 use crate::store::audit::Chain;
 use crate::store::certificates::More;
 use crate::store::{
-    Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, replicas,
-    revocations,
+    Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, jwt_keys,
+    replicas, revocations,
 };
 use crate::time::{earlier, later};
 
@@ -72,7 +73,11 @@ async fn keep_house(control: &Control) {
 }
 
 fn look(lifetimes: &Lifetimes) -> Duration {
-    let shortest = lifetimes.intermediate.min(lifetimes.publication) / 20;
+    let shortest = lifetimes
+        .intermediate
+        .min(lifetimes.publication)
+        .min(lifetimes.jwt_key)
+        / 20;
     shortest.clamp(SHORTEST_LOOK, LOOK)
 }
 
@@ -81,7 +86,8 @@ fn believed(now: UnixTime, before: UnixTime) -> UnixTime {
 }
 
 async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
-    let renewal_grace = control.library.in_force().mesh.lifetimes.renewal_grace;
+    let lifetimes = control.library.in_force().mesh.lifetimes;
+    let renewal_grace = lifetimes.renewal_grace;
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
     control
         .store
@@ -95,6 +101,9 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     {}
     let before = earlier(now, renewal_grace.saturating_add(STRIDE));
     control.store.write(authorities::Forget { before }).await?;
+    let succeeded_before = earlier(now, jwt::lingers(&lifetimes));
+    let forget = jwt_keys::Forget { succeeded_before };
+    control.store.write(forget).await?;
     control.store.write(replicas::Forget).await
 }
 

@@ -11,9 +11,11 @@ use fender_api::code::Code;
 use fender_api::facts::Facts;
 use fender_api::proto::control::v1 as proto;
 use fender_api::proto::control::v1::nodes_server::Nodes;
-use fender_api::proto::control::v1::{Entitlement, IssueForRequest, SvidResponse};
+use fender_api::proto::control::v1::{
+    Entitlement, IssueForRequest, SignJwtForRequest, SignedJwt, SvidResponse,
+};
 use fender_config::Node;
-use fender_identity::NodeName;
+use fender_identity::{NodeName, SpiffeId, SpiffeIdError, TrustDomain};
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::attest::read_request;
@@ -21,7 +23,7 @@ use crate::ca::issue::{Attested, Evidence};
 use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
-use matching::{Matching, matching};
+use matching::{Hit, Matching, matching};
 
 pub(crate) struct NodesService(pub(crate) Arc<Control>);
 
@@ -57,18 +59,7 @@ impl Nodes for NodesService {
         let in_force = control.library.in_force();
         let matching = agent.match_with(&in_force, &facts)?;
         let trust_domain = control.authority.trust_domain();
-        let hit = matching
-            .hits
-            .iter()
-            .find(|hit| hit.workload.spiffe_id(trust_domain) == request.id)
-            .ok_or_else(|| {
-                // Whether there is such a workload elsewhere is not this node's to know.
-                tracing::warn!(
-                    node = %agent.node, %facts, asked = %request.id, source = agent.origin.text,
-                    "an agent asked for an identity that these facts do not prove on its node"
-                );
-                Code::NotAttestable.status("these facts do not prove this identity on this node")
-            })?;
+        let hit = agent.choose(&matching, &request.id, &facts, trust_domain)?;
         let (workload, attestor) = (hit.workload.name.clone(), hit.attestor.name());
         let (grant, _) = control.grant(&in_force, &request)?;
         if !control.registry.may_renew(&request.id, grant.lifetime) {
@@ -89,6 +80,33 @@ impl Nodes for NodesService {
         let recorded = issued.record(&control.store).await.map_err(failed)?;
         tracing::info!(%workload, node = %agent.node, attestor, %facts, "workload attested by its node's agent");
         Ok(Response::new(control.answer(recorded)))
+    }
+
+    async fn sign_jwt_for(
+        &self,
+        request: Request<SignJwtForRequest>,
+    ) -> Result<Response<SignedJwt>, Status> {
+        let control = &*self.0;
+        let agent = control.agent(request.extensions()).await?;
+        let SignJwtForRequest {
+            identity,
+            facts,
+            token,
+        } = request.into_inner();
+        let facts = read_facts(facts)?;
+        let identity: SpiffeId = identity
+            .parse()
+            .map_err(|error: SpiffeIdError| Code::BadRequest.status(error.to_string()))?;
+        let in_force = control.library.in_force();
+        let matching = agent.match_with(&in_force, &facts)?;
+        agent.choose(
+            &matching,
+            &identity,
+            &facts,
+            control.authority.trust_domain(),
+        )?;
+        let signed = control.sign_jwt(&identity, token.unwrap_or_default(), &agent.origin)?;
+        Ok(Response::new(signed))
     }
 }
 
@@ -111,6 +129,25 @@ impl Agent {
             return Err(Code::NotAttestable.status(why));
         }
         Ok(matching)
+    }
+
+    /// The match that is of this identity.
+    fn choose<'m, 'a>(
+        &self,
+        matching: &'m Matching<'a>,
+        asked: &SpiffeId,
+        facts: &Facts,
+        trust_domain: &TrustDomain,
+    ) -> Result<&'m Hit<'a>, Status> {
+        let is_it = |hit: &&Hit<'_>| hit.workload.spiffe_id(trust_domain) == *asked;
+        matching.hits.iter().find(is_it).ok_or_else(|| {
+            // Whether there is such a workload elsewhere is not this node's to know.
+            tracing::warn!(
+                node = %self.node, %facts, %asked, source = self.origin.text,
+                "an agent asked for an identity that these facts do not prove on its node"
+            );
+            Code::NotAttestable.status("these facts do not prove this identity on this node")
+        })
     }
 }
 

@@ -16,6 +16,10 @@ use crate::time::seconds;
 const STREAMS_PER_CERTIFICATE: usize = 64;
 /// Streams of every kind for one workload, all its instances together.
 const STREAMS_PER_WORKLOAD: usize = 4096;
+/// JWT-SVIDs one workload may be given at once, all its instances together, and then in each second. A sidecar keeps a
+/// token for half its life, so this is some ten thousand audiences.
+const TOKENS: u32 = 1024;
+const TOKENS_PER_SECOND: u32 = 64;
 /// Credentials one sidecar may report on.
 const CREDENTIALS: usize = 64;
 
@@ -29,6 +33,7 @@ struct Inner {
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
     renewals: HashMap<SpiffeId, Bucket>,
+    tokens: HashMap<SpiffeId, Bucket>,
 }
 
 #[derive(Debug)]
@@ -95,6 +100,15 @@ impl Registry {
             .entry(id.clone())
             .or_insert_with(|| Bucket::new(sidecars, 0))
             .refill_at(4.0 * f64::from(sidecars) / leaf.as_secs_f64().max(1.0))
+            .take()
+    }
+
+    /// Whether a workload may be given one more token. To be asked only for what the documents describe.
+    pub(crate) fn may_have_token(&self, id: &SpiffeId) -> bool {
+        self.lock()
+            .tokens
+            .entry(id.clone())
+            .or_insert_with(|| Bucket::new(TOKENS, TOKENS_PER_SECOND))
             .take()
     }
 

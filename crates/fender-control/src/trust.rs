@@ -1,7 +1,8 @@
 //! Whom the mesh believes and whom not any more, as every sidecar is told it.
 //!
 //! One [`Announced`] for all of them: encoded once, numbered apart from revisions and Snapshots, and published to
-//! whoever follows. What it says is decided elsewhere: the roots by the authority, the deny list by revocations.
+//! whoever follows. What it says is decided elsewhere: the roots and the keys of tokens by the
+//! authority, the deny list by revocations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,6 +90,7 @@ async fn gather(
     authority.heed(Arc::clone(&denied));
     Ok(Trust {
         denied,
+        jwt: authority.jwt_bundles(),
         ..Arc::clone(&authority.state().bundles).into()
     })
 }

@@ -8,8 +8,10 @@
 //!
 //! <https://www.rfc-editor.org/rfc/rfc7519>, with the lessons of <https://www.rfc-editor.org/rfc/rfc8725>.
 
+mod bundles;
 mod json;
 mod keys;
+mod sign;
 pub mod svid;
 
 use std::time::Duration;
@@ -18,8 +20,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::UnixTime;
 
+pub use bundles::JwtBundles;
 pub use json::{JsonError, Object, Value, object as parse_object};
 pub use keys::{Algorithm, Key, KeyError, Keys, KeysError, MAX_SET, PublicKey, Purpose};
+pub use sign::{SigningError, SigningKey, Statement};
 
 use crate::spiffe::excerpt;
 use crate::{SpiffeIdError, TrustDomain};
@@ -65,6 +69,11 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// As the token says them.
+    pub fn all(&self) -> &Object {
+        &self.all
+    }
+
     /// The claim reached by these names, each a member of the one before.
     pub fn at(&self, path: &[&str]) -> Option<&Value> {
         let (first, rest) = path.split_first()?;

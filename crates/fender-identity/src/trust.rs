@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
+use crate::jwt::JwtBundles;
 use crate::{Bundles, PeerSvid, Serial, SpiffeId, TrustDomain};
 
 /// Cheap to clone.
@@ -20,6 +21,8 @@ pub struct Trust {
     pub denied: Arc<DenyList>,
     /// What the deny list says, for verifiers that are not ours: one list of each authority.
     pub crls: Arc<[CertificateRevocationListDer<'static>]>,
+    /// By which JWT-SVIDs are verified.
+    pub jwt: Arc<JwtBundles>,
 }
 
 impl From<Bundles> for Trust {

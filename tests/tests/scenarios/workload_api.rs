@@ -31,7 +31,11 @@ pub(crate) struct Host {
 
 impl Host {
     fn start(leaf: &str, flags: &[&str]) -> Self {
-        let mesh = Mesh::start(&Mesh::documents(leaf, WORKLOADS));
+        Self::over(&Mesh::documents(leaf, WORKLOADS), flags)
+    }
+
+    fn over(documents: &str, flags: &[&str]) -> Self {
+        let mesh = Mesh::start(documents);
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(mesh.directory.path(), open).unwrap();
         fs::create_dir(mesh.path("api")).unwrap();
@@ -92,6 +96,39 @@ fn an_application_in_python_gets_a_verified_identity_and_sees_it_rotate() {
         .collect();
     assert_eq!(serials.len(), 3, "{rotations:?}");
     println!("the stream brought {serials:?}");
+}
+
+#[test]
+fn an_application_in_python_gets_a_token_and_validates_it_and_nobody_else_takes_it() {
+    let host = Host::start("1h", &[]);
+    let token = only(&mut host.ask(&["token", "ledger", "mail"]));
+    assert_eq!(token["id"], ORDERS);
+    assert_eq!(token["header"]["alg"], "ES256");
+    let claims = &token["claims"];
+    let lives = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+    assert_eq!(lives, 300, "{claims}");
+    let mut audience: Vec<_> = claims["aud"].as_array().unwrap().clone();
+    audience.sort_by_key(ToString::to_string);
+    assert_eq!(audience, ["ledger", "mail"]);
+    // By its own reading, by the API's, and another's identity.
+    let refused = token["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 3, "{refused:?}");
+}
+
+#[test]
+fn whoever_follows_the_keys_of_tokens_sees_them_rotate() {
+    let documents =
+        Mesh::documents("10s", WORKLOADS).replace("leaf: 10s", "leaf: 10s, jwtKey: 10s");
+    let host = Host::over(&documents, &[]);
+    let keys = said(&mut host.ask(&["keys", "3"]));
+    let keys: Vec<_> = keys
+        .iter()
+        .filter_map(|line| line["kid"].as_str())
+        .collect();
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    // What signs now is among them, however many there were.
+    assert_eq!(only(&mut host.ask(&["token", "ledger"]))["id"], ORDERS);
+    println!("the stream brought {keys:?}");
 }
 
 /// A process that has its identity and stays.

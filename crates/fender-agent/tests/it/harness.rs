@@ -9,6 +9,7 @@ use fender_agent::{Caller, Entitled, Identities, JwtSvid, Limits, Refused, serve
 use fender_api::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use fender_api::workload::Endpoint;
 use fender_identity::csr::NewKey;
+use fender_identity::jwt::{JwtBundles, Keys, SigningKey};
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{TestClock, UnixTime};
 use fender_runtime::drain::Drain;
@@ -29,6 +30,14 @@ pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
     serial: AtomicUsize,
+    pub(crate) tokens: SigningKey,
+}
+
+/// Keys that sign tokens for `acme.test`.
+pub(crate) fn key_set(keys: &[&SigningKey]) -> JwtBundles {
+    let keys = keys.iter().map(|key| key.public().clone()).collect();
+    let keys = Keys::new(keys).unwrap();
+    [("acme.test".parse().unwrap(), keys)].into_iter().collect()
 }
 
 impl Authority {
@@ -43,6 +52,7 @@ impl Authority {
             issuer: Issuer::new(params, key),
             root,
             serial: AtomicUsize::new(1),
+            tokens: SigningKey::generate().unwrap(),
         }
     }
 
@@ -148,7 +158,10 @@ impl Host {
         let socket = directory.path().join("workload.sock");
         let listener = Listener::bind(&ListenAddress::Unix(socket.clone())).unwrap();
         let bundles: Bundles = [authority.bundle(), partner.bundle()].into_iter().collect();
-        let trust = Trust::from(bundles);
+        let trust = Trust {
+            jwt: Arc::new(key_set(&[&authority.tokens])),
+            ..Trust::from(bundles)
+        };
         let someone = Arc::new(Someone {
             entitled: Mutex::new(watch::Sender::new(Arc::new(Entitled {
                 svids: vec![authority.svid(ORDERS)],

@@ -1,13 +1,22 @@
 //! The SPIFFE Workload API.
 
-use fender_agent::{Entitled, Limits, Refused};
-use fender_api::proto::spiffe::{JwtsvidRequest, X509BundlesRequest, X509svidRequest};
-use fender_api::workload::{Endpoint, FetchError, meant, watch};
-use fender_identity::Bundles;
-use tonic::metadata::MetadataValue;
-use tonic::{Code, Request};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::harness::{Host, ORDERS};
+use fender_agent::{Entitled, Limits, Refused};
+use fender_api::proto::spiffe::{
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+    X509BundlesRequest, X509svidRequest,
+};
+use fender_api::workload::{Endpoint, FetchError, meant, watch};
+use fender_identity::jwt::{Keys, Purpose, SigningKey, Statement};
+use fender_identity::{Bundles, Trust};
+use fender_runtime::clock::UnixTime;
+use prost_types::value::Kind;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status};
+
+use crate::harness::{Host, NOW, ORDERS, key_set};
 
 #[tokio::test]
 async fn a_caller_gets_its_certificate_its_key_and_whom_to_trust_and_hears_of_every_change() {
@@ -90,6 +99,10 @@ async fn attack_a_call_without_the_header_is_refused_before_anything_else() {
     assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
     let error = client.fetch_jwtsvid(JwtsvidRequest::default()).await;
     assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
+    let error = client.fetch_jwt_bundles(JwtBundlesRequest {}).await;
+    assert_eq!(error.unwrap_err().code(), Code::InvalidArgument);
+    let error = client.validate_jwtsvid(ValidateJwtsvidRequest::default());
+    assert_eq!(error.await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
@@ -233,4 +246,119 @@ async fn attack_a_listener_of_another_user_hears_nothing() {
         ..host.endpoint()
     };
     watch(&named).await.unwrap();
+}
+
+fn at(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+fn token(key: &SigningKey, audience: &str) -> String {
+    let token = key.sign(&Statement {
+        subject: &ORDERS.parse().unwrap(),
+        audiences: &[audience.to_owned(), "mail".to_owned()],
+        issued: at(NOW - 10),
+        expires: at(NOW + 290),
+        token_id: "7",
+    });
+    token.unwrap().expose_str().unwrap().to_owned()
+}
+
+async fn validate(
+    host: &Host,
+    audience: &str,
+    svid: &str,
+) -> Result<ValidateJwtsvidResponse, Status> {
+    let request = ValidateJwtsvidRequest {
+        audience: audience.to_owned(),
+        svid: svid.to_owned(),
+    };
+    let valid = host
+        .workload()
+        .await
+        .validate_jwtsvid(meant(request))
+        .await?;
+    Ok(valid.into_inner())
+}
+
+#[tokio::test]
+async fn a_token_is_validated_for_its_reader_and_its_claims_are_told() {
+    let host = Host::start().await;
+    let token = token(&host.authority.tokens, "ledger");
+    let valid = validate(&host, "ledger", &token).await.unwrap();
+    assert_eq!(valid.spiffe_id, ORDERS);
+    let claims = valid.claims.unwrap().fields;
+    let kind = |name: &str| claims[name].kind.clone().unwrap();
+    assert_eq!(kind("sub"), Kind::StringValue(ORDERS.to_owned()));
+    assert_eq!(kind("exp"), Kind::NumberValue((NOW + 290) as f64));
+    let Kind::ListValue(audience) = kind("aud") else {
+        panic!("{claims:?}")
+    };
+    assert_eq!(audience.values.len(), 2);
+}
+
+#[tokio::test]
+async fn attack_a_token_for_another_reader_of_another_key_or_of_none_is_refused() {
+    let host = Host::start().await;
+    let stranger = SigningKey::generate().unwrap();
+    let good = token(&host.authority.tokens, "ledger");
+    let (unsigned, _) = good.rsplit_once('.').unwrap();
+    for (audience, svid) in [
+        ("bank", good.as_str()),
+        ("", good.as_str()),
+        ("ledger", ""),
+        ("ledger", "no token"),
+        ("ledger", &format!("{unsigned}.")),
+        ("ledger", &token(&stranger, "ledger")),
+    ] {
+        let refused = validate(&host, audience, svid).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{audience} {svid}");
+    }
+    host.someone.refuse(Refused::Nobody {
+        why: "it is another".to_owned(),
+    });
+    let refused = validate(&host, "ledger", &good).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn attack_a_token_from_before_a_revocation_of_its_identity_is_refused() {
+    let host = Host::start().await;
+    let token = token(&host.authority.tokens, "ledger");
+    let deny = |moment| {
+        let mut entitled = Entitled::clone(&host.someone.now());
+        let denied = Arc::make_mut(&mut entitled.trust.denied);
+        denied.deny_identity_before(ORDERS.parse().unwrap(), at(moment));
+        host.someone.publish(entitled);
+    };
+    deny(NOW - 10);
+    validate(&host, "ledger", &token).await.unwrap();
+    deny(NOW - 9);
+    let refused = validate(&host, "ledger", &token).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("revoked"), "{refused}");
+}
+
+#[tokio::test]
+async fn whoever_follows_the_keys_of_tokens_hears_of_a_rotation_and_of_nothing_else() {
+    let host = Host::start().await;
+    let mut client = host.workload().await;
+    let response = client.fetch_jwt_bundles(meant(JwtBundlesRequest {}));
+    let mut stream = response.await.unwrap().into_inner();
+    let mut next = async || {
+        let sets = stream.message().await.unwrap().unwrap().bundles;
+        let keys = Keys::parse(&sets["spiffe://acme.test"], Purpose::JwtSvids).unwrap();
+        assert_eq!(sets.len(), 1);
+        keys.len()
+    };
+    assert_eq!(next().await, 1);
+    // A new certificate is no new key.
+    host.rotate();
+    let second = SigningKey::generate().unwrap();
+    let trust = Trust {
+        jwt: Arc::new(key_set(&[&host.authority.tokens, &second])),
+        ..host.someone.now().trust.clone()
+    };
+    let svids = host.someone.now().svids.clone();
+    host.someone.publish(Entitled { svids, trust });
+    assert_eq!(next().await, 2);
 }

@@ -1,8 +1,10 @@
 //! The client of a node's agent: an identity of its own, kept fresh, and questions about the processes of its host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use fender_identity::{Serial, SpiffeId};
+use fender_identity::{Secret, Serial, SpiffeId};
+use fender_runtime::clock::UnixTime;
 use fender_runtime::deadline::Deadline;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
@@ -11,7 +13,7 @@ use tonic::{Response, Status};
 use super::call::{CallError, Caller, bounded};
 use super::core::Core;
 use super::evidence::Expected;
-use super::{OpenError, SessionConfig, attest, renewal, renewed};
+use super::{OpenError, SessionConfig, SignedToken, attest, renewal, renewed, token};
 use crate::facts::Facts;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::nodes_client::NodesClient;
@@ -129,6 +131,34 @@ impl AgentSession {
             async move { nodes.issue_for(request).await }
         })
         .await
+    }
+
+    /// A JWT-SVID of `identity` for an audience, if these facts prove the identity. Whoever hands it on knows by which keys
+    /// it is verified, and not this session.
+    pub async fn sign_jwt_for(
+        &self,
+        identity: &SpiffeId,
+        facts: &Facts,
+        audience: &[String],
+        lifetime: Option<Duration>,
+        deadline: Deadline,
+    ) -> Result<SignedToken, CallError> {
+        let request = proto::SignJwtForRequest {
+            identity: identity.to_string(),
+            facts: Some(facts.into()),
+            token: Some(token::request(audience, lifetime)),
+        };
+        let ask = self.ask(deadline, |mut nodes| {
+            let request = request.clone();
+            async move { nodes.sign_jwt_for(request).await }
+        });
+        let answer = ask.await?;
+        let expires = u64::try_from(answer.expires_unix)
+            .map_err(|_| CallError::Answer("a token that ended before 1970".to_owned()))?;
+        Ok(SignedToken {
+            token: Secret::from(answer.token),
+            expires: UnixTime::since_unix_epoch(Duration::from_secs(expires)),
+        })
     }
 
     /// A connection that was kept may have ended without anybody having noticed: then it is asked once more.

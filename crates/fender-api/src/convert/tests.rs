@@ -2,6 +2,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use fender_config::snapshot as domain;
+use fender_identity::jwt::{JwtBundles, Keys, SigningKey};
 use fender_identity::tls::{TlsProfile, TlsVersion};
 use fender_identity::{Bundle, Bundles, DenyList, SpiffeId, Trust};
 use fender_policy as policy;
@@ -333,6 +334,7 @@ prop_compose! {
         identities in vec((identity(), any::<u32>()), 0..3),
         workloads in vec(any::<u32>(), 0..2),
         crls in vec(vec(any::<u8>(), 1..9), 0..3),
+        token_keys in 0..3_usize,
     ) -> Trust {
         let at = |seconds: u32| UnixTime::since_unix_epoch(Duration::from_secs(seconds.into()));
         let mut denied = DenyList::default();
@@ -344,8 +346,15 @@ prop_compose! {
             bundles: bundles.into(),
             denied: denied.into(),
             crls: crls.into_iter().map(Into::into).collect(),
+            jwt: jwt_bundles(token_keys).into(),
         }
     }
+}
+
+fn jwt_bundles(keys: usize) -> JwtBundles {
+    let key = |_| SigningKey::generate().unwrap().public().clone();
+    let keys = Keys::new((0..keys).map(key).collect()).unwrap();
+    [("acme.test".parse().unwrap(), keys)].into_iter().collect()
 }
 
 proptest! {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use fender_identity::{Bundle, Bundles, DenyList, Serial, Trust};
+use fender_identity::jwt::{JwtBundles, Keys, Purpose, svid};
+use fender_identity::{Bundle, Bundles, DenyList, Serial, Trust, TrustDomain};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::{InvalidField, parse, required};
@@ -27,6 +28,7 @@ impl TryFrom<proto::Trust> for Trust {
             bundles: bundles_from_proto("bundles", message.bundles)?.into(),
             denied: denied(message.denials.unwrap_or_default())?.into(),
             crls: message.crls.into_iter().map(Into::into).collect(),
+            jwt: jwt_bundles(message.jwt_bundles)?.into(),
         })
     }
 }
@@ -38,7 +40,31 @@ impl From<&Trust> for proto::Trust {
             bundles: bundles_to_proto(&trust.bundles),
             denials: Some((&*trust.denied).into()),
             crls: trust.crls.iter().map(|crl| crl.to_vec()).collect(),
+            jwt_bundles: trust.jwt.iter().map(jwt_bundle).collect(),
         }
+    }
+}
+
+fn jwt_bundles(messages: Vec<proto::JwtBundle>) -> Result<JwtBundles, InvalidField> {
+    let mut all = JwtBundles::default();
+    for (i, message) in messages.into_iter().enumerate() {
+        let at = |error: InvalidField| error.at("jwt_bundles", i);
+        let trust_domain = parse("trust_domain", &message.trust_domain).map_err(at)?;
+        if all.get(&trust_domain).is_some() {
+            let why = format!("`{trust_domain}` is there twice");
+            return Err(at(InvalidField::new("trust_domain", why)));
+        }
+        let keys = Keys::parse(message.keys.as_bytes(), Purpose::JwtSvids)
+            .map_err(|error| at(InvalidField::new("keys", error)))?;
+        all.insert(trust_domain, keys);
+    }
+    Ok(all)
+}
+
+fn jwt_bundle((trust_domain, keys): (&TrustDomain, &Keys)) -> proto::JwtBundle {
+    proto::JwtBundle {
+        trust_domain: trust_domain.to_string(),
+        keys: keys.to_json(svid::USE),
     }
 }
 

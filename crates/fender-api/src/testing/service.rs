@@ -55,6 +55,13 @@ impl Identity for Service {
             .renew(&info, request.into_inner())
             .map(Response::new)
     }
+
+    async fn sign_jwt(
+        &self,
+        _: Request<proto::SignJwtRequest>,
+    ) -> Result<Response<proto::SignedJwt>, Status> {
+        Err(Code::IdentityUnknown.status("this control plane has no keys of tokens"))
+    }
 }
 
 #[tonic::async_trait]

@@ -26,6 +26,9 @@ const ROOT: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 const MIN_ROOT: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 const MIN_ROOT_IN_DEVELOPMENT: Duration = Duration::from_secs(20);
 const MAX_ROOT: Duration = Duration::from_secs(7300 * 24 * 60 * 60);
+const JWT_KEY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const MIN_JWT_KEY_IN_DEVELOPMENT: Duration = Duration::from_secs(10);
+const MAX_JWT_KEY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// Nothing is signed under a new root before every join token that was made before it has ended.
 const MIN_PUBLICATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A root lives at least this often: its publication, and its intermediate.
@@ -118,12 +121,13 @@ fn lifetimes(
     profile: Profile,
     written: Option<&raw::Lifetimes>,
 ) -> Lifetimes {
-    let (shortest_leaf, shortest_intermediate, shortest_root) = match profile {
-        Profile::Production => (MIN_LEAF, MIN_INTERMEDIATE, MIN_ROOT),
+    let (shortest_leaf, shortest_intermediate, shortest_root, shortest_jwt_key) = match profile {
+        Profile::Production => (MIN_LEAF, MIN_INTERMEDIATE, MIN_ROOT, DAY),
         Profile::Development => (
             MIN_LEAF_IN_DEVELOPMENT,
             MIN_INTERMEDIATE_IN_DEVELOPMENT,
             MIN_ROOT_IN_DEVELOPMENT,
+            MIN_JWT_KEY_IN_DEVELOPMENT,
         ),
     };
     let mut read = |field, at: Option<&At<String>>, shortest, longest, otherwise| {
@@ -135,6 +139,7 @@ fn lifetimes(
     let grace_at = at(|lifetimes| lifetimes.renewal_grace.as_ref());
     let intermediate_at = at(|lifetimes| lifetimes.intermediate.as_ref());
     let root_at = at(|lifetimes| lifetimes.root.as_ref());
+    let jwt_key_at = at(|lifetimes| lifetimes.jwt_key.as_ref());
 
     let leaf = read("leaf", leaf_at, shortest_leaf, MAX_LEAF, LEAF);
     let renewal_grace = read(
@@ -152,6 +157,7 @@ fn lifetimes(
         INTERMEDIATE,
     );
     let root = read("root", root_at, shortest_root, MAX_ROOT, ROOT);
+    let jwt_key = read("jwtKey", jwt_key_at, shortest_jwt_key, MAX_JWT_KEY, JWT_KEY);
     let publication = match profile {
         // Whatever this document said before, no certificate is older than a day.
         Profile::Production => MIN_PUBLICATION.max(DAY.saturating_add(renewal_grace)),
@@ -163,6 +169,7 @@ fn lifetimes(
         intermediate,
         root,
         publication,
+        jwt_key,
     };
     if let Some(at) = root_at.or(intermediate_at) {
         check_authorities(reader, at, &lifetimes);

@@ -46,6 +46,16 @@ CREATE TABLE authorities (
     CHECK ((role = 'root') = (root IS NULL) AND (role = 'root') = (holder IS NULL))
 );
 
+-- Keys that sign tokens for workloads, shared by all replicas. Sealed as the authorities' keys are.
+CREATE TABLE jwt_keys (
+    -- The `kid`: the thumbprint of the public key.
+    id         TEXT    PRIMARY KEY,
+    sealed_key BYTEA   NOT NULL,
+    made_at    BIGINT  NOT NULL,
+    -- Before this it is in every bundle and signs nothing.
+    signs_from BIGINT  NOT NULL
+);
+
 -- Every certificate ever issued and not yet long expired. The primary key is what makes serials unique.
 CREATE TABLE certificates (
     serial     TEXT    PRIMARY KEY,

@@ -249,6 +249,10 @@ fn not_rotated(error: CaError) -> Status {
         CaError::RootExpired
         | CaError::BeforeRoot { .. }
         | CaError::NoIntermediate
+        | CaError::NoJwtKey
+        | CaError::JwtKeyMisnamed
+        | CaError::JwtKeys(_)
+        | CaError::Sign(_)
         | CaError::Make(_)
         | CaError::Bundle(_)
         | CaError::Seal(_) => {

@@ -7,6 +7,7 @@
 
 pub(crate) mod horizon;
 pub(crate) mod issue;
+pub(crate) mod jwt;
 pub(crate) mod lifetimes;
 pub(crate) mod make;
 pub(crate) mod rotation;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use fender_config::Lifetimes;
+use fender_identity::jwt::{KeysError, SigningError};
 use fender_identity::tls::CaPin;
 use fender_identity::{Bundle, BundleError, Bundles, DenyList, Serial, TrustDomain, Validity};
 use rcgen::Issuer;
@@ -48,6 +50,7 @@ pub(crate) struct Authority {
     state: watch::Sender<Arc<State>>,
     /// Nothing is dated back behind what it denies.
     denied: watch::Sender<Arc<DenyList>>,
+    mint: jwt::Mint,
 }
 
 /// Replaced as a whole when an authority is made, or another one's turn has come.
@@ -134,6 +137,7 @@ impl Authority {
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
         let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
         Ok(Self {
+            mint: jwt::Mint::open(store, &workshop, lifetimes, now).await?,
             workshop,
             state,
             denied: watch::Sender::default(),
@@ -152,7 +156,10 @@ impl Authority {
             .workshop
             .make_what_is_due(store, lifetimes, now)
             .await?;
-        self.adopt(&rows, now)
+        self.adopt(&rows, now)?;
+        self.mint
+            .refresh(store, &self.workshop, lifetimes, now)
+            .await
     }
 
     /// Makes a successor now, for an administrator. A root is published now and signs later; the answer says when.
@@ -486,6 +493,14 @@ pub enum CaError {
         "another process made an authority at the same moment: look at `fender status`, and try again"
     )]
     Overtaken,
+    #[error("the database holds no key that signs tokens")]
+    NoJwtKey,
+    #[error("a key that signs tokens is in the database under another's name")]
+    JwtKeyMisnamed,
+    #[error("the keys of tokens are not usable: {0}")]
+    JwtKeys(#[from] KeysError),
+    #[error(transparent)]
+    Sign(#[from] SigningError),
     #[error("make a certificate: {0}")]
     Make(#[from] rcgen::Error),
     #[error("the bundle is not usable: {0}")]

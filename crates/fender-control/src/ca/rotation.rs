@@ -176,6 +176,7 @@ mod tests {
             intermediate: Duration::from_secs(YEAR),
             root: Duration::from_secs(10 * YEAR),
             publication: Duration::from_secs(7 * DAY),
+            jwt_key: Duration::from_secs(7 * DAY),
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) fn lifetimes() -> Lifetimes {
         intermediate: YEAR,
         root: 10 * YEAR,
         publication: 7 * DAY,
+        jwt_key: 7 * DAY,
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod certificates;
 mod db;
 pub(crate) mod decisions;
 mod feed;
+pub(crate) mod jwt_keys;
 pub(crate) mod mesh;
 pub(crate) mod place;
 mod postgres;

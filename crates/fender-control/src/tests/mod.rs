@@ -10,6 +10,7 @@ mod documents;
 mod expiry;
 mod founding;
 mod grpc_abuse;
+mod jwt;
 mod kubernetes;
 mod load;
 mod nodes;

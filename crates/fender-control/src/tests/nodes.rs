@@ -12,7 +12,7 @@ fn node(name: &str) -> String {
     )
 }
 
-fn edges() -> String {
+pub(super) fn edges() -> String {
     [
         MESH.to_owned(),
         node("edge-1"),
@@ -29,7 +29,7 @@ fn edges() -> String {
     .concat()
 }
 
-fn process(uid: u32) -> proto::Facts {
+pub(super) fn process(uid: u32) -> proto::Facts {
     proto::Facts {
         process: Some(proto::ProcessFacts {
             uid,
@@ -42,7 +42,7 @@ fn process(uid: u32) -> proto::Facts {
 }
 
 impl World {
-    async fn agent(&self, node: &str) -> Svid {
+    pub(super) async fn agent(&self, node: &str) -> Svid {
         let request = proto::CreateTokenRequest {
             workload: String::new(),
             node: node.to_owned(),
@@ -56,7 +56,7 @@ impl World {
         key.into_svid(chain).unwrap()
     }
 
-    async fn nodes(&self, svid: &Svid) -> NodesClient<Channel> {
+    pub(super) async fn nodes(&self, svid: &Svid) -> NodesClient<Channel> {
         NodesClient::new(self.as_peer(svid).await)
     }
 }

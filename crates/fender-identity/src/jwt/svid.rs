@@ -11,6 +11,33 @@ use super::{Algorithm, Claims, Header, Keys, Parts, Refusal};
 use super::{Audience, check_audience, check_time, read_claims};
 use crate::{SpiffeId, SpiffeIdError, TrustDomain};
 
+/// What a bundle calls the use of the keys that sign them.
+pub const USE: &str = "jwt-svid";
+
+/// Names that one token may be for.
+pub const MAX_AUDIENCES: usize = 16;
+/// The longest of them, in bytes.
+pub const MAX_AUDIENCE: usize = 1024;
+
+/// Whether a token may be made for these: for somebody, and not for everybody.
+pub fn check_audiences(audiences: &[String]) -> Result<(), NotAudiences> {
+    if audiences.is_empty() || audiences.iter().any(String::is_empty) {
+        return Err(NotAudiences::Nobody);
+    }
+    if audiences.len() > MAX_AUDIENCES || audiences.iter().any(|name| name.len() > MAX_AUDIENCE) {
+        return Err(NotAudiences::TooMany);
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAudiences {
+    #[error("a token is for somebody: name an audience")]
+    Nobody,
+    #[error("more than {MAX_AUDIENCES} audiences, or one longer than {MAX_AUDIENCE} bytes")]
+    TooMany,
+}
+
 /// A verified JWT-SVID.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JwtSvid {

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use fender_agent::{Caller, Entitled, Identities, JwtSvid, Limits, Refused};
-use fender_api::client::{CallError, Session};
+use fender_agent::{Caller, Entitled, Identities, JwtSvid, Known, Limits, Refused, Tokens};
+use fender_api::client::{CallError, Session, SignedToken};
 use fender_identity::{SpiffeId, Svid, Trust, Validity};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
@@ -57,6 +57,7 @@ pub(super) fn serve(
         clock: Arc::clone(clock),
         drain: drain.clone(),
         users,
+        tokens: Tokens::default(),
         held: Mutex::default(),
     });
     drain.spawn(fender_agent::serve(
@@ -74,6 +75,7 @@ struct Callers {
     clock: SharedClock,
     drain: Drain,
     users: BTreeSet<u32>,
+    tokens: Tokens,
     /// By process. A number is its process's as long as that has not ended.
     held: Mutex<HashMap<u32, Arc<Held>>>,
 }
@@ -104,7 +106,7 @@ impl Identities for Handle {
     async fn jwt_svid(
         &self,
         caller: &Caller,
-        _audience: &[String],
+        audience: &[String],
         id: Option<&SpiffeId>,
     ) -> Result<JwtSvid, Refused> {
         self.0.check(caller)?;
@@ -113,8 +115,7 @@ impl Identities for Handle {
             let why = format!("it asked for `{id}`, this workload is `{own}`");
             return Err(Refused::Nobody { why });
         }
-        let why = "tokens are not signed here".to_owned();
-        Err(Refused::Unavailable { why })
+        self.0.token(own, audience).await
     }
 
     fn trust(&self) -> watch::Receiver<Trust> {
@@ -172,17 +173,7 @@ impl Callers {
         self: &Arc<Self>,
         held: &Arc<Held>,
     ) -> Result<watch::Sender<Arc<Entitled>>, Refused> {
-        let svid = self
-            .issue()
-            .await
-            .map_err(|error| match error.code().is_passing() {
-                true => Refused::Unavailable {
-                    why: error.to_string(),
-                },
-                false => Refused::Nobody {
-                    why: error.to_string(),
-                },
-            })?;
+        let svid = self.issue().await.map_err(|error| refused(&error))?;
         let pid = held.process.pid;
         tracing::info!(pid, uid = held.process.uid, serial = %svid.serial(), "a certificate for a local process");
         let mut trust = self.session.trust();
@@ -214,6 +205,32 @@ impl Callers {
         Ok(watch::Sender::new(Arc::new(entitled)))
     }
 
+    /// A token as this workload: one that was given before, or another.
+    async fn token(&self, id: SpiffeId, audience: &[String]) -> Result<JwtSvid, Refused> {
+        let begins = self.session.trust().borrow().denied.begins(&id);
+        let now = self.clock.now();
+        let stale = match self.tokens.find(&id, audience, begins, now) {
+            Known::Fresh(token) => return Ok(JwtSvid { id, token }),
+            Known::Stale(token) => Some(token),
+            Known::None => None,
+        };
+        let signed = self
+            .session
+            .sign_jwt(audience, None, Deadline::after(ISSUE))
+            .await;
+        match (signed, stale) {
+            (Ok(SignedToken { token, expires }), _) => {
+                self.tokens.keep(&id, audience, token.clone(), now, expires);
+                Ok(JwtSvid { id, token })
+            }
+            (Err(error), Some(token)) if error.code().is_passing() => {
+                tracing::warn!(%error, "a token past its half life is given once more");
+                Ok(JwtSvid { id, token })
+            }
+            (Err(error), _) => Err(refused(&error)),
+        }
+    }
+
     async fn issue(&self) -> Result<Arc<Svid>, CallError> {
         let issued = self.session.further_svid(Deadline::after(ISSUE)).await;
         issued.map(Arc::new)
@@ -221,6 +238,14 @@ impl Callers {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Arc<Held>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refused(error: &CallError) -> Refused {
+    let why = error.to_string();
+    match error.code().is_passing() {
+        true => Refused::Unavailable { why },
+        false => Refused::Nobody { why },
     }
 }
 
