@@ -115,6 +115,8 @@ pub enum Revoke {
     Administrator(String, Myself),
     /// What was issued before a moment: to one workload, or to all.
     IssuedBefore(UnixTime, Option<WorkloadName>),
+    /// All that a node's agent has now, and all that began with its word.
+    Node(NodeName),
 }
 
 /// Whether whoever asks may be meant.
@@ -133,6 +135,15 @@ pub enum Bearer {
     Workload(WorkloadName),
     /// The agent of a node.
     Node(NodeName),
+}
+
+/// Join tokens to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tokens {
+    /// The one that a list calls so.
+    Called(String),
+    /// Every one of a bearer.
+    Of(Bearer),
 }
 
 /// A fresh join token.
@@ -222,6 +233,55 @@ impl Admin {
         })
     }
 
+    /// The join tokens that can still be used, all pages together. Only to be shown, so they stay as they came.
+    pub async fn tokens(
+        &mut self,
+        of: Option<&Bearer>,
+        deadline: Deadline,
+    ) -> Result<Vec<proto::UnspentToken>, AdminError> {
+        let (workload, node) = match of {
+            Some(Bearer::Workload(workload)) => (workload.to_string(), String::new()),
+            Some(Bearer::Node(node)) => (String::new(), node.to_string()),
+            None => (String::new(), String::new()),
+        };
+        let mut request = proto::ListTokensRequest {
+            workload,
+            node,
+            after: String::new(),
+        };
+        let mut all = Vec::new();
+        loop {
+            let page = bounded(deadline, self.client.list_tokens(request.clone())).await?;
+            all.extend(page.tokens);
+            if page.next.is_empty() {
+                return Ok(all);
+            }
+            // A server that does not move on would be asked for ever.
+            if page.next <= request.after {
+                return Err(InvalidField::new("next", "does not lead on").into());
+            }
+            request.after = page.next;
+        }
+    }
+
+    /// Takes join tokens back. Answers how many there were.
+    pub async fn revoke_tokens(
+        &mut self,
+        which: Tokens,
+        deadline: Deadline,
+    ) -> Result<u64, AdminError> {
+        use proto::revoke_tokens_request::Which;
+        let which = match which {
+            Tokens::Called(id) => Which::Id(id),
+            Tokens::Of(Bearer::Workload(workload)) => Which::Workload(workload.to_string()),
+            Tokens::Of(Bearer::Node(node)) => Which::Node(node.to_string()),
+        };
+        let request = proto::RevokeTokensRequest { which: Some(which) };
+        Ok(bounded(deadline, self.client.revoke_tokens(request))
+            .await?
+            .revoked)
+    }
+
     /// Has the control plane make the next authority of a kind, before it is due. Only to be shown, so it stays as it came.
     pub async fn rotate_authority(
         &mut self,
@@ -254,6 +314,7 @@ impl Admin {
             Revoke::Serial(serial, _) => What::Serial(serial.to_string()),
             Revoke::Workload(workload) => What::Workload(workload.to_string()),
             Revoke::Administrator(name, _) => What::Administrator(name),
+            Revoke::Node(node) => What::Node(node.to_string()),
             Revoke::IssuedBefore(moment, workload) => before(
                 moment,
                 workload

@@ -4,6 +4,7 @@
 mod apply;
 mod issue;
 mod status;
+mod unspent;
 
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
     ApplyRequest, ApplyResponse, AuditLogRequest, AuditLogResponse, Authority as AuthorityStatus,
     AuthorityRole, CreateTokenRequest, CreateTokenResponse, DecisionRecord, ExplainRequest,
-    IssueSvidRequest, ListRevocationsRequest, ListRevocationsResponse, Revocation, RevokeRequest,
+    IssueSvidRequest, ListRevocationsRequest, ListRevocationsResponse, ListTokensRequest,
+    ListTokensResponse, Revocation, RevokeRequest, RevokeTokensRequest, RevokeTokensResponse,
     RotateAuthorityRequest, StatusRequest, StatusResponse, SvidResponse,
 };
 use fender_config::Role;
@@ -66,6 +68,43 @@ impl Admin for AdminService {
         let made = control.create_token(request, &admin).await;
         control
             .answer_audited(made, &admin, Action::CreateToken, subject)
+            .await
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<ListTokensRequest>,
+    ) -> Result<Response<ListTokensResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Operator, Action::ListTokens)
+            .await?;
+        let request = request.into_inner();
+        let subject = request.workload.clone() + &request.node;
+        let listed = control.list_tokens(request, &admin).await;
+        if listed.is_ok() {
+            control
+                .log(&admin, Action::ListTokens, &subject, Outcome::Done, "")
+                .await?;
+        }
+        control
+            .answer_audited(listed, &admin, Action::ListTokens, subject)
+            .await
+    }
+
+    async fn revoke_tokens(
+        &self,
+        request: Request<RevokeTokensRequest>,
+    ) -> Result<Response<RevokeTokensResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Operator, Action::RevokeTokens)
+            .await?;
+        let request = request.into_inner();
+        let subject = unspent::subject(&request);
+        let revoked = control.revoke_tokens(request, &admin).await;
+        control
+            .answer_audited(revoked, &admin, Action::RevokeTokens, subject)
             .await
     }
 

@@ -1,5 +1,5 @@
-//! Who gets an identity: whoever brings the join token made for it, whoever shows what its document asks for, and whoever
-//! had one and asks for the next.
+//! Who gets an identity: whoever brings the join token made for it, and whoever shows what its document asks for. Whoever
+//! had one and asks for the next is [`crate::renewal`]'s.
 //!
 //! The identity comes from the token, the document or the certificate before; the request must only agree. An anonymous
 //! caller learns nothing about workloads, only about the join token they hold: what else was shown is refused with one and
@@ -13,22 +13,23 @@ use fender_api::proof;
 use fender_api::proto::control::v1::attest_request::Evidence as Shown;
 use fender_api::proto::control::v1::identity_server::Identity;
 use fender_api::proto::control::v1::{
-    AttestRequest, ExpiredProof, JoinTokenEvidence, KubernetesEvidence, RenewRequest,
-    SignJwtRequest, SignedJwt, SvidResponse, X509Evidence,
+    AttestRequest, JoinTokenEvidence, KubernetesEvidence, RenewRequest, SignJwtRequest, SignedJwt,
+    SvidResponse, X509Evidence,
 };
 use fender_config::Attestor;
 use fender_identity::csr::{self, Csr};
-use fender_identity::verify::{self, Proof, Refusal};
-use fender_identity::{PeerSvid, WorkloadName};
+use fender_identity::verify::Proof;
+use fender_identity::{SpiffeId, WorkloadName};
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status};
 
-use crate::ca::issue::{Attested, Evidence, Grant};
+use crate::ca::issue::{Attested, Grant};
 use crate::ca::sha256;
 use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
-use crate::store::certificates;
+use crate::evidence::Evidence;
+use crate::limit::Neighbourhood;
 use crate::store::tokens::{self, Bearer, Worth, Worthless};
 
 /// Attestations that may fail per minute and address before the address has to wait.
@@ -45,22 +46,26 @@ impl Identity for IdentityService {
         let control = &*self.0;
         let origin = callers::origin(request.extensions())?;
         let request = request.into_inner();
-        if origin.ip.is_some_and(|ip| control.strangers.exceeded(&ip))
-            && !control.made_token_of(&request).await?
-        {
-            return Err(
-                Code::Busy.status("too many failed attempts from this address: wait a minute")
-            );
-        }
         let source = origin.text.clone();
-        let ip = origin.ip;
+        let whence = origin.ip.map(Neighbourhood::of);
         match control.attest(request, origin).await {
             Ok(response) => Ok(Response::new(response)),
             Err(refused) => {
-                if let Some(ip) = ip {
-                    control.strangers.count(ip);
+                let code = Code::of(&refused);
+                // That somebody else is away or busy is no failure of whoever asks.
+                let Some(whence) = whence.filter(|_| !code.is_passing()) else {
+                    tracing::warn!(%source, %code, reason = refused.message(), "attestation put off");
+                    return Err(refused);
+                };
+                // Neighbours share an address: whoever shows what is good is let in however often the others failed, and
+                // these are told nothing more. To look costs about what their handshakes cost us anyway.
+                if control.strangers.exceeded(&whence) {
+                    tracing::debug!(%source, %code, reason = refused.message(), "attestation refused");
+                    return Err(Code::Busy
+                        .status("too many failed attempts from this address: wait a minute"));
                 }
-                tracing::warn!(%source, code = %Code::of(&refused), reason = refused.message(), "attestation refused");
+                control.strangers.count(whence);
+                tracing::warn!(%source, %code, reason = refused.message(), "attestation refused");
                 Err(refused)
             }
         }
@@ -101,17 +106,6 @@ impl Identity for IdentityService {
 }
 
 impl Control {
-    /// Whether a request shows a token that was made here: many share an address, and one of them who guesses must not
-    /// keep out the others.
-    async fn made_token_of(&self, request: &AttestRequest) -> Result<bool, Status> {
-        let Some(Shown::JoinToken(token)) = &request.evidence else {
-            return Ok(false);
-        };
-        tokens::exists(self.store.reads(), &sha256(&token.secret))
-            .await
-            .map_err(failed)
-    }
-
     async fn attest(&self, request: AttestRequest, origin: Origin) -> Result<SvidResponse, Status> {
         let request_key = read_request(&request.csr)?;
         match request.evidence {
@@ -189,7 +183,7 @@ impl Control {
         self.put_vouching_in_force(&in_force.mesh);
         let vouched = self
             .clusters
-            .verify(&shown.token)
+            .verify(&shown.token, origin.ip.map(Neighbourhood::of))
             .await
             .map_err(not_vouched)?;
         let (workload, grant, attest) = self.attestable(&in_force, &request_key)?;
@@ -197,7 +191,9 @@ impl Control {
             Attestor::Kubernetes(selector) => Some(selector),
             Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::X509(_) => None,
         });
-        let vouched = matching(&workload, selectors, &vouched, differs)?;
+        let vouched = matching(&workload, selectors, &vouched, |selector, vouched| {
+            differs(selector, &vouched.whose)
+        })?;
         self.clusters
             .admit(vouched, &request_key.spki_sha256)
             .map_err(not_vouched)?;
@@ -271,6 +267,7 @@ impl Control {
     ) -> Result<SvidResponse, Status> {
         let attestor = evidence.attestor();
         let identity = request_key.id.clone();
+        self.pace(&identity, &evidence, &grant)?;
         let attested = Attested::new(identity, request_key, grant, evidence).map_err(not_issued)?;
         let issued = self
             .authority
@@ -281,96 +278,21 @@ impl Control {
         Ok(self.answer(recorded))
     }
 
-    async fn renew(
+    /// Whether whoever attests anew may have one more certificate.
+    pub(crate) fn pace(
         &self,
-        request: RenewRequest,
-        connected: Option<PeerSvid>,
-        origin: Origin,
-    ) -> Result<SvidResponse, Status> {
-        let now = self.clock.now();
-        let in_force = self.library.in_force();
-        let request_key = read_request(&request.csr)?;
-        let (peer, expired) = match (request.expired, connected) {
-            (Some(proof), _) => (self.expired(&in_force, &request.csr, proof).await?, true),
-            (None, Some(peer)) => (peer, false),
-            (None, None) => {
-                return Err(
-                    Code::NotAuthenticated.status("renewal needs the certificate it renews")
-                );
-            }
-        };
-        if peer.id().node().is_none() {
-            callers::workload_of(peer.id(), self.authority.trust_domain())?;
+        identity: &SpiffeId,
+        evidence: &Evidence,
+        grant: &Grant,
+    ) -> Result<(), Status> {
+        let admitted = evidence
+            .basis()
+            .is_some_and(|basis| self.pace.admits(identity, &basis, None, grant.lifetime));
+        match admitted {
+            true => Ok(()),
+            false => Err(Code::Busy
+                .status("more is attested here, or for this workload, than all its sidecars need")),
         }
-        match expired {
-            true => callers::on_record(&peer, &self.store).await?,
-            false => callers::in_good_standing(&peer, &self.store, now).await?,
-        }
-        if request_key.id != *peer.id() {
-            return Err(Code::CsrInvalid
-                .status("a renewal is for the identity of the certificate it renews"));
-        }
-
-        let (grant, _) = self.grant(&in_force, &request_key)?;
-        if !self.registry.may_renew(peer.id(), grant.lifetime) {
-            return Err(
-                Code::Busy.status("this workload renews more often than all its sidecars need")
-            );
-        }
-        let evidence = Evidence::Certificate {
-            serial: peer.serial().clone(),
-            expired,
-            source: origin.text,
-        };
-        let attested =
-            Attested::new(peer.id().clone(), request_key, grant, evidence).map_err(not_issued)?;
-        let issued = self.authority.issue(attested, now).map_err(not_issued)?;
-        let recorded = issued.record(&self.store).await.map_err(failed)?;
-        tracing::info!(id = %peer.id(), expired, "certificate renewed");
-        Ok(self.answer(recorded))
-    }
-
-    /// Who holds the key of a certificate that may have expired. The proof counts for this request and this server only.
-    ///
-    /// Whoever asks may be a stranger, and a chain can be made to take long: it is followed only for a leaf on record.
-    async fn expired(
-        &self,
-        in_force: &InForce,
-        request: &[u8],
-        proof: ExpiredProof,
-    ) -> Result<PeerSvid, Status> {
-        let chain: Vec<_> = proof.chain.into_iter().map(CertificateDer::from).collect();
-        let state = self.authority.state();
-        let grace = in_force.mesh.lifetimes.renewal_grace;
-        let invalid = || {
-            Code::ProofInvalid
-                .status("the expired certificate, or the signature by its key, does not hold")
-        };
-        let shown = chain.first().ok_or_else(invalid)?;
-        if !certificates::is_leaf_on_record(self.store.reads(), shown)
-            .await
-            .map_err(failed)?
-        {
-            return Err(invalid());
-        }
-        let mut refusal = None;
-        for leaf in self.own.leaves() {
-            let message = proof::renewal(request, &leaf);
-            let shown = Proof {
-                chain: &chain,
-                message: &message,
-                signature: &proof.signature,
-            };
-            match verify::lapsed(shown, &state.lapsed, self.clock.now(), grace, &|_| Ok(())) {
-                Ok(peer) => return Ok(peer),
-                Err(why) => refusal = Some(why),
-            }
-        }
-        Err(match refusal {
-            Some(Refusal::Expired { .. }) => Code::RenewalExpired
-                .status("the certificate expired longer ago than the mesh allows: attest anew with a join token"),
-            Some(_) | None => invalid(),
-        })
     }
 
     /// What the documents give the identity of a request, and by what it may attest.
@@ -418,7 +340,7 @@ fn matching<'v, S: 'v, V>(
     workload: &WorkloadName,
     selectors: impl Iterator<Item = &'v S>,
     vouched: &'v [V],
-    differs: fn(&S, &V) -> Option<String>,
+    differs: impl Fn(&S, &V) -> Option<String>,
 ) -> Result<&'v V, Status> {
     let mut why = Vec::new();
     for (selector, number) in selectors.zip(1..) {
@@ -458,6 +380,9 @@ fn refusal(why: Worthless) -> Status {
         }
         Worthless::Expired => {
             Code::TokenExpired.status("this join token has expired: make a new one")
+        }
+        Worthless::Withdrawn => {
+            Code::Revoked.status("this join token was withdrawn: make a new one")
         }
     }
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::UnixTime;
 use tonic::{Extensions, Status};
 
 use crate::roles::Rights;
-use crate::store::certificates::{self, Standing};
+use crate::store::certificates::{self, Known, Standing};
 use crate::store::{Store, StoreError};
 
 /// A workload with a certificate of ours.
@@ -93,7 +93,7 @@ pub(crate) async fn agent(
     trust_domain: &TrustDomain,
     store: &Store,
     now: UnixTime,
-) -> Result<(NodeName, Origin), Status> {
+) -> Result<(NodeName, Serial, Origin), Status> {
     let peer = verified(extensions)?;
     let node = peer
         .id()
@@ -101,7 +101,7 @@ pub(crate) async fn agent(
         .filter(|_| peer.id().trust_domain() == trust_domain)
         .ok_or_else(|| Code::Denied.status("only the agent of a node may ask this"))?;
     in_good_standing(peer, store, now).await?;
-    Ok((node, origin(extensions)?))
+    Ok((node, peer.serial().clone(), origin(extensions)?))
 }
 
 /// Whether a peer claims to be an administrator; asked before the body of a call is read.
@@ -148,7 +148,7 @@ pub(crate) async fn in_good_standing(
     peer: &PeerSvid,
     store: &Store,
     now: UnixTime,
-) -> Result<(), Status> {
+) -> Result<Known, Status> {
     if peer.not_after() < now {
         return Err(Code::NotAuthenticated
             .status("the certificate of this connection has expired: connect again"));
@@ -157,20 +157,25 @@ pub(crate) async fn in_good_standing(
 }
 
 /// The certificate was issued here and not revoked.
-pub(crate) async fn on_record(peer: &PeerSvid, store: &Store) -> Result<(), Status> {
+pub(crate) async fn on_record(peer: &PeerSvid, store: &Store) -> Result<Known, Status> {
     let known = certificates::find(store.reads(), &peer.serial().to_string())
         .await
         .map_err(failed)?
         .filter(|known| known.leaf == *peer.leaf_der() && known.identity == *peer.id())
         .ok_or_else(|| Code::Denied.status("this certificate is not on record here"))?;
     match known.standing {
-        Standing::Good => Ok(()),
+        Standing::Good => Ok(known),
         Standing::Revoked => Err(Code::Revoked.status("this certificate was revoked")),
     }
 }
 
 /// Our own failure: the log knows what, the peer that.
 pub(crate) fn failed(error: StoreError) -> Status {
+    if matches!(error, StoreError::Revoked) {
+        tracing::warn!("a certificate was revoked while it was being issued, and is nobody's");
+        return Code::Revoked
+            .status("who asked, or for whom, was revoked while this was under way: attest anew");
+    }
     tracing::error!(%error, "the store failed a call");
     if error.is_passing() {
         return Code::Unavailable
@@ -178,7 +183,8 @@ pub(crate) fn failed(error: StoreError) -> Status {
     }
     match error {
         StoreError::Stopped => Code::Unavailable.status("the control plane is stopping"),
-        StoreError::Open { .. }
+        StoreError::Revoked
+        | StoreError::Open { .. }
         | StoreError::Migrate { .. }
         | StoreError::Database(_)
         | StoreError::Commit(_)

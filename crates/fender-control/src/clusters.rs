@@ -23,6 +23,7 @@ use fender_runtime::drain::Drain;
 
 use crate::ca::sha256;
 use crate::credentials::Sources;
+use crate::limit::Neighbourhood;
 use keys::{Asked, PublishedKeys};
 use replay::Replays;
 use review::{Review, Reviewer};
@@ -49,18 +50,27 @@ struct Live {
 
 enum Verifier {
     Keys(PublishedKeys),
-    Review(Reviewer),
+    Review(Box<Reviewer>),
 }
 
 /// What a cluster vouches for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Vouched {
-    pub(crate) cluster: String,
-    pub(crate) account: Account,
+    pub(crate) whose: ServiceAccount,
     /// SHA-256 of the token.
     pub(crate) token: [u8; 32],
     pub(crate) token_id: Option<String>,
     expires: fender_runtime::clock::UnixTime,
+}
+
+/// A service account of one cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceAccount {
+    /// As the Mesh calls it.
+    pub(crate) cluster: String,
+    /// By which it would be another cluster if the Mesh called another one so.
+    pub(crate) issuer: String,
+    pub(crate) account: Account,
 }
 
 /// A service account, and what its token is bound to.
@@ -117,7 +127,8 @@ impl Clusters {
                 &self.drain,
             )),
             Vouching::Review(review) => {
-                Verifier::Review(Reviewer::new(review, &self.sources, &self.clock))
+                let reviewer = Reviewer::new(review, &self.sources, &self.clock);
+                Verifier::Review(Box::new(reviewer))
             }
         };
         Live {
@@ -127,7 +138,11 @@ impl Clusters {
     }
 
     /// Everything that clusters vouch for by this token. A cluster that it is not from does not see it.
-    pub(crate) async fn verify(&self, token: &str) -> Result<Vec<Vouched>, NotVouched> {
+    pub(crate) async fn verify(
+        &self,
+        token: &str,
+        source: Option<Neighbourhood>,
+    ) -> Result<Vec<Vouched>, NotVouched> {
         let all: Vec<Arc<Live>> = {
             let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
             live.values().cloned().collect()
@@ -136,7 +151,7 @@ impl Clusters {
         let mut vouched = Vec::new();
         let mut why = NotVouched::Refused("no cluster is described in the Mesh".to_owned());
         for live in all {
-            match live.verify(token, &self.clock, deadline).await {
+            match live.verify(token, source, &self.clock, deadline).await {
                 Ok(found) => vouched.push(found),
                 Err(NotVouched::Refused(reason)) => {
                     // An outage weighs more: the token may be good all the same.
@@ -165,6 +180,7 @@ impl Live {
     async fn verify(
         &self,
         token: &str,
+        source: Option<Neighbourhood>,
         clock: &SharedClock,
         deadline: Deadline,
     ) -> Result<Vouched, NotVouched> {
@@ -184,7 +200,9 @@ impl Live {
                 (claims, account)
             }
             Verifier::Review(reviewer) => {
-                let answer = reviewer.ask(token, &cluster.audience, deadline).await;
+                let answer = reviewer
+                    .ask(token, &cluster.audience, source, deadline)
+                    .await;
                 match answer {
                     Ok(Review::Authenticated(account)) => (unverified.vouched_for(), account),
                     Ok(Review::Refused(why)) => return Err(self.refused(&why)),
@@ -194,8 +212,11 @@ impl Live {
             }
         };
         Ok(Vouched {
-            cluster: cluster.name.clone(),
-            account,
+            whose: ServiceAccount {
+                cluster: cluster.name.clone(),
+                issuer: cluster.issuer.clone(),
+                account,
+            },
             token: sha256(token.as_bytes()),
             token_id: claims.id,
             expires: claims.expires,
@@ -271,14 +292,14 @@ fn account_name(subject: &str) -> Option<(String, String)> {
 }
 
 /// Nothing if the selector admits it, else what differs.
-pub(crate) fn differs(selector: &KubernetesSelector, vouched: &Vouched) -> Option<String> {
-    let account = &vouched.account;
+pub(crate) fn differs(selector: &KubernetesSelector, whose: &ServiceAccount) -> Option<String> {
+    let account = &whose.account;
     let is = |found: &Option<String>| match found {
         Some(found) => format!("is `{found}`"),
         None => "is not in the token".to_owned(),
     };
-    if selector.cluster != vouched.cluster {
-        return Some(format!("the cluster is `{}`", vouched.cluster));
+    if selector.cluster != whose.cluster {
+        return Some(format!("the cluster is `{}`", whose.cluster));
     }
     if selector.namespace != account.namespace || selector.service_account != account.name {
         return Some(format!(

@@ -1,6 +1,5 @@
 //! What every service of the control plane shares.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use fender_api::code::Code;
@@ -21,8 +20,9 @@ use crate::datadir::DataDir;
 use crate::decisions::Decisions;
 use crate::documents::Library;
 use crate::existing::IssuingAuthorities;
-use crate::limit::Failures;
+use crate::limit::{Failures, Neighbourhood};
 use crate::own::Own;
+use crate::pace::Pace;
 use crate::registry::Registry;
 use crate::store::{Store, audit};
 use crate::trust::Announcements;
@@ -36,12 +36,13 @@ pub(crate) struct Control {
     pub(crate) trust: Announcements,
     pub(crate) own: Own,
     pub(crate) registry: Registry,
+    pub(crate) pace: Pace,
     pub(crate) sources: Arc<Sources>,
     pub(crate) clusters: Clusters,
     pub(crate) authorities: IssuingAuthorities,
     pub(crate) decisions: Decisions,
-    /// Failed attestations, by address.
-    pub(crate) strangers: Failures<IpAddr>,
+    /// Failed attestations, by where they come from.
+    pub(crate) strangers: Failures<Neighbourhood>,
     /// Refused administrative calls, by identity.
     pub(crate) intruders: Failures<SpiffeId>,
     /// Refused administrative calls on their way to the audit log.

@@ -26,7 +26,7 @@ pub(crate) struct IssuingAuthorities {
 }
 
 /// What an authority vouches for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Vouched {
     pub(crate) authority: String,
     pub(crate) shown: Shown,

@@ -16,11 +16,12 @@ use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 
-use crate::ca::issue::{Evidence, Grant};
+use crate::ca::issue::Grant;
 use crate::ca::seal::{SealError, SealingKey};
 use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Author, Library, Unread};
+use crate::evidence::Evidence;
 use crate::own::{OwnError, self_attested};
 use crate::replica::{self, Presence};
 use crate::roles;

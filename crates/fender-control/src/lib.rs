@@ -19,6 +19,7 @@ mod decisions;
 mod differences;
 mod distribution;
 mod documents;
+mod evidence;
 mod existing;
 mod founding;
 mod jwt;
@@ -26,7 +27,9 @@ mod limit;
 mod maintenance;
 mod nodes;
 mod own;
+mod pace;
 mod registry;
+mod renewal;
 mod replica;
 mod revocation;
 mod roles;
@@ -35,6 +38,7 @@ mod start;
 mod store;
 mod time;
 mod trust;
+mod turns;
 
 #[cfg(test)]
 mod tests;

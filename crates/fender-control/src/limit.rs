@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,23 @@ use tokio::time::Instant;
 
 /// Sources remembered; beyond it, the oldest window goes first.
 const SOURCES: usize = 4096;
+
+/// Where somebody calls from, as far as they can choose it: an IPv4 address, or the /64 of an IPv6 address, in which one
+/// host may have as many as it likes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Neighbourhood(IpAddr);
+
+impl Neighbourhood {
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        Self(match ip.to_canonical() {
+            IpAddr::V6(ip) => {
+                let prefix = u128::from(ip) & (u128::MAX << 64);
+                IpAddr::V6(Ipv6Addr::from(prefix))
+            }
+            ip @ IpAddr::V4(_) => ip,
+        })
+    }
+}
 
 /// Counts failures by source in windows of one minute.
 #[derive(Debug)]
@@ -93,12 +111,26 @@ impl Bucket {
         self
     }
 
-    pub(crate) fn take(&mut self) -> bool {
+    /// What it has gained by now.
+    fn refill(&mut self) {
         let now = Instant::now();
         let gained = now.duration_since(self.seen).as_secs_f64() * self.per_second;
         self.level = (self.level + gained).min(self.size);
         self.seen = now;
-        let taken = self.level >= 1.0;
+    }
+
+    pub(crate) fn has(&mut self) -> bool {
+        self.refill();
+        self.level >= 1.0
+    }
+
+    pub(crate) fn is_full(&mut self) -> bool {
+        self.refill();
+        self.level >= self.size
+    }
+
+    pub(crate) fn take(&mut self) -> bool {
+        let taken = self.has();
         if taken {
             self.level -= 1.0;
         }
@@ -119,6 +151,15 @@ mod tests {
         assert!(failures.exceeded(&"a") && !failures.exceeded(&"b"));
         tokio::time::advance(WINDOW).await;
         assert!(!failures.exceeded(&"a"));
+    }
+
+    #[test]
+    fn attack_one_host_with_many_addresses_is_one_neighbourhood() {
+        let of = |ip: &str| Neighbourhood::of(ip.parse().unwrap());
+        assert_eq!(of("2001:db8:0:1::1"), of("2001:db8:0:1:ffff::2"));
+        assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[tokio::test(start_paused = true)]

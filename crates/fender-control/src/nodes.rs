@@ -15,15 +15,17 @@ use fender_api::proto::control::v1::{
     Entitlement, IssueForRequest, SignJwtForRequest, SignedJwt, SvidResponse,
 };
 use fender_config::Node;
-use fender_identity::{NodeName, SpiffeId, SpiffeIdError, TrustDomain};
+use fender_identity::{NodeName, Serial, SpiffeId, SpiffeIdError, TrustDomain};
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::attest::read_request;
-use crate::ca::issue::{Attested, Evidence};
+use crate::ca::issue::Attested;
 use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
-use matching::{Hit, Matching, matching};
+use crate::evidence::Evidence;
+pub(crate) use matching::differs;
+use matching::{Hit, Matching, kept, matching};
 
 pub(crate) struct NodesService(pub(crate) Arc<Control>);
 
@@ -61,18 +63,15 @@ impl Nodes for NodesService {
         let trust_domain = control.authority.trust_domain();
         let hit = agent.choose(&matching, &request.id, &facts, trust_domain)?;
         let (workload, attestor) = (hit.workload.name.clone(), hit.attestor.name());
-        let (grant, _) = control.grant(&in_force, &request)?;
-        if !control.registry.may_renew(&request.id, grant.lifetime) {
-            return Err(
-                Code::Busy.status("this workload attests more often than all its sidecars need")
-            );
-        }
+        let (grant, attest) = control.grant(&in_force, &request)?;
         let evidence = Evidence::Agent {
             node: agent.node.clone(),
+            agent: agent.serial,
             attestor,
-            facts: facts.clone(),
+            facts: kept(&facts, attest),
             source: agent.origin.text,
         };
+        control.pace(&request.id, &evidence, &grant)?;
         let identity = request.id.clone();
         let now = control.clock.now();
         let attested = Attested::new(identity, request, grant, evidence).map_err(not_issued)?;
@@ -113,6 +112,8 @@ impl Nodes for NodesService {
 /// The agent of a node.
 struct Agent {
     node: NodeName,
+    /// Of the certificate it asks with.
+    serial: Serial,
     origin: Origin,
 }
 
@@ -155,8 +156,13 @@ impl Control {
     async fn agent(&self, extensions: &Extensions) -> Result<Agent, Status> {
         let now = self.clock.now();
         let trust_domain = self.authority.trust_domain();
-        let (node, origin) = callers::agent(extensions, trust_domain, &self.store, now).await?;
-        Ok(Agent { node, origin })
+        let (node, serial, origin) =
+            callers::agent(extensions, trust_domain, &self.store, now).await?;
+        Ok(Agent {
+            node,
+            serial,
+            origin,
+        })
     }
 }
 

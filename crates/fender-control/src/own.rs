@@ -16,8 +16,9 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 
-use crate::ca::issue::{Attested, Evidence, Grant, IssueError};
+use crate::ca::issue::{Attested, Grant, IssueError};
 use crate::ca::{Authority, lifetimes};
+use crate::evidence::Evidence;
 use crate::store::{Store, StoreError};
 use crate::time::until;
 

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use fender_api::proto::control::v1::{CredentialInUse, SidecarStatus};
 use fender_identity::{Serial, SpiffeId, WorkloadName};
@@ -15,7 +14,7 @@ use crate::time::seconds;
 /// Streams of every kind that one certificate may hold open.
 const STREAMS_PER_CERTIFICATE: usize = 64;
 /// Streams of every kind for one workload, all its instances together.
-const STREAMS_PER_WORKLOAD: usize = 4096;
+pub(crate) const STREAMS_PER_WORKLOAD: usize = 4096;
 /// JWT-SVIDs one workload may be given at once, all its instances together, and then in each second. A sidecar keeps a
 /// token for half its life, so this is some ten thousand audiences.
 const TOKENS: u32 = 1024;
@@ -32,7 +31,6 @@ struct Inner {
     sidecars: BTreeMap<u64, Sidecar>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
-    renewals: HashMap<SpiffeId, Bucket>,
     tokens: HashMap<SpiffeId, Bucket>,
 }
 
@@ -86,21 +84,6 @@ impl Registry {
             workload: workload.clone(),
             serial: serial.clone(),
         })
-    }
-
-    /// Whether a workload, or a node's agent, may renew once more. Every renewal is a signature, and a record that is kept for days: without
-    /// a bound one workload could fill the disk of all.
-    ///
-    /// As often as all the sidecars it may have need it at half life, twice over; and once all of them together, when
-    /// they come back after an outage. To be asked only for what the documents describe, so that the memory is bounded.
-    pub(crate) fn may_renew(&self, id: &SpiffeId, leaf: Duration) -> bool {
-        let sidecars = u32::try_from(STREAMS_PER_WORKLOAD).unwrap_or(u32::MAX);
-        self.lock()
-            .renewals
-            .entry(id.clone())
-            .or_insert_with(|| Bucket::new(sidecars, 0))
-            .refill_at(4.0 * f64::from(sidecars) / leaf.as_secs_f64().max(1.0))
-            .take()
     }
 
     /// Whether a workload may be given one more token. To be asked only for what the documents describe.
@@ -244,31 +227,6 @@ fn release<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn attack_a_workload_that_renews_without_end_is_stopped_and_no_other_is() {
-        let registry = Registry::default();
-        let id = |name| {
-            format!("spiffe://acme.test/ns/shop/sa/{name}")
-                .parse()
-                .unwrap()
-        };
-        let orders = id("orders");
-        let hour = Duration::from_secs(3600);
-        let flood = || {
-            (0..100_000)
-                .filter(|_| registry.may_renew(&orders, hour))
-                .count()
-        };
-        assert_eq!(flood(), STREAMS_PER_WORKLOAD);
-        assert!(registry.may_renew(&id("inventory"), hour));
-        tokio::time::advance(hour / 4).await;
-        assert_eq!(
-            flood(),
-            STREAMS_PER_WORKLOAD,
-            "all at half life, twice over"
-        );
-    }
 
     #[test]
     fn one_certificate_holds_only_so_many_streams_and_gives_them_back() {

@@ -1,8 +1,9 @@
 //! Ending certificates before their time.
 //!
 //! A revocation is recorded, then heeded by the authority, then announced: what is issued after it is none of what it
-//! concerns. Its streams end, its peers sever it, it cannot renew; whoever it was must attest anew. Nobody ends their own
-//! rights by a slip, and the control plane's own certificate is not ended this way at all.
+//! concerns. Its streams end, its peers sever it, it cannot renew; whoever it was must attest anew, and not with a join
+//! token that was made before. With a node goes everything its agent obtained for others. Nobody ends their own rights by
+//! a slip, and the control plane's own certificate is not ended this way at all.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use fender_api::proto::control::v1::revoke_request::What as Asked;
 use fender_api::proto::control::v1::{
     DeniedBefore, ListRevocationsResponse, Revocation as Message, RevokeRequest,
 };
-use fender_identity::{SpiffeId, WorkloadName};
+use fender_identity::{NodeName, SpiffeId, WorkloadName};
 use tokio::sync::oneshot;
 use tonic::Status;
 
@@ -34,6 +35,7 @@ pub(crate) fn subject(request: &RevokeRequest) -> String {
         Some(Asked::Serial(serial)) => format!("serial {serial}"),
         Some(Asked::Workload(workload)) => format!("workload {workload}"),
         Some(Asked::Administrator(name)) => format!("administrator {name}"),
+        Some(Asked::Node(node)) => format!("node {node}"),
         Some(Asked::IssuedBefore(before)) if before.workload.is_empty() => {
             format!("issued before {}", before.moment_unix)
         }
@@ -83,7 +85,7 @@ impl Control {
                 Ok(self.told(revocation))
             }
             Ok(Ok(Err(NotRevoked::Nothing))) => Err(Code::NotFound.status(
-                "no certificate is concerned: none is on record, or all have ended or were revoked before",
+                "no certificate is concerned, and no join token: none is on record, or all have ended or were revoked before",
             )),
             Ok(Ok(Err(NotRevoked::TooMany))) => Err(Code::Busy.status(
                 "the deny list is full: revoke by workload or by a moment, which takes one entry for many certificates",
@@ -125,6 +127,11 @@ impl Control {
                 let id = SpiffeId::admin(trust_domain, &name).map_err(|error| bad(&error))?;
                 What::Identity(id)
             }
+            Some(Asked::Node(node)) => {
+                let node: NodeName = node.parse().map_err(|error| bad(&error))?;
+                let agent = SpiffeId::for_agent(trust_domain, &node);
+                What::Node(node, agent)
+            }
             Some(Asked::IssuedBefore(before)) => {
                 let begins = moment(before.moment_unix);
                 if begins > self.clock.now() {
@@ -149,7 +156,7 @@ impl Control {
         let own = match &what {
             What::Certificate(serial) => *serial == admin.serial,
             What::Identity(id) | What::Before(Some(id), _) => *id == admin.id,
-            What::Before(None, _) => false,
+            What::Before(None, _) | What::Node(..) => false,
         };
         if own && !request.myself {
             return Err(Code::BadRequest.status(
@@ -168,7 +175,7 @@ impl Control {
                     .map_err(failed)?;
                 Ok(known.map(|known| known.identity))
             }
-            What::Identity(id) => Ok(Some(id.clone())),
+            What::Identity(id) | What::Node(_, id) => Ok(Some(id.clone())),
             What::Before(whose, _) => Ok(whose.clone()),
         }
     }
@@ -194,6 +201,7 @@ impl Control {
         let what = match revocation.denial {
             Denial::Serial(serial) => Told::Serial(serial.to_string()),
             Denial::Identity(id, moment) => before(Whose::Identity(id.to_string()), moment),
+            Denial::Node(node, ..) => Told::Node(node.to_string()),
             Denial::Workloads(moment) => {
                 let domain = self.authority.trust_domain().to_string();
                 before(Whose::TrustDomain(domain), moment)

@@ -36,6 +36,7 @@ use crate::limit::Failures;
 use crate::maintenance;
 use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
+use crate::pace::Pace;
 use crate::registry::Registry;
 use crate::store::audit::{self, Chain};
 use crate::store::place::{PlaceError, StorePlace};
@@ -191,6 +192,7 @@ pub async fn start(
         trust,
         own,
         registry: Registry::default(),
+        pace: Pace::default(),
         decisions,
         strangers: Failures::new(STRANGER_FAILURES),
         intruders: Failures::new(admin::INTRUSIONS),

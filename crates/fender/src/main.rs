@@ -21,6 +21,7 @@ mod revoke;
 mod sidecar;
 mod signals;
 mod source;
+mod tokens;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -86,6 +87,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Exec(args) => exec::run(args),
         Command::Apply(args) => blocking(admin::apply(args)),
         Command::Token(Token::Create(args)) => blocking(admin::create_token(args)),
+        Command::Token(Token::List(args)) => blocking(tokens::list(args)),
+        Command::Token(Token::Revoke(args)) => blocking(tokens::revoke(args)),
         Command::Status(args) => blocking(admin::status(args)),
         Command::Explain(args) => blocking(admin::explain(args)),
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),

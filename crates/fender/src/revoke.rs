@@ -27,6 +27,7 @@ pub(crate) async fn revoke(args: cli::Revoke) -> Outcome {
             args.why,
         ),
         cli::Revoke::Workload(args) => (args.admin, Revoke::Workload(args.workload), args.why),
+        cli::Revoke::Node(args) => (args.admin, Revoke::Node(args.node), args.why),
         cli::Revoke::IssuedBefore(args) => (
             args.admin,
             Revoke::IssuedBefore(args.moment, args.workload),
@@ -90,6 +91,9 @@ fn what_of(revocation: &proto::Revocation) -> String {
                 "{whose} issued before {}",
                 render::moment(before.moment_unix)
             )
+        }
+        Some(What::Node(node)) => {
+            format!("node {node}: its agent, and what began with its word")
         }
         None => String::new(),
     }

@@ -200,6 +200,26 @@ impl Admin for Service {
         }))
     }
 
+    async fn list_tokens(
+        &self,
+        request: Request<proto::ListTokensRequest>,
+    ) -> Result<Response<proto::ListTokensResponse>, Status> {
+        Self::administrator(&request)?;
+        // Whatever is asked for: as a server that does not move on.
+        Ok(Response::new(proto::ListTokensResponse {
+            tokens: Vec::new(),
+            next: "a".to_owned(),
+        }))
+    }
+
+    async fn revoke_tokens(
+        &self,
+        request: Request<proto::RevokeTokensRequest>,
+    ) -> Result<Response<proto::RevokeTokensResponse>, Status> {
+        Self::administrator(&request)?;
+        Err(Code::NotFound.status("no such token"))
+    }
+
     async fn status(
         &self,
         _: Request<proto::StatusRequest>,

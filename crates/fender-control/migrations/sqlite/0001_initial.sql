@@ -65,12 +65,22 @@ CREATE TABLE certificates (
     key_sha256 BLOB    NOT NULL,
     not_before INTEGER NOT NULL,
     not_after  INTEGER NOT NULL,
-    -- What was attested, as JSON.
+    -- What was shown for it, as JSON.
     evidence   TEXT    NOT NULL,
+    -- What was attested when its line of renewals began, as JSON, to be judged again at each of them. None of those that
+    -- no document admits: the control plane's own, administrators', people's.
+    attested   TEXT,
+    -- The first certificate of its line, if it is not itself the first.
+    lineage    TEXT,
+    -- Our certificate that asked for it: the one it renews, or that of a node's agent.
+    through    TEXT,
+    -- The node whose agent it is of, or whose agent vouched when its line began.
+    node       TEXT,
     revoked_at INTEGER
 ) STRICT;
 CREATE INDEX certificates_by_identity ON certificates (identity, not_after);
 CREATE INDEX certificates_by_expiry ON certificates (not_after);
+CREATE INDEX certificates_by_node ON certificates (node, not_after) WHERE node IS NOT NULL;
 
 -- Join tokens: never the secret, only its hash. Spent means a certificate was recorded for it.
 CREATE TABLE tokens (
@@ -81,9 +91,12 @@ CREATE TABLE tokens (
     expires_at    INTEGER NOT NULL,
     spent_at      INTEGER,
     spent_on      TEXT    REFERENCES certificates (serial),
+    -- By whoever revoked it, or its bearer.
+    withdrawn_at  INTEGER,
     CHECK ((spent_at IS NULL) = (spent_on IS NULL))
 ) STRICT;
 CREATE INDEX tokens_by_expiry ON tokens (expires_at);
+CREATE INDEX tokens_by_identity ON tokens (identity) WHERE spent_on IS NULL;
 CREATE INDEX tokens_by_certificate ON tokens (spent_on);
 
 -- Revisions of the documents. A number is never used again.
@@ -144,8 +157,8 @@ CREATE TABLE trust (
 -- What was revoked before its time. `ends_at` is when the last certificate it concerns ends.
 CREATE TABLE revocations (
     number       INTEGER PRIMARY KEY,
-    kind         TEXT    NOT NULL CHECK (kind IN ('serial', 'identity', 'workloads')),
-    -- A serial, an identity, or nothing for all workloads.
+    kind         TEXT    NOT NULL CHECK (kind IN ('serial', 'identity', 'node', 'workloads')),
+    -- A serial, an identity, a node, or nothing for all workloads.
     subject      TEXT    NOT NULL,
     -- What begins before it is refused; a single certificate is refused whenever it begins.
     moment       INTEGER,
@@ -161,8 +174,9 @@ CREATE INDEX certificates_revoked ON certificates (revoked_at) WHERE revoked_at 
 -- An issuance that was under way when a revocation came is undone.
 CREATE TRIGGER certificates_heed_revocations BEFORE INSERT ON certificates
 WHEN EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = NEW.identity AND moment > NEW.not_before)
+  OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'node' AND subject = NEW.node AND moment > NEW.not_before)
   OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND NEW.identity LIKE 'spiffe://%/ns/%' AND moment > NEW.not_before)
-  OR EXISTS (SELECT 1 FROM certificates WHERE serial = json_extract(NEW.evidence, '$.serial') AND revoked_at IS NOT NULL)
+  OR EXISTS (SELECT 1 FROM certificates WHERE serial = NEW.through AND revoked_at IS NOT NULL)
 BEGIN SELECT RAISE(ABORT, 'revoked meanwhile'); END;
 
 -- How often each topic changed, counted up in the transaction of the change.

@@ -14,10 +14,11 @@ use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
 use tonic::Status;
 
 use super::lacks;
-use crate::ca::issue::{Attested, Evidence, Grant};
+use crate::ca::issue::{Attested, Grant};
 use crate::ca::{CaError, Described, Wanted, lifetimes, sha256};
 use crate::callers::{Administrator, failed};
 use crate::control::{Control, not_issued};
+use crate::evidence::Evidence;
 use crate::roles;
 use crate::store::audit::Action;
 use crate::store::tokens;

@@ -9,10 +9,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fender_api::facts::Facts;
 use fender_identity::csr::Csr;
 use fender_identity::verify::{self, Refusal};
-use fender_identity::{DenyList, NodeName, Serial, SpiffeId, Validity};
+use fender_identity::{DenyList, Serial, SpiffeId, Validity};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
     SanType, SerialNumber,
@@ -23,9 +22,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::make::{random_serial, set_validity};
 use super::{Authority, CaError, Issuing, State, lifetimes};
+use crate::evidence::Evidence;
 use crate::store::certificates::{self, CertificateRow, Known};
 use crate::store::{Store, StoreError, audit, tokens};
-use crate::{clusters, existing};
 
 /// DNS names one certificate may carry.
 const MAX_DNS_NAMES: usize = 64;
@@ -44,110 +43,6 @@ pub(crate) struct Attested {
 pub(crate) struct Grant {
     pub(crate) lifetime: Duration,
     pub(crate) dns_names: Vec<String>,
-}
-
-/// What was attested. Recorded with the certificate.
-#[derive(Clone, Debug)]
-pub(crate) enum Evidence {
-    JoinToken {
-        token: tokens::Hash,
-        source: String,
-    },
-    /// A cluster vouched for a service account.
-    Kubernetes {
-        vouched: Box<clusters::Vouched>,
-        source: String,
-    },
-    /// Another authority's certificate.
-    X509 {
-        vouched: Box<existing::Vouched>,
-        source: String,
-    },
-    /// The certificate before, valid or expired within grace.
-    Certificate {
-        serial: Serial,
-        expired: bool,
-        source: String,
-    },
-    /// The word of a node's agent about a process there.
-    Agent {
-        node: NodeName,
-        /// Which entry of `attest` it satisfied.
-        attestor: &'static str,
-        facts: Facts,
-        source: String,
-    },
-    /// The control plane, about itself.
-    Control,
-    /// Whoever owns the data directory.
-    DataDirectory,
-    Administrator {
-        by: SpiffeId,
-        source: String,
-    },
-}
-
-impl Evidence {
-    /// As documents write it, where one does.
-    pub(crate) fn attestor(&self) -> &'static str {
-        match self {
-            Evidence::JoinToken { .. } => "token",
-            Evidence::Kubernetes { .. } => "kubernetes",
-            Evidence::X509 { .. } => "x509",
-            Evidence::Certificate { .. } => "certificate",
-            Evidence::Agent { attestor, .. } => attestor,
-            Evidence::Control => "control",
-            Evidence::DataDirectory => "data-directory",
-            Evidence::Administrator { .. } => "administrator",
-        }
-    }
-
-    fn to_json(&self) -> String {
-        match self {
-            Evidence::JoinToken { token, source } => {
-                serde_json::json!({ "attestor": "token", "token_sha256_prefix": beginning(token), "source": source })
-            }
-            Evidence::Kubernetes { vouched, source } => {
-                let account = &vouched.account;
-                serde_json::json!({
-                    "attestor": "kubernetes", "cluster": vouched.cluster, "namespace": account.namespace,
-                    "service_account": account.name, "pod": account.pod, "pod_uid": account.pod_uid,
-                    "node": account.node, "token_id": vouched.token_id,
-                    "token_sha256_prefix": beginning(&vouched.token), "source": source,
-                })
-            }
-            Evidence::X509 { vouched, source } => {
-                let shown = &vouched.shown;
-                serde_json::json!({
-                    "attestor": "x509", "authority": vouched.authority, "subject": shown.subject,
-                    "dns_names": shown.dns_names, "uris": shown.uris, "serial": shown.serial.to_string(),
-                    "not_after": shown.validity.not_after.as_secs(), "sha256": hex(&shown.sha256), "source": source,
-                })
-            }
-            Evidence::Certificate { serial, expired, source } => serde_json::json!({
-                "attestor": "certificate", "serial": serial.to_string(), "expired": expired, "source": source,
-            }),
-            Evidence::Agent { node, attestor, facts, source } => serde_json::json!({
-                // Without labels: some hold secrets.
-                "attestor": attestor, "node": node.as_str(), "facts": facts.to_string(), "source": source,
-            }),
-            Evidence::Control => serde_json::json!({ "attestor": "control" }),
-            Evidence::DataDirectory => serde_json::json!({ "attestor": "data-directory" }),
-            Evidence::Administrator { by, source } => {
-                serde_json::json!({ "attestor": "administrator", "by": by.as_str(), "source": source })
-            }
-        }
-        .to_string()
-    }
-}
-
-/// Enough to find a token again, too little to be one.
-fn beginning(hash: &[u8]) -> String {
-    hex(hash.get(..8).unwrap_or(hash))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Attested {
@@ -177,7 +72,15 @@ impl Attested {
     ) -> Result<Template, IssueError> {
         let mut validity =
             lifetimes::validity(now, self.grant.lifetime, issuing.validity.not_after);
-        if let Some(begins) = denied.begins(&self.identity) {
+        // What a revoked node's agent vouched for begins behind the revocation, as what it is given itself does.
+        let agent = self
+            .evidence
+            .node()
+            .map(|node| SpiffeId::for_agent(self.identity.trust_domain(), node));
+        for id in std::iter::once(&self.identity).chain(&agent) {
+            let Some(begins) = denied.begins(id) else {
+                continue;
+            };
             if begins > now {
                 return Err(IssueError::JustRevoked);
             }
@@ -330,12 +233,12 @@ impl Signed {
         }
         let row = CertificateRow {
             serial,
+            provenance: attested.evidence.provenance(&attested.identity),
             identity: attested.identity,
             leaf,
             authority,
             key_sha256: attested.csr.spki_sha256,
             validity,
-            evidence: attested.evidence.to_json(),
         };
         Ok(Issued { row, issuers })
     }

@@ -4,9 +4,10 @@ use fender_identity::csr::{self, NewKey};
 use fender_runtime::drain::Drain;
 use tempfile::TempDir;
 
-use super::issue::{Attested, Evidence, Grant, IssueError};
+use super::issue::{Attested, Grant, IssueError};
 use super::make::random_serial;
 use super::*;
+use crate::evidence::Evidence;
 
 const NOW: u64 = 1_800_000_000;
 

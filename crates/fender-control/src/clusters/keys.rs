@@ -1,7 +1,8 @@
 //! The keys that an issuer publishes, kept at hand.
 //!
 //! From a file that somebody else writes, or from a URL: asked at the start and then every ten minutes, so that nobody
-//! who attests waits for it. While the URL does not answer, the last keys count for a day and no longer. A token with a
+//! who attests waits for it. While the URL does not answer, the last keys count for a day and no longer; from a file that
+//! can no longer be read or understood, for an hour. One that is gone is taken at its word. A token with a
 //! key that is not among them makes us ask once more, but not more often than every half minute: anybody can make up a
 //! key's name.
 
@@ -14,17 +15,20 @@ use fender_identity::jwt::{Keys, MAX_SET, Purpose};
 use fender_providers::State;
 use fender_providers::http::{HttpClient, Method, Question};
 use fender_runtime::backoff::Backoff;
-use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::credentials::{Sources, Watched, read};
+use crate::time::later;
 
 const REFRESH: Duration = Duration::from_secs(10 * 60);
 /// How long keys count that could not be asked for anew.
 const OLDEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the keys of a file count that has become unreadable or no set of keys, to put it right.
+const BROKEN: Duration = Duration::from_secs(60 * 60);
 /// Between two questions, whoever makes us ask.
 const PAUSE: Duration = Duration::from_secs(30);
 /// What one question may take.
@@ -39,7 +43,7 @@ pub(super) struct PublishedKeys {
 #[derive(Clone, Debug, Default)]
 struct Known {
     keys: Option<Arc<Keys>>,
-    /// Until when they count; keys from a file count while they are there.
+    /// Until when they count; keys from a file count while it is well.
     until: Option<UnixTime>,
     /// Of the last attempt.
     problem: Option<String>,
@@ -69,11 +73,12 @@ impl PublishedKeys {
         let ask = match source {
             KeySource::File(path) => {
                 let file = sources.watch(path);
+                let clock = clock.clone();
                 drain.spawn(async move {
                     tokio::select! {
                         () = stop.stopping() => {}
                         () = publish.closed() => {}
-                        () = from_file(&cluster, &file, &publish) => {}
+                        () = from_file(&cluster, &file, &clock, &publish) => {}
                     }
                 });
                 None
@@ -143,43 +148,88 @@ impl PublishedKeys {
     }
 }
 
-async fn from_file(cluster: &str, file: &Watched, publish: &watch::Sender<Known>) {
+async fn from_file(
+    cluster: &str,
+    file: &Watched,
+    clock: &SharedClock,
+    publish: &watch::Sender<Known>,
+) {
     let mut states = (**file).clone();
     loop {
         let state = states.borrow_and_update().clone();
-        let read = match &state {
-            State::Pending => None,
-            State::Current(fetched)
-            | State::Stale {
-                last: Some(fetched),
-                ..
-            } => Some(parse(fetched.value.expose())),
-            State::Stale { last: None, error } | State::Withdrawn(error) => {
-                Some(Err(error.to_string()))
+        match &state {
+            State::Pending => {}
+            State::Current(fetched) => match parse(fetched.value.expose()) {
+                Ok(keys) => {
+                    tracing::info!(cluster, keys = keys.len(), "keys of the issuer read");
+                    publish.send_replace(Known {
+                        keys: Some(Arc::new(keys)),
+                        ..Known::default()
+                    });
+                }
+                Err(problem) => broken(cluster, problem, clock, publish),
+            },
+            State::Stale { last, error } => {
+                // The first that is seen of a file may be what it held before.
+                let first = last
+                    .as_ref()
+                    .filter(|_| publish.borrow().keys.is_none())
+                    .and_then(|fetched| parse(fetched.value.expose()).ok());
+                if let Some(keys) = first {
+                    publish.send_modify(|known| known.keys = Some(Arc::new(keys)));
+                }
+                broken(cluster, error.to_string(), clock, publish);
             }
-        };
-        match read {
-            None => {}
-            Some(Ok(keys)) => {
-                tracing::info!(cluster, keys = keys.len(), "keys of the issuer read");
+            State::Withdrawn(error) => {
+                let problem = error.to_string();
+                tracing::error!(
+                    cluster,
+                    problem,
+                    "keys of the issuer are gone: nothing is vouched for any more"
+                );
                 publish.send_replace(Known {
-                    keys: Some(Arc::new(keys)),
+                    problem: Some(problem),
                     ..Known::default()
                 });
             }
-            Some(Err(problem)) => {
-                tracing::error!(cluster, problem, "keys of the issuer cannot be used");
-                publish.send_modify(|known| {
-                    if matches!(state, State::Withdrawn(_)) {
-                        known.keys = None;
-                    }
-                    known.problem = Some(problem);
-                });
+        }
+        let until = publish.borrow().until;
+        tokio::select! {
+            changed = states.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = ends(clock, until) => {
+                let problem = publish.borrow().problem.clone().unwrap_or_default();
+                tracing::error!(cluster, problem, "keys of the issuer have been unusable for too long: nothing is vouched for any more");
+                publish.send_modify(|known| (known.keys, known.until) = (None, None));
             }
         }
-        if states.changed().await.is_err() {
-            return;
+    }
+}
+
+/// The keys of before count for a while, from the first time that something was wrong.
+fn broken(cluster: &str, problem: String, clock: &SharedClock, publish: &watch::Sender<Known>) {
+    publish.send_modify(|known| {
+        if known.keys.is_some() && known.until.is_none() {
+            known.until = Some(later(clock.now(), BROKEN));
         }
+        let until = known.until.map(|until| until.as_secs());
+        tracing::error!(
+            cluster,
+            problem,
+            keys_count_until = until,
+            "keys of the issuer cannot be used"
+        );
+        known.problem = Some(problem);
+    });
+}
+
+async fn ends(clock: &SharedClock, until: Option<UnixTime>) {
+    match until {
+        Some(until) => sleep_until(&**clock, until).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -217,11 +267,11 @@ impl Issuer {
         let cluster = self.cluster.as_str();
         match answer {
             Ok(keys) => {
-                let until = self.clock.now().as_secs().saturating_add(OLDEST.as_secs());
+                let until = later(self.clock.now(), OLDEST);
                 tracing::debug!(cluster, keys = keys.len(), "keys of the issuer fetched");
                 publish.send_replace(Known {
                     keys: Some(Arc::new(keys)),
-                    until: Some(UnixTime::since_unix_epoch(Duration::from_secs(until))),
+                    until: Some(until),
                     problem: None,
                     asked,
                 });

@@ -12,23 +12,26 @@ use fender_identity::jwt::{Object, Value, parse_object};
 use fender_providers::http::{HttpClient, Method, Question};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
-use tokio::sync::Semaphore;
 
 use super::keys::bearer;
 use super::{Account, NotVouched, account_name};
 use crate::credentials::{Sources, Watched, read};
+use crate::limit::Neighbourhood;
+use crate::turns::Turns;
 
 const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
 const MAX_ANSWER: usize = 64 * 1024;
 /// Questions under way at once: whoever may attest may not make us flood the cluster.
 const CONCURRENT: usize = 16;
+/// Of them, for whoever calls from one place.
+const PER_SOURCE: usize = 4;
 
 pub(super) struct Reviewer {
     review: TokenReview,
     roots: Watched,
     token: Watched,
     clock: SharedClock,
-    slots: Semaphore,
+    turns: Turns<Option<Neighbourhood>>,
 }
 
 /// What the cluster says.
@@ -45,7 +48,7 @@ impl Reviewer {
             token: sources.watch(&review.token),
             review: review.clone(),
             clock: clock.clone(),
-            slots: Semaphore::new(CONCURRENT),
+            turns: Turns::new(CONCURRENT, PER_SOURCE),
         }
     }
 
@@ -53,9 +56,10 @@ impl Reviewer {
         &self,
         token: &str,
         audience: &str,
+        source: Option<Neighbourhood>,
         deadline: Deadline,
     ) -> Result<Review, NotVouched> {
-        let Ok(_slot) = self.slots.try_acquire() else {
+        let Some(_turn) = self.turns.turn(source, deadline).await else {
             return Err(NotVouched::Busy(
                 "too many tokens are being reviewed at once: try again in a while",
             ));

@@ -1,5 +1,7 @@
 //! Facts against selectors. Pure: the same facts and documents always give the same answer.
 
+use std::collections::BTreeSet;
+
 use fender_api::facts::{ContainerFacts, Facts, ProcessFacts};
 use fender_config::{Attestor, DockerSelector, Documents, Image, Node, On, UnixSelector, Workload};
 
@@ -89,6 +91,57 @@ fn judge(attestor: &Attestor, node: &Node, facts: &Facts) -> Verdict {
     match proven {
         Ok(()) => Verdict::Proven,
         Err(why) => Verdict::Failed(why),
+    }
+}
+
+/// For an entry of `attest` that is for this node's agent to say: what differs from the facts, if anything does.
+pub(crate) fn differs(attestor: &Attestor, node: &Node, facts: &Facts) -> Option<Option<String>> {
+    match judge(attestor, node, facts) {
+        Verdict::Proven => Some(None),
+        Verdict::Elsewhere => None,
+        Verdict::Failed(why) => Some(Some(why)),
+    }
+}
+
+/// What of the facts goes on record, to be judged again. Labels may hold secrets, and digests are many: kept are those
+/// that an entry of `attest` names, as the document holds them anyway. What a later entry names besides is then not
+/// proven, until the agent is asked again.
+pub(super) fn kept(facts: &Facts, attest: &BTreeSet<Attestor>) -> Facts {
+    let named: Vec<_> = attest
+        .iter()
+        .filter_map(|attestor| match attestor {
+            Attestor::Docker(selector) => Some(selector),
+            Attestor::Token | Attestor::Unix(_) | Attestor::Kubernetes(_) | Attestor::X509(_) => {
+                None
+            }
+        })
+        .collect();
+    let container = facts.container.as_ref().map(|container| {
+        let is_named = |key: &String, value: &String| {
+            named
+                .iter()
+                .any(|selector| selector.labels.get(key) == Some(value))
+        };
+        ContainerFacts {
+            id: container.id.clone(),
+            image: container.image.clone(),
+            digests: container
+                .digests
+                .iter()
+                .filter(|digest| named.iter().any(|selector| selector.image == **digest))
+                .cloned()
+                .collect(),
+            labels: container
+                .labels
+                .iter()
+                .filter(|(key, value)| is_named(key, value))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        }
+    });
+    Facts {
+        process: facts.process.clone(),
+        container,
     }
 }
 

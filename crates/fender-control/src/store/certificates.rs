@@ -11,13 +11,14 @@ use super::{
     Command, Connection, Record as Row, Store, StoreError, Value, Whom, audit, authorities,
     execute_all, query, query_rows,
 };
+use crate::evidence::Provenance;
 use crate::time::{earlier, moment, seconds};
 
 /// How long after its expiry a certificate is remembered for whoever asks what happened; a longer renewal grace needs it
 /// longer.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Certificates forgotten in one transaction, so that housekeeping never holds up issuance for long.
+/// Certificates and tokens forgotten in one transaction, so that housekeeping never holds up issuance for long.
 const FORGET: i64 = 1000;
 
 /// A certificate as it is recorded.
@@ -29,8 +30,7 @@ pub(crate) struct CertificateRow {
     pub(crate) authority: Serial,
     pub(crate) key_sha256: [u8; 32],
     pub(crate) validity: Validity,
-    /// What was attested, as JSON.
-    pub(crate) evidence: String,
+    pub(crate) provenance: Provenance,
 }
 
 /// A certificate as it is found again.
@@ -43,6 +43,10 @@ pub(crate) struct Known {
     pub(crate) key_sha256: Vec<u8>,
     pub(crate) not_after: UnixTime,
     pub(crate) standing: Standing,
+    /// What was attested when its line of renewals began, as it was written.
+    pub(crate) attested: Option<String>,
+    /// The first of its line, if it is another.
+    pub(crate) lineage: Option<Serial>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +61,8 @@ pub(crate) async fn find<'a>(
     serial: &str,
 ) -> Result<Option<Known>, StoreError> {
     query(
-        "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at \
-         FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = $1",
+        "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at, \
+         attested, lineage FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = $1",
     )
     .bind(serial)
     .optional(db)
@@ -101,6 +105,12 @@ pub(super) fn read(row: &Row) -> Result<Known, StoreError> {
             Some(_) => Standing::Revoked,
             None => Standing::Good,
         },
+        attested: row.get("attested")?,
+        lineage: row
+            .get::<Option<String>>("lineage")?
+            .map(|serial| serial.parse())
+            .transpose()
+            .map_err(|_| StoreError::Damaged("certificate record"))?,
     })
 }
 
@@ -108,7 +118,15 @@ pub(super) async fn insert<'a>(
     db: &mut Connection,
     certificates: impl IntoIterator<Item = &'a CertificateRow>,
 ) -> Result<(), StoreError> {
+    let text = |serial: &Option<Serial>| serial.as_ref().map(ToString::to_string);
     let rows = certificates.into_iter().map(|row| {
+        let Provenance {
+            evidence,
+            attested,
+            lineage,
+            through,
+            node,
+        } = &row.provenance;
         [
             Value::from(row.serial.to_string()),
             row.identity.as_str().into(),
@@ -117,12 +135,17 @@ pub(super) async fn insert<'a>(
             (&row.key_sha256).into(),
             seconds(row.validity.not_before).into(),
             seconds(row.validity.not_after).into(),
-            row.evidence.as_str().into(),
+            evidence.as_str().into(),
+            attested.clone().into(),
+            text(lineage).into(),
+            text(through).into(),
+            node.as_ref().map(ToString::to_string).into(),
         ]
     });
     let rows = query_rows(
         "INSERT INTO certificates \
-         (serial, identity, leaf, authority, key_sha256, not_before, not_after, evidence) VALUES {rows}",
+         (serial, identity, leaf, authority, key_sha256, not_before, not_after, evidence, attested, lineage, through, node) \
+         VALUES {rows}",
         rows,
     );
     execute_all(rows, db).await?;
@@ -224,11 +247,12 @@ impl Command for Forget {
         let kept = KEPT.max(self.renewal_grace.saturating_add(DAY));
         let before = seconds(earlier(self.now, kept));
         // Tokens first: a spent one refers to its certificate.
-        query(
-            "DELETE FROM tokens WHERE expires_at < $1 AND (spent_on IS NULL OR spent_on IN \
-             (SELECT serial FROM certificates WHERE not_after < $1))",
+        let tokens = query(
+            "DELETE FROM tokens WHERE secret_sha256 IN (SELECT secret_sha256 FROM tokens WHERE expires_at < $1 \
+             AND (spent_on IS NULL OR spent_on IN (SELECT serial FROM certificates WHERE not_after < $1)) LIMIT $2)",
         )
         .bind(before)
+        .bind(FORGET)
         .execute(&mut *db)
         .await?;
         let gone = query(
@@ -239,7 +263,7 @@ impl Command for Forget {
         .bind(FORGET)
         .execute(db)
         .await?;
-        Ok(if gone < FORGET.unsigned_abs() {
+        Ok(if tokens.max(gone) < FORGET.unsigned_abs() {
             More::Nothing
         } else {
             More::Perhaps

@@ -17,6 +17,8 @@ use super::{Reader, StoreError};
 
 /// How long a server may take for one statement. One that a cut network swallowed is never answered.
 const ANSWER: Duration = Duration::from_secs(10);
+/// What both schemas' triggers say of a certificate that was revoked while it was on its way.
+const REVOKED: &str = "revoked meanwhile";
 /// Rows of one statement, at most: SQLite numbers no more than 32,766 values.
 const ROWS: usize = 256;
 
@@ -130,7 +132,11 @@ impl Connection {
             if let (Health::Lost, Link::Postgres(link)) = (self.health, &mut self.link) {
                 link.close_on_drop();
             }
-            StoreError::Database(error)
+            let refused = error.as_database_error();
+            match refused.is_some_and(|refused| refused.message() == REVOKED) {
+                true => StoreError::Revoked,
+                false => StoreError::Database(error),
+            }
         })
     }
 }

@@ -226,6 +226,8 @@ pub enum StoreError {
     Unknown(Box<StoreError>),
     #[error("the database holds a damaged {0}")]
     Damaged(&'static str),
+    #[error("what was to be recorded was revoked meanwhile")]
+    Revoked,
     #[error("the store has stopped")]
     Stopped,
 }
@@ -240,6 +242,7 @@ impl StoreError {
             | Self::Migrate { .. }
             | Self::Database(_)
             | Self::Damaged(_)
+            | Self::Revoked
             | Self::Stopped => self.fate() != Fate::Final,
         }
     }
@@ -251,6 +254,7 @@ impl StoreError {
             | Self::Commit(_)
             | Self::Unknown(_)
             | Self::Damaged(_)
+            | Self::Revoked
             | Self::Stopped => Fate::Final,
         }
     }

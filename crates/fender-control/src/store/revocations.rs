@@ -1,20 +1,29 @@
 //! What was revoked: single certificates by their serial, and rules that refuse what begins before a moment.
 //!
-//! A revocation and the standing of every certificate on record that it concerns are one transaction. The database
-//! itself refuses to record what a rule in force would refuse at once, and what was renewed from a revoked certificate:
-//! an issuance that was under way when the revocation came is undone.
+//! A revocation, the standing of every certificate on record that it concerns, and the end of the join tokens that would
+//! bring its owner back are one transaction. The database itself refuses to record what a rule in force would refuse at
+//! once, and what was asked for with a revoked certificate, for its owner or by an agent for others: an issuance that was
+//! under way when the revocation came is undone.
+//!
+//! Everything concerned is marked, however long ago it ended: a longer renewal grace must not bring it back.
 
 use std::time::Duration;
 
-use fender_identity::{DenyList, Serial, SpiffeId, TrustDomain, Validity};
+use fender_identity::{DenyList, NodeName, Serial, SpiffeId, TrustDomain, Validity};
 use rustls::pki_types::UnixTime;
 
-use super::{Command, Connection, Record, StoreError, Topic, Whom, audit, query};
+use super::{Command, Connection, Reader, Record, StoreError, Topic, audit, query, tokens};
 use crate::time::{earlier, later, moment, seconds};
 
 /// How long after the end of the last certificate it concerns a revocation stays in force, beside the renewal grace:
 /// the clock of a sidecar may be behind.
 const SLACK: Duration = Duration::from_secs(3600);
+
+/// By how much a sidecar's clock may be behind: what ended longer ago is in no peer's eyes still valid.
+const BEHIND: Duration = Duration::from_secs(5 * 60);
+
+/// Living certificates of one identity that a node's agent obtained, beyond which the identity is revoked as a whole.
+const HEAVY: i64 = 128;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -26,6 +35,8 @@ pub(crate) enum What {
     Identity(SpiffeId),
     /// What was issued before a moment: to one identity, or to every workload.
     Before(Option<SpiffeId>, UnixTime),
+    /// All that a node's agent has, and all that began with its word.
+    Node(NodeName, SpiffeId),
 }
 
 /// A revocation as it is kept.
@@ -46,16 +57,19 @@ pub(crate) enum Denial {
     Serial(Serial),
     Identity(SpiffeId, UnixTime),
     Workloads(UnixTime),
+    /// Its agent, and single certificates it obtained for others.
+    Node(NodeName, UnixTime, Vec<Serial>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotRevoked {
-    /// No certificate that is not revoked already and may still be used, or renewed, is concerned.
+    /// No certificate that is not revoked already and may still be used, or renewed, is concerned, and no join token.
     Nothing,
     /// The deny list would become longer than a sidecar takes.
     TooMany,
 }
 
+#[derive(Clone)]
 pub(crate) struct Revoke {
     pub(crate) what: What,
     pub(crate) at: UnixTime,
@@ -69,27 +83,87 @@ impl Command for Revoke {
     type Output = Result<Revocation, NotRevoked>;
 
     async fn run(&self, db: &mut Connection) -> Result<Self::Output, StoreError> {
+        let mut wholes = Vec::new();
+        if let What::Node(node, _) = &self.what {
+            // Of whom very much was obtained with one node's word is ended as a whole: a list of serials has an end.
+            let Some(heavy) = self.weigh(node, &mut *db).await? else {
+                return Ok(Err(NotRevoked::TooMany));
+            };
+            for id in heavy {
+                let whole = Self {
+                    what: What::Identity(id),
+                    ..self.clone()
+                };
+                wholes.extend(whole.one(&[], &mut *db).await?.ok());
+            }
+        }
+        self.one(&wholes, db).await
+    }
+}
+
+/// A certificate that was marked.
+struct Marked {
+    serial: Serial,
+    validity: Validity,
+}
+
+impl Revoke {
+    /// One revocation, of which these have become part.
+    async fn one(
+        &self,
+        parts: &[Revocation],
+        db: &mut Connection,
+    ) -> Result<Result<Revocation, NotRevoked>, StoreError> {
         if self.is_full(&mut *db).await? {
             return Ok(Err(NotRevoked::TooMany));
         }
-        let concerned = self.withdraw(&mut *db).await?;
-        let count = u64::try_from(concerned.len()).unwrap_or(u64::MAX);
-        let Some(until) = concerned.iter().map(|validity| validity.not_after).max() else {
-            return Ok(Err(NotRevoked::Nothing));
+        let marked = self.mark(&mut *db).await?;
+        let alive = earlier(self.at, self.renewal_grace);
+        let concerned: Vec<_> = marked
+            .iter()
+            .filter(|marked| marked.validity.not_after >= alive)
+            .collect();
+        let tokens = match &self.what {
+            What::Identity(id) | What::Node(_, id) => {
+                tokens::withdraw(&tokens::Which::Of(id.clone()), self.at, &mut *db).await?
+            }
+            What::Certificate(_) | What::Before(..) => 0,
         };
+        if concerned.is_empty() && tokens == 0 && parts.is_empty() {
+            return Ok(Err(NotRevoked::Nothing));
+        }
+        let count = parts.iter().fold(concerned.len(), |count, part| {
+            count.saturating_add(usize::try_from(part.certificates).unwrap_or(usize::MAX))
+        });
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        let ends = concerned.iter().map(|marked| marked.validity.not_after);
+        let ends = ends.chain(parts.iter().map(|part| part.until));
+        let until = ends.max().unwrap_or(self.at);
+        // What was issued in this very second, after a revocation just before, begins with it.
+        let youngest = concerned.iter().map(|marked| marked.validity.not_before);
+        let behind = youngest
+            .max()
+            .map_or(self.at, |begins| later(begins, SECOND));
+        let behind = behind.max(self.at);
         let denial = match self.what.clone() {
             What::Certificate(serial) => Denial::Serial(serial),
-            What::Identity(id) => {
-                // What was issued in this very second, after a revocation just before, begins with it.
-                let youngest = concerned.iter().map(|validity| validity.not_before).max();
-                let behind = youngest.map_or(self.at, |begins| later(begins, SECOND));
-                Denial::Identity(id, behind.max(self.at))
+            What::Identity(id) => Denial::Identity(id, behind),
+            What::Node(node, _) => {
+                let living = concerned
+                    .iter()
+                    .filter(|marked| marked.validity.not_after >= earlier(self.at, BEHIND));
+                let serials = living.map(|marked| marked.serial.clone()).collect();
+                Denial::Node(node, behind, serials)
             }
             What::Before(Some(id), moment) => Denial::Identity(id, moment),
             What::Before(None, moment) => Denial::Workloads(moment),
         };
-        let revocation = self.insert(&denial, count, until, &mut *db).await?;
-        let detail = format!("{}; {count} certificates", self.entry.detail);
+        let revocation = self.insert(denial, count, until, &mut *db).await?;
+        let tokens = match tokens {
+            0 => String::new(),
+            tokens => format!("{tokens} join tokens; "),
+        };
+        let detail = format!("{count} certificates; {tokens}{}", self.entry.detail);
         let entry = audit::Entry {
             detail,
             ..self.entry.clone()
@@ -98,42 +172,41 @@ impl Command for Revoke {
         db.changed(Topic::Revocations);
         Ok(Ok(revocation))
     }
-}
 
-impl Revoke {
-    /// Marks every certificate that is concerned and may still be used, or renewed.
-    async fn withdraw(&self, db: &mut Connection) -> Result<Vec<Validity>, StoreError> {
-        let alive = seconds(earlier(self.at, self.renewal_grace));
+    /// Marks every certificate that is concerned.
+    async fn mark(&self, db: &mut Connection) -> Result<Vec<Marked>, StoreError> {
         let at = seconds(self.at);
         let update = match &self.what {
             What::Certificate(serial) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
-                 AND serial = $3 RETURNING not_before, not_after",
+                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND serial = $2 \
+                 RETURNING serial, not_before, not_after",
             )
             .bind(at)
-            .bind(alive)
             .bind(serial.to_string()),
             What::Identity(id) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
-                 AND identity = $3 RETURNING not_before, not_after",
+                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity = $2 \
+                 RETURNING serial, not_before, not_after",
             )
             .bind(at)
-            .bind(alive)
             .bind(id.to_string()),
-            What::Before(Some(id), moment) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
-                 AND identity = $3 AND not_before < $4 RETURNING not_before, not_after",
+            What::Node(node, _) => query(
+                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND node = $2 \
+                 RETURNING serial, not_before, not_after",
             )
             .bind(at)
-            .bind(alive)
+            .bind(node.as_str()),
+            What::Before(Some(id), moment) => query(
+                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity = $2 AND not_before < $3 \
+                 RETURNING serial, not_before, not_after",
+            )
+            .bind(at)
             .bind(id.to_string())
             .bind(seconds(*moment)),
             What::Before(None, moment) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND not_after >= $2 \
-                 AND identity LIKE 'spiffe://%/ns/%' AND not_before < $3 RETURNING not_before, not_after",
+                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity LIKE 'spiffe://%/ns/%' \
+                 AND not_before < $2 RETURNING serial, not_before, not_after",
             )
             .bind(at)
-            .bind(alive)
             .bind(seconds(*moment)),
         };
         update
@@ -141,48 +214,109 @@ impl Revoke {
             .await?
             .iter()
             .map(|row| {
-                Ok(Validity {
-                    not_before: moment(row.get("not_before")?),
-                    not_after: moment(row.get("not_after")?),
+                let serial: String = row.get("serial")?;
+                let damaged = |_| StoreError::Damaged("certificate record");
+                Ok(Marked {
+                    serial: serial.parse().map_err(damaged)?,
+                    validity: Validity {
+                        not_before: moment(row.get("not_before")?),
+                        not_after: moment(row.get("not_after")?),
+                    },
                 })
             })
             .collect()
     }
 
-    async fn is_full(&self, db: &mut Connection) -> Result<bool, StoreError> {
-        let since = ended_before(self.at, self.renewal_grace);
+    /// The identities of which a node's agent obtained so many living certificates that they are not listed one by one;
+    /// nothing if even the others are more than the list takes.
+    async fn weigh(
+        &self,
+        node: &NodeName,
+        db: &mut Connection,
+    ) -> Result<Option<Vec<SpiffeId>>, StoreError> {
+        let rows = query(
+            "SELECT identity, count(*) AS living FROM certificates \
+             WHERE node = $1 AND revoked_at IS NULL AND not_after >= $2 GROUP BY identity",
+        )
+        .bind(node.as_str())
+        .bind(seconds(earlier(self.at, BEHIND)))
+        .all(&mut *db)
+        .await?;
+        let (mut heavy, mut light) = (Vec::new(), 0);
+        for row in rows {
+            match row.get::<i64>("living")? {
+                living if living <= HEAVY => light += living,
+                _ => heavy.push(
+                    row.get::<String>("identity")?
+                        .parse()
+                        .map_err(|_| StoreError::Damaged("certificate record"))?,
+                ),
+            }
+        }
+        let (serials, rules) = self.listed(db).await?;
+        let fits =
+            |count: i64, most: usize| usize::try_from(count).is_ok_and(|count| count <= most);
+        let rules = rules.saturating_add(i64::try_from(heavy.len()).unwrap_or(i64::MAX));
+        // One more rule is the agent's own.
+        let fits = fits(serials.saturating_add(light), DenyList::MAX_SERIALS)
+            && fits(rules.saturating_add(1), DenyList::MAX_RULES);
+        Ok(fits.then_some(heavy))
+    }
+
+    /// Serials and rules on the list.
+    async fn listed(&self, db: &mut Connection) -> Result<(i64, i64), StoreError> {
+        let since = seconds(ended_before(self.at, self.renewal_grace));
         let row = query(
             "SELECT count(CASE WHEN kind = 'serial' THEN 1 END) AS serials, \
-             count(DISTINCT CASE WHEN kind <> 'serial' THEN subject END) AS rules \
+             count(DISTINCT CASE WHEN kind <> 'serial' THEN kind || subject END) AS rules \
              FROM revocations WHERE ends_at >= $1",
         )
-        .bind(seconds(since))
-        .one(db)
+        .bind(since)
+        .one(&mut *db)
         .await?;
         let (serials, rules): (i64, i64) = (row.get("serials")?, row.get("rules")?);
+        let row = query(
+            "SELECT count(*) AS serials FROM revocations r JOIN certificates c \
+             ON c.node = r.subject AND c.revoked_at = r.revoked_at AND c.not_after >= r.revoked_at - $2 \
+             WHERE r.kind = 'node' AND r.ends_at >= $1 AND NOT EXISTS (SELECT 1 FROM revocations w \
+             WHERE w.kind = 'identity' AND w.subject = c.identity AND w.revoked_at = c.revoked_at)",
+        )
+        .bind(since)
+        .bind(i64::try_from(BEHIND.as_secs()).unwrap_or(i64::MAX))
+        .one(db)
+        .await?;
+        Ok((serials.saturating_add(row.get("serials")?), rules))
+    }
+
+    async fn is_full(&self, db: &mut Connection) -> Result<bool, StoreError> {
+        let (serials, rules) = self.listed(db).await?;
         let reaches =
             |count: i64, most: usize| usize::try_from(count).is_ok_and(|count| count >= most);
         Ok(match self.what {
             What::Certificate(_) => reaches(serials, DenyList::MAX_SERIALS),
-            What::Identity(_) | What::Before(..) => reaches(rules, DenyList::MAX_RULES),
+            What::Identity(_) | What::Before(..) | What::Node(..) => {
+                reaches(rules, DenyList::MAX_RULES)
+            }
         })
     }
 
     async fn insert(
         &self,
-        denial: &Denial,
+        denial: Denial,
         certificates: u64,
         until: UnixTime,
         db: &mut Connection,
     ) -> Result<Revocation, StoreError> {
-        let (kind, subject, begins) = match denial {
+        let (kind, subject, begins) = match &denial {
             Denial::Serial(serial) => ("serial", serial.to_string(), None),
             Denial::Identity(id, moment) => ("identity", id.to_string(), Some(*moment)),
             Denial::Workloads(moment) => ("workloads", String::new(), Some(*moment)),
+            Denial::Node(node, moment, _) => ("node", node.to_string(), Some(*moment)),
         };
         let row = query(
             "INSERT INTO revocations (number, kind, subject, moment, reason, revoked_at, revoked_by, certificates, ends_at) \
-             VALUES ((SELECT coalesce(max(number), 0) + 1 FROM revocations), $1, $2, $3, $4, $5, $6, $7, $8) RETURNING *",
+             VALUES ((SELECT coalesce(max(number), 0) + 1 FROM revocations), $1, $2, $3, $4, $5, $6, $7, $8) \
+             RETURNING number",
         )
         .bind(kind)
         .bind(subject)
@@ -194,23 +328,64 @@ impl Revoke {
         .bind(seconds(until))
         .one(db)
         .await?;
-        read(&row)
+        Ok(Revocation {
+            number: row.get::<i64>("number")?.unsigned_abs(),
+            denial,
+            reason: self.reason.clone(),
+            by: self.by.to_string(),
+            at: self.at,
+            certificates,
+            until,
+        })
     }
 }
 
 /// Those in force, the oldest first.
-pub(crate) async fn in_force<'a>(
-    db: impl Into<Whom<'a>>,
+pub(crate) async fn in_force(
+    db: &Reader,
     now: UnixTime,
     renewal_grace: Duration,
 ) -> Result<Vec<Revocation>, StoreError> {
-    query("SELECT * FROM revocations WHERE ends_at >= $1 ORDER BY number")
+    let mut revocations = query("SELECT * FROM revocations WHERE ends_at >= $1 ORDER BY number")
         .bind(seconds(ended_before(now, renewal_grace)))
         .all(db)
         .await?
         .iter()
         .map(read)
-        .collect()
+        .collect::<Result<Vec<_>, _>>()?;
+    for revocation in &mut revocations {
+        let at = revocation.at;
+        if let Denial::Node(node, _, serials) = &mut revocation.denial {
+            *serials = obtained(db, node, at).await?;
+        }
+    }
+    Ok(revocations)
+}
+
+/// What an agent had obtained that still lived when its node was revoked. It is the same whenever it is asked, so that
+/// the deny list does not change with every certificate that ends.
+async fn obtained(
+    db: &Reader,
+    node: &NodeName,
+    revoked: UnixTime,
+) -> Result<Vec<Serial>, StoreError> {
+    query(
+        "SELECT serial FROM certificates c WHERE node = $1 AND revoked_at = $2 AND not_after >= $3 \
+         AND NOT EXISTS (SELECT 1 FROM revocations w \
+         WHERE w.kind = 'identity' AND w.subject = c.identity AND w.revoked_at = c.revoked_at) ORDER BY serial",
+    )
+    .bind(node.as_str())
+    .bind(seconds(revoked))
+    .bind(seconds(earlier(revoked, BEHIND)))
+    .all(db)
+    .await?
+    .iter()
+    .map(|row| {
+        row.get::<String>("serial")?
+            .parse()
+            .map_err(|_| StoreError::Damaged("certificate record"))
+    })
+    .collect()
 }
 
 /// What those in force deny.
@@ -221,6 +396,12 @@ pub(crate) fn deny_list(in_force: Vec<Revocation>, trust_domain: &TrustDomain) -
             Denial::Serial(serial) => list.deny_serial(serial),
             Denial::Identity(id, moment) => list.deny_identity_before(id, moment),
             Denial::Workloads(moment) => list.deny_workloads_before(trust_domain.clone(), moment),
+            Denial::Node(node, moment, serials) => {
+                list.deny_identity_before(SpiffeId::for_agent(trust_domain, &node), moment);
+                serials
+                    .into_iter()
+                    .for_each(|serial| list.deny_serial(serial));
+            }
         }
     }
     list
@@ -259,6 +440,10 @@ fn read(row: &Record) -> Result<Revocation, StoreError> {
             Denial::Identity(subject.parse().map_err(|_| damaged())?, begins)
         }
         ("workloads", Some(begins)) => Denial::Workloads(begins),
+        ("node", Some(begins)) => {
+            let node = subject.parse().map_err(|_| damaged())?;
+            Denial::Node(node, begins, Vec::new())
+        }
         _ => return Err(damaged()),
     };
     Ok(Revocation {

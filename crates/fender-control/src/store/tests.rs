@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::evidence::Provenance;
 use crate::store::audit::{Action, Chain, Entry, Outcome};
 use crate::store::certificates::{CertificateRow, More};
 use crate::store::decisions::Decision;
@@ -14,6 +15,9 @@ mod revisions;
 use revisions::{
     a_change_of_one_document_stores_one_document, every_revision_reads_back_as_it_was_applied,
 };
+mod revocation;
+
+use revocation::*;
 
 const DAY: u64 = 24 * 3600;
 
@@ -58,6 +62,12 @@ on_both! {
     the_writer_ends_when_nobody_can_reach_it_and_not_before
     every_revision_reads_back_as_it_was_applied
     a_change_of_one_document_stores_one_document
+    attack_a_longer_grace_does_not_bring_back_what_was_revoked
+    a_node_is_revoked_with_its_agent_and_all_that_began_with_its_word
+    attack_a_node_that_obtained_more_than_a_list_takes_is_revoked_all_the_same
+    attack_what_a_revoked_agent_was_obtaining_is_undone
+    a_revoked_identity_takes_its_join_tokens_with_it
+    a_token_is_listed_by_the_beginning_of_its_hash_and_withdrawn_by_it
 }
 
 async fn count(store: &Store, sql: &'static str) -> i64 {
@@ -113,7 +123,7 @@ fn certificate(serial: u64, not_after: u64) -> CertificateRow {
             not_before: at(0),
             not_after: at(not_after),
         },
-        evidence: "{}".to_owned(),
+        provenance: Provenance::default(),
         serial,
     }
 }
@@ -334,7 +344,7 @@ impl Command for Token {
 
     async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
         let &Token(hash, expires, serial) = self;
-        query("INSERT INTO tokens VALUES ($1, 'x', 0, 'x', $2, 1, $3)")
+        query("INSERT INTO tokens (secret_sha256, identity, created_at, created_by, expires_at, spent_at, spent_on) VALUES ($1, 'x', 0, 'x', $2, 1, $3)")
             .bind(vec![hash; 32])
             .bind(i64::try_from(expires).unwrap())
             .bind(serial)

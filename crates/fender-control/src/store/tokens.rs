@@ -16,11 +16,25 @@ use crate::time::{moment, seconds};
 
 pub(crate) type Hash = [u8; 32];
 
+/// Tokens told at once.
+pub(crate) const PAGE: usize = 500;
+/// Bytes of a hash that people and the record call a token by.
+const SHORT: usize = 8;
+
+/// By what a token is called: enough to find it again, too little to be one.
+pub(crate) fn short(hash: &[u8]) -> String {
+    hash.iter()
+        .take(SHORT)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
 /// A token with the certificate it bought.
 macro_rules! worth_columns {
     () => {
-        "SELECT secret_sha256, t.identity AS token_identity, expires_at, spent_on, \
-         c.identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at \
+        "SELECT secret_sha256, t.identity AS token_identity, expires_at, spent_on, withdrawn_at, \
+         c.identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at, \
+         attested, lineage \
          FROM tokens t LEFT JOIN certificates c ON c.serial = t.spent_on \
          LEFT JOIN authorities a ON a.serial = c.authority "
     };
@@ -70,18 +84,7 @@ pub(crate) enum Worthless {
     OtherIdentity,
     Spent,
     Expired,
-}
-
-/// Whether a token was made here and is not forgotten, whatever it is worth.
-pub(crate) async fn exists<'a>(
-    db: impl Into<Whom<'a>>,
-    secret_sha256: &Hash,
-) -> Result<bool, StoreError> {
-    let row = query("SELECT identity FROM tokens WHERE secret_sha256 = $1")
-        .bind(secret_sha256)
-        .optional(db)
-        .await?;
-    Ok(row.is_some())
+    Withdrawn,
 }
 
 pub(crate) struct Bearer<'a> {
@@ -119,6 +122,9 @@ fn worth_of(row: &Record, bearer: &Bearer<'_>, now: UnixTime) -> Result<Worth, S
             true => Worth::Bought(Box::new(bought)),
             false => Worth::Worthless(Worthless::Spent),
         });
+    }
+    if row.get::<Option<i64>>("withdrawn_at")?.is_some() {
+        return Ok(Worth::Worthless(Worthless::Withdrawn));
     }
     if moment(row.get("expires_at")?).as_secs() <= now.as_secs() {
         return Ok(Worth::Worthless(Worthless::Expired));
@@ -223,7 +229,7 @@ async fn spend(db: &mut Connection, good: &[&Spend]) -> Result<(), StoreError> {
     });
     let rows = query_rows(
         "UPDATE tokens SET spent_at = now.column2, spent_on = now.column3 FROM (VALUES {rows}) AS now \
-         WHERE secret_sha256 = now.column1 AND spent_on IS NULL",
+         WHERE secret_sha256 = now.column1 AND spent_on IS NULL AND withdrawn_at IS NULL",
         rows,
     );
     let spent = execute_all(rows, db).await?;
@@ -231,4 +237,133 @@ async fn spend(db: &mut Connection, good: &[&Spend]) -> Result<(), StoreError> {
         return Err(StoreError::Damaged("join token"));
     }
     Ok(())
+}
+
+/// A token that can still be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unspent {
+    pub(crate) secret_sha256: Vec<u8>,
+    pub(crate) identity: SpiffeId,
+    pub(crate) by: String,
+    pub(crate) created: UnixTime,
+    pub(crate) expires: UnixTime,
+}
+
+/// Tokens that can still be used, a page of them, from behind the one whose hash begins with `after`.
+pub(crate) async fn unspent<'a>(
+    db: impl Into<Whom<'a>>,
+    now: UnixTime,
+    after: &[u8],
+) -> Result<Vec<Unspent>, StoreError> {
+    // No hash lies between a beginning followed by nothing but ones and the next beginning.
+    let mut behind = after.to_vec();
+    if !behind.is_empty() {
+        behind.resize(32, 0xff);
+    }
+    query(
+        "SELECT secret_sha256, identity, created_by, created_at, expires_at FROM tokens \
+         WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 AND secret_sha256 > $2 \
+         ORDER BY secret_sha256 LIMIT $3",
+    )
+    .bind(seconds(now))
+    .bind(behind)
+    .bind(i64::try_from(PAGE).unwrap_or(i64::MAX))
+    .all(db)
+    .await?
+    .iter()
+    .map(read_unspent)
+    .collect()
+}
+
+/// The one that can still be used and is called so.
+pub(crate) async fn called<'a>(
+    db: impl Into<Whom<'a>>,
+    now: UnixTime,
+    called: &[u8],
+) -> Result<Option<Unspent>, StoreError> {
+    let (mut least, mut most) = (called.to_vec(), called.to_vec());
+    least.resize(32, 0);
+    most.resize(32, 0xff);
+    query(
+        "SELECT secret_sha256, identity, created_by, created_at, expires_at FROM tokens \
+         WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 \
+         AND secret_sha256 >= $2 AND secret_sha256 <= $3 LIMIT 1",
+    )
+    .bind(seconds(now))
+    .bind(least)
+    .bind(most)
+    .optional(db)
+    .await?
+    .as_ref()
+    .map(read_unspent)
+    .transpose()
+}
+
+fn read_unspent(row: &Record) -> Result<Unspent, StoreError> {
+    Ok(Unspent {
+        secret_sha256: row.get("secret_sha256")?,
+        identity: row
+            .get::<String>("identity")?
+            .parse()
+            .map_err(|_| StoreError::Damaged("join token"))?,
+        by: row.get("created_by")?,
+        created: moment(row.get("created_at")?),
+        expires: moment(row.get("expires_at")?),
+    })
+}
+
+/// Which tokens are withdrawn.
+#[derive(Clone, Debug)]
+pub(crate) enum Which {
+    /// The one with this hash.
+    One(Vec<u8>),
+    /// All of one bearer.
+    Of(SpiffeId),
+}
+
+/// Takes tokens back that are not spent yet, and records who did. Answers how many.
+pub(crate) struct Withdraw {
+    pub(crate) which: Which,
+    pub(crate) at: UnixTime,
+    pub(crate) entry: audit::Entry,
+}
+
+impl Command for Withdraw {
+    type Output = u64;
+
+    async fn run(&self, db: &mut Connection) -> Result<u64, StoreError> {
+        let withdrawn = withdraw(&self.which, self.at, &mut *db).await?;
+        if withdrawn > 0 {
+            let detail = format!("{withdrawn} withdrawn; {}", self.entry.detail);
+            let entry = audit::Entry {
+                detail,
+                ..self.entry.clone()
+            };
+            audit::append(db, &entry).await?;
+        }
+        Ok(withdrawn)
+    }
+}
+
+/// Those that have expired are left as they are: they buy nothing.
+pub(super) async fn withdraw(
+    which: &Which,
+    at: UnixTime,
+    db: &mut Connection,
+) -> Result<u64, StoreError> {
+    let update = match which {
+        Which::One(hash) => query(
+            "UPDATE tokens SET withdrawn_at = $1 WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 \
+             AND secret_sha256 = $2",
+        )
+        .bind(seconds(at))
+        .bind(hash.as_slice()),
+        Which::Of(id) => query(
+            "UPDATE tokens SET withdrawn_at = $1 WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 \
+             AND identity = $2",
+        )
+        .bind(seconds(at))
+        .bind(id.as_str()),
+    };
+    update.execute(db).await
 }

@@ -325,6 +325,90 @@ async fn attack_a_stranger_who_asks_which_workloads_there_are() {
 }
 
 #[tokio::test]
+async fn attack_a_service_account_does_not_renew_when_its_document_or_cluster_is_another() {
+    let (world, cluster) = world().await;
+    let key = NewKey::generate().unwrap();
+    let token = cluster.token(&claims(NOW));
+    let answer = issued(world.show(shown(&token), &key, ORDERS).await.unwrap());
+    let svid = key.into_svid(answer.chain).unwrap();
+    let renew = async || {
+        let request = proto::RenewRequest {
+            csr: NewKey::generate().unwrap().csr_der(svid.id()).unwrap(),
+            expired: None,
+        };
+        IdentityClient::new(world.as_peer(&svid).await)
+            .renew(request)
+            .await
+            .map(drop)
+    };
+    renew().await.unwrap();
+    let file = world.path("jwks.json");
+    let documents = |vouching: &str, attest: &str| documents_with(vouching, attest);
+    let other_account = ATTEST.replace("serviceAccount: orders", "serviceAccount: web");
+    let other_issuer = by_file(&file).replace(ISSUER, "https://another.cluster");
+    for (vouching, attest) in [
+        (by_file(&file), other_account.as_str()),
+        (by_file(&file), "{ token: {} }"),
+        (other_issuer, ATTEST),
+    ] {
+        world.apply(documents(&vouching, attest)).await;
+        assert_eq!(refused(renew().await), Code::NotAttestable, "{attest}");
+    }
+    world.apply(documents(&by_file(&file), ATTEST)).await;
+    renew().await.unwrap();
+}
+
+#[tokio::test]
+async fn attack_valid_evidence_gets_through_among_neighbours_who_guess_and_a_spent_token_does_not()
+{
+    let (world, cluster) = world().await;
+    let spent = world.token("shop/inventory", 600).await.unwrap();
+    let key = NewKey::generate().unwrap();
+    world.attest(&spent.secret, &key, INVENTORY).await.unwrap();
+    for _ in 0..crate::attest::STRANGER_FAILURES {
+        assert_eq!(refused(show(&world, "a.b.c").await), Code::EvidenceRefused);
+    }
+    assert_eq!(refused(show(&world, "a.b.c").await), Code::Busy);
+    let other = NewKey::generate().unwrap();
+    let again = world.attest(&spent.secret, &other, INVENTORY).await;
+    assert_eq!(refused(again), Code::Busy, "a spent token is nothing");
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+    let fresh = world.token("shop/inventory", 600).await.unwrap();
+    world
+        .attest(&fresh.secret, &other, INVENTORY)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn attack_keys_of_a_file_that_is_broken_do_not_count_for_ever() {
+    let (world, cluster) = world().await;
+    show(&world, &cluster.token(&claims(NOW))).await.unwrap();
+    fs::write(world.path("next"), "no keys").unwrap();
+    fs::rename(world.path("next"), world.path("jwks.json")).unwrap();
+    // They count while it is put right, once it was noticed, and then no more.
+    eventually_patient(|| async {
+        world.clock.advance(Duration::from_secs(20 * 60));
+        let token = cluster.token(&claims(world.now()));
+        match show(&world, &token).await {
+            Ok(_) => None,
+            Err(status) => {
+                assert_eq!(Code::of(&status), Code::Unavailable);
+                Some(())
+            }
+        }
+    })
+    .await;
+    fs::write(world.path("next"), cluster.jwks("one")).unwrap();
+    fs::rename(world.path("next"), world.path("jwks.json")).unwrap();
+    eventually_patient(|| async {
+        let token = cluster.token(&claims(world.now()));
+        show(&world, &token).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_file_of_keys_is_followed() {
     let (world, old) = world().await;
     let new = Cluster::new();

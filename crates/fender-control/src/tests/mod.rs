@@ -14,6 +14,7 @@ mod jwt;
 mod kubernetes;
 mod load;
 mod nodes;
+mod readmission;
 mod renewal;
 mod replicas;
 mod restart;

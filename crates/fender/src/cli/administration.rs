@@ -64,6 +64,10 @@ pub(crate) struct Apply {
 pub(crate) enum Token {
     /// Make a join token for one workload, or for the agent of one node: it works once
     Create(TokenCreate),
+    /// Show the join tokens that can still be used; never the tokens themselves
+    List(TokenList),
+    /// Take join tokens back that are not used yet
+    Revoke(TokenRevoke),
 }
 
 #[derive(Args, Debug, Clone)]
@@ -86,6 +90,37 @@ pub(crate) struct TokenCreate {
     /// Write it to this file, readable by its owner only, instead of standard output
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct TokenList {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Only those for this workload
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "node")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// Only those for the agent of this node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeName>,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args, Debug, Clone)]
+#[group(required = true, multiple = false)]
+pub(crate) struct TokenRevoke {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The one token that `fender token list` calls so
+    #[arg(value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// All for this workload
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) workload: Option<WorkloadName>,
+    /// All for the agent of this node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeName>,
 }
 
 #[derive(Args, Debug, Clone)]
@@ -173,6 +208,8 @@ pub(crate) enum Revoke {
     IssuedBefore(RevokeIssuedBefore),
     /// Every certificate an administrator has now
     Admin(RevokeAdmin),
+    /// Every certificate a node's agent has now, and every one that workloads have by its word
+    Node(RevokeNode),
 }
 
 /// Why, for whoever reads the list of revocations or the audit log.
@@ -204,6 +241,17 @@ pub(crate) struct RevokeWorkload {
     /// The workload
     #[arg(value_name = "NAMESPACE/NAME")]
     pub(crate) workload: WorkloadName,
+    #[command(flatten)]
+    pub(crate) why: Reason,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevokeNode {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The node, as its document calls it
+    #[arg(value_name = "NAME")]
+    pub(crate) node: NodeName,
     #[command(flatten)]
     pub(crate) why: Reason,
 }
