@@ -25,6 +25,7 @@ use tonic::{Extensions, Request, Response, Status};
 use crate::ca::Wanted;
 use crate::callers::{self, Administrator, NotAdministrator, failed, not_an_administrator};
 use crate::control::Control;
+use crate::listings::List;
 use crate::revocation;
 use crate::roles::Rights;
 use crate::store::audit::{self, Action, Outcome};
@@ -80,12 +81,16 @@ impl Admin for AdminService {
             .administrator(request.extensions(), Role::Operator, Action::ListTokens)
             .await?;
         let request = request.into_inner();
-        let subject = request.workload.clone() + &request.node;
+        let subject = match request.node.as_str() {
+            "" => request.workload.clone(),
+            node => format!("node {node}"),
+        };
+        let list = admin.list(Action::ListTokens, subject.clone());
+        let after = request.after.clone();
         let listed = control.list_tokens(request, &admin).await;
-        if listed.is_ok() {
-            control
-                .log(&admin, Action::ListTokens, &subject, Outcome::Done, "")
-                .await?;
+        if let Ok(page) = &listed {
+            control.log_list(&admin, &list, &after).await?;
+            control.listings.told(list, page.next.clone());
         }
         control
             .answer_audited(listed, &admin, Action::ListTokens, subject)
@@ -117,13 +122,15 @@ impl Admin for AdminService {
             .administrator(request.extensions(), Role::Viewer, Action::Status)
             .await?;
         let request = request.into_inner();
-        // Told once, not with every page of it.
-        if request.after.is_empty() {
-            control
-                .log(&admin, Action::Status, "", Outcome::Done, "")
-                .await?;
-        }
-        Ok(Response::new(control.status(request, &admin).await?))
+        let of = match request.workload.as_str() {
+            "" => request.namespace.clone(),
+            workload => workload.to_owned(),
+        };
+        let list = admin.list(Action::Status, of);
+        control.log_list(&admin, &list, &request.after).await?;
+        let page = control.status(request, &admin).await?;
+        control.listings.told(list, page.next.clone());
+        Ok(Response::new(page))
     }
 
     async fn explain(
@@ -247,13 +254,21 @@ impl Admin for AdminService {
             .administrator(request.extensions(), Role::Security, Action::AuditLog)
             .await?;
         let request = request.into_inner();
-        // Told once, not with every page of it.
-        if request.after == 0 {
-            control
-                .log(&admin, Action::AuditLog, "", Outcome::Done, "")
-                .await?;
-        }
-        Ok(Response::new(control.audit_log(request).await?))
+        let of = match request.since_unix {
+            0 => String::new(),
+            since => format!("since {since}"),
+        };
+        let list = admin.list(Action::AuditLog, of);
+        let after = match request.after {
+            0 => String::new(),
+            after => after.to_string(),
+        };
+        control.log_list(&admin, &list, &after).await?;
+        let page = control.audit_log(request).await?;
+        // Only whoever asks for more finds out that this was all.
+        let next = page.entries.last().map(|entry| entry.sequence.to_string());
+        control.listings.told(list, next.unwrap_or_default());
+        Ok(Response::new(page))
     }
 }
 
@@ -367,6 +382,27 @@ impl Control {
         self.store.write(audit::Append(entry)).await.map_err(failed)
     }
 
+    /// A list is an entry where it begins, and where somebody begins in the middle of it.
+    async fn log_list(
+        &self,
+        admin: &Administrator,
+        list: &List,
+        after: &str,
+    ) -> Result<(), Status> {
+        if self.listings.goes_on(list, after) {
+            return Ok(());
+        }
+        let from = match after {
+            "" => String::new(),
+            after => format!(
+                "from behind {}",
+                after.chars().take(128).collect::<String>()
+            ),
+        };
+        self.log(admin, list.action, &list.of, Outcome::Done, &from)
+            .await
+    }
+
     /// What succeeded is in the log with what it changed; what was refused is logged here.
     async fn answer_audited<T>(
         &self,
@@ -399,6 +435,16 @@ impl Control {
             .await
             .map_err(failed)?;
         Ok(AuditLogResponse { entries })
+    }
+}
+
+impl Administrator {
+    fn list(&self, action: Action, of: String) -> List {
+        List {
+            reader: self.serial.clone(),
+            action,
+            of,
+        }
     }
 }
 

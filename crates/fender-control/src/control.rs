@@ -5,11 +5,11 @@ use std::sync::Arc;
 use fender_api::code::Code;
 use fender_api::convert::IssuedSvid;
 use fender_api::proto::control::v1::SvidResponse;
-use fender_config::Mesh;
+use fender_config::{Mesh, MinimumVersion};
 use fender_identity::SpiffeId;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
 use crate::ca::Authority;
@@ -21,6 +21,7 @@ use crate::decisions::Decisions;
 use crate::documents::Library;
 use crate::existing::IssuingAuthorities;
 use crate::limit::{Failures, Neighbourhood};
+use crate::listings::Listings;
 use crate::own::Own;
 use crate::pace::Pace;
 use crate::registry::Registry;
@@ -41,8 +42,12 @@ pub(crate) struct Control {
     pub(crate) clusters: Clusters,
     pub(crate) authorities: IssuingAuthorities,
     pub(crate) decisions: Decisions,
+    /// As the document in force has it; streams follow it.
+    pub(crate) minimum_version: watch::Sender<Option<MinimumVersion>>,
     /// Failed attestations, by where they come from.
     pub(crate) strangers: Failures<Neighbourhood>,
+    /// Lists that administrators are reading.
+    pub(crate) listings: Listings,
     /// Refused administrative calls, by identity.
     pub(crate) intruders: Failures<SpiffeId>,
     /// Refused administrative calls on their way to the audit log.
@@ -52,6 +57,19 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// How old sidecars may be, as the documents have it. Those who stay connected hear of a change.
+    pub(crate) fn put_minimum_version_in_force(&self) {
+        self.minimum_version.send_if_modified(|known| {
+            // Asked for here, so that of two who do this at once the later one has the newer document.
+            let in_force = self.library.in_force();
+            let changed = *known != in_force.mesh.minimum_version;
+            if changed {
+                known.clone_from(&in_force.mesh.minimum_version);
+            }
+            changed
+        });
+    }
+
     /// Others whose word counts, as the documents have them.
     pub(crate) fn put_vouching_in_force(&self, mesh: &Mesh) {
         self.clusters.put_in_force(&mesh.clusters);

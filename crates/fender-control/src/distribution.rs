@@ -14,8 +14,8 @@ use fender_api::proto::control::v1::distribution_server::Distribution;
 use fender_api::proto::control::v1::{
     CredentialRequest, CredentialValue, Hello, Report, Update, report, update,
 };
+use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
-use fender_config::{MinimumVersion, ObjectName};
 use fender_identity::Serial;
 use fender_runtime::clock::sleep_until;
 use fender_runtime::deadline::Deadline;
@@ -31,7 +31,7 @@ use crate::credentials::{self, Watched};
 use crate::decisions::Taken;
 use crate::documents::InForce;
 use crate::limit::Bucket;
-use crate::registry::{Connected, Introduction, Place};
+use crate::registry::{Connected, Introduction, Place, Refusal};
 use crate::time::later;
 use crate::trust::Announced;
 
@@ -181,8 +181,14 @@ impl Subscription {
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> Result<(), Status> {
         let hello = self.hello().await?;
-        let too_old = self.too_old(&hello.sidecar_version)?;
+        let too_old = self.too_old(&hello);
         tokio::pin!(too_old);
+        // Before it is told anything.
+        tokio::select! {
+            biased;
+            refused = &mut too_old => return Err(refused),
+            () = std::future::ready(()) => {}
+        }
         let sidecar = self.introduce(&hello)?;
         // Apart, so that a flood of denials does not hide what the sidecar says of itself.
         let mut decisions = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
@@ -238,40 +244,51 @@ impl Subscription {
         }
     }
 
-    /// Refuses a sidecar that is older than it may be; resolves when one that is older than it may be *soon* has to go. A
-    /// document that says so later counts from its next stream on, at the latest when its certificate ends.
-    fn too_old(
-        &self,
-        version: &str,
-    ) -> Result<impl Future<Output = Status> + Send + use<>, Status> {
-        let in_force = self.control.library.in_force();
-        let minimum = in_force.mesh.minimum_version.as_ref();
-        let minimum = minimum.filter(|minimum| minimum.exceeds(version)).cloned();
-        let refused = |minimum: &MinimumVersion| {
-            Code::VersionRefused.status(format!(
-                "this mesh takes no sidecar older than {}: update this one",
-                minimum.version
-            ))
+    /// Resolves when a sidecar is older than it may be: at once, on the date that the document in force names, or when a
+    /// document that says so comes into force.
+    fn too_old(&self, hello: &Hello) -> impl Future<Output = Status> + Send + use<> {
+        let control = Arc::clone(&self.control);
+        let workload = self.caller.workload.clone();
+        let version = cut(&hello.sidecar_version, 64);
+        let refusal = Refusal {
+            instance: cut(&hello.instance, 64),
+            version: version.clone(),
+            address: self.caller.source.text.clone(),
         };
-        if let Some(minimum) = &minimum {
-            if minimum.after <= self.control.clock.now() {
-                return Err(refused(minimum));
-            }
-            tracing::warn!(
-                workload = %self.caller.workload, version = cut(version, 64), minimum = %minimum.version,
-                "a sidecar that will soon be too old for this mesh"
-            );
-        }
-        let clock = Arc::clone(&self.control.clock);
-        Ok(async move {
-            match minimum {
-                None => std::future::pending().await,
-                Some(minimum) => {
-                    sleep_until(&*clock, minimum.after).await;
-                    refused(&minimum)
+        async move {
+            control.put_minimum_version_in_force();
+            let mut minimum = control.minimum_version.subscribe();
+            let least = loop {
+                let least = minimum.borrow_and_update().clone();
+                let least = least.filter(|least| least.exceeds(&version));
+                if let Some(least) = &least {
+                    tracing::warn!(
+                        %workload, version, minimum = %least.version, from = least.after.as_secs(),
+                        "a sidecar that is, or will be, too old for this mesh"
+                    );
                 }
-            }
-        })
+                let due = async {
+                    match &least {
+                        Some(least) => {
+                            sleep_until(&*control.clock, least.after).await;
+                            least.version.clone()
+                        }
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    least = due => break least,
+                    changed = minimum.changed() => if changed.is_err() {
+                        return Code::Unavailable.status("the control plane is stopping");
+                    },
+                }
+            };
+            let reason = format!("this mesh takes no sidecar older than {least}: update this one");
+            let at = control.clock.now();
+            control.registry.refuse(&workload, refusal, &reason, at);
+            Code::VersionRefused.status(reason)
+        }
     }
 
     fn introduce(&self, hello: &Hello) -> Result<Connected, Status> {

@@ -24,6 +24,7 @@ mod existing;
 mod founding;
 mod jwt;
 mod limit;
+mod listings;
 mod maintenance;
 mod nodes;
 mod own;

@@ -107,12 +107,14 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     control.store.write(replicas::Forget).await
 }
 
-/// Whoever vouches for others is known, and its keys are at hand, before anybody attests.
-pub(crate) async fn follow_vouching(control: Arc<Control>) {
+/// Whoever vouches for others is known, and its keys are at hand, before anybody attests; and sidecars that have become too
+/// old hear of it.
+pub(crate) async fn follow_mesh(control: Arc<Control>) {
     let mut changes = control.library.changes();
     loop {
         let in_force = Arc::clone(&changes.borrow_and_update());
         control.put_vouching_in_force(&in_force.mesh);
+        control.put_minimum_version_in_force();
         tokio::select! {
             () = control.drain.stopping() => return,
             changed = changes.changed() => {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fender_api::proto::control::v1::{CredentialInUse, SidecarStatus};
+use fender_api::proto::control::v1::{CredentialInUse, RefusedSidecar, SidecarStatus};
 use fender_identity::{Serial, SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
 
@@ -21,6 +21,8 @@ const TOKENS: u32 = 1024;
 const TOKENS_PER_SECOND: u32 = 64;
 /// Credentials one sidecar may report on.
 const CREDENTIALS: usize = 64;
+/// Sidecars of one workload that were turned away, as many as are remembered.
+const REFUSED: usize = 16;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Registry(Arc<Mutex<Inner>>);
@@ -29,6 +31,8 @@ pub(crate) struct Registry(Arc<Mutex<Inner>>);
 struct Inner {
     next: u64,
     sidecars: BTreeMap<u64, Sidecar>,
+    /// Those turned away lately, the latest last.
+    refused: HashMap<WorkloadName, Vec<RefusedSidecar>>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
     tokens: HashMap<SpiffeId, Bucket>,
@@ -38,6 +42,14 @@ struct Inner {
 struct Sidecar {
     workload: WorkloadName,
     status: SidecarStatus,
+}
+
+/// A sidecar that is turned away for what it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) instance: String,
+    pub(crate) version: String,
+    pub(crate) address: String,
 }
 
 /// A place for one stream; dropping it gives the place back.
@@ -112,6 +124,12 @@ impl Registry {
             outdated: false,
         };
         let mut inner = self.lock();
+        if let Some(refused) = inner.refused.get_mut(&workload) {
+            refused.retain(|known| known.instance != status.instance);
+            if refused.is_empty() {
+                inner.refused.remove(&workload);
+            }
+        }
         let id = inner.next;
         inner.next = id.wrapping_add(1);
         inner.sidecars.insert(id, Sidecar { workload, status });
@@ -119,6 +137,38 @@ impl Registry {
             registry: self.clone(),
             id,
         }
+    }
+
+    /// Remembers whom a workload's stream was refused to and why, until it is let in.
+    pub(crate) fn refuse(
+        &self,
+        workload: &WorkloadName,
+        refusal: Refusal,
+        reason: &str,
+        at: UnixTime,
+    ) {
+        let mut inner = self.lock();
+        let refused = inner.refused.entry(workload.clone()).or_default();
+        refused.retain(|known| known.instance != refusal.instance);
+        if refused.len() >= REFUSED {
+            refused.remove(0);
+        }
+        refused.push(RefusedSidecar {
+            instance: refusal.instance,
+            version: refusal.version,
+            address: refusal.address,
+            reason: reason.to_owned(),
+            at_unix: seconds(at),
+        });
+    }
+
+    /// Those of a workload that were turned away.
+    pub(crate) fn refused(&self, workload: &WorkloadName) -> Vec<RefusedSidecar> {
+        self.lock()
+            .refused
+            .get(workload)
+            .cloned()
+            .unwrap_or_default()
     }
 
     /// How many of each workload are connected.

@@ -33,6 +33,7 @@ use crate::documents::{LibraryError, Problem};
 use crate::existing::IssuingAuthorities;
 use crate::founding::{Foundation, Ground, Standing};
 use crate::limit::Failures;
+use crate::listings::Listings;
 use crate::maintenance;
 use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
@@ -194,7 +195,9 @@ pub async fn start(
         registry: Registry::default(),
         pace: Pace::default(),
         decisions,
+        minimum_version: watch::Sender::default(),
         strangers: Failures::new(STRANGER_FAILURES),
+        listings: Listings::default(),
         intruders: Failures::new(admin::INTRUSIONS),
         refused,
         _data: data,
@@ -204,7 +207,7 @@ pub async fn start(
     drain.spawn(maintenance::record_refusals(refusals, store));
     drain.spawn(presence.keep(drain.clone()));
     drain.spawn(maintenance::keep(Arc::clone(&control)));
-    drain.spawn(maintenance::follow_vouching(Arc::clone(&control)));
+    drain.spawn(maintenance::follow_mesh(Arc::clone(&control)));
     drain.spawn(serve(control, incoming));
     tracing::info!(%address, revision = running.revision, "control plane serves");
     Ok(running)

@@ -213,6 +213,13 @@ fn workload_json(workload: &proto::WorkloadStatus) -> Value {
                 "name": credential.name, "generation": credential.generation,
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
+        "refused": workload.refused.iter().map(|refused| json!({
+            "instance": refused.instance,
+            "version": refused.version,
+            "address": refused.address,
+            "reason": refused.reason,
+            "at": moment(refused.at_unix),
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -259,6 +266,16 @@ pub(crate) fn status_text(status: &Value) -> String {
                 out,
                 "{name:<30} none connected     -          {:<21}",
                 text(workload, "last_not_after")
+            );
+        }
+        for refused in array(workload, "refused") {
+            let _ = writeln!(
+                out,
+                "{name:<30} {:<18} -          {:<21} turned away {}: {}",
+                format!("fender {}", text(refused, "version")),
+                "",
+                text(refused, "at"),
+                text(refused, "reason"),
             );
         }
         for sidecar in connected {

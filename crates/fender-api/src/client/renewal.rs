@@ -67,6 +67,10 @@ async fn renew(core: &Core, svid: &Svid) {
                     0 => {
                         tracing::error!(%code, %error, "the certificate has expired and cannot be renewed")
                     }
+                    // And there was nothing to attest anew with, or that was refused as well.
+                    _ if !code.is_passing() => {
+                        tracing::error!(%code, %error, seconds_left = left, "the certificate is refused its renewal: it ends then, and this identity with it")
+                    }
                     _ => {
                         tracing::warn!(%code, %error, seconds_left = left, "certificate not renewed")
                     }

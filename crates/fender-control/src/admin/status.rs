@@ -92,6 +92,7 @@ impl Control {
             let tally = tallies.remove(&identity);
             let status = WorkloadStatus {
                 name: workload.name.to_string(),
+                refused: self.registry.refused(&workload.name),
                 sidecars: outdated(sidecars.remove(&workload.name).unwrap_or_default(), minimum),
                 certificates_issued: tally.as_ref().map_or(0, |tally| tally.issued),
                 last_not_after_unix: tally.map_or(0, |tally| tally.last_not_after),

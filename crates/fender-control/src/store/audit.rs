@@ -24,7 +24,7 @@ pub(crate) struct Entry {
     pub(crate) detail: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Initialize,
     LoadDocuments,

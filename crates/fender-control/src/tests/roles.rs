@@ -476,9 +476,27 @@ async fn a_sidecar_that_is_too_old_is_warned_of_until_the_date_and_refused_after
         [true]
     );
 
+    // Whoever is connected already is not spared, and the status says why they are gone.
     world.apply(past).await;
+    assert_eq!(refused(sidecar.next().await), Code::VersionRefused);
     let mut late = world.subscribe(&orders, 0).await;
     assert_eq!(refused(late.next().await), Code::VersionRefused);
+    let status = world.status().await;
+    let told = |status: &proto::StatusResponse| {
+        let refused = status.workloads.iter().flat_map(|one| &one.refused);
+        refused
+            .map(|one| (one.version.clone(), one.reason.clone()))
+            .collect::<Vec<_>>()
+    };
+    let reason = "this mesh takes no sidecar older than 0.2.0: update this one";
+    assert_eq!(told(&status), [("0.1.0".to_owned(), reason.to_owned())]);
+    let connected = status.workloads.iter().flat_map(|one| &one.sidecars);
+    assert_eq!(connected.count(), 0);
+
+    // Until it is let in again.
+    world.apply(documents(world.directory.path(), "shop")).await;
+    world.subscribe(&orders, 0).await.next().await.unwrap();
+    assert!(told(&world.status().await).is_empty());
 }
 
 #[tokio::test]
