@@ -32,10 +32,12 @@ use crate::url::ControlUrl;
 const MAX_FILE: u64 = 1024 * 1024;
 
 mod applied;
+mod revisions;
 
 pub use applied::{
     Applied, Change, Consents, Difference, Objection, Problem, Proposal, Proposed, Trial, What,
 };
+pub use revisions::{Against, Comparison};
 
 /// An administrator's identity: a directory with `certificate.pem`, `key.pem` and `bundle.pem`.
 #[derive(Clone, Debug)]

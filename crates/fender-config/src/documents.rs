@@ -44,6 +44,18 @@ pub struct Documents {
     pub warnings: Vec<Problem>,
 }
 
+impl Documents {
+    /// How many documents were written.
+    pub fn count(&self) -> usize {
+        usize::from(self.mesh.is_some())
+            + self.workloads.len()
+            + self.nodes.len()
+            + self.upstreams.len()
+            + self.credentials.len()
+            + self.policies.len()
+    }
+}
+
 /// Reads all sources together. Either everything is right, or every problem is told.
 pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
     Memory::default().parse(sources).0

@@ -3,6 +3,7 @@
 
 mod apply;
 mod issue;
+mod revisions;
 mod status;
 mod unspent;
 
@@ -12,10 +13,12 @@ use fender_api::code::Code;
 use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
     ApplyRequest, ApplyResponse, AuditLogRequest, AuditLogResponse, Authority as AuthorityStatus,
-    AuthorityRole, CreateTokenRequest, CreateTokenResponse, DecisionRecord, ExplainRequest,
-    IssueSvidRequest, ListRevocationsRequest, ListRevocationsResponse, ListTokensRequest,
-    ListTokensResponse, Revocation, RevokeRequest, RevokeTokensRequest, RevokeTokensResponse,
-    RotateAuthorityRequest, StatusRequest, StatusResponse, SvidResponse,
+    AuthorityRole, CompareRequest, CompareResponse, CreateTokenRequest, CreateTokenResponse,
+    DecisionRecord, ExplainRequest, IssueSvidRequest, ListRevocationsRequest,
+    ListRevocationsResponse, ListTokensRequest, ListTokensResponse, RevisionsRequest,
+    RevisionsResponse, Revocation, RevokeRequest, RevokeTokensRequest, RevokeTokensResponse,
+    RotateAuthorityRequest, ShowRevisionRequest, ShowRevisionResponse, StatusRequest,
+    StatusResponse, SvidResponse,
 };
 use fender_config::Role;
 use fender_identity::{SpiffeId, csr};
@@ -270,6 +273,60 @@ impl Admin for AdminService {
         control.listings.told(list, next.unwrap_or_default());
         Ok(Response::new(page))
     }
+
+    async fn revisions(
+        &self,
+        request: Request<RevisionsRequest>,
+    ) -> Result<Response<RevisionsResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::Revisions)
+            .await?;
+        let request = request.into_inner();
+        let list = admin.list(Action::Revisions, String::new());
+        let before = match request.before {
+            0 => String::new(),
+            before => before.to_string(),
+        };
+        control.log_list(&admin, &list, &before).await?;
+        let page = control.revisions(request).await?;
+        // Only whoever asks for more finds out that this was all.
+        let next = page.revisions.last().map(|last| last.number.to_string());
+        control.listings.told(list, next.unwrap_or_default());
+        Ok(Response::new(page))
+    }
+
+    async fn show_revision(
+        &self,
+        request: Request<ShowRevisionRequest>,
+    ) -> Result<Response<ShowRevisionResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::ShowRevision)
+            .await?;
+        let number = request.into_inner().number;
+        let subject = revisions::subject(number);
+        let shown = control.show_revision(number, &admin).await;
+        control
+            .answer_read(shown, &admin, Action::ShowRevision, subject)
+            .await
+    }
+
+    async fn compare(
+        &self,
+        request: Request<CompareRequest>,
+    ) -> Result<Response<CompareResponse>, Status> {
+        let control = &*self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::Compare)
+            .await?;
+        let request = request.into_inner();
+        let subject = revisions::compared(&request);
+        let compared = control.compare(request, &admin).await;
+        control
+            .answer_read(compared, &admin, Action::Compare, subject)
+            .await
+    }
 }
 
 /// Turns away whoever does not even claim to be an administrator, before the body of the call is read.
@@ -420,6 +477,20 @@ impl Control {
                 Err(status)
             }
         }
+    }
+
+    /// What only reads is logged here, whatever came of it: before the answer is given.
+    async fn answer_read<T>(
+        &self,
+        result: Result<T, Status>,
+        admin: &Administrator,
+        action: Action,
+        subject: String,
+    ) -> Result<Response<T>, Status> {
+        if result.is_ok() {
+            self.log(admin, action, &subject, Outcome::Done, "").await?;
+        }
+        self.answer_audited(result, admin, action, subject).await
     }
 
     async fn audit_log(&self, request: AuditLogRequest) -> Result<AuditLogResponse, Status> {

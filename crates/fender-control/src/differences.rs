@@ -44,14 +44,19 @@ pub(crate) fn between(
             };
             Some(Difference {
                 kind: name.kind.clone(),
-                name: match name.namespace.as_str() {
-                    "" => name.name.clone(),
-                    namespace => format!("{namespace}/{}", name.name),
-                },
+                name: full_name(name),
                 text,
             })
         })
         .collect()
+}
+
+/// `namespace/name`, or the name of what is of no namespace.
+pub(crate) fn full_name(name: &DocumentName) -> String {
+    match name.namespace.as_str() {
+        "" => name.name.clone(),
+        namespace => format!("{namespace}/{}", name.name),
+    }
 }
 
 /// What has no name, or the same as another, stands together.

@@ -350,6 +350,7 @@ impl Library {
         let apply = revisions::Apply {
             upon: before.revision,
             files: revisions::rewritten(&before.files, &plan.files),
+            documents: plan.documents.count(),
             at: self.clock.now(),
             digests: plan
                 .snapshots

@@ -15,7 +15,7 @@ use crate::store::audit::Chain;
 use crate::store::certificates::More;
 use crate::store::{
     Reader, Store, StoreError, Topic, audit, authorities, certificates, decisions, jwt_keys,
-    replicas, revocations,
+    replicas, revisions, revocations,
 };
 use crate::time::{earlier, later};
 
@@ -99,6 +99,7 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
         .await?
         == More::Perhaps
     {}
+    while control.store.write(revisions::Forget { now }).await? == More::Perhaps {}
     let before = earlier(now, renewal_grace.saturating_add(STRIDE));
     control.store.write(authorities::Forget { before }).await?;
     let succeeded_before = earlier(now, jwt::lingers(&lifetimes));

@@ -147,11 +147,9 @@ pub(crate) async fn status(args: cli::Status) -> Outcome {
         )
         .await
         .map_err(refused)?;
-    show(
-        args.output,
-        &render::status_json(&status),
-        render::status_text,
-    )
+    show(args.output, &render::status_json(&status), |status| {
+        render::status_text(status, terminal_width())
+    })
 }
 
 pub(crate) async fn explain(args: cli::Explain) -> Outcome {
@@ -268,6 +266,12 @@ pub(crate) fn refused(error: AdminError) -> Failure {
     }
 }
 
+/// Of standard output, if it is a terminal that says so.
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}
+
 fn problem_line(problem: &Problem) -> String {
     let place = match (problem.file.as_str(), problem.line) {
         // What is wrong with all of them together is nowhere.
@@ -283,7 +287,7 @@ fn problem_line(problem: &Problem) -> String {
     format!("{place}{} [{}]{help}", problem.message, problem.code)
 }
 
-pub(crate) fn show(output: Output, value: &Value, table: fn(&Value) -> String) -> Outcome {
+pub(crate) fn show(output: Output, value: &Value, table: impl Fn(&Value) -> String) -> Outcome {
     let value = render::tame(value);
     match output {
         Output::Json => print(&format!("{value:#}\n")),

@@ -78,6 +78,10 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Validate documents and make them the mesh's next revision
     Apply(Apply),
+    /// Which revisions of the documents there are, and what they say
+    Revisions(Revisions),
+    /// Show what differs between revisions, or between one and a directory, document by document
+    Diff(Diff),
     /// Make a join token, with which one sidecar proves who it is
     #[command(subcommand)]
     Token(Token),

@@ -17,6 +17,7 @@ mod local;
 mod metrics;
 mod reference;
 mod render;
+mod revisions;
 mod revoke;
 mod sidecar;
 mod signals;
@@ -86,6 +87,8 @@ fn run(cli: Cli) -> Outcome {
         Command::Agent(args) => blocking(agent::run(args)),
         Command::Exec(args) => exec::run(args),
         Command::Apply(args) => blocking(admin::apply(args)),
+        Command::Revisions(args) => blocking(revisions::list_or_show(args)),
+        Command::Diff(args) => blocking(revisions::diff(args)),
         Command::Token(Token::Create(args)) => blocking(admin::create_token(args)),
         Command::Token(Token::List(args)) => blocking(tokens::list(args)),
         Command::Token(Token::Revoke(args)) => blocking(tokens::revoke(args)),

@@ -2,6 +2,9 @@
 //!
 //! Text is made from the JSON, so that the two never disagree.
 
+mod status;
+mod table;
+
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +13,8 @@ use fender_api::decision::DecisionRecord;
 use fender_api::proto::control::v1 as proto;
 use fender_policy::Verdict;
 use serde_json::{Value, json};
+
+pub(crate) use status::{status_json, status_text};
 
 /// The first second of a year with five digits, which RFC 3339 cannot tell.
 const BEYOND: u64 = 253_402_300_800;
@@ -165,136 +170,15 @@ pub(crate) fn decision_text(decision: &Value) -> String {
     out
 }
 
-pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
-    json!({
-        "trust_domain": status.trust_domain,
-        "version": status.version,
-        "revision": status.revision,
-        "profile": if status.development { "development" } else { "production" },
-        "now": moment(status.now_unix),
-        "minimum_version": (!status.minimum_version.is_empty()).then(|| json!({
-            "version": status.minimum_version, "after": moment(status.minimum_version_after_unix),
-        })),
-        "authorities": status.authorities.iter().map(authority_json).collect::<Vec<_>>(),
-        "unrecoverable": moment(status.unrecoverable_unix),
-        "unrecoverable_because": status.unrecoverable_because,
-        "workloads": status.workloads.iter().map(workload_json).collect::<Vec<_>>(),
-    })
-}
-
 pub(crate) fn authority_json(authority: &proto::Authority) -> Value {
     json!({
         "subject": authority.subject,
         "serial": authority.serial,
+        "holder": authority.holder,
         "standing": authority.standing,
         "signs_from": moment(authority.signs_from_unix),
         "not_after": moment(authority.not_after_unix),
     })
-}
-
-fn workload_json(workload: &proto::WorkloadStatus) -> Value {
-    json!({
-        "name": workload.name,
-        "identity": workload.identity,
-        "certificates_issued": workload.certificates_issued,
-        "last_not_after": moment(workload.last_not_after_unix),
-        "sidecars": workload.sidecars.iter().map(|sidecar| json!({
-            "instance": sidecar.instance,
-            "version": sidecar.version,
-            "outdated": sidecar.outdated,
-            "address": sidecar.address,
-            "connected_since": moment(sidecar.connected_since_unix),
-            "snapshot_sent": sidecar.snapshot_sent,
-            "snapshot_acked": sidecar.snapshot_acked,
-            "nack": sidecar.nack,
-            "certificate_serial": sidecar.certificate_serial,
-            "certificate_not_after": moment(sidecar.certificate_not_after_unix),
-            "credentials": sidecar.credentials.iter().map(|credential| json!({
-                "name": credential.name, "generation": credential.generation,
-            })).collect::<Vec<_>>(),
-        })).collect::<Vec<_>>(),
-        "refused": workload.refused.iter().map(|refused| json!({
-            "instance": refused.instance,
-            "version": refused.version,
-            "address": refused.address,
-            "reason": refused.reason,
-            "at": moment(refused.at_unix),
-        })).collect::<Vec<_>>(),
-    })
-}
-
-pub(crate) fn status_text(status: &Value) -> String {
-    let mut out = String::new();
-    let _ = writeln!(
-        out,
-        "trust domain {}, revision {}, fender {}",
-        text(status, "trust_domain"),
-        status["revision"],
-        text(status, "version")
-    );
-    if text(status, "profile") == "development" {
-        out.push_str(
-            "DEVELOPMENT PROFILE: certificates may live for seconds; not for production\n",
-        );
-    }
-    out.push_str("\nAUTHORITY       STANDING                                SERIAL                VALID UNTIL\n");
-    for authority in array(status, "authorities") {
-        let serial: String = text(authority, "serial").chars().take(20).collect();
-        let standing = match text(authority, "standing") {
-            "published" => format!("published, signs {}", text(authority, "signs_from")),
-            standing => standing.to_owned(),
-        };
-        let _ = writeln!(
-            out,
-            "{:<15} {standing:<39} {serial:<21} {}",
-            text(authority, "subject"),
-            text(authority, "not_after")
-        );
-    }
-    let _ = writeln!(
-        out,
-        "unrecoverable if the control plane stays away until {}: {}",
-        text(status, "unrecoverable"),
-        text(status, "unrecoverable_because")
-    );
-    out.push_str("\nWORKLOAD                       SIDECAR            SNAPSHOT   CERTIFICATE UNTIL     NOTE\n");
-    for workload in array(status, "workloads") {
-        let name = text(workload, "name");
-        let mut connected = array(workload, "sidecars").peekable();
-        if connected.peek().is_none() {
-            let _ = writeln!(
-                out,
-                "{name:<30} none connected     -          {:<21}",
-                text(workload, "last_not_after")
-            );
-        }
-        for refused in array(workload, "refused") {
-            let _ = writeln!(
-                out,
-                "{name:<30} {:<18} -          {:<21} turned away {}: {}",
-                format!("fender {}", text(refused, "version")),
-                "",
-                text(refused, "at"),
-                text(refused, "reason"),
-            );
-        }
-        for sidecar in connected {
-            let nack = text(sidecar, "nack");
-            let note = if nack.is_empty() {
-                String::new()
-            } else {
-                format!("refuses {}: {nack}", sidecar["snapshot_sent"])
-            };
-            let _ = writeln!(
-                out,
-                "{name:<30} {:<18} {:<10} {:<21} {note}",
-                format!("fender {}", text(sidecar, "version")),
-                sidecar["snapshot_acked"].to_string(),
-                text(sidecar, "certificate_not_after"),
-            );
-        }
-    }
-    out
 }
 
 pub(crate) fn sidecar_text(status: &Value) -> String {
@@ -379,30 +263,6 @@ mod tests {
         }
         for none in [0, -1, i64::MIN] {
             assert_eq!(moment(none), "never");
-        }
-    }
-
-    #[test]
-    fn attack_what_a_sidecar_says_of_itself_does_not_speak_to_the_terminal() {
-        let status = proto::StatusResponse {
-            workloads: vec![proto::WorkloadStatus {
-                name: "shop/orders".to_owned(),
-                sidecars: vec![proto::SidecarStatus {
-                    version: "1\u{1b}]52;c;aGk=\u{7}".to_owned(),
-                    nack: "no\nshop/ledger  fine\u{9b}2J".to_owned(),
-                    ..proto::SidecarStatus::default()
-                }],
-                ..proto::WorkloadStatus::default()
-            }],
-            ..proto::StatusResponse::default()
-        };
-        let json = status_json(&status);
-        assert!(status_text(&json).contains('\u{1b}'), "it is shown at all");
-        let shown = [status_text(&tame(&json)), format!("{:#}", tame(&json))];
-        for shown in shown {
-            let hostile = |c: char| c.is_control() && c != '\n';
-            assert!(!shown.contains(hostile), "{shown:?}");
-            assert!(!shown.contains("\nshop/ledger"), "{shown}");
         }
     }
 }

@@ -263,6 +263,39 @@ impl Admin for Service {
         Ok(Response::new(proto::AuditLogResponse { entries }))
     }
 
+    async fn revisions(
+        &self,
+        request: Request<proto::RevisionsRequest>,
+    ) -> Result<Response<proto::RevisionsResponse>, Status> {
+        Self::administrator(&request)?;
+        // Whatever is asked for: as a server that does not move on.
+        let revisions = vec![proto::Revision {
+            number: 7,
+            ..proto::Revision::default()
+        }];
+        let in_force = 7;
+        Ok(Response::new(proto::RevisionsResponse {
+            revisions,
+            in_force,
+        }))
+    }
+
+    async fn show_revision(
+        &self,
+        request: Request<proto::ShowRevisionRequest>,
+    ) -> Result<Response<proto::ShowRevisionResponse>, Status> {
+        Self::administrator(&request)?;
+        Err(Code::NotFound.status("no such revision"))
+    }
+
+    async fn compare(
+        &self,
+        request: Request<proto::CompareRequest>,
+    ) -> Result<Response<proto::CompareResponse>, Status> {
+        Self::administrator(&request)?;
+        Err(Code::NotFound.status("no such revision"))
+    }
+
     async fn issue_svid(
         &self,
         request: Request<proto::IssueSvidRequest>,

@@ -99,18 +99,20 @@ CREATE INDEX tokens_by_expiry ON tokens (expires_at);
 CREATE INDEX tokens_by_identity ON tokens (identity) WHERE spent_on IS NULL;
 CREATE INDEX tokens_by_certificate ON tokens (spent_on);
 
--- Revisions of the documents. A number is never used again.
+-- Revisions of the documents. A number is never used again. Old ones are forgotten, unless a snapshot refers to them.
 CREATE TABLE revisions (
     revision   BIGINT  PRIMARY KEY,
     applied_at BIGINT  NOT NULL,
-    applied_by TEXT    NOT NULL
+    applied_by TEXT    NOT NULL,
+    -- How many there were, whatever files they were in.
+    documents  BIGINT  NOT NULL
 );
 -- The documents, verbatim: a file belongs to every revision from one on until, if ever, another text takes its place. So a
--- change adds what it changes, and not the mesh.
+-- change adds what it changes, and not the mesh. Either revision may have been forgotten.
 CREATE TABLE revision_files (
     position BIGINT  NOT NULL,
-    since    BIGINT  NOT NULL REFERENCES revisions (revision),
-    until    BIGINT  REFERENCES revisions (revision),
+    since    BIGINT  NOT NULL,
+    until    BIGINT,
     name     TEXT    NOT NULL,
     text     TEXT    NOT NULL,
     PRIMARY KEY (position, since)
@@ -122,6 +124,7 @@ CREATE TABLE snapshots (
     version  BIGINT  NOT NULL REFERENCES revisions (revision),
     digest   BYTEA   NOT NULL
 );
+CREATE INDEX snapshots_by_version ON snapshots (version);
 
 -- Append-only: each row carries a hash over itself and the row before.
 CREATE TABLE audit (

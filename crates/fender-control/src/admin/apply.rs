@@ -22,7 +22,7 @@ use crate::documents::{self, ApplyError, Author, InForce, Objection, Plan, Revie
 use crate::roles::{self, Rights};
 use crate::store::StoreError;
 use crate::store::audit::{Action, Outcome};
-use crate::store::{certificates, revisions};
+use crate::store::certificates;
 use crate::time::seconds;
 
 /// Objections told one by one; the rest only as a number.
@@ -89,19 +89,6 @@ impl Control {
         match answer {
             Ok(answer) => Ok(answer),
             Err(error) => self.not_applied(error, &admin, action).await,
-        }
-    }
-
-    /// The documents of an earlier revision.
-    pub(super) async fn files_of(&self, revision: u64) -> Result<Vec<Source>, Status> {
-        let files = revisions::files(&self.store, revision)
-            .await
-            .map_err(failed)?;
-        match files.is_empty() {
-            false => Ok(files),
-            true => Err(Code::NotFound.status(format!(
-                "the documents of revision {revision} are not kept here: `fender audit-log list` says which were applied"
-            ))),
         }
     }
 

@@ -8,7 +8,7 @@ use fender_api::proto::control::v1::{
     SidecarStatus, StatusRequest, StatusResponse, WorkloadStatus,
 };
 use fender_config::snapshot::Profile;
-use fender_config::{MinimumVersion, Role};
+use fender_config::{Attestor, MinimumVersion, Role, Workload};
 use fender_identity::{WorkloadName, WorkloadNameError};
 use prost::Message as _;
 use tonic::Status;
@@ -94,6 +94,11 @@ impl Control {
                 name: workload.name.to_string(),
                 refused: self.registry.refused(&workload.name),
                 sidecars: outdated(sidecars.remove(&workload.name).unwrap_or_default(), minimum),
+                snapshot_version: self
+                    .library
+                    .snapshot(&workload.name)
+                    .map_or(0, |snapshot| snapshot.version),
+                attestors: attestors(workload),
                 certificates_issued: tally.as_ref().map_or(0, |tally| tally.issued),
                 last_not_after_unix: tally.map_or(0, |tally| tally.last_not_after),
                 identity,
@@ -131,6 +136,12 @@ impl Control {
             minimum_version_after_unix: minimum.map_or(0, |least| seconds(least.after)),
         })
     }
+}
+
+fn attestors(workload: &Workload) -> Vec<String> {
+    let mut names: Vec<_> = workload.attest.iter().map(Attestor::name).collect();
+    names.dedup();
+    names.into_iter().map(str::to_owned).collect()
 }
 
 /// The sidecars, each with whether it is older than it may be.

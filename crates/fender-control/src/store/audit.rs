@@ -41,6 +41,9 @@ pub(crate) enum Action {
     Revoke,
     Revocations,
     AuditLog,
+    Revisions,
+    ShowRevision,
+    Compare,
     /// A call refused before it was looked at.
     AnyAdministration,
 }
@@ -63,6 +66,9 @@ impl Action {
             Action::Revoke => "revoke",
             Action::Revocations => "revocations",
             Action::AuditLog => "audit-log",
+            Action::Revisions => "revisions",
+            Action::ShowRevision => "show-revision",
+            Action::Compare => "compare",
             Action::AnyAdministration => "any-administration",
         }
     }

@@ -1,17 +1,28 @@
 //! The documents people wrote, verbatim, of every revision; and for each workload the revision that last
 //! changed what it is told. Numbers only grow, across restarts too. What the documents mean is not known here.
+//!
+//! Old revisions are forgotten, but neither the one in force nor one that last changed what a workload is told.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fender_config::Source;
 use fender_identity::{SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
 
+use super::certificates::More;
 use super::{
-    Command, Connection, Query, Record, Store, StoreError, Topic, Value, Whom, audit, execute_all,
-    query, query_rows,
+    Command, Connection, Query, Reader, Record, Store, StoreError, Topic, Value, Whom, audit,
+    execute_all, query, query_rows,
 };
-use crate::time::seconds;
+use crate::time::{earlier, seconds};
+
+/// The newest so many are kept, however old they are;
+pub(crate) const KEPT: u64 = 100;
+/// and all of so many days, however many they are.
+pub(crate) const KEPT_DAYS: u64 = 30;
+/// Revisions, and texts, forgotten in one transaction. A text may be megabytes, and others want to write.
+const FORGET: i64 = 8;
 
 pub(crate) type Digest = [u8; 32];
 
@@ -19,6 +30,41 @@ pub(crate) type Digest = [u8; 32];
 pub(crate) struct Revision {
     pub(crate) number: u64,
     pub(crate) files: Vec<Source>,
+}
+
+/// What is told of a revision beside its documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub(crate) number: u64,
+    pub(crate) applied_at: i64,
+    pub(crate) applied_by: String,
+    pub(crate) documents: u64,
+}
+
+/// Those that are kept and older than this one, the newest first.
+pub(crate) async fn before(
+    reader: &Reader,
+    number: u64,
+    limit: i64,
+) -> Result<Vec<Summary>, StoreError> {
+    query(
+        "SELECT revision, applied_at, applied_by, documents FROM revisions WHERE revision < $1 \
+         ORDER BY revision DESC LIMIT $2",
+    )
+    .bind(i64::try_from(number).unwrap_or(i64::MAX))
+    .bind(limit)
+    .all(reader)
+    .await?
+    .iter()
+    .map(|row| {
+        Ok(Summary {
+            number: row.get::<i64>("revision")?.unsigned_abs(),
+            applied_at: row.get("applied_at")?,
+            applied_by: row.get("applied_by")?,
+            documents: row.get::<i64>("documents")?.unsigned_abs(),
+        })
+    })
+    .collect()
 }
 
 /// The revision in force.
@@ -50,7 +96,8 @@ pub(crate) async fn files(store: &Store, number: u64) -> Result<Vec<Source>, Sto
 async fn read_files<'a>(db: impl Into<Whom<'a>>, number: i64) -> Result<Vec<Source>, StoreError> {
     query(
         "SELECT name, text FROM revision_files \
-         WHERE since <= $1 AND (until IS NULL OR until > $1) ORDER BY position",
+         WHERE since <= $1 AND (until IS NULL OR until > $1) \
+         AND EXISTS (SELECT 1 FROM revisions WHERE revision = $1) ORDER BY position",
     )
     .bind(number)
     .all(db)
@@ -141,6 +188,8 @@ pub(crate) struct Apply {
     /// The revision the change was computed against, 0 for none.
     pub(crate) upon: u64,
     pub(crate) files: Vec<Rewritten>,
+    /// How many documents there are then.
+    pub(crate) documents: usize,
     pub(crate) by: SpiffeId,
     pub(crate) at: UnixTime,
     /// What the workloads are told from now on that may be told something else.
@@ -193,14 +242,17 @@ impl Command for Apply {
         if before.unsigned_abs() != self.upon {
             return Ok(Applied::Overtaken);
         }
-        // Revisions are never removed, so that this number was never used.
+        // The newest revision is never removed, so that this number was never used.
         let number = before.saturating_add(1);
-        query("INSERT INTO revisions (revision, applied_at, applied_by) VALUES ($1, $2, $3)")
-            .bind(number)
-            .bind(seconds(self.at))
-            .bind(self.by.as_str())
-            .execute(&mut *db)
-            .await?;
+        query(
+            "INSERT INTO revisions (revision, applied_at, applied_by, documents) VALUES ($1, $2, $3, $4)",
+        )
+        .bind(number)
+        .bind(seconds(self.at))
+        .bind(self.by.as_str())
+        .bind(i64::try_from(self.documents).unwrap_or(i64::MAX))
+        .execute(&mut *db)
+        .await?;
         self.rewrite_files(number, db).await?;
         let digests = self.digests.iter().map(|(workload, digest)| {
             [
@@ -228,5 +280,51 @@ impl Command for Apply {
             read_told(&mut told, query.all(&mut *db).await?)?;
         }
         Ok(Applied::Revision { number, told })
+    }
+}
+
+/// Forgets a few revisions that are neither among the newest nor young nor needed. Answers whether there may be more.
+pub(crate) struct Forget {
+    pub(crate) now: UnixTime,
+}
+
+impl Command for Forget {
+    type Output = More;
+
+    async fn run(&self, db: &mut Connection) -> Result<More, StoreError> {
+        let (kept, limit) = (i64::try_from(KEPT).unwrap_or(i64::MAX), FORGET);
+        let newest = newest(&mut *db).await?.unwrap_or(0);
+        let young = earlier(self.now, Duration::from_secs(KEPT_DAYS * 24 * 3600));
+        let old = query(
+            "SELECT revision FROM revisions WHERE revision <= $1 AND applied_at < $2 \
+             AND NOT EXISTS (SELECT 1 FROM snapshots WHERE version = revision) ORDER BY revision LIMIT $3",
+        )
+        .bind(newest.saturating_sub(kept))
+        .bind(seconds(young))
+        .bind(limit)
+        .all(&mut *db)
+        .await?;
+        for row in &old {
+            query("DELETE FROM revisions WHERE revision = $1")
+                .bind(row.get::<i64>("revision")?)
+                .execute(&mut *db)
+                .await?;
+        }
+        // A text that replaced another stays for as long as one revision is kept that it belongs to.
+        let gone = query(
+            "DELETE FROM revision_files WHERE (position, since) IN (SELECT position, since FROM revision_files \
+             WHERE until <= $1 AND NOT EXISTS (SELECT 1 FROM revisions WHERE revision >= since AND revision < until) \
+             LIMIT $2)",
+        )
+        .bind(newest.saturating_sub(kept).saturating_add(1))
+        .bind(limit)
+        .execute(db)
+        .await?;
+        Ok(
+            match i64::try_from(old.len()) == Ok(limit) || gone >= limit.unsigned_abs() {
+                true => More::Perhaps,
+                false => More::Nothing,
+            },
+        )
     }
 }

@@ -14,6 +14,7 @@ mod revisions;
 
 use revisions::{
     a_change_of_one_document_stores_one_document, every_revision_reads_back_as_it_was_applied,
+    revisions_are_forgotten_when_they_are_old_and_many_and_nothing_needs_them,
 };
 mod revocation;
 
@@ -68,6 +69,7 @@ on_both! {
     attack_what_a_revoked_agent_was_obtaining_is_undone
     a_revoked_identity_takes_its_join_tokens_with_it
     a_token_is_listed_by_the_beginning_of_its_hash_and_withdrawn_by_it
+    revisions_are_forgotten_when_they_are_old_and_many_and_nothing_needs_them
 }
 
 async fn count(store: &Store, sql: &'static str) -> i64 {

@@ -18,6 +18,7 @@ mod readmission;
 mod renewal;
 mod replicas;
 mod restart;
+mod revisions;
 mod revocation;
 mod roles;
 mod session;

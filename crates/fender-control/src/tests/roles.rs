@@ -4,7 +4,7 @@ use super::*;
 use crate::store::audit::newest;
 
 /// The documents of the shop, with these administrators.
-fn governed(directory: &Path, administrators: &str) -> String {
+pub(super) fn governed(directory: &Path, administrators: &str) -> String {
     let mesh = format!(
         "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: {{ name: mesh }}\n\
          spec: {{ trustDomain: acme.test, administrators: [ {administrators} ] }}\n"
@@ -33,12 +33,12 @@ impl World {
         .await
     }
 
-    async fn administrator(&self, name: &str) -> AdminClient<Channel> {
+    pub(super) async fn administrator(&self, name: &str) -> AdminClient<Channel> {
         let svid = self.certified(name).await.unwrap();
         AdminClient::new(self.as_peer(&svid).await)
     }
 
-    async fn told(&self) -> Vec<String> {
+    pub(super) async fn told(&self) -> Vec<String> {
         let log = newest(self.running.reader(), 1000).await.unwrap();
         log.iter()
             .map(|[actor, action, _, outcome, detail]| {

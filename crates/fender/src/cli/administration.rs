@@ -60,6 +60,57 @@ pub(crate) struct Apply {
     pub(crate) delete_in_use: Vec<WorkloadName>,
 }
 
+#[derive(Args, Debug, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Revisions {
+    #[command(subcommand)]
+    pub(crate) command: Option<RevisionsCommand>,
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// How many at most
+    #[arg(long, value_name = "NUMBER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) last: u32,
+    /// Only older ones than this
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) before: Option<u64>,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub(crate) enum RevisionsCommand {
+    /// Show the documents of a revision, those that you may see
+    Show(RevisionsShow),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RevisionsShow {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Which [default: the one in force]
+    #[arg(value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) number: Option<u64>,
+    /// Documents as they were written, or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Diff {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// The revision before [default: the one in force]
+    #[arg(value_name = "FROM", value_parser = clap::value_parser!(u64).range(1..), required_unless_present = "file")]
+    pub(crate) from: Option<u64>,
+    /// The revision afterwards [default: the one in force]
+    #[arg(value_name = "TO", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "file")]
+    pub(crate) to: Option<u64>,
+    /// Documents instead of a revision: a directory, or one file
+    #[arg(short, long = "file", value_name = "PATH")]
+    pub(crate) file: Option<PathBuf>,
+}
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum Token {
     /// Make a join token for one workload, or for the agent of one node: it works once

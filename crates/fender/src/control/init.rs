@@ -81,6 +81,9 @@ fn flags(args: &cli::Foundation) -> String {
     if let Some(url) = &args.store {
         flag("store", url);
     }
+    if let Some(name) = &args.replica {
+        flag("replica", &name.to_string());
+    }
     let paths = [
         ("admin-dir", &args.admin_dir),
         ("store-password-file", &args.store_password_file),
