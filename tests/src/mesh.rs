@@ -18,11 +18,22 @@ pub struct Mesh {
     pub directory: TempDir,
     pub control: SocketAddr,
     process: Option<Process>,
+    /// Beside its own, a directory from which documents may have files read.
+    files: Option<PathBuf>,
 }
 
 impl Mesh {
     /// A control plane holding `documents`, ready.
     pub fn start(documents: &str) -> Self {
+        Self::start_with(documents, None)
+    }
+
+    /// The same, whose documents refer to files that are in `files` already.
+    pub fn start_allowing(documents: &str, files: &Path) -> Self {
+        Self::start_with(documents, Some(files.to_owned()))
+    }
+
+    fn start_with(documents: &str, files: Option<PathBuf>) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("fender-test-")
             .tempdir()
@@ -35,6 +46,7 @@ impl Mesh {
             directory,
             control: free_address(),
             process: None,
+            files,
         };
         mesh.start_control();
         mesh
@@ -66,6 +78,9 @@ impl Mesh {
             .arg(self.directory.path())
             .arg("--listen")
             .arg(self.control.to_string());
+        if let Some(files) = &self.files {
+            command.arg("--allow-dir").arg(files);
+        }
         let mut process = Process::start("control", &mut command, &self.path("logs/control.log"));
         wait_until("the control plane answers", PATIENCE, || {
             process.assert_running();

@@ -80,7 +80,7 @@ fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) ->
         known,
     } = read::load(sources, recall, report);
     let mut documents = Documents::default();
-    let (mut workloads, mut policies) = (Vec::new(), Vec::new());
+    let (mut workloads, mut nodes, mut policies) = (Vec::new(), Vec::new(), Vec::new());
     let mut places = BTreeMap::new();
     let mut vouching = read::Names::default();
     for (page, raw) in pages {
@@ -101,7 +101,7 @@ fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) ->
                 read::credential(reader, raw),
                 |it| &it.name,
             ),
-            Raw::Node(raw) => insert(&mut documents.nodes, read::node(reader, raw), |it| &it.name),
+            Raw::Node(raw) => nodes.extend(read::node(reader, raw).map(|read| (page, read))),
             Raw::AuthorizationPolicy(raw) => policies.push((page, raw)),
             Raw::Sidecar(_) => report.add(
                 Problem::new(
@@ -128,12 +128,16 @@ fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) ->
         );
     }
     let ports = Ports::of(&workloads);
-    let groups = documents
-        .nodes
-        .values()
-        .flat_map(|node| node.groups.iter().cloned())
+    let groups = nodes
+        .iter()
+        .flat_map(|(_, (node, _))| node.groups.iter().cloned())
         .collect();
     let whom = Whom { groups, vouching };
+    for (page, (mut node, entries)) in nodes {
+        let reader = &mut Reader { page, report };
+        node.attest = read::resolve_attest(reader, &known, &whom, entries);
+        documents.nodes.insert(node.name.clone(), node);
+    }
     for unresolved in workloads {
         let workload = unresolved.resolve(&known, &ports, &whom, report);
         documents.workloads.insert(workload.name.clone(), workload);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use attest::InvalidDigest;
-pub(crate) use attest::Whom;
+pub(crate) use attest::{Whom, resolve as resolve_attest};
 pub(crate) use credential::credential;
 pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
 pub(crate) use node::node;

@@ -17,9 +17,9 @@ use fender_api::proto::control::v1::{
     SvidResponse, X509Evidence,
 };
 use fender_config::Attestor;
+use fender_identity::SpiffeId;
 use fender_identity::csr::{self, Csr};
 use fender_identity::verify::Proof;
-use fender_identity::{SpiffeId, WorkloadName};
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status};
 
@@ -186,12 +186,12 @@ impl Control {
             .verify(&shown.token, origin.ip.map(Neighbourhood::of))
             .await
             .map_err(not_vouched)?;
-        let (workload, grant, attest) = self.attestable(&in_force, &request_key)?;
+        let (grant, attest) = self.attestable(&in_force, &request_key)?;
         let selectors = attest.iter().filter_map(|attestor| match attestor {
             Attestor::Kubernetes(selector) => Some(selector),
             Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::X509(_) => None,
         });
-        let vouched = matching(&workload, selectors, &vouched, |selector, vouched| {
+        let vouched = matching(&request_key.id, selectors, &vouched, |selector, vouched| {
             differs(selector, &vouched.whose)
         })?;
         self.clusters
@@ -201,7 +201,7 @@ impl Control {
             vouched: Box::new(vouched.clone()),
             source: origin.text,
         };
-        self.issue(request_key, &workload, grant, evidence).await
+        self.issue(request_key, grant, evidence).await
     }
 
     /// A certificate of another authority, whose key signed this request for this server.
@@ -231,19 +231,19 @@ impl Control {
             NotVouched::Refused(why) => evidence_refused(&why),
             NotVouched::Away(why) => unavailable(&why),
         })?;
-        let (workload, grant, attest) = self.attestable(&in_force, &request_key)?;
+        let (grant, attest) = self.attestable(&in_force, &request_key)?;
         let selectors = attest.iter().filter_map(|attestor| match attestor {
             Attestor::X509(selector) => Some(selector),
             Attestor::Token | Attestor::Unix(_) | Attestor::Docker(_) | Attestor::Kubernetes(_) => {
                 None
             }
         });
-        let vouched = matching(&workload, selectors, &vouched, differs)?;
+        let vouched = matching(&request_key.id, selectors, &vouched, differs)?;
         let evidence = Evidence::X509 {
             vouched: Box::new(vouched.clone()),
             source: origin.text,
         };
-        self.issue(request_key, &workload, grant, evidence).await
+        self.issue(request_key, grant, evidence).await
     }
 
     /// What the documents give the identity of a request, and to whom; nobody is told that there is no such identity.
@@ -251,30 +251,28 @@ impl Control {
         &self,
         in_force: &'d InForce,
         request: &Csr,
-    ) -> Result<(WorkloadName, Grant, &'d BTreeSet<Attestor>), Status> {
-        let unknown = || evidence_refused("no document describes the identity of the request");
-        let workload = request.id.workload().ok_or_else(unknown)?;
-        let (grant, attest) = self.grant(in_force, request).map_err(|_| unknown())?;
-        Ok((workload, grant, attest))
+    ) -> Result<(Grant, &'d BTreeSet<Attestor>), Status> {
+        self.grant(in_force, request)
+            .map_err(|_| evidence_refused("no document describes the identity of the request"))
     }
 
     async fn issue(
         &self,
         request_key: Csr,
-        workload: &WorkloadName,
         grant: Grant,
         evidence: Evidence,
     ) -> Result<SvidResponse, Status> {
         let attestor = evidence.attestor();
-        let identity = request_key.id.clone();
-        self.pace(&identity, &evidence, &grant)?;
-        let attested = Attested::new(identity, request_key, grant, evidence).map_err(not_issued)?;
+        let id = request_key.id.clone();
+        self.pace(&id, &evidence, &grant)?;
+        let attested =
+            Attested::new(id.clone(), request_key, grant, evidence).map_err(not_issued)?;
         let issued = self
             .authority
             .issue(attested, self.clock.now())
             .map_err(not_issued)?;
         let recorded = issued.record(&self.store).await.map_err(failed)?;
-        tracing::info!(%workload, attestor, "workload attested");
+        tracing::info!(%id, attestor, "attested");
         Ok(self.answer(recorded))
     }
 
@@ -335,9 +333,9 @@ pub(crate) fn read_request(der: &[u8]) -> Result<Csr, Status> {
     csr::parse(der).map_err(|error| Code::CsrInvalid.status(error.to_string()))
 }
 
-/// What is vouched for that a selector of the workload admits.
+/// What is vouched for that a selector of the identity's document admits.
 fn matching<'v, S: 'v, V>(
-    workload: &WorkloadName,
+    id: &SpiffeId,
     selectors: impl Iterator<Item = &'v S>,
     vouched: &'v [V],
     differs: impl Fn(&S, &V) -> Option<String>,
@@ -352,8 +350,8 @@ fn matching<'v, S: 'v, V>(
         }
     }
     Err(evidence_refused(&match why.as_slice() {
-        [] => format!("the document of `{workload}` does not list this way under `attest`"),
-        why => format!("`{workload}`: {}", why.join("; ")),
+        [] => format!("the document of `{id}` does not list this way under `attest`"),
+        why => format!("`{id}`: {}", why.join("; ")),
     }))
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fender_agent::{Agent, AgentConfig, Engine};
-use fender_api::client::{self, Evidence, SessionConfig, StateDir};
+use fender_api::client::{self, Evidence, FirstContact, SessionConfig, StateDir};
 use fender_api::token::TokenFile;
+use fender_identity::SpiffeId;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -15,7 +16,7 @@ use rustix::fs::Mode;
 use crate::cli;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::signals::{HangUp, Stop};
-use crate::source::refused;
+use crate::source::{control_roots, refused};
 
 /// How long calls under way may take once told to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,9 +39,7 @@ pub(crate) async fn run(args: cli::Agent) -> Outcome {
     let drain = Drain::new();
     let config = SessionConfig {
         url,
-        evidence: args
-            .token_file
-            .map(|file| Evidence::Token(TokenFile::new(file))),
+        evidence: evidence(&args)?,
         state: Some(state),
         clock: clock::system(),
         drain: drain.clone(),
@@ -66,6 +65,40 @@ pub(crate) async fn run(args: cli::Agent) -> Outcome {
     tracing::info!("stopping");
     drain.close(Deadline::after(GRACE)).await;
     Ok(Exit::Done)
+}
+
+/// What the command line gives to prove with whose agent this is.
+fn evidence(args: &cli::Agent) -> Result<Option<Evidence>, Failure> {
+    if let Some(file) = &args.token_file {
+        return Ok(Some(Evidence::Token(TokenFile::new(file))));
+    }
+    let contact = || {
+        let (Some(trust_domain), Some(node)) = (&args.trust_domain, &args.node) else {
+            return Err(Failure::usage(
+                "say whose agent this is and where it belongs: --node NAME and --trust-domain NAME",
+            ));
+        };
+        Ok(FirstContact {
+            identity: SpiffeId::for_agent(trust_domain, node),
+            roots: control_roots(args.bundle.as_deref(), &args.ca_pin)?,
+        })
+    };
+    match (
+        &args.kubernetes_token_file,
+        &args.x509_certificate,
+        &args.x509_key,
+    ) {
+        (Some(token), _, _) => Ok(Some(Evidence::Kubernetes {
+            token: token.clone(),
+            contact: contact()?,
+        })),
+        (None, Some(certificate), Some(key)) => Ok(Some(Evidence::X509 {
+            certificate: certificate.clone(),
+            key: key.clone(),
+            contact: contact()?,
+        })),
+        (None, _, _) => Ok(None),
+    }
 }
 
 /// Anybody may connect: who it is, the kernel says, and what that is good for, the control plane.

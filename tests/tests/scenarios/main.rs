@@ -12,6 +12,7 @@
 
 mod agent;
 mod attacks;
+mod attestation;
 mod audit_log;
 mod compose;
 mod control_loss;

@@ -87,24 +87,13 @@ fn entry(reader: &mut Reader<'_>, at: &At<raw::Attest>, whose: Whose) -> Option<
         );
         return None;
     }
-    for (field, there) in [
-        ("kubernetes", kubernetes.is_some()),
-        ("x509", x509.is_some()),
-    ] {
-        if there && whose == Whose::Node {
-            let message = format!("an agent does not attest by `{field}` yet");
-            let help = "write `{ token: {} }`; `kubernetes` and `x509` belong into a Workload";
-            reader.wrong(at, "fender::wrong-place", message, help);
-            return None;
-        }
-    }
     for (field, there) in [("unix", unix.is_some()), ("docker", docker.is_some())] {
         if there && whose == Whose::Node {
             reader.wrong(
                 at,
                 "fender::wrong-place",
                 format!("an agent cannot attest by `{field}`: it would vouch for itself"),
-                "write `{ token: {} }`; `unix` and `docker` belong into a Workload",
+                "write `{ token: {} }`, `{ kubernetes: { … } }` or `{ x509: { … } }`; `unix` and `docker` belong into a Workload",
             );
             return None;
         }
@@ -123,6 +112,15 @@ fn entry(reader: &mut Reader<'_>, at: &At<raw::Attest>, whose: Whose) -> Option<
         return self::docker(reader, written);
     }
     if let Some(written) = kubernetes {
+        if whose == Whose::Node && written.value.node.is_none() && written.value.pod.is_none() {
+            reader.wrong(
+                at,
+                "fender::missing-field",
+                "whoever runs as this service account, on whichever node of the cluster, could become this node's agent",
+                "narrow it by `node`, as the cluster calls this host",
+            );
+            return None;
+        }
         return self::kubernetes(reader, &written.value);
     }
     x509.as_ref()
@@ -190,7 +188,7 @@ fn x509(reader: &mut Reader<'_>, at: &At<raw::X509Selector>) -> Option<Entry> {
         reader.wrong(
             at,
             "fender::missing-field",
-            "whoever has any certificate of this authority could become this workload",
+            "whoever has any certificate of this authority could attest this way",
             "narrow it by at least one of `subject`, `dnsName`, `uri` and `sha256`",
         );
         return None;

@@ -5,13 +5,17 @@ use std::collections::BTreeSet;
 use fender_identity::NodeName;
 
 use super::NAME_HELP;
-use super::attest::{Whose, attest};
+use super::attest::{Entry, Whose, attest};
 use crate::documents::Node;
 use crate::name::check_label;
 use crate::raw::{self, Document};
 use crate::yaml::Reader;
 
-pub(crate) fn node(reader: &mut Reader<'_>, document: Document<raw::Node>) -> Option<Node> {
+/// Its `attest` is still empty: whom the entries refer to is to be looked up.
+pub(crate) fn node(
+    reader: &mut Reader<'_>,
+    document: Document<raw::Node>,
+) -> Option<(Node, Vec<Entry>)> {
     let Document { metadata, spec, .. } = document;
     let name = reader.parse::<NodeName>(&metadata.value.name, "fender::bad-name", NAME_HELP);
     if let Some(at) = &metadata.value.namespace {
@@ -30,13 +34,11 @@ pub(crate) fn node(reader: &mut Reader<'_>, document: Document<raw::Node>) -> Op
             reader.wrong(at, "fender::duplicate", message, "remove one of them");
         }
     }
-    let attest = attest(reader, &metadata, spec.attest.as_deref(), Whose::Node)
-        .into_iter()
-        .map(|entry| entry.attestor)
-        .collect();
-    Some(Node {
+    let entries = attest(reader, &metadata, spec.attest.as_deref(), Whose::Node);
+    let node = Node {
         name: name?,
         groups,
-        attest,
-    })
+        attest: BTreeSet::new(),
+    };
+    Some((node, entries))
 }

@@ -156,3 +156,41 @@ async fn the_log_is_told_in_pages_to_those_who_hold_security_and_is_verified_by_
     let later = admin.audit_log(request).await.unwrap().into_inner();
     assert_eq!(later.entries, []);
 }
+
+#[tokio::test]
+async fn attack_reading_from_the_middle_of_a_list_does_not_go_unrecorded() {
+    let world = World::new().await;
+    let read = async |after| {
+        let request = proto::AuditLogRequest {
+            after,
+            ..proto::AuditLogRequest::default()
+        };
+        let answer = world.admin().await.audit_log(request).await.unwrap();
+        answer.into_inner().entries
+    };
+    let page = read(1).await;
+    let last = page.last().unwrap();
+    assert_eq!(last.action, "audit-log");
+    assert!(
+        last.detail.starts_with("from behind 1; "),
+        "{}",
+        last.detail
+    );
+    // Where it ended it goes on, and is told of once.
+    let end = last.sequence;
+    assert!(read(end).await.is_empty());
+    // Whoever asks again begins another list.
+    let page = read(end).await;
+    assert_eq!(page.len(), 1);
+    let told = format!("from behind {end}; ");
+    assert!(page[0].detail.starts_with(&told), "{}", page[0].detail);
+
+    let request = proto::StatusRequest {
+        after: "shop/inventory".to_owned(),
+        ..proto::StatusRequest::default()
+    };
+    world.admin().await.status(request).await.unwrap();
+    let page = read(end + 1).await;
+    let status = page.iter().find(|entry| entry.action == "status").unwrap();
+    assert!(status.detail.starts_with("from behind shop/inventory; "));
+}

@@ -359,6 +359,61 @@ async fn attack_a_service_account_does_not_renew_when_its_document_or_cluster_is
 }
 
 #[tokio::test]
+async fn attack_an_agent_is_that_of_the_node_its_token_is_bound_to_and_of_no_other() {
+    let (world, cluster) = world().await;
+    let node = |name: &str, there: &str| {
+        format!(
+            "---\napiVersion: fender.dev/v1\nkind: Node\nmetadata: {{ name: {name} }}\nspec: {{ attest: [ {{ kubernetes: \
+             {{ cluster: east, namespace: fender, serviceAccount: agent, node: {there} }} }} ] }}\n"
+        )
+    };
+    let documents = documents_with(&by_file(&world.path("jwks.json")), ATTEST);
+    let with_nodes = [
+        documents.clone(),
+        node("edge-1", "node-a"),
+        node("edge-2", "node-b"),
+    ];
+    world.apply(with_nodes.concat()).await;
+    let agents = with(|claims| {
+        claims["sub"] = json!("system:serviceaccount:fender:agent");
+        claims["kubernetes.io"]["namespace"] = json!("fender");
+        claims["kubernetes.io"]["serviceaccount"]["name"] = json!("agent");
+    });
+    let token = cluster.token(&agents);
+    let show = async |id: &str, token: &str| {
+        let key = NewKey::generate().unwrap();
+        let answer = world.show(shown(token), &key, id).await?;
+        Ok::<_, Status>(key.into_svid(issued(answer).chain).unwrap())
+    };
+    let (one, two) = (
+        "spiffe://acme.test/fender/agent/edge-1",
+        "spiffe://acme.test/fender/agent/edge-2",
+    );
+    let agent = show(one, &token).await.unwrap();
+    assert_eq!(refused(show(two, &token).await), Code::EvidenceRefused);
+    assert_eq!(refused(show(ORDERS, &token).await), Code::EvidenceRefused);
+    let orders = cluster.token(&claims(NOW));
+    assert_eq!(refused(show(one, &orders).await), Code::EvidenceRefused);
+
+    // It renews as long as its document says so.
+    let renew = async || {
+        let request = proto::RenewRequest {
+            csr: NewKey::generate().unwrap().csr_der(agent.id()).unwrap(),
+            expired: None,
+        };
+        IdentityClient::new(world.as_peer(&agent).await)
+            .renew(request)
+            .await
+            .map(drop)
+    };
+    renew().await.unwrap();
+    world
+        .apply([documents, node("edge-1", "node-c")].concat())
+        .await;
+    assert_eq!(refused(renew().await), Code::NotAttestable);
+}
+
+#[tokio::test]
 async fn attack_valid_evidence_gets_through_among_neighbours_who_guess_and_a_spent_token_does_not()
 {
     let (world, cluster) = world().await;

@@ -104,6 +104,51 @@ async fn the_holder_of_a_certificate_gets_the_identity_its_document_names() {
 }
 
 #[tokio::test]
+async fn attack_a_certificate_that_was_shown_does_not_outlive_its_own_end_or_its_selector() {
+    let (world, corporate) = world(BY_SUBJECT).await;
+    let attested = async |held: &Held| {
+        let connection = world.anonymous().await;
+        let key = NewKey::generate().unwrap();
+        let csr = key.csr_der(&ORDERS.parse().unwrap()).unwrap();
+        let message = proof::attestation(&csr, &connection.server_leaf);
+        let answer = show_on(&connection.channel, evidence(held, &message), csr).await;
+        key.into_svid(issued(answer.unwrap()).chain).unwrap()
+    };
+    let renew = async |svid: &Svid| {
+        let request = proto::RenewRequest {
+            csr: NewKey::generate().unwrap().csr_der(svid.id()).unwrap(),
+            expired: None,
+        };
+        IdentityClient::new(world.as_peer(svid).await)
+            .renew(request)
+            .await
+            .map(drop)
+    };
+    // It ends half an hour from now: what it brought lives for an hour.
+    let end = std::time::UNIX_EPOCH + Duration::from_secs(NOW + 1800);
+    let short = attested(&corporate.issue(|leaf| leaf.not_after = end.into())).await;
+    let long = attested(&corporate.issue(|_| ())).await;
+    renew(&short).await.unwrap();
+    world.clock.advance(Duration::from_secs(1801));
+    assert_eq!(refused(renew(&short).await), Code::NotAttestable);
+    renew(&long).await.unwrap();
+
+    let roots = world.path("corporate.pem");
+    let vouching = |name: &str| {
+        format!(
+            "  x509: [ {{ name: {name}, roots: {{ file: {} }} }} ]",
+            roots.display()
+        )
+    };
+    let web = BY_SUBJECT.replace("CN=orders", "CN=web");
+    let renamed = BY_SUBJECT.replace("corporate", "other");
+    for (name, attest) in [("corporate", web), ("other", renamed)] {
+        world.apply(documents_with(&vouching(name), &attest)).await;
+        assert_eq!(refused(renew(&long).await), Code::NotAttestable, "{attest}");
+    }
+}
+
+#[tokio::test]
 async fn every_field_of_a_selector_must_hold() {
     let attest = "{ x509: { authority: corporate, subject: \"CN=orders,O=Acme\", dnsName: orders.acme.internal, uri: \"urn:acme:orders\" } }";
     let (world, corporate) = world(attest).await;

@@ -159,15 +159,18 @@ pub(crate) struct TokenList {
 }
 
 #[derive(Args, Debug, Clone)]
-#[group(required = true, multiple = false)]
 pub(crate) struct TokenRevoke {
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// The one token that `fender token list` calls so
-    #[arg(value_name = "ID")]
+    #[arg(
+        value_name = "ID",
+        required_unless_present_any = ["workload", "node"],
+        conflicts_with_all = ["workload", "node"]
+    )]
     pub(crate) id: Option<String>,
     /// All for this workload
-    #[arg(long, value_name = "NAMESPACE/NAME")]
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "node")]
     pub(crate) workload: Option<WorkloadName>,
     /// All for the agent of this node
     #[arg(long, value_name = "NAME")]

@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use fender_api::url::ControlUrl;
 use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
-use fender_identity::{TrustDomain, WorkloadName};
+use fender_identity::{NodeName, TrustDomain, WorkloadName};
 
 use super::{ca_pin, directory, duration, unix_url};
 
@@ -229,6 +229,43 @@ pub(crate) struct Agent {
     /// A file holding a join token made with `fender token create --node`; deleted once used
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// A file holding a projected service-account token of a Kubernetes cluster that the mesh knows
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["token_file", "x509_certificate"],
+        requires_all = ["node", "trust_domain", "agents_first_contact"]
+    )]
+    pub(crate) kubernetes_token_file: Option<PathBuf>,
+    /// A certificate of another authority that the mesh knows, with its chain
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "token_file",
+        requires_all = ["x509_key", "node", "trust_domain", "agents_first_contact"]
+    )]
+    pub(crate) x509_certificate: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "x509_certificate")]
+    pub(crate) x509_key: Option<PathBuf>,
+    /// The node whose agent this is, as its document calls it, where no join token says it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<NodeName>,
+    /// The trust domain of the control plane, where no join token says it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) trust_domain: Option<TrustDomain>,
+    /// SHA-256 of a root the control plane must be vouched for by, as sha256:HEX (repeatable)
+    #[arg(
+        long,
+        value_name = "HASH",
+        value_parser = ca_pin,
+        group = "agents_first_contact",
+        conflicts_with = "bundle"
+    )]
+    pub(crate) ca_pin: Vec<CaPin>,
+    /// The roots the control plane must be vouched for by, instead of their hashes
+    #[arg(long, value_name = "FILE", group = "agents_first_contact")]
+    pub(crate) bundle: Option<PathBuf>,
     /// Where the agent's own key and certificate are kept across restarts
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,

@@ -15,6 +15,7 @@ use fender_api::client::{
 use fender_api::token::TokenFile;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Identity, Standalone};
+use fender_identity::tls::CaPin;
 use fender_identity::verify::{Refusal, Role, verify};
 use fender_identity::{Bundles, PeerSvid, SpiffeId, Svid};
 use fender_runtime::clock::{SharedClock, UnixTime};
@@ -161,20 +162,24 @@ fn first_contact(source: &cli::Source) -> Result<FirstContact, Failure> {
             "say who this is and where it belongs: --workload NAMESPACE/NAME and --trust-domain NAME".to_owned(),
         ));
     };
-    let roots = match (&source.bundle, source.ca_pin.as_slice()) {
-        (Some(bundle), _) => ControlRoots::Bundle(bundle.clone()),
-        (None, []) => {
-            return Err(Failure::usage(
-                "say by what the control plane is recognised: --ca-pin sha256:… or --bundle FILE"
-                    .to_owned(),
-            ));
-        }
-        (None, pins) => ControlRoots::Pins(pins.to_vec()),
-    };
     Ok(FirstContact {
         identity: SpiffeId::for_workload(trust_domain, workload),
-        roots,
+        roots: control_roots(source.bundle.as_deref(), &source.ca_pin)?,
     })
+}
+
+/// By what the control plane is recognised where no join token says it.
+pub(crate) fn control_roots(
+    bundle: Option<&Path>,
+    pins: &[CaPin],
+) -> Result<ControlRoots, Failure> {
+    match (bundle, pins) {
+        (Some(bundle), _) => Ok(ControlRoots::Bundle(bundle.to_owned())),
+        (None, []) => Err(Failure::usage(
+            "say by what the control plane is recognised: --ca-pin sha256:… or --bundle FILE",
+        )),
+        (None, pins) => Ok(ControlRoots::Pins(pins.to_vec())),
+    }
 }
 
 /// The documents of a sidecar without a control plane.

@@ -127,6 +127,24 @@ async fn whoever_was_away_beyond_the_grace_comes_back_by_itself_with_new_evidenc
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_is_not_admitted_any_more_by_what_was_attested_attests_anew_by_itself() {
+    let bench = Bench::new();
+    let file = bench.token(&bench.control.token(1, None));
+    let mut session = bench.open(bench.config(Some(file), None)).await.unwrap();
+    let before = session.svid.borrow_and_update().clone();
+    *bench.control.refuse_renewals.lock().unwrap() = Some(Code::NotAttestable);
+    // Nothing is at hand at first: the certificate stays, and is asked for again and again.
+    let wait = Duration::from_secs(40 * 60);
+    let changed = tokio::time::timeout(wait, session.svid.changed()).await;
+    assert!(changed.is_err());
+    assert_eq!(session.svid.borrow().serial(), before.serial());
+    let file = bench.token(&bench.control.token(2, None));
+    session.svid.changed().await.unwrap();
+    assert_ne!(session.svid.borrow().serial(), before.serial());
+    assert!(!file.exists(), "it has served");
+}
+
+#[tokio::test(start_paused = true)]
 async fn attack_new_evidence_for_another_identity_changes_nobody() {
     let bench = Bench::new();
     let file = bench.token(&bench.control.token(1, None));
