@@ -16,6 +16,7 @@ use fender_identity::{
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::id::OpaqueId;
+use rustls_pki_types::CertificateRevocationListDer;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
@@ -340,6 +341,16 @@ impl Admin {
         let request = proto::ListRevocationsRequest {};
         let answer = bounded(deadline, self.client.list_revocations(request)).await?;
         Ok(answer.revocations)
+    }
+
+    /// The revocation lists of the mesh's authorities.
+    pub async fn revocation_lists(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<Vec<CertificateRevocationListDer<'static>>, AdminError> {
+        let request = proto::RevocationListsRequest {};
+        let answer = bounded(deadline, self.client.revocation_lists(request)).await?;
+        Ok(answer.lists.into_iter().map(Into::into).collect())
     }
 
     /// The next entries of the audit log after this one, none if that was all. They are as the control plane tells them:

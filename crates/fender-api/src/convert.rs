@@ -11,7 +11,7 @@ mod snapshot;
 mod trust;
 
 pub(crate) use trust::denied;
-pub use trust::{IssuedSvid, bundles_from_proto, bundles_to_proto};
+pub use trust::{IssuedSvid, MAX_CRLS, bundles_from_proto, bundles_to_proto};
 
 /// A field that cannot be used, by its path in the message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 
 use fender_identity::verify::MAX_CHAIN;
 use fender_identity::{
-    Bundle, BundleError, Bundles, Malformed, SpiffeId, SpiffeIdError, Svid, SvidError, TrustDomain,
-    concatenated,
+    Bundle, BundleError, Bundles, DenyList, Malformed, SpiffeId, SpiffeIdError, Svid, SvidError,
+    TrustDomain, concatenated, revoked_serials,
 };
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -33,6 +33,7 @@ const WINDOW: u32 = 64 * 1024;
 const MAX_SVIDS: usize = 64;
 const MAX_TRUST_DOMAINS: usize = 256;
 const MAX_ROOTS: usize = 64;
+const MAX_LISTS: usize = 256;
 /// How much of a refusal's text is kept.
 const MAX_REASON: usize = 512;
 
@@ -43,6 +44,9 @@ pub struct Received {
     pub svids: Vec<Svid>,
     /// Of every trust domain it named.
     pub bundles: Bundles,
+    /// What its revocation lists name. Their signatures are not looked at: who gives the roots over this socket could give
+    /// others. A number is refused whichever authority gave it out.
+    pub denied: DenyList,
 }
 
 /// What an API says from now on.
@@ -161,7 +165,7 @@ impl TryFrom<X509svidResponse> for Received {
         let X509svidResponse {
             svids,
             federated_bundles,
-            ..
+            crl,
         } = response;
         if svids.is_empty() {
             return Err(FetchError::Nobody);
@@ -185,8 +189,26 @@ impl TryFrom<X509svidResponse> for Received {
         Ok(Self {
             svids: read,
             bundles,
+            denied: denied(&crl)?,
         })
     }
+}
+
+/// Fewer would be read than are meant if one could not be: then nothing is taken.
+fn denied(lists: &[Vec<u8>]) -> Result<DenyList, FetchError> {
+    if lists.len() > MAX_LISTS {
+        return Err(FetchError::TooManyRevocations);
+    }
+    let mut denied = DenyList::default();
+    for list in lists {
+        for serial in revoked_serials(list)? {
+            denied.deny_serial(serial);
+        }
+        if denied.serials().count() > DenyList::MAX_SERIALS {
+            return Err(FetchError::TooManyRevocations);
+        }
+    }
+    Ok(denied)
 }
 
 fn svid(message: &X509svid) -> Result<Svid, FetchError> {
@@ -251,6 +273,12 @@ pub enum FetchError {
         "the Workload API answered with more than {MAX_SVIDS} identities or {MAX_TRUST_DOMAINS} trust domains"
     )]
     TooMany,
+    /// More than can be kept.
+    #[error(
+        "the Workload API answered with more than {MAX_LISTS} revocation lists or {} revoked certificates",
+        DenyList::MAX_SERIALS
+    )]
+    TooManyRevocations,
     /// A certificate is for somebody else than said.
     #[error("the certificate of `{said}` is for `{held}`")]
     OtherName {

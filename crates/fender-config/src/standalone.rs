@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fender_identity::{Bundles, SpiffeId};
+use fender_identity::{SpiffeId, Trust};
 use fender_policy::PolicySet;
 
 use crate::documents::snapshot::selected;
@@ -190,7 +190,7 @@ impl Standalone {
     }
 
     /// The same Snapshot a control plane would have sent.
-    pub fn snapshot(&self, identity: &SpiffeId, bundles: Bundles, version: u64) -> Snapshot {
+    pub fn snapshot(&self, identity: &SpiffeId, trust: impl Into<Trust>, version: u64) -> Snapshot {
         let sidecar = &self.sidecar;
         let policies = PolicySet {
             default: sidecar.authorization,
@@ -205,7 +205,7 @@ impl Standalone {
             version,
             identity: identity.clone(),
             profile: Profile::Production,
-            trust: Arc::new(bundles).into(),
+            trust: trust.into(),
             tls: sidecar.tls,
             inbound: sidecar.inbound.iter().map(InboundPort::listener).collect(),
             outbound: sidecar.outbound.iter().map(DirectPort::outbound).collect(),

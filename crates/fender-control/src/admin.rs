@@ -16,9 +16,9 @@ use fender_api::proto::control::v1::{
     AuthorityRole, CompareRequest, CompareResponse, CreateTokenRequest, CreateTokenResponse,
     DecisionRecord, ExplainRequest, IssueSvidRequest, ListRevocationsRequest,
     ListRevocationsResponse, ListTokensRequest, ListTokensResponse, RevisionsRequest,
-    RevisionsResponse, Revocation, RevokeRequest, RevokeTokensRequest, RevokeTokensResponse,
-    RotateAuthorityRequest, ShowRevisionRequest, ShowRevisionResponse, StatusRequest,
-    StatusResponse, SvidResponse,
+    RevisionsResponse, Revocation, RevocationListsRequest, RevocationListsResponse, RevokeRequest,
+    RevokeTokensRequest, RevokeTokensResponse, RotateAuthorityRequest, ShowRevisionRequest,
+    ShowRevisionResponse, StatusRequest, StatusResponse, SvidResponse,
 };
 use fender_config::Role;
 use fender_identity::{SpiffeId, csr};
@@ -246,6 +246,22 @@ impl Admin for AdminService {
             .log(&admin, Action::Revocations, "", Outcome::Done, "")
             .await?;
         Ok(Response::new(control.revocations().await?))
+    }
+
+    async fn revocation_lists(
+        &self,
+        request: Request<RevocationListsRequest>,
+    ) -> Result<Response<RevocationListsResponse>, Status> {
+        let control = &*self.0;
+        // Every sidecar is told the same: who may see anything may see these.
+        control
+            .administrator(request.extensions(), Role::Viewer, Action::Revocations)
+            .await?;
+        let announced = control.trust.follow().borrow().clone();
+        let lists = announced.trust.crls.iter();
+        Ok(Response::new(RevocationListsResponse {
+            lists: lists.map(|list| list.to_vec()).collect(),
+        }))
     }
 
     async fn audit_log(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fender_api::convert::MAX_CRLS;
 use fender_api::proto::control::v1 as proto;
 use fender_identity::Trust;
 use fender_runtime::clock::SharedClock;
@@ -16,7 +17,7 @@ use rustls::pki_types::UnixTime;
 use tokio::sync::{Mutex, watch};
 
 use crate::ca::{Authority, sha256};
-use crate::store::{Store, StoreError, revocations, trust};
+use crate::store::{Store, StoreError, crls, revocations, trust};
 
 /// A Trust with its number, as it is and as it travels.
 #[derive(Debug)]
@@ -88,8 +89,10 @@ async fn gather(
         authority.trust_domain(),
     ));
     authority.heed(Arc::clone(&denied));
+    let lists = crls::all(store).await?.into_iter().map(|row| row.list);
     Ok(Trust {
         denied,
+        crls: lists.take(MAX_CRLS).collect(),
         jwt: authority.jwt_bundles(),
         ..Arc::clone(&authority.state().bundles).into()
     })

@@ -13,6 +13,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::{OID_X509_EXT_KEY_USAGE, OID_X509_EXT_SUBJECT_ALT_NAME};
 use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
@@ -31,6 +32,17 @@ impl Validity {
     pub fn includes(&self, now: UnixTime) -> bool {
         self.not_before <= now && now <= self.not_after
     }
+}
+
+/// The certificates that a revocation list names, as its issuer means them; whose list it is, is not looked at.
+pub fn revoked_serials(list: &[u8]) -> Result<Vec<Serial>, Malformed> {
+    let (rest, list) = CertificateRevocationList::from_der(list).map_err(|_| Malformed::NotX509)?;
+    if !rest.is_empty() {
+        return Err(Malformed::NotX509);
+    }
+    list.iter_revoked_certificates()
+        .map(|revoked| Serial::from_bytes(revoked.raw_serial()).map_err(|_| Malformed::NotX509))
+        .collect()
 }
 
 /// The number an authority gave a certificate. Shown in lower-case hex.

@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Revoke(Revoke),
     /// Show what was revoked and may still be in use
     Revocations(Revocations),
+    /// Write the revocation lists of the mesh's authorities, for servers that are not Fender
+    Crl(Crl),
     /// Who asked the control plane for what, when, and what became of it
     #[command(subcommand)]
     AuditLog(AuditLog),

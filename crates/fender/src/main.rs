@@ -9,6 +9,7 @@ mod agent;
 mod audit;
 mod cli;
 mod control;
+mod crl;
 mod demo;
 mod exec;
 mod exit;
@@ -98,6 +99,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
         Command::Revoke(args) => blocking(revoke::revoke(args)),
         Command::Revocations(args) => blocking(revoke::list(args)),
+        Command::Crl(args) => blocking(crl::write(args)),
         Command::AuditLog(args) => blocking(audit::run(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
         Command::Demo(args) => single(demo::run(&args)),

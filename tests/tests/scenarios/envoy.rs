@@ -15,6 +15,7 @@ use fender_tests::client::certificates;
 use fender_tests::pki::{Authority, Template};
 use fender_tests::process::{PATIENCE, Process, free_address};
 use fender_tests::{Client, Mesh, Nginx, python, wait_until};
+use tempfile::TempDir;
 
 use crate::workload_api::{alone, serving};
 
@@ -35,6 +36,8 @@ struct World {
     /// Where the application of `shop/caller` reaches Envoy, in plain HTTP.
     caller: SocketAddr,
     _processes: Vec<Process>,
+    /// Goes last: the processes live in it.
+    _home: TempDir,
 }
 
 struct Envoy {
@@ -48,8 +51,8 @@ impl World {
     fn start(leaf: &str) -> Self {
         let orders = free_address();
         let caller = free_address();
-        let directory = tempfile::tempdir().unwrap().keep();
-        let nginx = Nginx::start(&directory);
+        let home = tempfile::tempdir().unwrap();
+        let nginx = Nginx::start(home.path());
         let documents = format!(
             r#"apiVersion: fender.dev/v1
 kind: Workload
@@ -95,6 +98,7 @@ spec: {{ action: ALLOW, rules: [ {{ from: [ {{ source: {{ serviceAccounts: [ sho
             envoy,
             caller,
             _processes: vec![ambassador, api, callers_api],
+            _home: home,
         }
     }
 
@@ -305,6 +309,35 @@ async fn attack_envoy_refuses_whom_the_mesh_does_not_vouch_for_and_whom_it_was_n
     ));
     assert_eq!((failed + names, without), (2, 1));
     assert_eq!(get(world.caller, "/").unwrap().0, 200);
+}
+
+#[test]
+fn attack_envoy_refuses_a_revoked_caller_after_the_push_and_nobody_else() {
+    let world = World::start("1h");
+    assert_eq!(get(world.caller, "/").unwrap().0, 200);
+    world.mesh.fender_ok(&[
+        "revoke",
+        "workload",
+        "shop/caller",
+        "--reason",
+        "host taken over",
+    ]);
+    let refused = format!(
+        "listener.0.0.0.0_{}.ssl.fail_verify_error",
+        world.envoy.inbound.port()
+    );
+    wait_until("Envoy refuses the revoked caller", PATIENCE, || {
+        get(world.caller, "/").is_ok_and(|(status, _)| status != 200)
+            && world.envoy.count(&refused) > 0
+    });
+    // It took the list, and lets in and calls whom it did before.
+    assert_eq!(
+        world
+            .envoy
+            .count("sds.spiffe_test.internal.update_rejected"),
+        0
+    );
+    assert_eq!(get(world.envoy.outbound, "/public").unwrap().0, 200);
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fender_tests::process::{PATIENCE, free_address, wait_until};
+use fender_tests::process::{PATIENCE, free_address, installed, wait_until};
 use fender_tests::{Client, Mesh, Nginx};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -77,7 +79,7 @@ fn watch_plain(mut stream: TcpStream) -> JoinHandle<Instant> {
     })
 }
 
-fn serial(certificate: &std::path::Path) -> String {
+fn serial(certificate: &Path) -> String {
     let chain = fender_tests::client::certificates(certificate);
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
     leaf.raw_serial()
@@ -167,4 +169,44 @@ fn open_connections_of_a_revoked_peer_are_severed_within_a_second() {
         let again = runtime.block_on(other.get("/"));
         again.is_ok_and(|answer| answer.status == 200)
     });
+}
+
+/// What openssl says of a person's certificate, every authority of its chain asked for a list.
+fn openssl(mesh: &Mesh, person: &Path) -> String {
+    let lists = mesh.path("lists");
+    std::fs::create_dir_all(&lists).unwrap();
+    mesh.fender_ok(&["crl", "--output", &lists.to_string_lossy()]);
+    let output = Command::new(installed("openssl"))
+        .args(["verify", "-crl_check_all", "-purpose", "any", "-CAfile"])
+        .arg(person.join("bundle.pem"))
+        .arg("-CRLfile")
+        .arg(lists.join("crl.pem"))
+        .arg("-untrusted")
+        .arg(person.join("certificate.pem"))
+        .arg(person.join("certificate.pem"))
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[test]
+fn openssl_believes_the_lists_and_refuses_whom_they_name() {
+    let mesh = Mesh::start(&Mesh::documents("1h", ""));
+    let (kept, lost) = (mesh.person("alice"), mesh.person("mallory"));
+    for person in [&kept, &lost] {
+        let said = openssl(&mesh, person);
+        assert!(said.trim_end().ends_with(": OK"), "{said}");
+    }
+    let serial = serial(&lost.join("certificate.pem"));
+    mesh.fender_ok(&["revoke", "serial", &serial, "--reason", "laptop stolen"]);
+    wait_until("the next list names the certificate", PATIENCE, || {
+        openssl(&mesh, &lost).contains("certificate revoked")
+    });
+    let said = openssl(&mesh, &kept);
+    assert!(said.trim_end().ends_with(": OK"), "{said}");
+    // The same on standard output.
+    let printed = mesh.fender_ok(&["crl"]);
+    let written = std::fs::read_to_string(mesh.path("lists/crl.pem")).unwrap();
+    assert_eq!(printed, written);
 }

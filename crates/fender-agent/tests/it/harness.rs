@@ -27,7 +27,7 @@ pub(crate) const NOW: u64 = 1_800_000_000;
 
 pub(crate) struct Authority {
     trust_domain: &'static str,
-    issuer: Issuer<'static, KeyPair>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
     serial: AtomicUsize,
     pub(crate) tokens: SigningKey,

@@ -13,6 +13,8 @@ use fender_identity::jwt::{Keys, Purpose, SigningKey, Statement};
 use fender_identity::{Bundles, Trust};
 use fender_runtime::clock::UnixTime;
 use prost_types::value::Kind;
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
+use rustls_pki_types::CertificateRevocationListDer;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
@@ -361,4 +363,62 @@ async fn whoever_follows_the_keys_of_tokens_hears_of_a_rotation_and_of_nothing_e
     let svids = host.someone.now().svids.clone();
     host.someone.publish(Entitled { svids, trust });
     assert_eq!(next().await, 2);
+}
+
+/// A list of the authority, over one certificate.
+fn list(host: &Host, serial: u64) -> CertificateRevocationListDer<'static> {
+    let moment = |seconds| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let params = CertificateRevocationListParams {
+        this_update: moment(NOW),
+        next_update: moment(NOW + 3600),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: moment(NOW),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params
+        .signed_by(&host.authority.issuer)
+        .unwrap()
+        .der()
+        .clone()
+}
+
+fn listing(host: &Host, crls: Vec<CertificateRevocationListDer<'static>>) {
+    let now = host.someone.now();
+    let trust = Trust {
+        crls: crls.into(),
+        ..now.trust.clone()
+    };
+    let svids = now.svids.clone();
+    host.someone.publish(Entitled { svids, trust });
+}
+
+#[tokio::test]
+async fn a_client_denies_what_the_lists_of_an_api_name() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.endpoint()).await.unwrap();
+    let first = updates.next().await.unwrap();
+    assert_eq!(first.denied.serials().count(), 0);
+    listing(&host, vec![list(&host, 0x1234), list(&host, 0x77)]);
+    let second = updates.next().await.unwrap();
+    let denied: Vec<_> = second.denied.serials().map(ToString::to_string).collect();
+    assert_eq!(denied, ["1234", "77"]);
+}
+
+#[tokio::test]
+async fn attack_a_list_that_cannot_be_read_or_too_many_are_not_passed_over() {
+    let host = Host::start().await;
+    let mut updates = watch(&host.endpoint()).await.unwrap();
+    updates.next().await.unwrap();
+    listing(&host, vec![vec![0x30, 0].into()]);
+    let refused = updates.next().await.unwrap_err();
+    assert!(matches!(refused, FetchError::Malformed(_)), "{refused}");
+    listing(&host, vec![list(&host, 1); 257]);
+    let refused = updates.next().await.unwrap_err();
+    assert!(matches!(refused, FetchError::TooManyRevocations));
 }

@@ -10,7 +10,7 @@ use super::{InvalidField, parse, required};
 use crate::proto::control::v1 as proto;
 
 /// Revocation lists in one Trust: one of each authority that signs, old ones and replicas' included.
-const MAX_CRLS: usize = 256;
+pub const MAX_CRLS: usize = 256;
 
 impl TryFrom<proto::Trust> for Trust {
     type Error = InvalidField;

@@ -250,6 +250,13 @@ impl Admin for Service {
         Ok(Response::new(proto::ListRevocationsResponse::default()))
     }
 
+    async fn revocation_lists(
+        &self,
+        _: Request<proto::RevocationListsRequest>,
+    ) -> Result<Response<proto::RevocationListsResponse>, Status> {
+        Err(Code::NotFound.status("this control plane signs no lists"))
+    }
+
     async fn audit_log(
         &self,
         request: Request<proto::AuditLogRequest>,

@@ -46,6 +46,17 @@ CREATE TABLE authorities (
     CHECK ((role = 'root') = (root IS NULL) AND (role = 'root') = (holder IS NULL))
 ) STRICT, WITHOUT ROWID;
 
+-- The last revocation list of each authority.
+CREATE TABLE crls (
+    authority   TEXT    PRIMARY KEY REFERENCES authorities (serial) ON DELETE CASCADE,
+    number      INTEGER NOT NULL,
+    list        BLOB    NOT NULL,
+    this_update INTEGER NOT NULL,
+    next_update INTEGER NOT NULL,
+    -- Of what it says.
+    digest      BLOB    NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- Keys that sign tokens for workloads, shared by all replicas. Sealed as the authorities' keys are.
 CREATE TABLE jwt_keys (
     -- The `kid`: the thumbprint of the public key.

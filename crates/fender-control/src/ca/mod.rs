@@ -5,6 +5,7 @@
 //! make an intermediate ([`make`]). Each replica signs with intermediates of its own and opens no other. Keys leave this
 //! module sealed or not at all.
 
+pub(crate) mod crl;
 pub(crate) mod horizon;
 pub(crate) mod issue;
 pub(crate) mod jwt;
@@ -135,6 +136,7 @@ impl Authority {
             sealing,
         };
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
+        workshop.sign_lists(store, &rows, now).await?;
         let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
         Ok(Self {
             mint: jwt::Mint::open(store, &workshop, lifetimes, now).await?,
@@ -156,6 +158,8 @@ impl Authority {
             .workshop
             .make_what_is_due(store, lifetimes, now)
             .await?;
+        // Before anything is signed under an authority whose list nobody has.
+        self.workshop.sign_lists(store, &rows, now).await?;
         self.adopt(&rows, now)?;
         self.mint
             .refresh(store, &self.workshop, lifetimes, now)

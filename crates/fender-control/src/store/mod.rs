@@ -11,6 +11,7 @@
 pub(crate) mod audit;
 pub(crate) mod authorities;
 pub(crate) mod certificates;
+pub(crate) mod crls;
 mod db;
 pub(crate) mod decisions;
 mod feed;

@@ -248,3 +248,49 @@ async fn nothing_is_revoked_that_is_nobodys_or_the_control_planes_own() {
     let unsaid = world.admin().await.revoke(unsaid).await;
     assert_eq!(refused(unsaid), Code::BadRequest);
 }
+
+/// What a list of an authority says: its number and the certificates it names.
+fn lists(trust: &fender_identity::Trust) -> Vec<(Vec<u8>, Vec<String>)> {
+    let named = |list: &rustls::pki_types::CertificateRevocationListDer<'_>| {
+        let (_, read) = x509_parser::parse_x509_crl(list).unwrap();
+        let number = read.crl_number().unwrap().to_bytes_be();
+        let serials = fender_identity::revoked_serials(list).unwrap();
+        (number, serials.iter().map(ToString::to_string).collect())
+    };
+    trust.crls.iter().map(named).collect()
+}
+
+#[tokio::test]
+async fn the_authoritys_list_names_what_was_revoked_and_lives_and_grows_its_number() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    // Of the root and of the intermediate.
+    let before = lists(&trust(&world).await);
+    assert_eq!(before.len(), 2);
+    assert!(before.iter().all(|(_, named)| named.is_empty()));
+    revoke(&world, workload("shop/orders")).await.unwrap();
+    let after = eventually(|| async {
+        let lists = lists(&trust(&world).await);
+        let named: Vec<_> = lists.iter().flat_map(|(_, named)| named.clone()).collect();
+        (named == [svid.serial().to_string()]).then_some(lists)
+    })
+    .await;
+    let grown = after
+        .iter()
+        .zip(&before)
+        .filter(|(after, before)| after.0 > before.0);
+    assert_eq!(grown.count(), 1, "{before:?} {after:?}");
+    // What has ended needs no naming; half a list's life later there is another one.
+    world.advance(Duration::from_secs(4 * 24 * 3600)).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    tokio::time::resume();
+    eventually(|| async {
+        let lists = lists(&trust(&world).await);
+        lists
+            .iter()
+            .all(|(_, named)| named.is_empty())
+            .then_some(())
+    })
+    .await;
+}

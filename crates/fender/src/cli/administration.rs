@@ -347,6 +347,15 @@ pub(crate) struct Revocations {
     pub(crate) output: Output,
 }
 
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Crl {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Write `crl.pem` into this directory, in place of the one before; `-`: to standard output
+    #[arg(long, value_name = "DIR", default_value = "-")]
+    pub(crate) output: PathBuf,
+}
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum AuditLog {
     /// Show the newest entries

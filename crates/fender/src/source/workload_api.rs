@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fender_api::workload::{self, Endpoint, FetchError, Received, Updates};
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{Standalone, WorkloadApi};
-use fender_identity::{Bundles, SpiffeId, Svid};
+use fender_identity::{SpiffeId, Svid, Trust};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -36,7 +36,7 @@ pub(super) async fn follow(
     deadline: Deadline,
 ) -> Result<Following, Failure> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let (updates, svid, bundles) = loop {
+    let (updates, svid, trust) = loop {
         let began = begin(&api, clock.now(), deadline).await;
         let error = match began {
             Ok(began) => break began,
@@ -52,7 +52,7 @@ pub(super) async fn follow(
         );
         tokio::time::sleep(wait).await;
     };
-    let snapshot = standalone.snapshot(svid.id(), bundles, 1);
+    let snapshot = standalone.snapshot(svid.id(), trust, 1);
     tracing::info!(id = %svid.id(), serial = %svid.serial(), "identity from the Workload API");
     let id = svid.id().clone();
     let (svid_sender, svid) = watch::channel(Arc::new(svid));
@@ -81,11 +81,11 @@ async fn begin(
     api: &WorkloadApi,
     now: UnixTime,
     deadline: Deadline,
-) -> Result<(Updates, Svid, Bundles)> {
+) -> Result<(Updates, Svid, Trust)> {
     let limit = Deadline::after(ANSWER.min(deadline.remaining()));
     let (updates, received) = connect(api, limit).await?;
-    let (svid, bundles) = usable(received, api.id.as_ref(), now)?;
-    Ok((updates, svid, bundles))
+    let (svid, trust) = usable(received, api.id.as_ref(), now)?;
+    Ok((updates, svid, trust))
 }
 
 /// A stream and the first thing it says.
@@ -109,12 +109,12 @@ async fn connect(api: &WorkloadApi, limit: Deadline) -> Result<(Updates, Receive
 }
 
 /// Who we are of those the API names, if every peer would believe it now.
-fn usable(
-    received: Received,
-    expected: Option<&SpiffeId>,
-    now: UnixTime,
-) -> Result<(Svid, Bundles)> {
-    let Received { svids, bundles } = received;
+fn usable(received: Received, expected: Option<&SpiffeId>, now: UnixTime) -> Result<(Svid, Trust)> {
+    let Received {
+        svids,
+        bundles,
+        denied,
+    } = received;
     let offered: Vec<_> = svids
         .iter()
         .map(|svid| format!("`{}`", svid.id()))
@@ -140,7 +140,11 @@ fn usable(
             svid.id()
         )
     })?;
-    Ok((svid, bundles))
+    let trust = Trust {
+        denied: Arc::new(denied),
+        ..bundles.into()
+    };
+    Ok((svid, trust))
 }
 
 fn given_up(socket: &Path, error: anyhow::Error) -> Failure {
@@ -201,21 +205,21 @@ impl Follower {
 
     fn hear(&self, received: Received, complaint: &mut String) {
         match usable(received, self.api.id.as_ref(), self.clock.now()) {
-            Ok((svid, bundles)) => {
+            Ok((svid, trust)) => {
                 complaint.clear();
-                self.publish(svid, bundles);
+                self.publish(svid, trust);
             }
             Err(error) => complain(complaint, &error),
         }
     }
 
-    fn publish(&self, svid: Svid, bundles: Bundles) {
+    fn publish(&self, svid: Svid, trust: Trust) {
         // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
         let current = Arc::clone(&self.snapshot.borrow());
-        if *current.trust.bundles != bundles {
+        if current.trust != trust {
             let snapshot = self
                 .standalone
-                .snapshot(svid.id(), bundles, current.version + 1);
+                .snapshot(svid.id(), trust, current.version + 1);
             self.snapshot.send_replace(Arc::new(snapshot));
         }
         self.svid.send_if_modified(|current| {
