@@ -47,5 +47,6 @@ fn main() -> io::Result<()> {
         .skip_debug(SECRET)
         // Shared by all streams.
         .bytes(".fender.control.v1.Update")
+        .bytes(".fender.control.v1.NodeUpdate")
         .compile_fds(descriptors)
 }

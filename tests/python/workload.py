@@ -3,19 +3,22 @@
     workload.py SOCKET svid            its certificate, verified by the bundles that came with it
     workload.py SOCKET hold            the same, then stays until standard input ends
     workload.py SOCKET rotations N     the serials that its stream brings, until there are N
+    workload.py SOCKET follow          every answer of its stream, until the API ends it
     workload.py SOCKET bare            the answer to a call without the header
     workload.py SOCKET token NAME…     a token for these audiences, verified by the bundles and by the API
     workload.py SOCKET keys N          the ids of the keys of tokens that its stream brings, until there were N
 
-One JSON object a line. An error of the API is `{"error": CODE, "details": TEXT}`.
+As the user of the variable AS_USER, if that is set. One JSON object a line. An error of the API is `{"error": CODE, "details": TEXT}`.
 """
 
 import json
+import os
 import sys
 import threading
 
 import grpc
 import jwt
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from spiffe import JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient
 from spiffe._proto import workload_pb2, workload_pb2_grpc
@@ -123,15 +126,38 @@ def keys(client, wanted):
     cancel.cancel()
 
 
+def follow(socket, header):
+    for answer in stub(socket).FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=header):
+        certificates = [load_der_x509_certificates(svid.x509_svid)[0] for svid in answer.svids]
+        say(
+            ids=[svid.spiffe_id for svid in answer.svids],
+            serials=[f"{certificate.serial_number:x}" for certificate in certificates],
+        )
+
+
+def load_der_x509_certificates(chain):
+    """The first certificate of several in DER, one after the other."""
+    length = 4 + int.from_bytes(chain[2:4], "big")
+    return [x509.load_der_x509_certificate(chain[:length])]
+
+
 def stub(socket):
     return workload_pb2_grpc.SpiffeWorkloadAPIStub(grpc.insecure_channel(f"unix:{socket}"))
 
 
 def main():
     socket, command, *arguments = sys.argv[1:]
+    if user := os.environ.get("AS_USER"):
+        # What is imported may lie where only root reads.
+        os.setgroups([])
+        os.setgid(int(user))
+        os.setuid(int(user))
     header = (("workload.spiffe.io", "true"),)
     if command == "bare":
         next(stub(socket).FetchX509SVID(workload_pb2.X509SVIDRequest(), timeout=30))
+        return
+    if command == "follow":
+        follow(socket, header)
         return
     if command == "svid":
         # By hand first: the package hides the code of a refusal.

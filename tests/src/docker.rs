@@ -22,6 +22,17 @@ pub struct Engine {
 impl Engine {
     /// A running engine without an image, a container or a volume.
     pub fn start() -> Self {
+        Self::start_in(&[])
+    }
+
+    /// The same over the second version of cgroups, whichever this machine has mounted: the engine sees a tree of its own.
+    pub fn start_on_cgroup2() -> Self {
+        const MOUNT: &str = "umount --lazy /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"";
+        Self::start_in(&["sh", "-c", MOUNT, "sh"])
+    }
+
+    /// By way of another program, in the engine's own mount namespace.
+    fn start_in(before: &[&str]) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "a container engine of our own needs root: run the tests as root"
@@ -34,6 +45,7 @@ impl Engine {
         let mut command = Command::new(installed("unshare"));
         command
             .args(["--net", "--mount", "--"])
+            .args(before)
             .arg(installed("dockerd"))
             .arg("--host")
             .arg(format!("unix://{}", path("docker.sock").display()))

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::Caller;
-use crate::process::Moment;
+use crate::process::{Moment, Process};
 
 /// What the kernel shows for a user that has no number in our namespace.
 const NOBODY: u32 = 65_534;
@@ -28,6 +28,18 @@ impl Caller {
         let mut caller = peer.held(process)?;
         caller.seen = Some(Moment::of(&caller).map_err(|_| UnknownCaller::Ended)?);
         Ok(caller)
+    }
+
+    /// The same where anybody in the network namespace can connect: only a process of our own user and process namespaces is
+    /// of this host, whatever network a container shares with it.
+    pub fn of_host(socket: &Socket) -> Result<Self, UnknownCaller> {
+        let caller = Self::of(socket)?;
+        let of_host = Process::of(&caller).and_then(|process| process.is_of_host());
+        match of_host {
+            Ok(true) => Ok(caller),
+            Ok(false) => Err(UnknownCaller::Elsewhere),
+            Err(_) => Err(UnknownCaller::Ended),
+        }
     }
 
     /// The same where nothing but its user is asked. Before Linux 6.5 the process that is held may be one that has its
@@ -127,6 +139,11 @@ pub enum UnknownCaller {
     #[error("its process has ended")]
     Ended,
     #[error(
+        "it is in another user or process namespace: a container in the host's network reaches an abstract socket, and must \
+         be given the path of one instead"
+    )]
+    Elsewhere,
+    #[error(
         "this kernel does not hand over the process at the other end of a socket, and a number may have another owner by \
          now: Linux 6.5 or newer is needed to attest processes"
     )]
@@ -139,6 +156,7 @@ pub enum UnknownCaller {
 mod tests {
     use std::process::{Command, Stdio};
 
+    use fender_runtime::listen::Listener;
     use tokio::net::UnixStream;
 
     use super::*;
@@ -170,6 +188,37 @@ mod tests {
         child.wait().unwrap();
         assert!(caller.has_ended());
         assert!(Caller::of(&socket).is_err());
+    }
+
+    #[tokio::test]
+    async fn attack_a_container_in_the_hosts_network_does_not_come_in_by_an_abstract_socket() {
+        const CALL: &str = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('\\0' + sys.argv[1]); sys.stdin.read()";
+        let name = format!("fender-test-host-{}", std::process::id());
+        let address = format!("unix-abstract:{name}").parse().unwrap();
+        let listener = Listener::bind(&address).unwrap();
+        for (before, of_host) in [
+            (&["unshare", "--pid", "--fork", "--kill-child"][..], false),
+            (&["unshare", "--user", "--map-root-user"], false),
+            (&["env"], true),
+        ] {
+            let mut child = Command::new(before[0])
+                .args(&before[1..])
+                .args(["python3", "-c", CALL, &name])
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (socket, _) = listener.accept().await.unwrap();
+            let caller = Caller::of_host(&socket);
+            drop(child.stdin.take());
+            child.wait().unwrap();
+            match of_host {
+                true => assert!(caller.is_ok(), "{before:?}"),
+                false => assert!(
+                    matches!(caller, Err(UnknownCaller::Elsewhere)),
+                    "{before:?}"
+                ),
+            }
+        }
     }
 
     #[tokio::test]

@@ -122,8 +122,8 @@ fn failed(error: bollard::errors::Error) -> Unattested {
     Unattested::Engine(error.to_string())
 }
 
-/// The outermost container named in the lines of `/proc/PID/cgroup`: `/docker/ID`, `/system.slice/docker-ID.scope`.
-/// Further in, names are whatever the container likes.
+/// The outermost container named in the lines of `/proc/PID/cgroup`: `/docker/ID`, `/system.slice/docker-ID.scope`, and what
+/// other engines make of it. Further in, names are whatever the container likes.
 fn container_of(cgroup: &str) -> Option<&str> {
     cgroup
         .lines()
@@ -133,9 +133,11 @@ fn container_of(cgroup: &str) -> Option<&str> {
 
 fn id_in(name: &str) -> Option<&str> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
-    let id = name.rsplit_once('-').map_or(name, |(_, id)| id);
+    let (before, id) = name.rsplit_once(['-', ':']).unwrap_or(("", name));
     let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    (id.len() == ID && id.bytes().all(hex)).then_some(id)
+    // Podman and CRI-O put a helper beside each container, which is a process of the host.
+    let is_helper = before == "conmon" || before.ends_with("-conmon");
+    (id.len() == ID && id.bytes().all(hex) && !is_helper).then_some(id)
 }
 
 /// In every hierarchy in which the container's first process is in the container's group, so is this one, or below.
@@ -181,18 +183,93 @@ mod tests {
     #[test]
     fn a_container_is_named_by_its_cgroup_of_either_version() {
         let id = id();
-        for cgroup in [
-            format!("12:pids:/docker/{id}\n11:memory:/docker/{id}\n"),
-            format!("0::/system.slice/docker-{id}.scope\n"),
-            format!("0::/../{id}\n"),
-            format!("1:name=systemd:/\n2:cpu:/kubepods/besteffort/pod1/{id}\n"),
+        for (engine, cgroup) in [
+            (
+                "Docker, v1, cgroupfs",
+                format!(
+                    "11:name=systemd:/docker/{id}\n10:pids:/docker/{id}\n4:memory:/docker/{id}\n2:cpu,cpuacct:/docker/{id}\n\
+                     0::/docker/{id}\n"
+                ),
+            ),
+            (
+                "Docker, v1, systemd",
+                format!(
+                    "12:pids:/system.slice/docker-{id}.scope\n1:name=systemd:/system.slice/docker-{id}.scope\n\
+                     0::/system.slice/docker-{id}.scope\n"
+                ),
+            ),
+            (
+                "Docker, v1, whose second version knows only the engine",
+                format!("5:devices:/docker/{id}\n0::/system.slice/containerd.service\n"),
+            ),
+            ("Docker, v2, cgroupfs", format!("0::/docker/{id}\n")),
+            (
+                "Docker, v2, systemd",
+                format!("0::/system.slice/docker-{id}.scope\n"),
+            ),
+            (
+                "Docker without root",
+                format!(
+                    "0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{id}.scope\n"
+                ),
+            ),
+            ("seen from a container beside it", format!("0::/../{id}\n")),
+            (
+                "the same, by systemd",
+                format!("0::/../docker-{id}.scope\n"),
+            ),
+            (
+                "Docker, whose first process made groups of its own",
+                format!("0::/system.slice/docker-{id}.scope/init.scope\n"),
+            ),
+            (
+                "Podman",
+                format!("0::/machine.slice/libpod-{id}.scope/container\n"),
+            ),
+            (
+                "Podman without root",
+                format!(
+                    "0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{id}.scope/container\n"
+                ),
+            ),
+            (
+                "containerd under Kubernetes, systemd",
+                format!(
+                    "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod2f4a1c1e_7f0b_4b5e_9d59_27a6c8d0a1b2.slice/\
+                     cri-containerd-{id}.scope\n"
+                ),
+            ),
+            (
+                "the same, where engine and kubelet have different drivers",
+                format!(
+                    "4:pids:/system.slice/containerd.service/kubepods-besteffort-pod2f4a1c1e.slice:cri-containerd:{id}\n"
+                ),
+            ),
+            (
+                "containerd under Kubernetes, cgroupfs",
+                format!(
+                    "1:name=systemd:/\n2:cpu:/kubepods/besteffort/pod2f4a1c1e-7f0b-4b5e-9d59-27a6c8d0a1b2/{id}\n"
+                ),
+            ),
+            (
+                "CRI-O",
+                format!(
+                    "0::/kubepods.slice/kubepods-pod2f4a1c1e.slice/crio-{id}.scope/container\n"
+                ),
+            ),
+            ("nerdctl", format!("0::/default/{id}\n")),
         ] {
-            assert_eq!(container_of(&cgroup), Some(id.as_str()), "{cgroup}");
+            assert_eq!(container_of(&cgroup), Some(id.as_str()), "{engine}");
+            assert!(is_within(&cgroup, &cgroup, &id), "{engine}");
         }
+        let helper = format!("0::/machine.slice/libpod-conmon-{id}.scope\n");
         for cgroup in [
             "0::/\n",
             "0::/user.slice/user-1000.slice\n",
+            "0::/system.slice/ssh.service\n",
             "0::/docker/abc\n",
+            "0::/docker/buildkit/qx0w3y5b1l8m6n4p2r7t9v1z3\n",
+            &helper,
             "",
         ] {
             assert_eq!(container_of(cgroup), None, "{cgroup}");

@@ -235,6 +235,22 @@ pub(crate) enum Unattested {
     NotInContainer(String),
 }
 
+impl Unattested {
+    /// It may be otherwise in a moment.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Engine(_) | Self::Late(_) | Self::TooOften => true,
+            Self::Ended
+            | Self::Changed
+            | Self::Rewritten
+            | Self::Unreadable(_)
+            | Self::NoContainer(_)
+            | Self::Restarted(_)
+            | Self::NotInContainer(_) => false,
+        }
+    }
+}
+
 impl From<NotRead> for Unattested {
     fn from(why: NotRead) -> Self {
         match why {

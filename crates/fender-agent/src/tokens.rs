@@ -7,8 +7,11 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use fender_api::client::{CallError, SignedToken};
 use fender_identity::{Secret, SpiffeId};
-use rustls_pki_types::UnixTime;
+use fender_runtime::clock::{SharedClock, UnixTime};
+
+use crate::JwtSvid;
 
 /// Tokens kept at a time; of more, those that end first go.
 const KEPT: usize = 512;
@@ -28,7 +31,7 @@ struct Kept {
 
 /// What is known of a token that was asked for before.
 #[derive(Clone, Debug)]
-pub enum Known {
+pub(crate) enum Known {
     /// It has lived less than half of its life.
     Fresh(Secret),
     /// It is to be replaced, and good for as long as it cannot be.
@@ -37,8 +40,39 @@ pub enum Known {
 }
 
 impl Tokens {
-    /// `begins` is from when on a token of this identity counts, if somebody said so.
-    pub fn find(
+    /// A token as `id`: one that was given before, or another. `begins` is from when on a token of this identity counts, if somebody said so.
+    pub async fn give(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        begins: Option<UnixTime>,
+        clock: &SharedClock,
+        sign: impl Future<Output = Result<SignedToken, CallError>>,
+    ) -> Result<JwtSvid, CallError> {
+        let now = clock.now();
+        let given = |token| JwtSvid {
+            id: id.clone(),
+            token,
+        };
+        let stale = match self.find(id, audience, begins, now) {
+            Known::Fresh(token) => return Ok(given(token)),
+            Known::Stale(token) => Some(token),
+            Known::None => None,
+        };
+        match (sign.await, stale) {
+            (Ok(SignedToken { token, expires }), _) => {
+                self.keep(id, audience, token.clone(), now, expires);
+                Ok(given(token))
+            }
+            (Err(error), Some(token)) if error.code().is_passing() => {
+                tracing::warn!(%error, "a token past its half life is given once more");
+                Ok(given(token))
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    pub(crate) fn find(
         &self,
         id: &SpiffeId,
         audience: &[String],
@@ -62,7 +96,7 @@ impl Tokens {
         }
     }
 
-    pub fn keep(
+    fn keep(
         &self,
         id: &SpiffeId,
         audience: &[String],

@@ -31,6 +31,7 @@ use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::admin_server::AdminServer;
 use crate::proto::control::v1::distribution_server::DistributionServer;
 use crate::proto::control::v1::identity_server::IdentityServer;
+use crate::proto::control::v1::nodes_server::NodesServer;
 use crate::tls::{ALPN, ConnectInfo, IncomingLimits, MAX_APPLY, MAX_MESSAGE, TlsIncoming, server};
 use crate::token::JoinToken;
 use crate::url::ControlUrl;
@@ -153,6 +154,7 @@ pub(crate) enum Heard {
     Attest { spki: [u8; 32] },
     Renew { by_proof: bool },
     Report(proto::report::Kind),
+    Entitle { by: String },
 }
 
 struct Token {
@@ -177,6 +179,8 @@ pub(crate) struct Control {
     pub(crate) updates: watch::Sender<Option<proto::Snapshot>>,
     pub(crate) trust: watch::Sender<Bytes>,
     pub(crate) credential: watch::Sender<proto::CredentialValue>,
+    /// When what is placed on the node changed.
+    pub(crate) placed: watch::Sender<u64>,
     heard: mpsc::UnboundedSender<Heard>,
     svid: Svid,
 }
@@ -206,6 +210,7 @@ impl Control {
             updates: watch::Sender::new(Some(snapshot)),
             trust: watch::Sender::new(first),
             credential: watch::Sender::new(proto::CredentialValue::default()),
+            placed: watch::Sender::new(1),
             heard,
         };
         (Arc::new(control), hears)
@@ -263,6 +268,7 @@ impl Control {
                 IdentityServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
             )
             .add_service(DistributionServer::new(service.clone()))
+            .add_service(NodesServer::new(service.clone()))
             .add_service(AdminServer::new(service).max_decoding_message_size(MAX_APPLY));
         let stop = drain.clone();
         drain.spawn(async move {
@@ -388,7 +394,7 @@ impl Heard {
     pub(crate) fn report(&self) -> Option<&proto::report::Kind> {
         match self {
             Self::Report(kind) => Some(kind),
-            Self::Attest { .. } | Self::Renew { .. } => None,
+            Self::Attest { .. } | Self::Renew { .. } | Self::Entitle { .. } => None,
         }
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn origin(extensions: &Extensions) -> Result<Origin, Status> {
     })
 }
 
-fn verified(extensions: &Extensions) -> Result<&PeerSvid, Status> {
+pub(crate) fn verified(extensions: &Extensions) -> Result<&PeerSvid, Status> {
     match &connection(extensions)?.peer {
         Peer::Verified(peer) => Ok(peer),
         Peer::Anonymous => {

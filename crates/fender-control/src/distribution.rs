@@ -16,7 +16,7 @@ use fender_api::proto::control::v1::{
 };
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
-use fender_identity::Serial;
+use fender_identity::{PeerSvid, Serial};
 use fender_runtime::clock::sleep_until;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::id::OpaqueId;
@@ -132,13 +132,13 @@ impl Control {
         Ok((caller, place))
     }
 
-    /// Resolves when a stream of this caller must end, with what it is told then.
-    async fn over(&self, caller: &Caller) -> Status {
+    /// Resolves when a stream of this peer must end, with what it is told then.
+    pub(crate) async fn over(&self, peer: &PeerSvid) -> Status {
         // A certificate counts to the end of its last second.
-        let expiry = later(caller.peer.not_after(), Duration::from_secs(1));
+        let expiry = later(peer.not_after(), Duration::from_secs(1));
         let mut trust = self.trust.follow();
         tokio::select! {
-            _ = trust.wait_for(|announced| announced.trust.denied.denies(&caller.peer)) => {
+            _ = trust.wait_for(|announced| announced.trust.denied.denies(peer)) => {
                 Code::Revoked.status("this certificate was revoked: attest anew")
             }
             () = self.drain.stopping() => Code::Unavailable.status("the control plane is stopping"),
@@ -162,7 +162,7 @@ impl Subscription {
     async fn run(mut self, snapshots: watch::Receiver<Arc<Snapshot>>) {
         let over = {
             let (control, caller) = (Arc::clone(&self.control), self.caller.clone());
-            async move { control.over(&caller).await }
+            async move { control.over(&caller.peer).await }
         };
         let ended = tokio::select! {
             biased;
@@ -425,7 +425,7 @@ impl CredentialDelivery {
     ) {
         let ended = tokio::select! {
             biased;
-            status = self.control.over(&self.caller) => Err(status),
+            status = self.control.over(&self.caller.peer) => Err(status),
             () = self.values.closed() => Ok(()),
             ended = self.deliver(source, snapshots, documents) => ended,
         };

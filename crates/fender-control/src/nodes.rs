@@ -3,6 +3,7 @@
 //! An agent speaks for its own node and no other: which node that is comes from its certificate, never from what it
 //! sends. So a compromised host yields the identities that documents place on that host, and nothing else.
 
+mod follow;
 mod matching;
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use fender_api::facts::Facts;
 use fender_api::proto::control::v1 as proto;
 use fender_api::proto::control::v1::nodes_server::Nodes;
 use fender_api::proto::control::v1::{
-    Entitlement, IssueForRequest, SignJwtForRequest, SignedJwt, SvidResponse,
+    Entitlement, FollowRequest, IssueForRequest, SignJwtForRequest, SignedJwt, SvidResponse,
 };
 use fender_config::Node;
 use fender_identity::{NodeName, Serial, SpiffeId, SpiffeIdError, TrustDomain};
@@ -24,18 +25,33 @@ use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
 use crate::evidence::Evidence;
+use follow::Followers;
 pub(crate) use matching::differs;
 use matching::{Hit, Matching, kept, matching};
 
-pub(crate) struct NodesService(pub(crate) Arc<Control>);
+pub(crate) struct NodesService {
+    control: Arc<Control>,
+    followers: Followers,
+}
+
+impl NodesService {
+    pub(crate) fn new(control: Arc<Control>) -> Self {
+        Self {
+            control,
+            followers: Followers::default(),
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl Nodes for NodesService {
+    type FollowStream = follow::Updates;
+
     async fn entitle(
         &self,
         request: Request<proto::Facts>,
     ) -> Result<Response<Entitlement>, Status> {
-        let control = &*self.0;
+        let control = &*self.control;
         let agent = control.agent(request.extensions()).await?;
         let facts = read_facts(Some(request.into_inner()))?;
         let in_force = control.library.in_force();
@@ -53,7 +69,7 @@ impl Nodes for NodesService {
         &self,
         request: Request<IssueForRequest>,
     ) -> Result<Response<SvidResponse>, Status> {
-        let control = &*self.0;
+        let control = &*self.control;
         let agent = control.agent(request.extensions()).await?;
         let IssueForRequest { csr, facts } = request.into_inner();
         let facts = read_facts(facts)?;
@@ -85,7 +101,7 @@ impl Nodes for NodesService {
         &self,
         request: Request<SignJwtForRequest>,
     ) -> Result<Response<SignedJwt>, Status> {
-        let control = &*self.0;
+        let control = &*self.control;
         let agent = control.agent(request.extensions()).await?;
         let SignJwtForRequest {
             identity,
@@ -106,6 +122,17 @@ impl Nodes for NodesService {
         )?;
         let signed = control.sign_jwt(&identity, token.unwrap_or_default(), &agent.origin)?;
         Ok(Response::new(signed))
+    }
+
+    async fn follow(
+        &self,
+        request: Request<FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let agent = self.control.agent(request.extensions()).await?;
+        let peer = callers::verified(request.extensions())?.clone();
+        let known = request.into_inner().trust_version;
+        let updates = follow::follow(&self.control, &self.followers, agent.node, peer, known)?;
+        Ok(Response::new(updates))
     }
 }
 

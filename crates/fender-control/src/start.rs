@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use fender_api::proto::control::v1::admin_server::AdminServer;
 use fender_api::proto::control::v1::distribution_server::DistributionServer;
@@ -84,6 +84,7 @@ pub struct Running {
     /// Without the way to the writer, which ends when nobody can reach it any more.
     reader: Reader,
     superseded: watch::Receiver<bool>,
+    pub(crate) control: Weak<Control>,
 }
 
 impl Running {
@@ -170,7 +171,7 @@ pub async fn start(
     warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);
-    let running = Running {
+    let mut running = Running {
         address,
         trust_domain,
         replica: presence.name().clone(),
@@ -180,6 +181,7 @@ pub async fn start(
         ca_pins: authority.pins(),
         reader: store.reader().clone(),
         superseded: presence.superseded(),
+        control: Weak::new(),
     };
     let control = Arc::new(Control {
         clusters: Clusters::new(Arc::clone(&sources), Arc::clone(&clock), drain.clone()),
@@ -202,6 +204,7 @@ pub async fn start(
         refused,
         _data: data,
     });
+    running.control = Arc::downgrade(&control);
     drain.spawn(decisions::write(reported, store.clone(), clock));
     drain.spawn(maintenance::check_audit_log(store.reader().clone()));
     drain.spawn(maintenance::record_refusals(refusals, store));
@@ -219,7 +222,7 @@ async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
         .max_decoding_message_size(MAX_IDENTITY_CALL);
     let distribution = DistributionServer::new(DistributionService(Arc::clone(&control)))
         .max_decoding_message_size(MAX_REPORT);
-    let nodes = NodesServer::new(NodesService(Arc::clone(&control)))
+    let nodes = NodesServer::new(NodesService::new(Arc::clone(&control)))
         .max_decoding_message_size(MAX_IDENTITY_CALL);
     let administration =
         AdminServer::new(AdminService(Arc::clone(&control))).max_decoding_message_size(MAX_APPLY);

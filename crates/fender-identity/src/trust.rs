@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
 use crate::jwt::JwtBundles;
-use crate::{Bundles, PeerSvid, Serial, SpiffeId, TrustDomain};
+use crate::{Bundles, PeerSvid, Serial, SpiffeId, Svid, TrustDomain};
 
 /// Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,6 +77,12 @@ impl DenyList {
 
     pub fn denies(&self, peer: &PeerSvid) -> bool {
         self.serials.contains(peer.serial()) || self.begins(peer.id()) > Some(peer.not_before())
+    }
+
+    /// The same of a certificate that is our own.
+    pub fn denies_own(&self, svid: &Svid) -> bool {
+        self.serials.contains(svid.serial())
+            || self.begins(svid.id()) > Some(svid.validity().not_before)
     }
 
     /// From when on a certificate of this identity must be valid, if from any moment.

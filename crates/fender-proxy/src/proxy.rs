@@ -398,7 +398,7 @@ impl Worker {
             Direction::Inbound => {
                 let port = match &local {
                     ListenAddress::Tcp(address) => address.port(),
-                    ListenAddress::Unix(_) => 0,
+                    ListenAddress::Unix(_) | ListenAddress::Abstract(_) => 0,
                 };
                 let door = Arc::new(inbound::Door {
                     node,

@@ -18,21 +18,25 @@ use socket2::{Domain, SockAddr, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 pub use inherited::Listeners;
+pub use local::{AbstractName, LocalAddress};
 pub use socket::Socket;
 
 mod inherited;
+mod local;
 mod socket;
 
 /// How many connections may wait in the kernel; it lowers this to its own limit.
 const QUEUE: i32 = 4096;
 
-/// Where to listen: `0.0.0.0:8443`, `[::]:8443` or `unix:/run/app.sock`.
+/// Where to listen: `0.0.0.0:8443`, `[::]:8443`, `unix:/run/app.sock` or `unix-abstract:app`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum ListenAddress {
     /// An IP address and port; port 0 lets the kernel choose.
     Tcp(SocketAddr),
     /// The absolute path of a Unix socket.
     Unix(PathBuf),
+    /// A Unix socket without a file.
+    Abstract(AbstractName),
 }
 
 impl FromStr for ListenAddress {
@@ -40,6 +44,9 @@ impl FromStr for ListenAddress {
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let invalid = || InvalidAddress(text.to_owned());
+        if let Some(name) = text.strip_prefix("unix-abstract:") {
+            return name.parse().map(Self::Abstract);
+        }
         match text.strip_prefix("unix:") {
             // 108 bytes are what the kernel takes, the closing zero included.
             Some(path) if path.len() > 107 || path.contains('\0') => Err(invalid()),
@@ -55,6 +62,7 @@ impl fmt::Display for ListenAddress {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Abstract(name) => write!(f, "unix-abstract:{name}"),
         }
     }
 }
@@ -62,7 +70,7 @@ impl fmt::Display for ListenAddress {
 /// Not an address to listen on.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "`{0}` is no address to listen on: write `IP:PORT` or `unix:/absolute/path` (107 bytes at most)"
+    "`{0}` is no address to listen on: write `IP:PORT`, `unix:/absolute/path` or `unix-abstract:NAME` (107 bytes at most)"
 )]
 pub struct InvalidAddress(String);
 
@@ -121,6 +129,7 @@ impl Listener {
         let bound = match address {
             ListenAddress::Tcp(address) => bind_tcp(*address),
             ListenAddress::Unix(path) => bind_unix(path),
+            ListenAddress::Abstract(name) => bind_abstract(name),
         };
         bound
             .and_then(|socket| Self::from_fd(socket.into()))
@@ -137,7 +146,9 @@ impl Listener {
         let (fd, address) = examine(fd)?;
         let kind = match &address {
             ListenAddress::Tcp(_) => Kind::Tcp(TcpListener::from_std(fd.into())?),
-            ListenAddress::Unix(_) => Kind::Unix(UnixListener::from_std(fd.into())?),
+            ListenAddress::Unix(_) | ListenAddress::Abstract(_) => {
+                Kind::Unix(UnixListener::from_std(fd.into())?)
+            }
         };
         Ok(Self { kind, address })
     }
@@ -195,8 +206,15 @@ fn examine(fd: OwnedFd) -> io::Result<(OwnedFd, ListenAddress)> {
         ListenAddress::Tcp(address)
     } else if let Some(path) = local.as_pathname() {
         ListenAddress::Unix(path.to_owned())
+    } else if let Some(name) = local.as_abstract_namespace() {
+        match std::str::from_utf8(name).map(str::parse) {
+            Ok(Ok(name)) => ListenAddress::Abstract(name),
+            Ok(Err(_)) | Err(_) => {
+                return invalid("the name of the abstract socket is none of ours");
+            }
+        }
     } else {
-        return invalid("only TCP sockets and Unix sockets with a path can be listened on");
+        return invalid("only TCP sockets and Unix sockets with a name can be listened on");
     };
     Ok((socket.into(), address))
 }
@@ -223,6 +241,33 @@ fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
     }
     socket.listen(QUEUE)?;
     Ok(socket)
+}
+
+/// Whoever comes first has the name, whatever user they are: there is no file whose owner could be asked.
+fn bind_abstract(name: &AbstractName) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let address = SockAddr::unix(name.to_path())?;
+    match socket.bind(&address) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            return Err(io::Error::new(error.kind(), holder(&address)));
+        }
+        bound => bound?,
+    }
+    socket.listen(QUEUE)?;
+    Ok(socket)
+}
+
+/// Who has an abstract name, for people.
+fn holder(address: &SockAddr) -> String {
+    let ask = || -> io::Result<String> {
+        let probe = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        probe.set_nonblocking(true)?;
+        probe.connect(address)?;
+        let peer = rustix::net::sockopt::socket_peercred(&probe)?;
+        let (uid, pid) = (peer.uid.as_raw(), peer.pid.as_raw_pid());
+        Ok(format!("process {pid} of user {uid} has taken this name"))
+    };
+    ask().unwrap_or_else(|_| "somebody else has taken this name".to_owned())
 }
 
 /// Whether `path` is a socket that nobody listens on.

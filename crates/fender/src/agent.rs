@@ -1,6 +1,6 @@
 //! `fender agent`: becomes a node's agent and serves the callers of its socket, until told to end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use fender_agent::{Agent, AgentConfig, Engine};
@@ -10,7 +10,7 @@ use fender_identity::SpiffeId;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
-use fender_runtime::listen::{ListenAddress, Listener};
+use fender_runtime::listen::{Listener, LocalAddress};
 use rustix::fs::Mode;
 
 use crate::cli;
@@ -28,14 +28,7 @@ pub(crate) async fn run(args: cli::Agent) -> Outcome {
         .parse()
         .map_err(|error| Failure::usage(format!("--control `{}`: {error}", args.control)))?;
     let state = StateDir::open(&args.state).map_err(|error| Failure::new(Exit::Usage, error))?;
-    let engine = match &args.docker {
-        Some(socket) => Some(
-            Engine::connect(socket)
-                .await
-                .map_err(Failure::unavailable)?,
-        ),
-        None => None,
-    };
+    let engine = engine(args.docker.as_deref()).await?;
     let drain = Drain::new();
     let config = SessionConfig {
         url,
@@ -59,7 +52,7 @@ pub(crate) async fn run(args: cli::Agent) -> Outcome {
     });
     let agent = agent.map_err(Failure::unavailable)?;
     let listener = listen(&args.socket)?;
-    tracing::info!(%id, socket = %args.socket.display(), "ready");
+    tracing::info!(%id, socket = %args.socket, "ready");
     drain.spawn(agent.serve(listener, drain.clone()));
     stop.requested().await;
     tracing::info!("stopping");
@@ -102,9 +95,20 @@ fn evidence(args: &cli::Agent) -> Result<Option<Evidence>, Failure> {
 }
 
 /// Anybody may connect: who it is, the kernel says, and what that is good for, the control plane.
-fn listen(path: &Path) -> Result<Listener, Failure> {
-    let listener = Listener::bind(&ListenAddress::Unix(PathBuf::from(path)))
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
-    rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(Failure::unavailable)?;
+pub(crate) fn listen(address: &LocalAddress) -> Result<Listener, Failure> {
+    let listener =
+        Listener::bind(&address.into()).map_err(|error| Failure::new(Exit::Usage, error))?;
+    if let LocalAddress::Path(path) = address {
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(Failure::unavailable)?;
+    }
     Ok(listener)
+}
+
+/// The engine of this host, if it is to be asked.
+pub(crate) async fn engine(socket: Option<&Path>) -> Result<Option<Engine>, Failure> {
+    let Some(socket) = socket else {
+        return Ok(None);
+    };
+    let engine = Engine::connect(socket).await;
+    engine.map(Some).map_err(Failure::unavailable)
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_runtime::clock::UnixTime;
+use fender_runtime::listen::LocalAddress;
 use fender_runtime::telemetry::LogFormat;
 
 pub(crate) use administration::*;
@@ -172,6 +173,19 @@ fn unix_url(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("unix://").map(PathBuf::from);
     path.filter(|path| path.is_absolute())
         .ok_or_else(|| "write it like `unix:///var/run/docker.sock`".to_owned())
+}
+
+/// A relative path begins where this process does now.
+fn local_address(text: &str) -> Result<LocalAddress, String> {
+    let address: LocalAddress = text
+        .parse()
+        .map_err(|error: fender_runtime::listen::InvalidAddress| error.to_string())?;
+    Ok(match address {
+        LocalAddress::Path(path) => {
+            LocalAddress::Path(std::path::absolute(path).map_err(|error| error.to_string())?)
+        }
+        named @ LocalAddress::Abstract(_) => named,
+    })
 }
 
 /// Documents name absolute paths, so a directory is compared as one.

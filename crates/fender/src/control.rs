@@ -1,12 +1,15 @@
 //! `fender control` and `fender control init`: reads the documents, starts the control plane, and ends it when told to.
 
+mod agent;
 mod init;
 
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fender_control::{ControlConfig, Foundation, Postgres, Sealing, StartError, StorePlace};
+use fender_control::{
+    ControlConfig, Foundation, Postgres, Running, Sealing, StartError, StorePlace,
+};
 use fender_identity::Secret;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -89,6 +92,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
     let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
+    let data_dir = args.foundation.data_dir.clone();
     let config = ControlConfig {
         foundation: foundation(args.foundation, sealing)?,
         listen: ListenAddress::Tcp(args.listen),
@@ -111,16 +115,32 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         administrator = %running.admin_dir.display(),
         "ready"
     );
+    let embedded = Drain::new();
     let ended = tokio::select! {
         () = stop.requested() => Ok(Exit::Done),
+        failed = served_with(&args.embedded, &running, &data_dir, &embedded) => Err(failed),
         () = running.superseded() => Err(Failure::unavailable(anyhow::anyhow!(
             "another process serves as the replica `{}` now",
             running.replica
         ))),
     };
     tracing::info!("stopping");
+    embedded.close(Deadline::after(GRACE)).await;
     drain.close(Deadline::after(GRACE)).await;
     ended
+}
+
+/// The agent of this machine, if there is to be one. Returns only what keeps it from starting.
+async fn served_with(
+    args: &cli::Embedded,
+    running: &Running,
+    data_dir: &Path,
+    drain: &Drain,
+) -> Failure {
+    match agent::start(args, running, data_dir, drain).await {
+        Ok(()) => std::future::pending().await,
+        Err(failure) => failure,
+    }
 }
 
 fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Failure> {

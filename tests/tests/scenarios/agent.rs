@@ -11,32 +11,37 @@ use fender_tests::docker::Engine;
 use fender_tests::process::{PATIENCE, Process, binary, installed, output};
 use fender_tests::{Mesh, wait_until};
 
-const REFUSED: i32 = 77;
-const ORDERS: u32 = 4301;
-const STRANGER: u32 = 4302;
+pub(crate) const REFUSED: i32 = 77;
+pub(crate) const ORDERS: u32 = 4301;
+pub(crate) const STRANGER: u32 = 4302;
 
 /// A mesh whose one node has an agent, and whose workload is placed there.
-struct Host {
-    mesh: Mesh,
-    agent: Process,
+pub(crate) struct Host {
+    pub(crate) mesh: Mesh,
+    pub(crate) agent: Process,
 }
 
-fn node(name: &str) -> String {
+pub(crate) fn node(name: &str) -> String {
     format!(
         "---\napiVersion: fender.dev/v1\nkind: Node\nmetadata: {{ name: {name} }}\nspec: {{ attest: [ {{ token: {{}} }} ] }}\n"
     )
 }
 
-fn workload(name: &str, attest: &str) -> String {
+pub(crate) fn workload(name: &str, attest: &str) -> String {
     format!(
         "---\napiVersion: fender.dev/v1\nkind: Workload\nmetadata: {{ namespace: shop, name: {name} }}\nspec: {{ attest: [ {attest} ] }}\n"
     )
 }
 
 impl Host {
-    fn start(workloads: &str, flags: &[&str]) -> Self {
+    pub(crate) fn start(workloads: &str, flags: &[&str]) -> Self {
+        Self::start_with("1h", workloads, flags)
+    }
+
+    /// With this lifetime of certificates.
+    pub(crate) fn start_with(leaf: &str, workloads: &str, flags: &[&str]) -> Self {
         let rest = [node("edge-1"), node("edge-2"), workloads.to_owned()].concat();
-        let mesh = Mesh::start(&Mesh::documents("1h", &rest));
+        let mesh = Mesh::start(&Mesh::documents(leaf, &rest));
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(mesh.directory.path(), open).unwrap();
         fs::create_dir(mesh.path("run")).unwrap();
@@ -52,7 +57,7 @@ impl Host {
         Self { mesh, agent }
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.mesh.path("run/agent.sock")
     }
 
@@ -95,14 +100,14 @@ impl Host {
     }
 }
 
-fn node_token(mesh: &Mesh, node: &str) -> PathBuf {
+pub(crate) fn node_token(mesh: &Mesh, node: &str) -> PathBuf {
     let file = mesh.path(format!("token-{node}"));
     let out = file.to_string_lossy().into_owned();
     mesh.fender_ok(&["token", "create", "--node", node, "--out", &out]);
     file
 }
 
-fn agent_command(mesh: &Mesh, state: &str, socket: &Path) -> Command {
+pub(crate) fn agent_command(mesh: &Mesh, state: &str, socket: &Path) -> Command {
     let mut command = mesh.command();
     command
         .env_remove("FENDER_ADMIN")
@@ -114,14 +119,14 @@ fn agent_command(mesh: &Mesh, state: &str, socket: &Path) -> Command {
 }
 
 /// The program in a place where every user may run it.
-fn program(mesh: &Mesh, name: &str) -> PathBuf {
+pub(crate) fn program(mesh: &Mesh, name: &str) -> PathBuf {
     let path = mesh.path(name);
     fs::copy(binary(), &path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
 
-fn sha256(path: &Path) -> String {
+pub(crate) fn sha256(path: &Path) -> String {
     let (code, out, err) = output(installed("sha256sum"), &[path]);
     assert_eq!(code, 0, "{err}");
     out[..64].to_owned()
@@ -291,7 +296,7 @@ fn an_agent_goes_on_as_itself_after_a_restart_and_without_a_token() {
 }
 
 /// An image of the binary and one file more; its id.
-fn image(engine: &Engine, mesh: &Mesh, name: &str) -> String {
+pub(crate) fn image(engine: &Engine, mesh: &Mesh, name: &str) -> String {
     let context = mesh.path(format!("image-{name}"));
     fs::create_dir(&context).unwrap();
     fs::copy(binary(), context.join("fender")).unwrap();
@@ -308,11 +313,22 @@ fn image(engine: &Engine, mesh: &Mesh, name: &str) -> String {
 
 #[test]
 fn a_container_of_the_right_image_and_label_gets_its_identity_and_copied_labels_do_not() {
-    let engine = Engine::start();
+    containers_are_told_apart(&Engine::start());
+}
+
+#[test]
+fn with_the_second_version_of_cgroups_containers_are_told_apart_as_well() {
+    let engine = Engine::start_on_cgroup2();
+    let (code, out, err) = engine.docker(&["info", "--format", "{{.CgroupVersion}}"]);
+    assert_eq!((code, out.trim()), (0, "2"), "{out}{err}");
+    containers_are_told_apart(&engine);
+}
+
+fn containers_are_told_apart(engine: &Engine) {
     let flag = format!("unix://{}", engine.socket().display());
     let mut host = Host::start("", &["--docker", &flag]);
-    let meant = image(&engine, &host.mesh, "meant");
-    image(&engine, &host.mesh, "other");
+    let meant = image(engine, &host.mesh, "meant");
+    image(engine, &host.mesh, "other");
     // The second would be any container whose user is root, if a container were a process of the host.
     let documents = [
         Mesh::documents("1h", ""),

@@ -40,9 +40,9 @@ struct World {
     _home: TempDir,
 }
 
-struct Envoy {
-    inbound: SocketAddr,
-    outbound: SocketAddr,
+pub(crate) struct Envoy {
+    pub(crate) inbound: SocketAddr,
+    pub(crate) outbound: SocketAddr,
     admin: SocketAddr,
     process: Process,
 }
@@ -110,7 +110,7 @@ spec: {{ action: ALLOW, rules: [ {{ from: [ {{ source: {{ serviceAccounts: [ sho
 }
 
 impl Envoy {
-    fn start(mesh: &Mesh, socket: &Path, orders: SocketAddr, app: SocketAddr) -> Self {
+    pub(crate) fn start(mesh: &Mesh, socket: &Path, orders: SocketAddr, app: SocketAddr) -> Self {
         let [inbound, outbound, admin] = [(); 3].map(|()| free_address());
         let port = |address: SocketAddr| format!("port_value: {} }}", address.port());
         let mut config = EXAMPLE.to_owned();
@@ -162,7 +162,7 @@ impl Envoy {
     }
 
     /// A counter of its own.
-    fn count(&self, name: &str) -> u64 {
+    pub(crate) fn count(&self, name: &str) -> u64 {
         let (_, text) = get(self.admin, "/stats").unwrap();
         let line = text
             .lines()
@@ -174,7 +174,7 @@ impl Envoy {
 }
 
 /// One request in plain HTTP: the status, and the answer as it came.
-fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     write!(

@@ -11,6 +11,8 @@
 )]
 
 mod agent;
+mod agent_api;
+mod agent_sockets;
 mod attacks;
 mod attestation;
 mod audit_log;

@@ -66,7 +66,7 @@ pub(crate) fn serving(mesh: &Mesh, workload: &str, socket: &Path, flags: &[&str]
 }
 
 /// What a script said, in order.
-fn said(command: &mut Command) -> Vec<Value> {
+pub(crate) fn said(command: &mut Command) -> Vec<Value> {
     let output = command.stdin(Stdio::null()).output().unwrap();
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
@@ -78,7 +78,7 @@ fn said(command: &mut Command) -> Vec<Value> {
         .collect()
 }
 
-fn only(command: &mut Command) -> Value {
+pub(crate) fn only(command: &mut Command) -> Value {
     let mut said = said(command);
     assert_eq!(said.len(), 1, "{said:?}");
     said.remove(0)

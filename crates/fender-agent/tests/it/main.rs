@@ -7,5 +7,6 @@
 )]
 
 mod harness;
+mod holders;
 mod sds;
 mod workload;

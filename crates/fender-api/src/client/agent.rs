@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fender_identity::{Secret, Serial, SpiffeId};
-use fender_runtime::clock::UnixTime;
+use fender_identity::csr::NewKey;
+use fender_identity::{Serial, SpiffeId, Svid, Trust};
 use fender_runtime::deadline::Deadline;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use super::call::{CallError, Caller, bounded};
+use super::call::{CallError, Caller, accept, bounded};
 use super::core::Core;
 use super::evidence::Expected;
 use super::{OpenError, SessionConfig, SignedToken, attest, renewal, renewed, token};
@@ -18,10 +18,22 @@ use crate::facts::Facts;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::nodes_client::NodesClient;
 use crate::tls::MAX_MESSAGE;
+use following::Following;
+
+mod following;
 
 /// An agent that may ask. Its certificate renews itself until the drain stops.
 #[derive(Debug)]
 pub struct AgentSession {
+    line: Arc<Line>,
+    changes: watch::Receiver<u64>,
+}
+
+type Nodes = NodesClient<Channel>;
+
+/// The way to the control plane.
+#[derive(Debug)]
+struct Line {
     core: Arc<Core>,
     kept: Mutex<Option<Kept>>,
 }
@@ -80,16 +92,23 @@ pub async fn open_agent(
         config.drain,
     );
     core.drain.spawn(renewal::run(core.clone()));
-    Ok(AgentSession {
-        core,
+    let line = Arc::new(Line {
+        core: Arc::clone(&core),
         kept: Mutex::default(),
-    })
+    });
+    let (changed, changes) = watch::channel(0);
+    let following = Following {
+        line: Arc::clone(&line),
+        changes: changed,
+    };
+    core.drain.spawn(following.run());
+    Ok(AgentSession { line, changes })
 }
 
 impl AgentSession {
     /// Who the agent is.
     pub fn id(&self) -> SpiffeId {
-        self.core.svid.borrow().id().clone()
+        self.line.core.svid.borrow().id().clone()
     }
 
     /// Who a process with these facts may be. Never nobody: that is an error.
@@ -100,6 +119,7 @@ impl AgentSession {
     ) -> Result<Vec<SpiffeId>, CallError> {
         let facts = proto::Facts::from(facts);
         let answer = self
+            .line
             .ask(deadline, |mut nodes| {
                 let facts = facts.clone();
                 async move { nodes.entitle(facts).await }
@@ -126,15 +146,14 @@ impl AgentSession {
             csr,
             facts: Some(facts.into()),
         };
-        self.ask(deadline, |mut nodes| {
+        let ask = |mut nodes: Nodes| {
             let request = request.clone();
             async move { nodes.issue_for(request).await }
-        })
-        .await
+        };
+        self.line.ask(deadline, ask).await
     }
 
-    /// A JWT-SVID of `identity` for an audience, if these facts prove the identity. Whoever hands it on knows by which keys
-    /// it is verified, and not this session.
+    /// A JWT-SVID of `identity` for an audience, if these facts prove the identity.
     pub async fn sign_jwt_for(
         &self,
         identity: &SpiffeId,
@@ -148,25 +167,43 @@ impl AgentSession {
             facts: Some(facts.into()),
             token: Some(token::request(audience, lifetime)),
         };
-        let ask = self.ask(deadline, |mut nodes| {
+        let ask = |mut nodes: Nodes| {
             let request = request.clone();
             async move { nodes.sign_jwt_for(request).await }
-        });
-        let answer = ask.await?;
-        let expires = u64::try_from(answer.expires_unix)
-            .map_err(|_| CallError::Answer("a token that ended before 1970".to_owned()))?;
-        Ok(SignedToken {
-            token: Secret::from(answer.token),
-            expires: UnixTime::since_unix_epoch(Duration::from_secs(expires)),
-        })
+        };
+        let answer = self.line.ask(deadline, ask).await?;
+        let core = &self.line.core;
+        let trust = core.trust.borrow().clone();
+        token::accept(answer, identity, audience, &trust, core.caller.clock.now())
     }
 
-    /// A connection that was kept may have ended without anybody having noticed: then it is asked once more.
-    async fn ask<T, F>(
+    /// A certificate for a key that is made here, for somebody beside this process.
+    pub async fn svid_for(
         &self,
+        id: &SpiffeId,
+        facts: &Facts,
         deadline: Deadline,
-        call: impl Fn(NodesClient<Channel>) -> F,
-    ) -> Result<T, CallError>
+    ) -> Result<Arc<Svid>, CallError> {
+        let key = NewKey::generate()?;
+        let answer = self.issue_for(key.csr_der(id)?, facts, deadline).await?;
+        let now = self.line.core.caller.clock.now();
+        Ok(accept(answer, &key, id, now)?.svid)
+    }
+
+    /// By which anybody is recognised, and who is not any more, as it was last heard.
+    pub fn trust(&self) -> watch::Receiver<Trust> {
+        self.line.core.trust.subscribe()
+    }
+
+    /// Changes when what processes of this node may be may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+}
+
+impl Line {
+    /// A connection that was kept may have ended without anybody having noticed: then it is asked once more.
+    async fn ask<T, F>(&self, deadline: Deadline, call: impl Fn(Nodes) -> F) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {

@@ -1,13 +1,14 @@
-//! The way to a node's agent: a Unix socket whose owner is asked of the kernel before anything is said.
+//! The way to a node's agent: a Unix socket whose listener is asked of the kernel before anything is said.
 
 use std::io;
-use std::path::{Path, PathBuf};
 
 use fender_identity::SpiffeId;
 use fender_identity::csr::NewKey;
 use fender_runtime::deadline::Deadline;
+use fender_runtime::listen::LocalAddress;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
@@ -27,23 +28,15 @@ pub const AGENT_HEADER: &str = "agent.fender.dev";
 /// Where the agent listens, and as whom it must run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentSocket {
-    path: PathBuf,
+    address: LocalAddress,
     /// Whoever else listens there has squatted it.
     uid: u32,
 }
 
 impl AgentSocket {
     /// An agent that runs as `uid`.
-    pub fn new(path: impl Into<PathBuf>, uid: u32) -> Self {
-        Self {
-            path: path.into(),
-            uid,
-        }
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn new(address: LocalAddress, uid: u32) -> Self {
+        Self { address, uid }
     }
 
     /// A certificate for `key`, for the one identity the agent gives this process, or for the one expected.
@@ -67,27 +60,53 @@ impl AgentSocket {
     }
 
     async fn connect(&self) -> Result<Channel, CallError> {
-        let unreachable = |error: io::Error| {
-            CallError::Broken(format!("agent at `{}`: {error}", self.path.display()))
-        };
-        let socket = UnixStream::connect(&self.path).await.map_err(unreachable)?;
-        let owner = socket.peer_cred().map_err(unreachable)?.uid();
-        if owner != self.uid {
-            return Err(CallError::Answered {
+        let unreachable =
+            |error: io::Error| CallError::Broken(format!("agent at `{}`: {error}", self.address));
+        let socket = UnixStream::connect(self.address.to_path()).await;
+        let socket = socket.map_err(unreachable)?;
+        self.check(&socket.peer_cred().map_err(unreachable)?)
+            .map_err(|reason| CallError::Answered {
                 code: Code::ControlNotVerified,
-                reason: format!(
-                    "the agent at `{}` runs as user {owner}, not {}: somebody else has taken its place, \
-                     or `--agent-uid` is wrong",
-                    self.path.display(),
-                    self.uid
-                ),
-            });
-        }
+                reason,
+            })?;
         // The name is never looked up: there is one connection, and it is made.
         Endpoint::from_static("http://agent")
             .connect_with_connector(Once(Some(TokioIo::new(socket))))
             .await
             .map_err(|error| unreachable(io::Error::other(error.to_string())))
+    }
+}
+
+/// What the kernel shows for a user that has no number in our namespace: it may be anybody.
+const NOBODY: u32 = 65_534;
+
+impl AgentSocket {
+    /// Whoever listens is who must, and somebody whom the kernel can name.
+    fn check(&self, listener: &UCred) -> Result<(), String> {
+        let Self { address, uid } = self;
+        let owner = listener.uid();
+        if owner == NOBODY || owner == u32::MAX {
+            return Err(format!(
+                "whoever listens at `{address}` has no user here: the agent runs outside of this user namespace, and \
+                 could be anybody"
+            ));
+        }
+        if owner != *uid {
+            return Err(format!(
+                "the agent at `{address}` runs as user {owner}, not {uid}: somebody else has taken its place, or \
+                 `--agent-uid` is wrong"
+            ));
+        }
+        // A path is its directory's to give; a name is reached by the network namespace alone, also where that is the
+        // host's and the processes are not.
+        let is_here = listener.pid().is_some_and(|pid| pid > 0);
+        match address {
+            LocalAddress::Abstract(_) if !is_here => Err(format!(
+                "whoever listens at `{address}` is in another process namespace: a container in the host's network must be \
+                 given the path of a socket"
+            )),
+            LocalAddress::Abstract(_) | LocalAddress::Path(_) => Ok(()),
+        }
     }
 }
 
@@ -166,7 +185,7 @@ mod tests {
         let path = directory.path().join("agent.sock");
         let squatter = tokio::net::UnixListener::bind(&path).unwrap();
         let ours = rustix::process::getuid().as_raw();
-        let error = AgentSocket::new(&path, ours + 1)
+        let error = AgentSocket::new(path.as_path().into(), ours + 1)
             .connect()
             .await
             .unwrap_err();

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
 
+mod agent;
 mod attest;
 mod credentials;
 mod renewal;

@@ -17,6 +17,7 @@ use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::admin_server::Admin;
 use crate::proto::control::v1::distribution_server::Distribution;
 use crate::proto::control::v1::identity_server::Identity;
+use crate::proto::control::v1::nodes_server::Nodes;
 use crate::tls::ConnectInfo;
 
 #[derive(Clone)]
@@ -321,5 +322,73 @@ impl Admin for Service {
             subject: request.get_ref().role().as_str_name().to_owned(),
             ..proto::Authority::default()
         }))
+    }
+}
+
+/// Everybody may be `shop/orders`.
+#[tonic::async_trait]
+impl Nodes for Service {
+    type FollowStream = Answer<proto::NodeUpdate>;
+
+    async fn entitle(
+        &self,
+        request: Request<proto::Facts>,
+    ) -> Result<Response<proto::Entitlement>, Status> {
+        let info = request.extensions().get::<ConnectInfo>().unwrap();
+        self.control.tell(Heard::Entitle {
+            by: info.remote.to_string(),
+        });
+        Ok(Response::new(proto::Entitlement {
+            identities: vec![ORDERS.to_owned()],
+        }))
+    }
+
+    async fn issue_for(
+        &self,
+        request: Request<proto::IssueForRequest>,
+    ) -> Result<Response<proto::SvidResponse>, Status> {
+        let csr = csr::parse(&request.get_ref().csr).unwrap();
+        Ok(Response::new(self.control.issue(&csr)))
+    }
+
+    async fn sign_jwt_for(
+        &self,
+        _: Request<proto::SignJwtForRequest>,
+    ) -> Result<Response<proto::SignedJwt>, Status> {
+        Err(Code::IdentityUnknown.status("this control plane has no keys of tokens"))
+    }
+
+    async fn follow(
+        &self,
+        _: Request<proto::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let (send, receive) = mpsc::channel(4);
+        let mut trust = self.control.trust.subscribe();
+        let mut placed = self.control.placed.subscribe();
+        trust.mark_changed();
+        placed.mark_changed();
+        let drain = self.drain.clone();
+        self.drain.spawn(async move {
+            loop {
+                let kind = tokio::select! {
+                    biased;
+                    () = drain.stopping() => return,
+                    Ok(()) = trust.changed() => {
+                        proto::node_update::Kind::Trust(trust.borrow_and_update().clone())
+                    }
+                    Ok(()) = placed.changed() => {
+                        proto::node_update::Kind::PlacedAt(*placed.borrow_and_update())
+                    }
+                };
+                if send
+                    .send(Ok(proto::NodeUpdate { kind: Some(kind) }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 }

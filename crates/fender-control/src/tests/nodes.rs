@@ -231,3 +231,62 @@ async fn a_token_is_made_only_for_a_node_that_documents_describe() {
         assert_eq!(refused(made), code, "{workload} {node}");
     }
 }
+
+/// What an agent is told, one after the other.
+async fn told(updates: &mut tonic::Streaming<proto::NodeUpdate>) -> proto::node_update::Kind {
+    let update = updates.message().await.unwrap();
+    update.unwrap().kind.unwrap()
+}
+
+#[tokio::test]
+async fn an_agent_hears_whom_to_believe_and_when_what_is_placed_on_its_node_changes() {
+    use proto::node_update::Kind;
+    let world = World::new().await;
+    world.apply(edges()).await;
+    let agent = world.agent("edge-1").await;
+    let mut nodes = world.nodes(&agent).await;
+    let request = proto::FollowRequest { trust_version: 0 };
+    let mut updates = nodes.follow(request).await.unwrap().into_inner();
+    assert!(matches!(told(&mut updates).await, Kind::Trust(_)));
+    let Kind::PlacedAt(first) = told(&mut updates).await else {
+        panic!("what is placed comes after trust");
+    };
+    // Of another node: nothing for this one to hear. What is next is the change after it.
+    let elsewhere = workload(
+        "locked",
+        "{ attest: [ { unix: { node: edge-2, uid: 7 } } ] }",
+    );
+    world.apply([edges(), elsewhere.clone()].concat()).await;
+    let here = workload(
+        "web",
+        "{ attest: [ { unix: { node: edge-1, uid: 1001 } } ] }",
+    );
+    world.apply([edges(), elsewhere, here].concat()).await;
+    let Kind::PlacedAt(next) = told(&mut updates).await else {
+        panic!("the deny list did not change");
+    };
+    assert_eq!(next, first + 2);
+    // The node itself is gone.
+    world.apply(MESH.to_owned()).await;
+    assert!(matches!(told(&mut updates).await, Kind::PlacedAt(_)));
+}
+
+#[tokio::test]
+async fn attack_only_an_agent_hears_and_only_on_so_many_streams() {
+    let world = World::new().await;
+    world.apply(edges()).await;
+    let agent = world.agent("edge-1").await;
+    let mut nodes = world.nodes(&agent).await;
+    let request = proto::FollowRequest { trust_version: 0 };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(nodes.follow(request).await.unwrap());
+    }
+    assert_eq!(refused(nodes.follow(request).await), Code::Busy);
+    let key = NewKey::generate().unwrap();
+    let answer = nodes.issue_for(asking(&key, ORDERS, process(1000))).await;
+    let answer = issued(answer.unwrap().into_inner());
+    let orders = key.into_svid(answer.chain).unwrap();
+    let mut nodes = world.nodes(&orders).await;
+    assert_eq!(refused(nodes.follow(request).await), Code::Denied);
+}

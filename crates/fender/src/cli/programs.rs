@@ -9,8 +9,9 @@ use fender_api::url::ControlUrl;
 use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain, WorkloadName};
+use fender_runtime::listen::LocalAddress;
 
-use super::{ca_pin, directory, duration, unix_url};
+use super::{ca_pin, directory, duration, local_address, unix_url};
 
 #[derive(Args, Debug, Clone)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -34,6 +35,23 @@ pub(crate) struct Control {
     /// Put a new administrator's certificate into the data directory and exit
     #[arg(long)]
     pub(crate) reissue_admin: bool,
+    #[command(flatten)]
+    pub(crate) embedded: Embedded,
+}
+
+/// The agent of the one machine that a control plane runs on.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Embedded {
+    /// Run this machine's agent in the same process, at the path of a Unix socket or unix-abstract:NAME; where there are more machines, `fender agent` is a process of its own
+    #[arg(long, value_name = "ADDRESS", value_parser = local_address, requires = "node")]
+    pub(crate) agent_socket: Option<LocalAddress>,
+    /// Which node this machine is
+    #[arg(long, value_name = "NAME", requires = "agent_socket")]
+    pub(crate) node: Option<NodeName>,
+    /// The socket of this machine's container engine, as unix:///PATH, for the agent
+    #[arg(long, value_name = "URL", value_parser = unix_url, requires = "agent_socket")]
+    pub(crate) docker: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Debug, Clone)]
@@ -174,13 +192,13 @@ pub(crate) struct Source {
     /// The key of that certificate
     #[arg(long, value_name = "FILE", requires = "x509_certificate")]
     pub(crate) x509_key: Option<PathBuf>,
-    /// The socket of this host's agent, which says who this is
+    /// The socket of this host's agent, which says who this is: a path, or unix-abstract:NAME
     #[arg(
         long,
-        value_name = "PATH",
+        value_name = "ADDRESS",
         conflicts_with_all = ["config", "token_file", "kubernetes_token_file", "x509_certificate"]
     )]
-    pub(crate) agent: Option<PathBuf>,
+    pub(crate) agent: Option<LocalAddress>,
     /// The user that the agent runs as; whoever else listens at its socket hears nothing
     #[arg(long, value_name = "UID", requires = "agent", default_value_t = 0)]
     pub(crate) agent_uid: u32,
@@ -269,9 +287,9 @@ pub(crate) struct Agent {
     /// Where the agent's own key and certificate are kept across restarts
     #[arg(long, value_name = "DIR")]
     pub(crate) state: PathBuf,
-    /// The Unix socket at which sidecars of this host ask, in a directory that only its user writes to
-    #[arg(long, value_name = "PATH", value_parser = directory)]
-    pub(crate) socket: PathBuf,
+    /// Where processes of this host ask: the path of a Unix socket, in a directory that only its user writes to, or unix-abstract:NAME
+    #[arg(long, value_name = "ADDRESS", value_parser = local_address)]
+    pub(crate) socket: LocalAddress,
     /// The socket of this host's container engine, as unix:///PATH; without it nobody is attested by container
     #[arg(long, value_name = "URL", value_parser = unix_url)]
     pub(crate) docker: Option<PathBuf>,

@@ -136,7 +136,7 @@ fn evidence(source: &cli::Source) -> Result<Option<Evidence>, Failure> {
         return Ok(Some(Evidence::Token(TokenFile::new(file))));
     }
     if let Some(socket) = &source.agent {
-        let socket = AgentSocket::new(socket, source.agent_uid);
+        let socket = AgentSocket::new(socket.clone(), source.agent_uid);
         return Ok(Some(Evidence::Agent(socket)));
     }
     if let Some(token) = &source.kubernetes_token_file {

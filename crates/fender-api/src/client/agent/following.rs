@@ -1,0 +1,137 @@
+//! The worker that listens to the control plane for an agent: whom to believe and whom not any more, and when what is
+//! placed on its node may have changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fender_identity::Svid;
+use fender_runtime::backoff::Backoff;
+use fender_runtime::deadline::Deadline;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Streaming;
+
+use super::Line;
+use crate::client::call::{CALL, CallError, error_chain};
+use crate::client::update::learn;
+use crate::proto::control::v1 as proto;
+use crate::proto::control::v1::node_update::Kind;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A stream that lived this long was a good one: the next failure is a new one.
+const SETTLED: Duration = Duration::from_secs(10);
+
+pub(super) struct Following {
+    pub(super) line: Arc<Line>,
+    /// Grows whenever what is placed on the node may have changed.
+    pub(super) changes: watch::Sender<u64>,
+}
+
+impl Following {
+    /// Until the drain stops.
+    pub(super) async fn run(self) {
+        let stop = self.line.core.drain.clone();
+        tokio::select! {
+            biased;
+            () = stop.stopping() => {}
+            () = self.listen() => {}
+        }
+    }
+
+    async fn listen(&self) {
+        let mut renewals = self.line.core.svid.subscribe();
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        // What was received in this life; what was stored may be from another life of the control plane.
+        let mut version = 0;
+        let mut complained = false;
+        loop {
+            renewals.mark_unchanged();
+            let began = Instant::now();
+            match self
+                .carry(&mut version, &mut renewals, &mut complained)
+                .await
+            {
+                // With the next certificate at once.
+                Ok(()) => continue,
+                Err(error) if complained => {
+                    tracing::debug!(code = %error.code(), error = error_chain(&error), "the control plane still tells nothing");
+                }
+                Err(error) => {
+                    complained = true;
+                    tracing::warn!(code = %error.code(), error = error_chain(&error), "control plane lost, going on with what is known");
+                }
+            }
+            if began.elapsed() >= SETTLED {
+                backoff.reset();
+            }
+            tokio::select! {
+                _ = renewals.changed() => {}
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    /// One stream, until there is a new certificate to open it with or it breaks.
+    async fn carry(
+        &self,
+        version: &mut u64,
+        renewals: &mut watch::Receiver<Arc<Svid>>,
+        complained: &mut bool,
+    ) -> Result<(), CallError> {
+        let mut stream = self.open(*version).await?;
+        if std::mem::take(complained) {
+            tracing::info!("control plane found again");
+        }
+        loop {
+            let update = tokio::select! {
+                biased;
+                _ = renewals.changed() => return Ok(()),
+                update = stream.message() => update?,
+            };
+            match update
+                .ok_or(CallError::Broken("the stream has ended".to_owned()))?
+                .kind
+            {
+                Some(Kind::Trust(bytes)) => self.believe(&bytes, version).await,
+                // Whatever the revision: a stream that begins anew says it anew, because something may have been missed.
+                Some(Kind::PlacedAt(revision)) => {
+                    tracing::debug!(revision, "what is placed on this node may have changed");
+                    self.changes.send_modify(|count| *count += 1);
+                }
+                // What a newer control plane may say besides is nothing this version must know.
+                None => {}
+            }
+        }
+    }
+
+    async fn open(&self, trust_version: u64) -> Result<Streaming<proto::NodeUpdate>, CallError> {
+        let deadline = Deadline::after(CALL);
+        let ask = |mut nodes: super::Nodes| async move {
+            nodes.follow(proto::FollowRequest { trust_version }).await
+        };
+        self.line.ask(deadline, ask).await
+    }
+
+    async fn believe(&self, bytes: &Bytes, version: &mut u64) {
+        let core = &self.line.core;
+        let (own, known) = (core.svid.borrow().id().clone(), core.trust.borrow().clone());
+        let (trust, taken) = learn(bytes, &own, &known);
+        let learned = trust.version;
+        core.believe(trust).await;
+        match taken {
+            Ok(()) => {
+                *version = learned;
+                tracing::info!(version = learned, "trust accepted");
+            }
+            Err(refused) => {
+                tracing::error!(
+                    version = refused.version,
+                    reason = refused.reason,
+                    "trust refused, but for those it denies"
+                );
+            }
+        }
+    }
+}
