@@ -32,6 +32,7 @@ use crate::listings::List;
 use crate::revocation;
 use crate::roles::Rights;
 use crate::store::audit::{self, Action, Outcome};
+use crate::telemetry::Asked;
 
 /// Refused calls per minute and identity that reach the audit log; the rest only reach the program's own.
 pub(crate) const INTRUSIONS: u32 = 30;
@@ -184,6 +185,7 @@ impl Admin for AdminService {
             .map(|csr| csr.id.to_string())
             .unwrap_or_default();
         let issued = control.issue_svid(request, &admin).await;
+        control.telemetry.issuance(Asked::Administrator, &issued);
         control
             .answer_audited(issued, &admin, Action::IssueSvid, subject)
             .await

@@ -31,6 +31,7 @@ use crate::documents::InForce;
 use crate::evidence::Evidence;
 use crate::limit::Neighbourhood;
 use crate::store::tokens::{self, Bearer, Worth, Worthless};
+use crate::telemetry::Asked;
 
 /// Attestations that may fail per minute and address before the address has to wait.
 pub(crate) const STRANGER_FAILURES: u32 = 120;
@@ -48,7 +49,10 @@ impl Identity for IdentityService {
         let request = request.into_inner();
         let source = origin.text.clone();
         let whence = origin.ip.map(Neighbourhood::of);
-        match control.attest(request, origin).await {
+        let asked = asked(&request);
+        let attested = control.attest(request, origin).await;
+        control.telemetry.issuance(asked, &attested);
+        match attested {
             Ok(response) => Ok(Response::new(response)),
             Err(refused) => {
                 let code = Code::of(&refused);
@@ -82,7 +86,9 @@ impl Identity for IdentityService {
             .get::<fender_api::tls::ConnectInfo>()
             .and_then(|info| info.peer.svid().cloned());
         let source = origin.text.clone();
-        match control.renew(request.into_inner(), connected, origin).await {
+        let renewed = control.renew(request.into_inner(), connected, origin).await;
+        control.telemetry.issuance(Asked::Renewal, &renewed);
+        match renewed {
             Ok(response) => Ok(Response::new(response)),
             Err(refused) => {
                 tracing::warn!(%source, code = %Code::of(&refused), reason = refused.message(), "renewal refused");
@@ -100,8 +106,19 @@ impl Identity for IdentityService {
         let trust_domain = control.authority.trust_domain();
         let caller =
             callers::workload(request.extensions(), trust_domain, &control.store, now).await?;
-        let signed = control.sign_jwt(caller.peer.id(), request.into_inner(), &caller.source)?;
-        Ok(Response::new(signed))
+        let signed = control.sign_jwt(caller.peer.id(), request.into_inner(), &caller.source);
+        control.telemetry.issuance(Asked::Jwt, &signed);
+        signed.map(Response::new)
+    }
+}
+
+/// As it is counted.
+fn asked(request: &AttestRequest) -> Asked {
+    match &request.evidence {
+        Some(Shown::JoinToken(_)) => Asked::Token,
+        Some(Shown::Kubernetes(_)) => Asked::Kubernetes,
+        Some(Shown::X509(_)) => Asked::X509,
+        None => Asked::Otherwise,
     }
 }
 

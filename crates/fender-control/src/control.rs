@@ -26,6 +26,7 @@ use crate::own::Own;
 use crate::pace::Pace;
 use crate::registry::Registry;
 use crate::store::{Store, audit};
+use crate::telemetry::Telemetry;
 use crate::trust::Announcements;
 
 pub(crate) struct Control {
@@ -42,6 +43,7 @@ pub(crate) struct Control {
     pub(crate) clusters: Clusters,
     pub(crate) authorities: IssuingAuthorities,
     pub(crate) decisions: Decisions,
+    pub(crate) telemetry: Telemetry,
     /// As the document in force has it; streams follow it.
     pub(crate) minimum_version: watch::Sender<Option<MinimumVersion>>,
     /// Failed attestations, by where they come from.

@@ -32,6 +32,7 @@ use crate::decisions::Taken;
 use crate::documents::InForce;
 use crate::limit::Bucket;
 use crate::registry::{Connected, Introduction, Place, Refusal};
+use crate::telemetry::{About, Answer};
 use crate::time::later;
 use crate::trust::Announced;
 
@@ -312,17 +313,26 @@ impl Subscription {
 
     fn heard(&self, report: Report, sidecar: &Connected) -> Result<(), Status> {
         let workload = &self.caller.workload;
+        let telemetry = &self.control.telemetry;
         match report.kind {
-            Some(report::Kind::Ack(ack)) => sidecar.acked(ack.version),
+            Some(report::Kind::Ack(ack)) => {
+                telemetry.answer(About::Snapshot, Answer::Ack);
+                sidecar.acked(ack.version);
+            }
             Some(report::Kind::Nack(nack)) => {
                 let reason = cut(&nack.reason, MAX_TEXT);
                 tracing::warn!(%workload, version = nack.version, reason, "snapshot refused by a sidecar");
+                telemetry.answer(About::Snapshot, Answer::Nack);
                 sidecar.nacked(reason);
             }
-            Some(report::Kind::TrustAck(ack)) => sidecar.trust_acked(ack.version),
+            Some(report::Kind::TrustAck(ack)) => {
+                telemetry.answer(About::Trust, Answer::Ack);
+                sidecar.trust_acked(ack.version);
+            }
             Some(report::Kind::TrustNack(nack)) => {
                 let reason = cut(&nack.reason, MAX_TEXT);
                 tracing::error!(%workload, version = nack.version, reason, "trust refused by a sidecar");
+                telemetry.answer(About::Trust, Answer::Nack);
                 sidecar.nacked(format!("trust: {reason}"));
             }
             Some(report::Kind::Decision(decision)) => {

@@ -38,6 +38,7 @@ mod roles;
 mod sealing;
 mod start;
 mod store;
+mod telemetry;
 mod time;
 mod trust;
 mod turns;

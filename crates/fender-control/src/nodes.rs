@@ -25,6 +25,7 @@ use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
 use crate::documents::InForce;
 use crate::evidence::Evidence;
+use crate::telemetry::Asked;
 use follow::Followers;
 pub(crate) use matching::differs;
 use matching::{Hit, Matching, kept, matching};
@@ -71,30 +72,9 @@ impl Nodes for NodesService {
     ) -> Result<Response<SvidResponse>, Status> {
         let control = &*self.control;
         let agent = control.agent(request.extensions()).await?;
-        let IssueForRequest { csr, facts } = request.into_inner();
-        let facts = read_facts(facts)?;
-        let request = read_request(&csr)?;
-        let in_force = control.library.in_force();
-        let matching = agent.match_with(&in_force, &facts)?;
-        let trust_domain = control.authority.trust_domain();
-        let hit = agent.choose(&matching, &request.id, &facts, trust_domain)?;
-        let (workload, attestor) = (hit.workload.name.clone(), hit.attestor.name());
-        let (grant, attest) = control.grant(&in_force, &request)?;
-        let evidence = Evidence::Agent {
-            node: agent.node.clone(),
-            agent: agent.serial,
-            attestor,
-            facts: kept(&facts, attest),
-            source: agent.origin.text,
-        };
-        control.pace(&request.id, &evidence, &grant)?;
-        let identity = request.id.clone();
-        let now = control.clock.now();
-        let attested = Attested::new(identity, request, grant, evidence).map_err(not_issued)?;
-        let issued = control.authority.issue(attested, now).map_err(not_issued)?;
-        let recorded = issued.record(&control.store).await.map_err(failed)?;
-        tracing::info!(%workload, node = %agent.node, attestor, %facts, "workload attested by its node's agent");
-        Ok(Response::new(control.answer(recorded)))
+        let issued = control.issue_for(agent, request.into_inner()).await;
+        control.telemetry.issuance(Asked::Agent, &issued);
+        issued.map(Response::new)
     }
 
     async fn sign_jwt_for(
@@ -120,8 +100,9 @@ impl Nodes for NodesService {
             &facts,
             control.authority.trust_domain(),
         )?;
-        let signed = control.sign_jwt(&identity, token.unwrap_or_default(), &agent.origin)?;
-        Ok(Response::new(signed))
+        let signed = control.sign_jwt(&identity, token.unwrap_or_default(), &agent.origin);
+        control.telemetry.issuance(Asked::Jwt, &signed);
+        signed.map(Response::new)
     }
 
     async fn follow(
@@ -133,6 +114,39 @@ impl Nodes for NodesService {
         let known = request.into_inner().trust_version;
         let updates = follow::follow(&self.control, &self.followers, agent.node, peer, known)?;
         Ok(Response::new(updates))
+    }
+}
+
+impl Control {
+    async fn issue_for(
+        &self,
+        agent: Agent,
+        request: IssueForRequest,
+    ) -> Result<SvidResponse, Status> {
+        let IssueForRequest { csr, facts } = request;
+        let facts = read_facts(facts)?;
+        let request = read_request(&csr)?;
+        let in_force = self.library.in_force();
+        let matching = agent.match_with(&in_force, &facts)?;
+        let trust_domain = self.authority.trust_domain();
+        let hit = agent.choose(&matching, &request.id, &facts, trust_domain)?;
+        let (workload, attestor) = (hit.workload.name.clone(), hit.attestor.name());
+        let (grant, attest) = self.grant(&in_force, &request)?;
+        let evidence = Evidence::Agent {
+            node: agent.node.clone(),
+            agent: agent.serial,
+            attestor,
+            facts: kept(&facts, attest),
+            source: agent.origin.text,
+        };
+        self.pace(&request.id, &evidence, &grant)?;
+        let identity = request.id.clone();
+        let now = self.clock.now();
+        let attested = Attested::new(identity, request, grant, evidence).map_err(not_issued)?;
+        let issued = self.authority.issue(attested, now).map_err(not_issued)?;
+        let recorded = issued.record(&self.store).await.map_err(failed)?;
+        tracing::info!(%workload, node = %agent.node, attestor, %facts, "workload attested by its node's agent");
+        Ok(self.answer(recorded))
     }
 }
 

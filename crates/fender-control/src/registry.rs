@@ -171,6 +171,14 @@ impl Registry {
             .unwrap_or_default()
     }
 
+    /// How many are connected, and how many of them refuse what they were sent last.
+    pub(crate) fn tally(&self) -> (usize, usize) {
+        let inner = self.lock();
+        let refusing = inner.sidecars.values();
+        let refusing = refusing.filter(|sidecar| !sidecar.status.nack.is_empty());
+        (inner.sidecars.len(), refusing.count())
+    }
+
     /// How many of each workload are connected.
     pub(crate) fn counts(&self) -> BTreeMap<WorkloadName, usize> {
         let mut all = BTreeMap::new();

@@ -16,6 +16,7 @@ use fender_identity::tls::CaPin;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
+use fender_runtime::metrics::Exposition;
 use tokio::sync::{mpsc, watch};
 use tonic::service::interceptor::InterceptedService;
 
@@ -43,6 +44,7 @@ use crate::store::audit::{self, Chain};
 use crate::store::place::{PlaceError, StorePlace};
 use crate::store::replicas::ReplicaName;
 use crate::store::{Reader, StoreError};
+use crate::telemetry::{self, Telemetry};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
 const MAX_IDENTITY_CALL: usize = 64 * 1024;
@@ -84,6 +86,7 @@ pub struct Running {
     /// Without the way to the writer, which ends when nobody can reach it any more.
     reader: Reader,
     superseded: watch::Receiver<bool>,
+    /// Serving it ends when nothing serves any more.
     pub(crate) control: Weak<Control>,
 }
 
@@ -99,6 +102,22 @@ impl Running {
     /// Follows the audit log's chain from its first entry.
     pub async fn verify_audit_log(&self) -> Result<Chain, StoreError> {
         audit::verify(&self.reader).await
+    }
+
+    /// Whether certificates can be issued and recorded now.
+    pub async fn is_ready(&self) -> bool {
+        match self.control.upgrade() {
+            Some(control) => !control.drain.is_stopping() && telemetry::is_ready(&control).await,
+            None => false,
+        }
+    }
+
+    /// What a monitoring system reads, in the OpenMetrics text format.
+    pub async fn metrics(&self) -> String {
+        match self.control.upgrade() {
+            Some(control) => telemetry::metrics(&control).await,
+            None => Exposition::default().text(),
+        }
     }
 
     #[cfg(test)]
@@ -171,18 +190,7 @@ pub async fn start(
     warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);
-    let mut running = Running {
-        address,
-        trust_domain,
-        replica: presence.name().clone(),
-        admin_dir: data.admin().to_owned(),
-        revision: library.in_force().revision,
-        warnings,
-        ca_pins: authority.pins(),
-        reader: store.reader().clone(),
-        superseded: presence.superseded(),
-        control: Weak::new(),
-    };
+    let admin_dir = data.admin().to_owned();
     let control = Arc::new(Control {
         clusters: Clusters::new(Arc::clone(&sources), Arc::clone(&clock), drain.clone()),
         authorities: IssuingAuthorities::new(Arc::clone(&sources)),
@@ -197,6 +205,7 @@ pub async fn start(
         registry: Registry::default(),
         pace: Pace::default(),
         decisions,
+        telemetry: Telemetry::new(),
         minimum_version: watch::Sender::default(),
         strangers: Failures::new(STRANGER_FAILURES),
         listings: Listings::default(),
@@ -204,7 +213,18 @@ pub async fn start(
         refused,
         _data: data,
     });
-    running.control = Arc::downgrade(&control);
+    let running = Running {
+        address,
+        trust_domain,
+        replica: presence.name().clone(),
+        admin_dir,
+        revision: control.library.in_force().revision,
+        warnings,
+        ca_pins: control.authority.pins(),
+        reader: store.reader().clone(),
+        superseded: presence.superseded(),
+        control: Arc::downgrade(&control),
+    };
     drain.spawn(decisions::write(reported, store.clone(), clock));
     drain.spawn(maintenance::check_audit_log(store.reader().clone()));
     drain.spawn(maintenance::record_refusals(refusals, store));

@@ -58,6 +58,11 @@ impl Announcements {
         self.newest.subscribe()
     }
 
+    /// Of the newest.
+    pub(crate) fn version(&self) -> u64 {
+        self.newest.borrow().trust.version
+    }
+
     /// To be called whenever something of what is announced may have changed. When this returns, the streams know.
     pub(crate) async fn refresh(&self, renewal_grace: Duration) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;

@@ -3,7 +3,8 @@
 //! What every server of the house needs and none should write twice: a listener that can be passed
 //! on ([`listen`]), an accept loop that neither spins nor dies ([`accept`]), tasks that end when
 //! they are told to ([`drain`]), one deadline for a whole establishment ([`deadline`]), jittered
-//! backoff ([`backoff`]), the wall clock as a value ([`clock`]) and the log ([`telemetry`]).
+//! backoff ([`backoff`]), the wall clock as a value ([`clock`]), the log ([`telemetry`]) and
+//! what a monitoring system reads ([`metrics`]).
 //!
 //! It knows no certificate, policy or secret, and no other crate of the house.
 
@@ -14,6 +15,7 @@ pub mod deadline;
 pub mod drain;
 pub mod id;
 pub mod listen;
+pub mod metrics;
 mod random;
 pub mod sys;
 pub mod telemetry;

@@ -2,9 +2,11 @@
 
 mod agent;
 mod init;
+mod observed;
 
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_control::{
@@ -19,10 +21,13 @@ use fender_runtime::sys;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::signals::{HangUp, Stop};
-use crate::{cli, load, print};
+use crate::{admin_socket, cli, load, print};
 
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// In the data directory.
+const ADMIN_SOCKET: &str = "admin.sock";
 
 /// What is said of the sealing key, with or without `init`.
 pub(crate) fn sealing_of(args: &cli::Control) -> &cli::Sealing {
@@ -93,6 +98,10 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     }
     let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
     let data_dir = args.foundation.data_dir.clone();
+    let admin_socket = AdminSocket {
+        given: args.admin_socket,
+        otherwise: args.foundation.data_dir.join(ADMIN_SOCKET),
+    };
     let config = ControlConfig {
         foundation: foundation(args.foundation, sealing)?,
         listen: ListenAddress::Tcp(args.listen),
@@ -107,6 +116,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     for warning in &running.warnings {
         tracing::warn!("{warning}");
     }
+    observe(admin_socket, &running, &drain)?;
     tracing::info!(
         address = %running.address,
         trust_domain = %running.trust_domain,
@@ -141,6 +151,28 @@ async fn served_with(
         Ok(()) => std::future::pending().await,
         Err(failure) => failure,
     }
+}
+
+struct AdminSocket {
+    given: Option<PathBuf>,
+    otherwise: PathBuf,
+}
+
+/// What was asked for must be had; what is there by default is missed, and serving goes on.
+fn observe(socket: AdminSocket, running: &Running, drain: &Drain) -> Result<(), Failure> {
+    let listener = match &socket.given {
+        Some(path) => admin_socket::bind(path).map_err(Failure::unavailable)?,
+        None => match admin_socket::bind(&socket.otherwise) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!("no admin socket: {error:#}");
+                return Ok(());
+            }
+        },
+    };
+    let observed = Arc::new(observed::Plane(running.clone()));
+    drain.spawn(admin_socket::serve(listener, observed, drain.clone()));
+    Ok(())
 }
 
 fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Failure> {

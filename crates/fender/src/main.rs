@@ -5,6 +5,7 @@
 //! starts them in order. `sidecar::run` and `control::run` show each program whole.
 
 mod admin;
+mod admin_socket;
 mod agent;
 mod audit;
 mod cli;
@@ -15,7 +16,6 @@ mod exec;
 mod exit;
 mod load;
 mod local;
-mod metrics;
 mod reference;
 mod render;
 mod revisions;

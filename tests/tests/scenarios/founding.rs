@@ -66,7 +66,7 @@ fn everything_below(directory: &Path) -> Vec<(String, u32, Vec<u8>)> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             all.extend(everything_below(&path));
-        } else if !path.to_string_lossy().contains("control.db") {
+        } else if path.is_file() && !path.to_string_lossy().contains("control.db") {
             let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
             all.push((path.display().to_string(), mode, fs::read(&path).unwrap()));
         }

@@ -30,6 +30,7 @@ mod revocation;
 mod secrecy;
 mod standalone;
 mod supervisor;
+mod telemetry;
 mod tokens;
 mod tour;
 mod workload_api;

@@ -84,7 +84,11 @@ impl Control {
         };
         let answer = match dry_run {
             true => self.try_out(files, upon, &review).await,
-            false => self.apply(files, upon, revision, review).await,
+            false => {
+                let applied = self.apply(files, upon, revision, review).await;
+                self.telemetry.apply(&applied);
+                applied
+            }
         };
         match answer {
             Ok(answer) => Ok(answer),

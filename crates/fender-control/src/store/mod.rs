@@ -17,6 +17,7 @@ pub(crate) mod decisions;
 mod feed;
 pub(crate) mod jwt_keys;
 pub(crate) mod mesh;
+mod meter;
 pub(crate) mod place;
 mod postgres;
 pub(crate) mod replicas;
@@ -30,7 +31,6 @@ use std::fmt;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fender_runtime::drain::Drain;
@@ -44,6 +44,7 @@ pub(crate) use feed::Topic;
 
 use db::{Fate, Pool};
 use feed::Feed;
+use meter::Meter;
 use place::Access;
 use writer::{Job, Queued, Writer};
 
@@ -90,7 +91,7 @@ pub(crate) struct Store {
 pub(crate) struct Reader {
     pool: Pool,
     feed: Feed,
-    commits: Arc<AtomicU64>,
+    meter: Meter,
 }
 
 impl Store {
@@ -153,17 +154,17 @@ impl Store {
 
     fn over(writes: Pool, reads: Pool, drain: &Drain) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
-        let commits = Arc::new(AtomicU64::new(0));
+        let meter = Meter::new();
         let feed = Feed::new();
         let name = OpaqueId::random().to_string();
-        let writer = Writer::new(writes, name, feed.clone(), Arc::clone(&commits));
+        let writer = Writer::new(writes, name, feed.clone(), meter.clone());
         drain.spawn(writer.run(queue));
         Self {
             jobs,
             reader: Reader {
                 pool: reads,
                 feed,
-                commits,
+                meter,
             },
         }
     }
@@ -191,7 +192,16 @@ impl Store {
 impl Reader {
     /// Transactions committed since the store was opened.
     pub(crate) fn commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
+        self.meter.commits()
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Whether the database is there.
+    pub(crate) async fn answers(&self) -> Result<(), StoreError> {
+        query("SELECT 1 AS one").one(self).await.map(drop)
     }
 
     /// Wakes after a change of `topic`, by whichever replica. Subscribe first, then read, then wait: a change in between

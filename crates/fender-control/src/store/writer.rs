@@ -19,7 +19,6 @@ use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fender_runtime::backoff::Backoff;
@@ -28,6 +27,7 @@ use tokio::time::Instant;
 
 use super::db::{Connection, Fate, Health, Kind, Pool, query};
 use super::feed::{self, Feed};
+use super::meter::Meter;
 use super::{Command, StoreError};
 
 /// Changes committed in one transaction, at most.
@@ -175,7 +175,7 @@ enum Attempt {
 pub(super) struct Writer {
     pub(super) pool: Pool,
     pub(super) feed: Feed,
-    pub(super) commits: Arc<AtomicU64>,
+    pub(super) meter: Meter,
     /// Under which this writer numbers its batches, if connections can be lost.
     pub(super) name: String,
     number: u64,
@@ -185,11 +185,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(pool: Pool, name: String, feed: Feed, commits: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(pool: Pool, name: String, feed: Feed, meter: Meter) -> Self {
         Self {
             pool,
             feed,
-            commits,
+            meter,
             name,
             number: 0,
             connection: None,
@@ -201,9 +201,12 @@ impl Writer {
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Job>>) {
         let mut queued = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut queued, BATCH).await > 0 {
+            let (began, changes) = (Instant::now(), queued.len());
             let mut groups = Vec::new();
             queued.drain(..).for_each(|job| job.join(&mut groups));
             let outcome = self.commit(&mut groups).await;
+            self.meter
+                .answered(changes, began.elapsed(), outcome.is_err());
             if let Err(error) = &outcome {
                 tracing::warn!(%error, "changes were not committed");
             }
@@ -227,7 +230,7 @@ impl Writer {
             let error = match attempt {
                 Attempt::Committed(changed) => {
                     self.away = None;
-                    self.commits.fetch_add(1, Ordering::Relaxed);
+                    self.meter.committed();
                     for (topic, number) in changed {
                         self.feed.advance(topic, number);
                     }

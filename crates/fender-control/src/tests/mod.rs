@@ -22,6 +22,7 @@ mod revisions;
 mod revocation;
 mod roles;
 mod session;
+mod telemetry;
 mod vouching;
 mod x509;
 

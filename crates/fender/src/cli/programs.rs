@@ -32,6 +32,9 @@ pub(crate) struct Control {
     /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
     #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
+    /// Where health checks and a monitoring system reach this control plane [default: admin.sock in the data directory]
+    #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
+    pub(crate) admin_socket: Option<PathBuf>,
     /// Put a new administrator's certificate into the data directory and exit
     #[arg(long)]
     pub(crate) reissue_admin: bool,

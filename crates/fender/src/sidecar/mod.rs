@@ -6,7 +6,6 @@
 //! listen, and last of all it says that it is ready.
 
 mod abandoned;
-mod admin_socket;
 mod callers;
 mod confine;
 mod decisions;
@@ -42,7 +41,7 @@ use tokio::sync::{mpsc, watch};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::signals::{HangUp, Stop};
 use crate::source::{self, Feed};
-use crate::{blocking, cli, single};
+use crate::{admin_socket, blocking, cli, single};
 use abandoned::Interfaces;
 use confine::Reach;
 use drains::{App, Drains};

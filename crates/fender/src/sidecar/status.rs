@@ -9,11 +9,12 @@ use fender_credentials::engine::{Holding, Holdings};
 use fender_identity::Svid;
 use fender_proxy::Direction;
 use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_runtime::metrics::{Exposition, seconds_until};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::decisions::Decisions;
-use crate::metrics;
+use crate::admin_socket::{Observed, Reading};
 use crate::render;
 use crate::source::LinkState;
 
@@ -85,28 +86,6 @@ impl Status {
         }
     }
 
-    /// What a monitoring system reads.
-    pub(super) fn metrics(&self) -> String {
-        let now = self.clock.now();
-        metrics::text(&[
-            (
-                "fender_certificate_expiry_seconds",
-                "Seconds until this sidecar's certificate ends",
-                metrics::seconds_until(now, self.svid.borrow().validity().not_after),
-            ),
-            (
-                "fender_unrecoverable_seconds",
-                "Seconds until a person must act if the control plane stays away from now on",
-                metrics::seconds_until(now, self.unrecoverable()),
-            ),
-            (
-                "fender_ready",
-                "1 while this sidecar serves",
-                i64::from(self.is_ready()),
-            ),
-        ])
-    }
-
     /// Grows while the application uses its way out; none if it has none.
     pub(super) fn outbound_activity(&self) -> Option<u64> {
         let status = self.proxy.get()?.status();
@@ -162,6 +141,51 @@ impl Status {
                 })
             }).collect::<Vec<_>>(),
         })
+    }
+}
+
+impl Observed for Status {
+    fn has_started(&self) -> bool {
+        Status::has_started(self)
+    }
+
+    async fn is_ready(&self) -> bool {
+        Status::is_ready(self)
+    }
+
+    /// None of it names a secret, a peer or a path, and there is no more of it the more call.
+    async fn metrics(&self) -> String {
+        let now = self.clock.now();
+        let mut told = Exposition::default();
+        told.gauge(
+            "fender_certificate_expiry_seconds",
+            "Seconds until this sidecar's certificate ends",
+            seconds_until(now, self.svid.borrow().validity().not_after),
+        );
+        told.gauge(
+            "fender_unrecoverable_seconds",
+            "Seconds until a person must act if the control plane stays away from now on",
+            seconds_until(now, self.unrecoverable()),
+        );
+        told.gauge(
+            "fender_ready",
+            "1 while this sidecar serves",
+            i64::from(Status::is_ready(self)),
+        );
+        told.text()
+    }
+
+    fn read(&self, path: &str) -> Reading {
+        if path == "/status" {
+            return Reading::Json(self.to_json());
+        }
+        match path.strip_prefix("/decisions/") {
+            None => Reading::Missing("unknown path\n"),
+            Some(id) => match self.decisions.find(id) {
+                Some(record) => Reading::Json(record),
+                None => Reading::Missing("no decision with this id is kept here\n"),
+            },
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What only a server can do to its clients: serve several, break off, be cut off in the middle of a commit.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, Weak};
 
 use fender_tests::postgres::{Durability, Postgres as Process};

@@ -1,8 +1,8 @@
-//! The sidecar's local admin socket: health, status and the explanation of its own denials.
+//! The local admin socket of a sidecar and of a control plane: health, metrics, and what else the program has to tell.
 //!
 //! HTTP/1.1 on a Unix socket that only its owner and root may open; the peer's uid is checked again
 //! on the connection. It reads, it changes nothing, and it knows no secret: what it answers is made
-//! from [`Status`] and the decision records, which hold none.
+//! by a program that is [`Observed`], from what holds none.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -13,29 +13,47 @@ use anyhow::Result;
 use fender_runtime::accept::Accept;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener, Socket};
+use fender_runtime::metrics;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::status::Status;
-use crate::metrics;
+/// What a program tells at its admin socket.
+pub(crate) trait Observed: Send + Sync + 'static {
+    fn has_started(&self) -> bool;
+
+    /// Whether it does its work now.
+    fn is_ready(&self) -> impl Future<Output = bool> + Send;
+
+    /// In the OpenMetrics text format.
+    fn metrics(&self) -> impl Future<Output = String> + Send;
+
+    /// Whatever else it has at this path.
+    fn read(&self, path: &str) -> Reading;
+}
+
+pub(crate) enum Reading {
+    Json(serde_json::Value),
+    /// There is nothing, and why.
+    Missing(&'static str),
+}
 
 /// Enough for a person and a health check at once.
 const CONNECTIONS: usize = 16;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
-/// Opens the socket, for its owner only, in place of one that a dead sidecar left behind. A socket
+/// Opens the socket, for its owner only, in place of one that a dead process left behind. A socket
 /// that somebody answers at stays, and so does a file that is no socket.
-pub(super) fn bind(path: &Path) -> Result<Listener> {
+pub(crate) fn bind(path: &Path) -> Result<Listener> {
     Listener::bind(&ListenAddress::Unix(path.to_owned())).map_err(|error| {
         let taken = error.kind() == std::io::ErrorKind::AddrInUse;
         let error = anyhow::Error::new(error).context("open the admin socket");
         if taken {
             error.context(format!(
-                "another sidecar answers at `{0}`, or `{0}` is no socket; give this one its own --admin-socket",
+                "another process answers at `{0}`, or `{0}` is no socket; give this one its own --admin-socket",
                 path.display()
             ))
         } else {
@@ -44,18 +62,18 @@ pub(super) fn bind(path: &Path) -> Result<Listener> {
     })
 }
 
-pub(super) async fn serve(listener: Listener, status: Arc<Status>, drain: Drain) {
+pub(crate) async fn serve<P: Observed>(listener: Listener, program: Arc<P>, drain: Drain) {
     let mut accept = Accept::new(listener, CONNECTIONS);
     while let Some((socket, _peer, slot)) = accept.next(&drain).await {
-        let status = Arc::clone(&status);
+        let program = Arc::clone(&program);
         drain.spawn(async move {
             let _slot = slot;
             if !is_allowed(&socket) {
                 return;
             }
             let service = service_fn(move |request| {
-                let status = Arc::clone(&status);
-                async move { Ok::<_, Infallible>(answer(&request, &status)) }
+                let program = Arc::clone(&program);
+                async move { Ok::<_, Infallible>(answer(&request, &*program).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -85,30 +103,22 @@ fn is_allowed(socket: &Socket) -> bool {
     }
 }
 
-fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>> {
+async fn answer<P: Observed>(request: &Request<Incoming>, program: &P) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/startupz" => health(status.has_started()),
-        "/readyz" => health(status.is_ready()),
+        "/startupz" => health(program.has_started()),
+        "/readyz" => health(program.is_ready().await),
         "/metrics" => respond(
             StatusCode::OK,
             metrics::CONTENT_TYPE,
-            status.metrics().into(),
+            program.metrics().await.into(),
         ),
-        "/status" => json(&status.to_json()),
-        path => match path
-            .strip_prefix("/decisions/")
-            .map(|id| status.decisions.find(id))
-        {
-            Some(Some(record)) => json(&record),
-            Some(None) => text(
-                StatusCode::NOT_FOUND,
-                "no decision with this id is kept here\n",
-            ),
-            None => text(StatusCode::NOT_FOUND, "unknown path\n"),
+        path => match program.read(path) {
+            Reading::Json(value) => json(&value),
+            Reading::Missing(why) => text(StatusCode::NOT_FOUND, why),
         },
     }
 }
@@ -170,6 +180,6 @@ mod tests {
         // Fills its queue; another blocking connection would wait for ever.
         let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
         let error = format!("{:#}", bind(&path).unwrap_err());
-        assert!(error.contains("another sidecar"), "{error}");
+        assert!(error.contains("another process"), "{error}");
     }
 }

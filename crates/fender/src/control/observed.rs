@@ -1,0 +1,26 @@
+//! What a control plane tells at its admin socket: whether it serves, and what a monitoring system reads.
+
+use fender_control::Running;
+
+use crate::admin_socket::{Observed, Reading};
+
+pub(super) struct Plane(pub(super) Running);
+
+impl Observed for Plane {
+    fn has_started(&self) -> bool {
+        // The socket is opened when it serves.
+        true
+    }
+
+    async fn is_ready(&self) -> bool {
+        self.0.is_ready().await
+    }
+
+    async fn metrics(&self) -> String {
+        self.0.metrics().await
+    }
+
+    fn read(&self, _: &str) -> Reading {
+        Reading::Missing("unknown path; an administrator asks by `fender status`\n")
+    }
+}
