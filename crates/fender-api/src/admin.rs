@@ -20,6 +20,7 @@ use rustls_pki_types::CertificateRevocationListDer;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
+use crate::addresses::Addresses;
 use crate::client::{CallError, Caller, accept, bounded};
 use crate::code::{Code, EXIT_USAGE};
 use crate::convert::InvalidField;
@@ -28,7 +29,6 @@ use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::admin_client::AdminClient;
 use crate::tls::{MAX_APPLY, MAX_STATUS};
 use crate::token::{JoinToken, TokenError};
-use crate::url::ControlUrl;
 
 const MAX_FILE: u64 = 1024 * 1024;
 
@@ -158,10 +158,22 @@ pub struct NewToken {
     pub expires: UnixTime,
 }
 
+/// A replica that did not answer for one page is missing from the whole.
+fn lacks(all: &mut proto::StatusResponse, replicas: Vec<proto::ReplicaStatus>) {
+    for replica in replicas {
+        let known = all.replicas.iter_mut().find(|it| it.name == replica.name);
+        match known {
+            Some(known) if known.problem.is_empty() => known.problem = replica.problem,
+            Some(_) => {}
+            None => all.replicas.push(replica),
+        }
+    }
+}
+
 impl Admin {
     /// Connects and authenticates.
     pub async fn connect(
-        url: &ControlUrl,
+        control: &Addresses,
         identity: &AdminIdentity,
         clock: SharedClock,
         deadline: Deadline,
@@ -175,7 +187,7 @@ impl Admin {
             });
         }
         let caller = Caller {
-            url: url.clone(),
+            control: control.clone(),
             clock: clock.clone(),
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -399,7 +411,10 @@ impl Admin {
             request.after.clone_from(&page.next);
             match &mut all {
                 None => all = Some(page),
-                Some(all) => all.workloads.extend(page.workloads),
+                Some(all) => {
+                    all.workloads.extend(page.workloads);
+                    lacks(all, page.replicas);
+                }
             }
             if request.after.is_empty() {
                 return Ok(all.unwrap_or_default());

@@ -19,10 +19,10 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::{mpsc, watch};
 
+use crate::addresses::Addresses;
 use crate::code::{Code, EXIT_USAGE};
 use crate::decision::DecisionRecord;
 use crate::token::TokenFileError;
-use crate::url::ControlUrl;
 
 mod agent;
 mod call;
@@ -60,8 +60,8 @@ const REPORTS: usize = 256;
 /// What [`open`] needs.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// Where the control plane is.
-    pub url: ControlUrl,
+    /// Where the control plane's replicas are.
+    pub control: Addresses,
     /// What to attest with when there is no usable state, and when the identity is refused later.
     pub evidence: Option<Evidence>,
     /// Where to keep the identity across restarts.
@@ -189,7 +189,7 @@ pub enum Report {
 /// starts from its state alone, if certificate and Snapshot are both there and the certificate has not expired.
 pub async fn open(config: SessionConfig, deadline: Deadline) -> Result<Session, OpenError> {
     let caller = Caller {
-        url: config.url.clone(),
+        control: config.control.clone(),
         clock: config.clock.clone(),
         version: config.version,
     };

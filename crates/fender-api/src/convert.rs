@@ -6,6 +6,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 mod policy;
 mod snapshot;
 mod trust;
@@ -100,6 +102,13 @@ pub(crate) fn port(field: &str, port: u32) -> Result<u16, InvalidField> {
 
 fn texts<T: Display>(values: impl IntoIterator<Item = T>) -> Vec<String> {
     values.into_iter().map(|value| value.to_string()).collect()
+}
+
+/// Of a message as it travels, by which both ends know that they have the same.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }
 
 #[cfg(test)]

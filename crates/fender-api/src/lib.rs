@@ -4,6 +4,7 @@
 //! Messages stay at the door: whoever receives one converts it (`TryFrom`, in [`convert`]) before believing any of it.
 //! This crate decides nothing about who may ask for what; that is the control plane's.
 
+pub mod addresses;
 pub mod admin;
 pub mod audit;
 pub mod client;

@@ -121,7 +121,7 @@ impl Admin for AdminService {
         &self,
         request: Request<StatusRequest>,
     ) -> Result<Response<StatusResponse>, Status> {
-        let control = &*self.0;
+        let control = &self.0;
         let admin = control
             .administrator(request.extensions(), Role::Viewer, Action::Status)
             .await?;

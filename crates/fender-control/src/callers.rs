@@ -104,6 +104,20 @@ pub(crate) async fn agent(
     Ok((node, peer.serial().clone(), origin(extensions)?))
 }
 
+/// Makes sure that another replica of this control plane calls, and nobody else.
+pub(crate) async fn replica(
+    extensions: &Extensions,
+    trust_domain: &TrustDomain,
+    store: &Store,
+    now: UnixTime,
+) -> Result<(), Status> {
+    let peer = verified(extensions)?;
+    if !peer.id().is_control() || peer.id().trust_domain() != trust_domain {
+        return Err(Code::Denied.status("only the control plane itself may ask this"));
+    }
+    in_good_standing(peer, store, now).await.map(drop)
+}
+
 /// Whether a peer claims to be an administrator; asked before the body of a call is read.
 pub(crate) fn claims_administration(
     extensions: &Extensions,

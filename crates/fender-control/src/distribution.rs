@@ -20,6 +20,7 @@ use fender_identity::{PeerSvid, Serial};
 use fender_runtime::clock::sleep_until;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::id::OpaqueId;
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -196,15 +197,18 @@ impl Subscription {
         let mut others = Bucket::new(REPORT_BURST, REPORTS_PER_SECOND);
         // Looked at and marked as seen at once: what is published in between would never be sent.
         let mut trust = self.control.trust.follow();
-        let version = trust.borrow_and_update().trust.version;
-        if hello.trust_version == version {
+        // A number alone does not tell: after a restored backup it counts up again, to something else.
+        let announced = Arc::clone(&trust.borrow_and_update());
+        let version = announced.trust.version;
+        if hello.trust_version == version && hello.trust_sha256 == announced.sha256 {
             sidecar.trust_sent(version);
             sidecar.trust_acked(version);
         } else {
             trust.mark_changed();
         }
-        let version = snapshots.borrow_and_update().version;
-        if hello.snapshot_version == version {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        if hello.snapshot_version == snapshot.version && hello.snapshot_sha256 == sha256(&snapshot)
+        {
             sidecar.sent(hello.snapshot_version);
             sidecar.acked(hello.snapshot_version);
         } else {
@@ -500,6 +504,11 @@ async fn either(
     }
 }
 
+/// Of a Snapshot as it travels.
+fn sha256(snapshot: &Snapshot) -> [u8; 32] {
+    fender_api::convert::sha256(&proto::Snapshot::from(snapshot).encode_to_vec())
+}
+
 fn cut(text: &str, length: usize) -> String {
     text.get(..text.floor_char_boundary(length))
         .unwrap_or_default()
@@ -533,7 +542,11 @@ mod tests {
             ..Default::default()
         };
         let encoded = format!("trust {version}").into();
-        Arc::new(Announced { trust, encoded })
+        Arc::new(Announced {
+            trust,
+            encoded,
+            sha256: [0; 32],
+        })
     }
 
     #[tokio::test]

@@ -208,7 +208,7 @@ impl Standing {
             store.clone(),
             Arc::clone(&authority),
             Arc::clone(clock),
-            library.in_force().mesh.lifetimes.renewal_grace,
+            library.in_force().mesh.lifetimes,
         )
         .await?;
         let admin_until = first_admin(&data, &store, &authority, clock).await?;

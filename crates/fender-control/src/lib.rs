@@ -30,6 +30,7 @@ mod maintenance;
 mod nodes;
 mod own;
 mod pace;
+mod peers;
 mod registry;
 mod renewal;
 mod replica;

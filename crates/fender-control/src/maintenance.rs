@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::Lifetimes;
+use fender_runtime::backoff::Backoff;
 use rustls::pki_types::UnixTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -34,36 +35,68 @@ pub(crate) async fn keep(control: Arc<Control>) {
         () = control.drain.stopping() => {}
         () = control.own.keep_fresh() => {}
         () = control.library.keep_up() => {}
+        () = announce(&control) => {}
+        () = renew_authorities(&control) => {}
         () = keep_house(&control) => {}
     }
 }
 
-async fn keep_house(control: &Control) {
-    let mut forgotten = (Instant::now(), control.clock.now());
-    // What another replica made or revoked holds here as soon as it is told.
+/// Announces whom to believe, and whom not any more, as soon as this or another replica changed it. Apart from
+/// everything that may take its time: a revocation waits for nothing, and is tried again at once.
+async fn announce(control: &Control) {
+    let mut authorities = control.store.reads().changes(Topic::Authorities);
+    let mut revocations = control.store.reads().changes(Topic::Revocations);
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        let pause = match control.refresh_trust().await {
+            Ok(()) => {
+                backoff.reset();
+                look(&control.library.in_force().mesh.lifetimes)
+            }
+            Err(error) => {
+                tracing::error!(%error, "announce whom to believe");
+                backoff.next()
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = authorities.changed() => {}
+            Ok(()) = revocations.changed() => {}
+        }
+    }
+}
+
+/// Takes up what another replica made as soon as it is told, and makes what is due: authorities, and the lists of what
+/// they signed and was revoked.
+async fn renew_authorities(control: &Control) {
     let mut authorities = control.store.reads().changes(Topic::Authorities);
     let mut revocations = control.store.reads().changes(Topic::Revocations);
     loop {
-        let lifetimes = control.library.in_force().mesh.lifetimes;
+        // At once, too: another replica may have made one between the first look and here.
+        let (lifetimes, now) = (
+            control.library.in_force().mesh.lifetimes,
+            control.clock.now(),
+        );
+        let renewed = control.authority.refresh(&control.store, &lifetimes, now);
+        if let Err(error) = renewed.await {
+            tracing::error!(%error, "renew the certificate authorities");
+        }
         tokio::select! {
             () = tokio::time::sleep(look(&lifetimes)) => {}
             Ok(()) = authorities.changed() => {}
             Ok(()) = revocations.changed() => {}
         }
-        let now = control.clock.now();
-        if let Err(error) = control
-            .authority
-            .refresh(&control.store, &lifetimes, now)
-            .await
-        {
-            tracing::error!(%error, "renew the certificate authorities");
-        }
-        if let Err(error) = control.refresh_trust().await {
-            tracing::error!(%error, "announce whom to believe");
-        }
+    }
+}
+
+async fn keep_house(control: &Control) {
+    let mut forgotten = (Instant::now(), control.clock.now());
+    loop {
+        tokio::time::sleep(LOOK).await;
         if forgotten.0.elapsed() < HOUSEKEEPING {
             continue;
         }
+        let now = control.clock.now();
         let believed = believed(now, forgotten.1);
         forgotten = (Instant::now(), believed);
         if let Err(error) = forget(control, believed).await {

@@ -31,6 +31,7 @@ pub(crate) struct Own {
     clock: SharedClock,
     dns_names: Vec<String>,
     config: watch::Sender<Arc<ServerConfig>>,
+    svid: watch::Sender<Arc<Svid>>,
     /// When it begins and when its successor is due.
     term: Mutex<(UnixTime, UnixTime)>,
     /// Certificates that open connections may have begun with, and their ends.
@@ -56,6 +57,7 @@ impl Own {
             clock,
             dns_names,
             config: watch::Sender::new(Arc::clone(&fresh.config)),
+            svid: watch::Sender::new(Arc::new(fresh.svid.clone())),
             term: Mutex::new(term(&fresh.svid)),
             leaves: Mutex::default(),
         };
@@ -66,6 +68,11 @@ impl Own {
     /// What the next handshake uses.
     pub(crate) fn config(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.config.subscribe()
+    }
+
+    /// What is shown to other replicas.
+    pub(crate) fn svid(&self) -> Arc<Svid> {
+        Arc::clone(&self.svid.borrow())
     }
 
     /// The certificates under which a caller may have met us.
@@ -119,6 +126,7 @@ impl Own {
         }
         *self.term.lock().unwrap_or_else(PoisonError::into_inner) = term(&svid);
         tracing::info!(serial = %svid.serial(), "the control plane has a certificate of its own");
+        self.svid.send_replace(Arc::new(svid));
         self.config.send_replace(config);
     }
 }

@@ -110,6 +110,7 @@ impl Registry {
     pub(crate) fn connect(&self, workload: WorkloadName, introduction: Introduction) -> Connected {
         let status = SidecarStatus {
             instance: introduction.instance,
+            replica: String::new(),
             version: introduction.version,
             address: introduction.address,
             connected_since_unix: seconds(introduction.since),

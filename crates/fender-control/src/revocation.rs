@@ -19,6 +19,7 @@ use fender_identity::{NodeName, SpiffeId, WorkloadName};
 use tokio::sync::oneshot;
 use tonic::Status;
 
+use crate::ca::CaError;
 use crate::callers::{Administrator, failed};
 use crate::control::Control;
 use crate::store::audit::Action;
@@ -100,15 +101,19 @@ impl Control {
         revoke: Revoke,
     ) -> Result<Result<Revocation, NotRevoked>, StoreError> {
         let revoked = self.store.write(revoke).await?;
-        if revoked.is_ok() {
-            self.refresh_trust().await?;
+        if revoked.is_ok()
+            && let Err(error) = self.refresh_trust().await
+        {
+            // It is on record and so in force for whoever asks here. The streams are told as soon as that is possible, by
+            // whoever follows revocations.
+            tracing::error!(%error, "a revocation is recorded and not announced yet");
         }
         Ok(revoked)
     }
 
-    pub(crate) async fn refresh_trust(&self) -> Result<(), StoreError> {
-        let renewal_grace = self.library.in_force().mesh.lifetimes.renewal_grace;
-        self.trust.refresh(renewal_grace).await
+    pub(crate) async fn refresh_trust(&self) -> Result<(), CaError> {
+        let lifetimes = self.library.in_force().mesh.lifetimes;
+        self.trust.refresh(lifetimes).await
     }
 
     async fn what(&self, request: RevokeRequest, admin: &Administrator) -> Result<What, Status> {

@@ -9,6 +9,7 @@ use fender_api::proto::control::v1::admin_server::AdminServer;
 use fender_api::proto::control::v1::distribution_server::DistributionServer;
 use fender_api::proto::control::v1::identity_server::IdentityServer;
 use fender_api::proto::control::v1::nodes_server::NodesServer;
+use fender_api::proto::control::v1::replicas_server::ReplicasServer;
 use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
 use fender_api::url::ControlUrl;
 use fender_identity::TrustDomain;
@@ -39,6 +40,7 @@ use crate::maintenance;
 use crate::nodes::NodesService;
 use crate::own::{Own, OwnError};
 use crate::pace::Pace;
+use crate::peers::PeersService;
 use crate::registry::Registry;
 use crate::store::audit::{self, Chain};
 use crate::store::place::{PlaceError, StorePlace};
@@ -48,6 +50,8 @@ use crate::telemetry::{self, Telemetry};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
 const MAX_IDENTITY_CALL: usize = 64 * 1024;
+/// What another replica may ask at once: the names of a page of workloads.
+const MAX_PEERS_CALL: usize = 256 * 1024;
 /// What one report may weigh.
 const MAX_REPORT: usize = 128 * 1024;
 /// Refused administrative calls on their way to the audit log.
@@ -244,12 +248,15 @@ async fn serve(control: Arc<Control>, incoming: TlsIncoming) {
         .max_decoding_message_size(MAX_REPORT);
     let nodes = NodesServer::new(NodesService::new(Arc::clone(&control)))
         .max_decoding_message_size(MAX_IDENTITY_CALL);
+    let peers = ReplicasServer::new(PeersService(Arc::clone(&control)))
+        .max_decoding_message_size(MAX_PEERS_CALL);
     let administration =
         AdminServer::new(AdminService(Arc::clone(&control))).max_decoding_message_size(MAX_APPLY);
     let served = fender_api::tls::server()
         .add_service(identity)
         .add_service(distribution)
         .add_service(nodes)
+        .add_service(peers)
         .add_service(InterceptedService::new(
             administration,
             admin::gate(control),

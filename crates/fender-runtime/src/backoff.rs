@@ -7,6 +7,11 @@ use std::time::Duration;
 
 use crate::random;
 
+/// Some time within this one, for many who would otherwise all act at its beginning.
+pub fn spread(within: Duration) -> Duration {
+    within.mul_f64(random::unit())
+}
+
 /// The waits between attempts.
 #[derive(Clone, Debug)]
 pub struct Backoff {

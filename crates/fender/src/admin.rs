@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::cli::{self, Output};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::source::control;
 use crate::{load, local, print, render};
 
 /// One call, connection included.
@@ -243,19 +244,21 @@ pub(crate) async fn rotate_authority(args: cli::CaRotate) -> Outcome {
 }
 
 pub(crate) async fn connect(admin: &cli::Admin) -> Result<Admin, Failure> {
-    let url = admin
-        .control
-        .parse()
-        .map_err(|error| Failure::usage(format!("--control `{}`: {error}", admin.control)))?;
+    let control = control(&admin.control)?;
     let identity = AdminIdentity::load(&admin.admin).map_err(|error| {
         refused(error).context(format!(
             "use the administrator's certificate in `{}` (--admin)",
             admin.admin.display()
         ))
     })?;
-    Admin::connect(&url, &identity, clock::system(), Deadline::after(CALL_TIME))
-        .await
-        .map_err(refused)
+    Admin::connect(
+        &control,
+        &identity,
+        clock::system(),
+        Deadline::after(CALL_TIME),
+    )
+    .await
+    .map_err(refused)
 }
 
 pub(crate) fn refused(error: AdminError) -> Failure {

@@ -39,7 +39,7 @@ spec:
     )
 }
 
-/// 64 callers: half keep their connection, half make a new one for each request.
+/// Callers, 64 unless it is said otherwise: half keep their connection, half make a new one for each request.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -54,6 +54,10 @@ pub(crate) struct Done {
 
 impl Load {
     pub(crate) fn start(client: Client) -> Self {
+        Self::of(client, KEPT_OPEN, MADE_ANEW)
+    }
+
+    pub(crate) fn of(client: Client, kept: usize, anew: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let failures = Arc::new(Mutex::new(Vec::new()));
@@ -70,10 +74,10 @@ impl Load {
                 .unwrap();
             runtime.block_on(async {
                 let mut tasks = tokio::task::JoinSet::new();
-                for _ in 0..KEPT_OPEN {
+                for _ in 0..kept {
                     tasks.spawn(caller.clone().keep());
                 }
-                for _ in 0..MADE_ANEW {
+                for _ in 0..anew {
                     tasks.spawn(caller.clone().renew());
                 }
                 while let Some(ended) = tasks.join_next().await {

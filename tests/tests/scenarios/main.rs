@@ -26,6 +26,7 @@ mod drain;
 mod envoy;
 mod founding;
 mod renewal;
+mod replicas;
 mod revocation;
 mod secrecy;
 mod standalone;

@@ -104,9 +104,14 @@ async fn connected(who: &SpiffeId) -> (std::sync::Arc<Control>, Drain, Admin) {
     let drain = Drain::new();
     let url = control.start(&drain);
     let identity = AdminIdentity::load(directory_of(&control.ca, who, 0o400).path()).unwrap();
-    let admin = Admin::connect(&url, &identity, control.clock.clone(), soon())
-        .await
-        .unwrap();
+    let admin = Admin::connect(
+        &url.clone().into(),
+        &identity,
+        control.clock.clone(),
+        soon(),
+    )
+    .await
+    .unwrap();
     (control, drain, admin)
 }
 
@@ -187,7 +192,13 @@ async fn an_expired_admin_certificate_is_told_before_anybody_is_asked() {
     let dir = directory_of(&control.ca, &first(), 0o400);
     let identity = AdminIdentity::load(dir.path()).unwrap();
     control.clock.jump(Duration::from_secs(6 * 86_400));
-    let connected = Admin::connect(&url, &identity, control.clock.clone(), soon()).await;
+    let connected = Admin::connect(
+        &url.clone().into(),
+        &identity,
+        control.clock.clone(),
+        soon(),
+    )
+    .await;
     assert!(matches!(connected, Err(AdminError::Expired { .. })));
 }
 

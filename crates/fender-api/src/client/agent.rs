@@ -17,7 +17,7 @@ use super::{OpenError, SessionConfig, SignedToken, attest, renewal, renewed, tok
 use crate::facts::Facts;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::nodes_client::NodesClient;
-use crate::tls::MAX_MESSAGE;
+use crate::tls::{Connection, MAX_MESSAGE};
 use following::Following;
 
 mod following;
@@ -44,7 +44,7 @@ struct Line {
 struct Kept {
     /// Of the certificate it was made with.
     serial: Serial,
-    channel: Channel,
+    connection: Connection,
 }
 
 /// Whether a connection was there before the question.
@@ -60,7 +60,7 @@ pub async fn open_agent(
     deadline: Deadline,
 ) -> Result<AgentSession, OpenError> {
     let caller = Caller {
-        url: config.url.clone(),
+        control: config.control.clone(),
         clock: config.clock.clone(),
         version: config.version,
     };
@@ -209,15 +209,21 @@ impl Line {
     {
         loop {
             let (kept, made) = self.connection(deadline).await?;
-            let nodes = NodesClient::new(kept.channel.clone())
+            let nodes = NodesClient::new(kept.connection.channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE);
             let answer = bounded(deadline, call(nodes)).await;
-            if matches!(answer, Err(CallError::Broken(_))) {
-                self.forget(&kept.serial).await;
-                if made == Made::Before {
-                    continue;
+            let answer = self.core.caller.heard(&kept.connection, answer);
+            match &answer {
+                Err(CallError::Broken(_)) => {
+                    self.forget(&kept.serial).await;
+                    if made == Made::Before {
+                        continue;
+                    }
                 }
+                // Another replica may know better.
+                Err(error) if error.code().is_passing() => self.forget(&kept.serial).await,
+                Ok(_) | Err(_) => {}
             }
             return answer;
         }
@@ -240,7 +246,7 @@ impl Line {
             .await?;
         let new = Kept {
             serial: svid.serial().clone(),
-            channel: connection.channel,
+            connection,
         };
         Ok((kept.insert(new).clone(), Made::Now))
     }

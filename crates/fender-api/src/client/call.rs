@@ -11,16 +11,17 @@ use fender_identity::{Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{SharedClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use tonic::Status;
 
 use super::evidence::{ExpectedRoots, Showing};
+use crate::addresses::Addresses;
 use crate::code::Code;
 use crate::convert::IssuedSvid;
 use crate::proof;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::identity_client::IdentityClient;
 use crate::tls::{ALPN, ConnectError, Connection, MAX_MESSAGE, connect};
-use crate::url::ControlUrl;
 
 /// What one call may take, connecting included.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
@@ -32,10 +33,10 @@ const PROFILE: TlsProfile = TlsProfile {
 /// How much of a refusal's text is kept.
 const MAX_REASON: usize = 512;
 
-/// Where the control plane is and what time it is.
+/// Where the control plane's replicas are and what time it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    pub(crate) url: ControlUrl,
+    pub(crate) control: Addresses,
     pub(crate) clock: SharedClock,
     pub(crate) version: &'static str,
 }
@@ -74,7 +75,7 @@ impl Caller {
                 self.tls_clock(),
             ),
         }?;
-        let connection = connect(&self.url, config, server_name(&control), deadline).await?;
+        let connection = self.reach(config, server_name(&control), deadline).await?;
         let csr = key.csr_der(&showing.identity)?;
         let evidence = showing.evidence.evidence(&csr, &connection.server_leaf)?;
         let request = proto::AttestRequest {
@@ -82,7 +83,8 @@ impl Caller {
             evidence: Some(evidence),
             version: self.version.to_owned(),
         };
-        let answer = bounded(deadline, identity(&connection).attest(request)).await?;
+        let answer = bounded(deadline, identity(&connection).attest(request)).await;
+        let answer = self.heard(&connection, answer)?;
         self.accept(answer, key, &showing.identity)
     }
 
@@ -100,7 +102,8 @@ impl Caller {
                 .connect(current.id(), Some(current), known, deadline)
                 .await?;
             let request = proto::RenewRequest { csr, expired: None };
-            bounded(deadline, identity(&connection).renew(request)).await?
+            let answer = bounded(deadline, identity(&connection).renew(request)).await;
+            self.heard(&connection, answer)?
         } else {
             // No server takes an expired certificate in a handshake: its key speaks for itself instead.
             let connection = self.connect(current.id(), None, known, deadline).await?;
@@ -119,7 +122,8 @@ impl Caller {
                 csr,
                 expired: Some(expired),
             };
-            bounded(deadline, identity(&connection).renew(request)).await?
+            let answer = bounded(deadline, identity(&connection).renew(request)).await;
+            self.heard(&connection, answer)?
         };
         let renewed = self.accept(answer, &key, current.id())?;
         Ok(Identity {
@@ -149,7 +153,55 @@ impl Caller {
             ALPN,
             self.tls_clock(),
         )?;
-        Ok(connect(&self.url, config, name, deadline).await?)
+        self.reach(config, name, deadline).await
+    }
+
+    /// A connection to the first replica that answers. Each may take its share of the time that is left; a stranger at the
+    /// address of one is an outage of that one.
+    async fn reach(
+        &self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        deadline: Deadline,
+    ) -> Result<Connection, CallError> {
+        let mut failed: Option<ConnectError> = None;
+        let turn = self.control.turn();
+        for (url, left) in turn.iter().zip((1..=turn.len()).rev()) {
+            let share = deadline.remaining() / u32::try_from(left).unwrap_or(u32::MAX);
+            let limit = Deadline::after(share);
+            match connect(url, config.clone(), name.clone(), limit).await {
+                Ok(connection) => {
+                    self.control.stay(url);
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    self.control.leave(url);
+                    if left > 1 {
+                        tracing::debug!(error = error_chain(&error), "trying another replica");
+                    }
+                    // As long as one of them may come back, it is an outage.
+                    failed = match failed {
+                        Some(before) if before.code().is_passing() => Some(before),
+                        Some(_) | None => Some(error),
+                    };
+                }
+            }
+        }
+        Err(failed.map_or(CallError::Timeout, CallError::Connect))
+    }
+
+    /// An answer; after one that another replica may give better, that one is asked next time.
+    pub(crate) fn heard<T>(
+        &self,
+        connection: &Connection,
+        answer: Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        if let Err(error) = &answer
+            && error.code().is_passing()
+        {
+            self.control.leave(&connection.url);
+        }
+        answer
     }
 
     fn tls_clock(&self) -> Arc<TlsClock> {

@@ -8,26 +8,29 @@ use bytes::Bytes;
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
 use fender_identity::Trust;
-use fender_runtime::backoff::Backoff;
+use fender_runtime::backoff::{Backoff, spread};
 use fender_runtime::deadline::Deadline;
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::call::{CALL, CallError, bounded, error_chain};
 use super::core::Core;
 use super::update::{Refused, judge, learn};
 use super::{Link, Report};
 use crate::code::Code;
+use crate::convert::sha256;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::distribution_client::DistributionClient;
 use crate::proto::control::v1::report::Kind;
-use crate::tls::MAX_MESSAGE;
+use crate::tls::{Connection, MAX_MESSAGE};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Over how long the sidecars of a replica that died spread their return.
+const SPREAD: Duration = Duration::from_secs(2);
 
 /// A stream that lived this long was a good one: the next failure is a new one.
 const SETTLED: Duration = Duration::from_secs(10);
@@ -38,12 +41,19 @@ const MAX_REASON: usize = 1024;
 /// Credentials whose generation is repeated after a reconnect.
 const MAX_GENERATIONS: usize = 256;
 
-/// The versions this process has received, 0 while it runs on stored ones: those are to be sent anew even if their
-/// numbers did not change, for they may be from another life of the control plane.
+/// What this process has received, nothing while it runs on what was stored: that is to be sent anew even if its number
+/// did not change, for it may be from another life of the control plane.
 #[derive(Clone, Copy, Debug, Default)]
 struct Running {
-    snapshot: u64,
-    trust: u64,
+    snapshot: Received,
+    trust: Received,
+}
+
+/// One message: its number, and what it was.
+#[derive(Clone, Copy, Debug, Default)]
+struct Received {
+    version: u64,
+    sha256: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -56,7 +66,7 @@ enum Arrived {
 /// A stream on one connection.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    channel: Channel,
+    connection: Connection,
     outgoing: mpsc::Sender<proto::Report>,
     incoming: Streaming<proto::Update>,
     received: Running,
@@ -78,15 +88,19 @@ impl Subscription {
             let hello = Kind::Hello(proto::Hello {
                 sidecar_version: core.caller.version.to_owned(),
                 instance: core.instance.to_string(),
-                snapshot_version: running.snapshot,
-                trust_version: running.trust,
+                snapshot_version: running.snapshot.version,
+                snapshot_sha256: running.snapshot.sha256.to_vec(),
+                trust_version: running.trust.version,
+                trust_sha256: running.trust.sha256.to_vec(),
             });
             // Before the call: the server may want to hear who we are before it answers.
             send(&outgoing, hello).await?;
             let call = client.subscribe(ReceiverStream::new(reports));
-            let incoming = bounded(deadline, call).await?;
+            let incoming = core
+                .caller
+                .heard(&connection, bounded(deadline, call).await)?;
             Self {
-                channel: connection.channel,
+                connection,
                 outgoing,
                 incoming,
                 received: running,
@@ -111,8 +125,9 @@ impl Subscription {
         let mut refused = None;
         loop {
             let message = match deadline.bound(subscription.next()).await {
-                Ok(message) => message?,
+                Ok(message) => core.caller.heard(&subscription.connection, message)?,
                 Err(_) => {
+                    core.caller.control.leave(&subscription.connection.url);
                     return Err(refused.map_or(CallError::Timeout, CallError::Answer));
                 }
             };
@@ -122,14 +137,18 @@ impl Subscription {
                     let (own, known) =
                         (core.svid.borrow().id().clone(), core.trust.borrow().clone());
                     let (trust, taken) = learn(&bytes, &own, &known);
-                    subscription.learned(core, trust, taken).await?;
+                    subscription
+                        .learned(core, trust, sha256(&bytes), taken)
+                        .await?;
                     continue;
                 }
             };
             let (id, trust) = (core.svid.borrow().id().clone(), core.trust.borrow().clone());
+            let sha256 = sha256(&message.encode_to_vec());
             match judge(message, &id, &trust) {
                 Ok(snapshot) => {
-                    subscription.received.snapshot = snapshot.version;
+                    let version = snapshot.version;
+                    subscription.received.snapshot = Received { version, sha256 };
                     subscription.send(ack(snapshot.version)).await?;
                     core.keep(Arc::new(snapshot.clone())).await;
                     return Ok((snapshot, subscription));
@@ -170,13 +189,14 @@ impl Subscription {
         &mut self,
         core: &Core,
         trust: Trust,
+        sha256: [u8; 32],
         taken: Result<(), Refused>,
     ) -> Result<(), CallError> {
         let version = trust.version;
         core.believe(trust).await;
         match taken {
             Ok(()) => {
-                self.received.trust = version;
+                self.received.trust = Received { version, sha256 };
                 tracing::info!(version, "trust accepted");
                 self.send(Kind::TrustAck(proto::Ack { version })).await
             }
@@ -270,8 +290,10 @@ impl Stream {
                 }
             };
             let began = Instant::now();
+            let url = current.connection.url.clone();
             let ended = self.carry(current, &mut renewals).await;
-            if began.elapsed() >= SETTLED {
+            let settled = began.elapsed() >= SETTLED;
+            if settled {
                 self.backoff.reset();
             }
             match ended {
@@ -279,7 +301,13 @@ impl Stream {
                 Ended::Renewed => {}
                 Ended::Lost(error) => {
                     self.lost(&error);
-                    if !self.pause(&mut renewals).await {
+                    self.core.caller.control.leave(&url);
+                    // All streams of a replica end at once when it dies: they must not come back at once, too.
+                    let wait = match settled {
+                        true => spread(SPREAD),
+                        false => self.backoff.next(),
+                    };
+                    if !self.pause(wait, &mut renewals).await {
                         return;
                     }
                 }
@@ -304,19 +332,24 @@ impl Stream {
                 Ok(subscription) => return Some(subscription),
                 Err(error) => self.lost(&error),
             }
-            if !self.pause(renewals).await {
+            let wait = self.backoff.next();
+            if !self.pause(wait, renewals).await {
                 return None;
             }
         }
     }
 
     /// False if it is time to stop. A new certificate ends the wait: the old one may have been what was wrong.
-    async fn pause(&mut self, renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>) -> bool {
+    async fn pause(
+        &self,
+        wait: Duration,
+        renewals: &mut watch::Receiver<Arc<fender_identity::Svid>>,
+    ) -> bool {
         tokio::select! {
             biased;
             () = self.core.drain.stopping() => false,
             renewed = renewals.changed() => renewed.is_ok(),
-            () = tokio::time::sleep(self.backoff.next()) => true,
+            () = tokio::time::sleep(wait) => true,
         }
     }
 
@@ -344,7 +377,7 @@ impl Stream {
     ) -> Ended {
         self.core
             .channel
-            .send_replace(Some(subscription.channel.clone()));
+            .send_replace(Some(subscription.connection.channel.clone()));
         self.link.send_if_modified(|link| {
             let was_lost = *link != Link::Connected;
             if was_lost {
@@ -384,10 +417,11 @@ impl Stream {
     ) -> Result<(), CallError> {
         let own = self.core.svid.borrow().id().clone();
         let trust = self.core.trust.borrow().clone();
+        let sha256 = sha256(&message.encode_to_vec());
         match judge(message, &own, &trust) {
             Ok(snapshot) => {
                 let (version, snapshot) = (snapshot.version, Arc::new(snapshot));
-                self.running.snapshot = version;
+                self.running.snapshot = Received { version, sha256 };
                 self.snapshot.send_replace(snapshot.clone());
                 self.core.keep(snapshot).await;
                 tracing::info!(version, "snapshot accepted");
@@ -410,8 +444,10 @@ impl Stream {
             self.core.trust.borrow().clone(),
         );
         let (trust, taken) = learn(bytes, &own, &known);
+        let sha256 = sha256(bytes);
         if taken.is_ok() {
-            self.running.trust = trust.version;
+            let version = trust.version;
+            self.running.trust = Received { version, sha256 };
         }
         if trust != known {
             // Before it is kept on disk: who is denied now must not have the time that takes.
@@ -419,7 +455,7 @@ impl Stream {
                 Arc::make_mut(snapshot).trust = trust.clone();
             });
         }
-        subscription.learned(&self.core, trust, taken).await
+        subscription.learned(&self.core, trust, sha256, taken).await
     }
 
     async fn pass_on(

@@ -12,6 +12,7 @@ mod agent;
 mod attest;
 mod credentials;
 mod renewal;
+mod replicas;
 mod resume;
 mod stream;
 
@@ -20,6 +21,7 @@ use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::report::Kind;
 use crate::testing::{Authority, Control, Heard, ORDERS, START, id, listener, snapshot, trust};
 use crate::token::{JoinToken, TokenFile};
+use crate::url::ControlUrl;
 
 /// One sidecar's surroundings.
 struct Bench {
@@ -64,7 +66,7 @@ impl Bench {
 
     fn config(&self, token: Option<TokenFile>, state: Option<StateDir>) -> SessionConfig {
         SessionConfig {
-            url: self.url.clone(),
+            control: self.url.clone().into(),
             evidence: token.map(Evidence::Token),
             state,
             clock: self.control.clock.clone(),

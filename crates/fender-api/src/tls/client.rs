@@ -32,6 +32,8 @@ pub struct Connection {
     pub channel: Channel,
     /// The certificate the server showed.
     pub server_leaf: CertificateDer<'static>,
+    /// Where it is.
+    pub url: ControlUrl,
 }
 
 impl fmt::Debug for Connection {
@@ -94,6 +96,7 @@ async fn establish(
     Ok(Connection {
         channel,
         server_leaf,
+        url: url.clone(),
     })
 }
 

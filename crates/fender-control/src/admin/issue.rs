@@ -179,10 +179,7 @@ impl Control {
             .await
             .map_err(not_rotated)?;
         // So that whoever is connected knows a new root before this is answered.
-        self.trust
-            .refresh(lifetimes.renewal_grace)
-            .await
-            .map_err(failed)?;
+        self.trust.refresh(lifetimes).await.map_err(not_rotated)?;
         tracing::info!(serial = %made.serial, by = %admin.id, "{} certificate authority made for an administrator", made.role.as_str());
         Ok(authority_status(&made))
     }

@@ -2,6 +2,7 @@
 //! role for.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use fender_api::code::Code;
 use fender_api::proto::control::v1::{
@@ -25,7 +26,7 @@ const LIMIT: u32 = 1000;
 
 impl Control {
     pub(super) async fn status(
-        &self,
+        self: &Arc<Self>,
         request: StatusRequest,
         admin: &Administrator,
     ) -> Result<StatusResponse, Status> {
@@ -70,7 +71,8 @@ impl Control {
         };
         let names: std::collections::BTreeSet<_> =
             shown.iter().map(|workload| &workload.name).collect();
-        let mut sidecars = self.registry.sidecars(|name| names.contains(name));
+        let everywhere = self.connected_everywhere(&names).await.map_err(failed)?;
+        let (mut sidecars, replicas) = (everywhere.sidecars, everywhere.replicas);
         let ids: Vec<_> = shown
             .iter()
             .map(|workload| workload.spiffe_id(trust_domain).to_string())
@@ -129,6 +131,7 @@ impl Control {
             workloads,
             unrecoverable_unix: seconds(state.horizon.at),
             unrecoverable_because: state.horizon.ends.as_str().to_owned(),
+            replicas,
             next,
             minimum_version: minimum
                 .map(|least| least.version.to_string())

@@ -184,16 +184,27 @@ impl Workshop {
     ) -> Result<Signing, CaError> {
         let row = signing(rows, now).ok_or(CaError::NoJwtKey)?;
         let key = self.open_jwt_key(row)?;
+        Ok(Signing {
+            key,
+            bundles: self.jwt_bundles(rows, lifetimes, now)?,
+            longest: longest(lifetimes),
+        })
+    }
+
+    fn jwt_bundles(
+        &self,
+        rows: &[JwtKeyRow],
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Arc<JwtBundles>, CaError> {
         let public = published(rows, lifetimes, now)
             .into_iter()
             .map(|row| Ok(self.open_jwt_key(row)?.public().clone()))
             .collect::<Result<Vec<_>, CaError>>()?;
         let keys = Keys::new(public)?;
-        Ok(Signing {
-            key,
-            bundles: Arc::new([(self.trust_domain.clone(), keys)].into_iter().collect()),
-            longest: longest(lifetimes),
-        })
+        Ok(Arc::new(
+            [(self.trust_domain.clone(), keys)].into_iter().collect(),
+        ))
     }
 
     /// Only what was sealed is believed, its public half as well: whoever can write to the database must not be able to
@@ -216,8 +227,19 @@ impl Workshop {
 
 impl Authority {
     /// By which the tokens of this trust domain are verified.
+    #[cfg(test)]
     pub(crate) fn jwt_bundles(&self) -> Arc<JwtBundles> {
         Arc::clone(&self.mint.0.borrow().bundles)
+    }
+
+    /// The same of these keys, for whoever announces what is in the database.
+    pub(crate) fn jwt_bundles_of(
+        &self,
+        rows: &[JwtKeyRow],
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Arc<JwtBundles>, CaError> {
+        self.workshop.jwt_bundles(rows, lifetimes, now)
     }
 
     /// A token for an identity that was proven: signed, then verified as its reader will.

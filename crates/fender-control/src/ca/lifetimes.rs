@@ -20,8 +20,9 @@ pub(crate) const PERSON: Duration = DAY;
 pub(crate) const WORKLOAD: Duration = DAY;
 
 /// How far a certificate begins in the past, for peers whose clock is behind: no more than a tenth of its life, which
-/// leaves its half life where people expect it.
-const SKEW: Duration = Duration::from_secs(60);
+/// leaves its half life where people expect it. With the hour that a workload's certificate lives by default that is six
+/// minutes, so that clocks may differ by five. Who verifies needs no leniency of its own.
+const SKEW: Duration = Duration::from_secs(600);
 
 /// From a little before `now` for `lifetime`, and never beyond the issuer's own end.
 pub(crate) fn validity(now: UnixTime, lifetime: Duration, issuer: UnixTime) -> Validity {

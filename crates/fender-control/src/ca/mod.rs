@@ -407,7 +407,7 @@ impl Issuing {
 
 /// Every root that still lives, so that what an older one vouches for holds during a rotation, and what a newer one will
 /// vouch for is known before it does.
-fn bundle(
+pub(crate) fn bundle(
     rows: &[AuthorityRow],
     trust_domain: &TrustDomain,
     now: UnixTime,

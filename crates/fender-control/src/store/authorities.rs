@@ -8,7 +8,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::replicas::ReplicaName;
 use super::{
-    Command, Connection, Record, Store, StoreError, Topic, Value, audit, execute_all, query,
+    Command, Connection, Record, Store, StoreError, Topic, Value, Whom, audit, execute_all, query,
     query_rows,
 };
 use crate::time::{moment, seconds};
@@ -49,11 +49,16 @@ pub(crate) struct AuthorityRow {
 
 /// All authorities: intermediates, then roots, of each the youngest first.
 pub(crate) async fn all(store: &Store) -> Result<Vec<AuthorityRow>, StoreError> {
+    seen_by(store.reads()).await
+}
+
+/// The same, inside a transaction.
+pub(crate) async fn seen_by<'a>(db: impl Into<Whom<'a>>) -> Result<Vec<AuthorityRow>, StoreError> {
     query(
         "SELECT serial, role, root, holder, certificate, path, sealed_key, not_before, not_after, signs_from \
          FROM authorities ORDER BY role, not_before DESC",
     )
-    .all(store.reads())
+    .all(db)
     .await?
     .iter()
     .map(read)

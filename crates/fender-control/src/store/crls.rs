@@ -4,7 +4,7 @@ use fender_identity::Serial;
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 
 use super::revisions::Digest;
-use super::{Command, Connection, Store, StoreError, Topic, query};
+use super::{Command, Connection, Store, StoreError, Topic, Whom, query};
 use crate::time::{moment, seconds};
 
 #[derive(Clone, Debug)]
@@ -27,11 +27,16 @@ pub(crate) struct Revoked {
 
 /// Those of authorities that are on record, in the order of their serials.
 pub(crate) async fn all(store: &Store) -> Result<Vec<CrlRow>, StoreError> {
+    seen_by(store.reads()).await
+}
+
+/// The same, inside a transaction.
+pub(crate) async fn seen_by<'a>(db: impl Into<Whom<'a>>) -> Result<Vec<CrlRow>, StoreError> {
     let damaged = || StoreError::Damaged("revocation list");
     query(
         "SELECT authority, number, list, this_update, next_update, digest FROM crls ORDER BY authority",
     )
-    .all(store.reads())
+    .all(db)
     .await?
     .iter()
     .map(|row| {

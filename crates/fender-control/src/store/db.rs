@@ -212,6 +212,16 @@ pub(crate) enum Whom<'a> {
     Reader(&'a Reader),
 }
 
+impl Whom<'_> {
+    /// For another question.
+    pub(crate) fn again(&mut self) -> Whom<'_> {
+        match self {
+            Whom::Connection(connection) => Whom::Connection(connection),
+            Whom::Reader(reader) => Whom::Reader(reader),
+        }
+    }
+}
+
 impl<'a> From<&'a mut Connection> for Whom<'a> {
     fn from(connection: &'a mut Connection) -> Self {
         Whom::Connection(connection)

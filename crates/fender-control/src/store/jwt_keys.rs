@@ -20,10 +20,11 @@ pub(crate) struct JwtKeyRow {
 
 /// All of them, the one that signs first first.
 pub(crate) async fn all(store: &Store) -> Result<Vec<JwtKeyRow>, StoreError> {
-    rows(store.reads().into()).await
+    seen_by(store.reads()).await
 }
 
-pub(super) async fn rows(db: Whom<'_>) -> Result<Vec<JwtKeyRow>, StoreError> {
+/// The same, inside a transaction.
+pub(crate) async fn seen_by<'a>(db: impl Into<Whom<'a>>) -> Result<Vec<JwtKeyRow>, StoreError> {
     query("SELECT id, sealed_key, made_at, signs_from FROM jwt_keys ORDER BY signs_from, id")
         .all(db)
         .await?

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Command, Connection, Record, StoreError, Whom, db, query, writer};
+use super::{Command, Connection, Record, Store, StoreError, Whom, db, query, writer};
 
 /// After how long without a word a replica counts as gone.
 pub(crate) const SILENT_SECONDS: i64 = 20;
@@ -66,6 +66,7 @@ pub(crate) struct Life {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) life: Life,
+    pub(crate) started_ago: u64,
     pub(crate) seen_ago: u64,
 }
 
@@ -73,6 +74,17 @@ impl Seen {
     pub(crate) fn is_silent(&self) -> bool {
         self.seen_ago > SILENT_SECONDS.unsigned_abs()
     }
+}
+
+/// All that were heard of within a day, by name.
+pub(crate) async fn all(store: &Store) -> Result<Vec<Seen>, StoreError> {
+    let now = db::moment(store.reads()).await?;
+    query("SELECT * FROM replicas ORDER BY name")
+        .all(store.reads())
+        .await?
+        .iter()
+        .map(|row| read(row, now))
+        .collect()
 }
 
 async fn named<'a>(
@@ -102,6 +114,7 @@ fn read(row: &Record, now: i64) -> Result<Seen, StoreError> {
             url: row.get("url")?,
             version: row.get("version")?,
         },
+        started_ago: ago(row.get("started_at")?),
         seen_ago: ago(row.get("seen_at")?),
     })
 }

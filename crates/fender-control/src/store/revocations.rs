@@ -12,7 +12,7 @@ use std::time::Duration;
 use fender_identity::{DenyList, NodeName, Serial, SpiffeId, TrustDomain, Validity};
 use rustls::pki_types::UnixTime;
 
-use super::{Command, Connection, Reader, Record, StoreError, Topic, audit, query, tokens};
+use super::{Command, Connection, Record, StoreError, Topic, Whom, audit, query, tokens};
 use crate::time::{earlier, later, moment, seconds};
 
 /// How long after the end of the last certificate it concerns a revocation stays in force, beside the renewal grace:
@@ -341,14 +341,15 @@ impl Revoke {
 }
 
 /// Those in force, the oldest first.
-pub(crate) async fn in_force(
-    db: &Reader,
+pub(crate) async fn in_force<'a>(
+    db: impl Into<Whom<'a>>,
     now: UnixTime,
     renewal_grace: Duration,
 ) -> Result<Vec<Revocation>, StoreError> {
+    let mut db = db.into();
     let mut revocations = query("SELECT * FROM revocations WHERE ends_at >= $1 ORDER BY number")
         .bind(seconds(ended_before(now, renewal_grace)))
-        .all(db)
+        .all(db.again())
         .await?
         .iter()
         .map(read)
@@ -356,7 +357,7 @@ pub(crate) async fn in_force(
     for revocation in &mut revocations {
         let at = revocation.at;
         if let Denial::Node(node, _, serials) = &mut revocation.denial {
-            *serials = obtained(db, node, at).await?;
+            *serials = obtained(db.again(), node, at).await?;
         }
     }
     Ok(revocations)
@@ -365,7 +366,7 @@ pub(crate) async fn in_force(
 /// What an agent had obtained that still lived when its node was revoked. It is the same whenever it is asked, so that
 /// the deny list does not change with every certificate that ends.
 async fn obtained(
-    db: &Reader,
+    db: Whom<'_>,
     node: &NodeName,
     revoked: UnixTime,
 ) -> Result<Vec<Serial>, StoreError> {

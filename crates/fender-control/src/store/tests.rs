@@ -56,6 +56,7 @@ on_both! {
     a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch
     a_transaction_lost_under_a_batch_makes_none_of_its_changes_and_says_so_to_all
     a_change_whose_caller_went_away_is_made_all_the_same
+    hundreds_of_issuances_that_wait_together_share_one_transaction
     a_serial_is_never_recorded_twice
     decisions_are_kept_for_seven_days
     one_workloads_decisions_never_crowd_out_anothers
@@ -178,6 +179,61 @@ async fn a_change_that_fails_undoes_itself_and_nothing_else_of_its_batch(store: 
         2
     );
     assert_eq!(store.reader().commits() - before, 1);
+}
+
+/// Holds the writer, inside a transaction, until it is let go.
+struct Hold {
+    entered: Arc<tokio::sync::Semaphore>,
+    release: Arc<tokio::sync::Semaphore>,
+}
+
+impl Command for Hold {
+    type Output = ();
+
+    async fn run(&self, _: &mut Connection) -> Result<(), StoreError> {
+        self.entered.add_permits(1);
+        let _released = self.release.acquire().await;
+        Ok(())
+    }
+}
+
+async fn hundreds_of_issuances_that_wait_together_share_one_transaction(store: Store, _: Drain) {
+    const ISSUANCES: u32 = 400;
+    with_authority(&store).await;
+    let (entered, release) = (
+        Arc::new(tokio::sync::Semaphore::new(0)),
+        Arc::new(tokio::sync::Semaphore::new(0)),
+    );
+    let hold = Hold {
+        entered: Arc::clone(&entered),
+        release: Arc::clone(&release),
+    };
+    let mut writes = tokio::task::JoinSet::new();
+    let held = store.clone();
+    writes.spawn(async move { held.write(hold).await.unwrap() });
+    entered.acquire().await.unwrap().forget();
+    let before = store.reader().commits();
+    for serial in 0..u64::from(ISSUANCES) {
+        let store = store.clone();
+        writes.spawn(async move {
+            let record = certificates::Record(certificate(1000 + serial, 100));
+            store.write(record).await.unwrap();
+        });
+    }
+    while store.jobs.max_capacity() - store.jobs.capacity() < ISSUANCES as usize {
+        tokio::task::yield_now().await;
+    }
+    release.add_permits(1);
+    writes.join_all().await;
+    assert_eq!(
+        store.reader().commits() - before,
+        2,
+        "the one that held the writer, and one for all that waited"
+    );
+    assert_eq!(
+        count(&store, "SELECT count(*) AS n FROM certificates").await,
+        i64::from(ISSUANCES)
+    );
 }
 
 /// Loses the whole transaction under its batch, as SQLite does by itself when the disk is full.

@@ -115,7 +115,9 @@ async fn a_change_reaches_only_the_workload_whose_snapshot_changed() {
 async fn a_sidecar_that_has_the_snapshot_already_is_told_of_the_next_change_only() {
     let world = World::new().await;
     let inventory = world.attested("shop/inventory").await;
-    let mut sidecar = world.subscribe(&inventory, 1).await;
+    let hello = held(&world, &inventory).await;
+    let channel = world.as_peer(&inventory).await;
+    let mut sidecar = Sidecar::greet(channel, hello).await.unwrap();
     eventually(|| async {
         world
             .status()
@@ -126,7 +128,48 @@ async fn a_sidecar_that_has_the_snapshot_already_is_told_of_the_next_change_only
     })
     .await;
     world.apply(documents(world.directory.path(), "web")).await;
-    assert_eq!(sidecar.next().await.unwrap().version, 2);
+    let proto::update::Kind::Snapshot(snapshot) = sidecar.update().await.unwrap() else {
+        panic!("trust is known, too")
+    };
+    assert_eq!(snapshot.version, 2);
+}
+
+/// What a sidecar says that has everything.
+async fn held(world: &World, svid: &Svid) -> proto::Hello {
+    let mut sidecar = world.subscribe(svid, 0).await;
+    let proto::update::Kind::Trust(trust) = sidecar.update().await.unwrap() else {
+        panic!("trust goes first")
+    };
+    let snapshot = sidecar.next().await.unwrap();
+    proto::Hello {
+        snapshot_version: snapshot.version,
+        snapshot_sha256: fender_api::convert::sha256(&snapshot.encode_to_vec()).to_vec(),
+        trust_version: proto::Trust::decode(&trust[..]).unwrap().version,
+        trust_sha256: fender_api::convert::sha256(&trust).to_vec(),
+        ..proto::Hello::default()
+    }
+}
+
+#[tokio::test]
+async fn what_has_the_same_number_and_says_something_else_is_sent_again() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    // As after a restored backup, whose numbers count up again to something else.
+    let other = proto::Hello {
+        snapshot_sha256: vec![7; 32],
+        trust_sha256: vec![7; 32],
+        ..held(&world, &orders).await
+    };
+    let channel = world.as_peer(&orders).await;
+    let mut sidecar = Sidecar::greet(channel, other.clone()).await.unwrap();
+    assert_eq!(
+        sidecar.next_trust().await.unwrap().version,
+        other.trust_version
+    );
+    assert_eq!(
+        sidecar.next().await.unwrap().version,
+        other.snapshot_version
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! DESIGN I3: whatever the clocks do and however long one side is away, both find together again by themselves, or say who
 //! must act. The sidecar is the real client, with state on disk; only the clock and the timers are moved by hand.
 
+use fender_api::addresses::Addresses;
 use std::os::unix::fs::PermissionsExt as _;
 
 use fender_api::client::{
@@ -58,7 +59,7 @@ impl World {
     ) -> Result<Session, OpenError> {
         let state = self.path(&format!("{}.state", workload.replace('/', "-")));
         let config = SessionConfig {
-            url: format!("https://{}", self.running.address).parse().unwrap(),
+            control: Addresses::parse(&[format!("https://{}", self.running.address)]).unwrap(),
             evidence: Some(evidence),
             state: Some(StateDir::open(state).unwrap()),
             clock: self.clock.clone(),

@@ -22,6 +22,7 @@ mod revisions;
 mod revocation;
 mod roles;
 mod session;
+mod skew;
 mod telemetry;
 mod vouching;
 mod x509;
@@ -413,12 +414,19 @@ struct Sidecar {
 
 impl Sidecar {
     async fn subscribe(channel: Channel, running: u64) -> Result<Self, Status> {
+        let hello = proto::Hello {
+            snapshot_version: running,
+            ..proto::Hello::default()
+        };
+        Self::greet(channel, hello).await
+    }
+
+    async fn greet(channel: Channel, hello: proto::Hello) -> Result<Self, Status> {
         let (reports, outgoing) = tokio::sync::mpsc::channel(16);
         let hello = proto::Hello {
             sidecar_version: "0.1.0".to_owned(),
             instance: "0123456789abcdef0123456789abcdef".to_owned(),
-            snapshot_version: running,
-            trust_version: 0,
+            ..hello
         };
         reports
             .send(report(proto::report::Kind::Hello(hello)))

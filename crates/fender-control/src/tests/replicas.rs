@@ -81,6 +81,17 @@ impl Mesh {
     }
 }
 
+/// A replica as its clients see it.
+fn world(mesh: &Mesh, (mut running, drain): (Running, Drain), admin_dir: &Path) -> World {
+    running.admin_dir = admin_dir.to_owned();
+    World {
+        directory: tempfile::tempdir().unwrap(),
+        clock: mesh.clock.clone(),
+        drain,
+        running,
+    }
+}
+
 async fn end((running, drain): (Running, Drain)) {
     drop(running);
     assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
@@ -238,4 +249,180 @@ async fn a_listener_on_every_address_needs_a_url_for_the_other_replicas() {
         "https://control-1.internal:7443"
     );
     end(replica).await;
+}
+
+/// Two replicas, with their one administrator.
+async fn pair(database: &str) -> (Mesh, World, World) {
+    let mesh = Mesh::new(database);
+    let named = |name: &str| {
+        let mut config = mesh.config(name);
+        config.foundation.replica = Some(name.parse().unwrap());
+        config
+    };
+    let one = mesh.start(named("one")).await.unwrap();
+    let two = mesh.start(named("two")).await.unwrap();
+    let admin = one.0.admin_dir.clone();
+    let (one, two) = (world(&mesh, one, &admin), world(&mesh, two, &admin));
+    (mesh, one, two)
+}
+
+async fn stop(world: World) {
+    end((world.running, world.drain)).await;
+}
+
+fn replica<'a>(status: &'a proto::StatusResponse, name: &str) -> &'a proto::ReplicaStatus {
+    status
+        .replicas
+        .iter()
+        .find(|replica| replica.name == name)
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_status_shows_who_is_connected_to_any_replica_and_names_one_that_is_silent() {
+    let (mesh, one, two) = pair("status").await;
+    let orders = one.attested("shop/orders").await;
+    let inventory = one.attested("shop/inventory").await;
+    let _here = one.subscribe(&orders, 0).await.next().await.unwrap();
+    let mut here = one.subscribe(&orders, 0).await;
+    let mut there = two.subscribe(&inventory, 0).await;
+    here.next().await.unwrap();
+    there.next().await.unwrap();
+    let connected = |status: &proto::StatusResponse, name: &str| {
+        let workload = status
+            .workloads
+            .iter()
+            .find(|workload| workload.name == name)
+            .unwrap();
+        let sidecars = workload.sidecars.iter();
+        sidecars
+            .map(|sidecar| sidecar.replica.clone())
+            .collect::<Vec<_>>()
+    };
+    for asked in [&one, &two] {
+        let status = asked.status().await;
+        assert!(connected(&status, "shop/orders").contains(&"one".to_owned()));
+        assert_eq!(connected(&status, "shop/inventory"), ["two"]);
+        let problems: Vec<_> = status.replicas.iter().map(|it| &it.problem).collect();
+        assert_eq!(problems, ["", ""]);
+        assert_eq!(
+            replica(&status, "two").here,
+            std::ptr::eq(asked, &two),
+            "it says who answers"
+        );
+    }
+
+    // One that is dead and not yet silent cannot be reached, and is not left out without a word.
+    two.drain.force();
+    drop(there);
+    mesh.sql("INSERT INTO replicas SELECT 'three', home, run, 'https://127.0.0.1:1', version, started_at, seen_at FROM replicas WHERE name = 'one'");
+    let status = one.status().await;
+    let unreachable = &replica(&status, "three").problem;
+    assert!(unreachable.contains("cannot be reached"), "{unreachable}");
+    mesh.sql("UPDATE replicas SET seen_at = seen_at - 100 WHERE name = 'three'");
+    let status = one.status().await;
+    let silent = &replica(&status, "three").problem;
+    assert!(silent.starts_with("silent for 10"), "{silent}");
+    stop(one).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_accepts_and_says_nothing_is_named_in_time() {
+    let (mesh, one, two) = pair("hanging").await;
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", mute.local_addr().unwrap());
+    mesh.sql(&format!(
+        "UPDATE replicas SET url = '{url}' WHERE name = 'two'"
+    ));
+    let status = Deadline::after(Duration::from_secs(30))
+        .bound(one.status())
+        .await
+        .expect("the status does not hang");
+    let problem = &replica(&status, "two").problem;
+    assert!(problem.contains("did not answer"), "{problem}");
+    assert!(!status.workloads.is_empty(), "what is known is told");
+    stop(one).await;
+    stop(two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attack_nobody_but_the_control_plane_is_told_who_is_connected() {
+    use proto::replicas_client::ReplicasClient;
+    let (_mesh, one, two) = pair("curious").await;
+    let orders = one.attested("shop/orders").await;
+    let request = proto::ConnectedRequest {
+        workloads: vec!["shop/orders".to_owned()],
+    };
+    for channel in [
+        one.as_peer(&orders).await,
+        one.as_peer(&one.admin_svid()).await,
+    ] {
+        let answer = ReplicasClient::new(channel)
+            .connected(request.clone())
+            .await;
+        assert_eq!(refused(answer.map(drop)), Code::Denied);
+    }
+    let anonymous = one.anonymous().await.channel;
+    let answer = ReplicasClient::new(anonymous).connected(request).await;
+    assert_eq!(refused(answer.map(drop)), Code::NotAuthenticated);
+    stop(one).await;
+    stop(two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_revoked_at_one_replica_is_refused_and_announced_at_the_other_with_one_number() {
+    let (_mesh, one, two) = pair("revoked").await;
+    let orders = one.attested("shop/orders").await;
+    let inventory = one.attested("shop/inventory").await;
+    let (mut here, mut there) = (
+        one.subscribe(&inventory, 0).await,
+        two.subscribe(&inventory, 0).await,
+    );
+    let request = proto::RevokeRequest {
+        what: Some(proto::revoke_request::What::Workload(
+            "shop/orders".to_owned(),
+        )),
+        reason: "stolen".to_owned(),
+        myself: false,
+    };
+    one.admin().await.revoke(request).await.unwrap();
+    let told = Deadline::after(Duration::from_secs(20))
+        .bound(agreed(&mut here, &mut there))
+        .await
+        .expect("both are told");
+    assert_eq!(told.0, told.1, "the same under the same number");
+    let renewed = IdentityClient::new(two.as_peer(&orders).await)
+        .renew(proto::RenewRequest {
+            csr: NewKey::generate()
+                .unwrap()
+                .csr_der(&ORDERS.parse().unwrap())
+                .unwrap(),
+            expired: None,
+        })
+        .await;
+    assert!(renewed.is_err(), "{renewed:?}");
+    stop(one).await;
+    stop(two).await;
+}
+
+/// What two sidecars were told once both know of a revocation by the same number. Lists that other verifiers read follow
+/// it under numbers of their own.
+async fn agreed(here: &mut Sidecar, there: &mut Sidecar) -> (proto::Trust, proto::Trust) {
+    let (mut one, mut two) = (proto::Trust::default(), proto::Trust::default());
+    loop {
+        let denies = |trust: &proto::Trust| {
+            let denials = trust.denials.as_ref();
+            denials.is_some_and(|denials| !denials.rules.is_empty())
+        };
+        if denies(&one) && one.version == two.version {
+            return (one, two);
+        }
+        let (latest, update) = tokio::select! {
+            update = here.update() => (&mut one, update.unwrap()),
+            update = there.update() => (&mut two, update.unwrap()),
+        };
+        if let proto::update::Kind::Trust(bytes) = update {
+            *latest = proto::Trust::decode(bytes).unwrap();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The sidecar's own client against the real control plane.
 
 use super::*;
+use fender_api::addresses::Addresses;
 use fender_api::client::{Evidence, SessionConfig, open};
 use fender_api::token::{JoinToken, TokenFile};
 use fender_identity::Secret;
@@ -21,9 +22,7 @@ async fn a_session_attests_receives_its_snapshot_and_follows_changes() {
 
     let drain = Drain::new();
     let config = SessionConfig {
-        url: format!("https://{}", world.running.address)
-            .parse()
-            .unwrap(),
+        control: Addresses::parse(&[format!("https://{}", world.running.address)]).unwrap(),
         evidence: Some(Evidence::Token(TokenFile::new(&file))),
         state: None,
         clock: world.clock.clone(),

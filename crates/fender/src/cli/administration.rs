@@ -13,14 +13,15 @@ use super::{Output, duration, moment};
 /// How an administrator reaches the control plane.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Admin {
-    /// The control plane
+    /// The control plane; of several replicas each (repeatable, or apart by commas)
     #[arg(
         long,
         value_name = "URL",
         env = "FENDER_CONTROL",
+        value_delimiter = ',',
         default_value = "https://127.0.0.1:7443"
     )]
-    pub(crate) control: String,
+    pub(crate) control: Vec<String>,
     /// The administrator's certificate.pem, key.pem and bundle.pem
     #[arg(
         long,

@@ -165,14 +165,15 @@ pub(crate) struct WorkloadApi {
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
 pub(crate) struct Source {
-    /// The control plane
+    /// The control plane; of several replicas each (repeatable, or apart by commas)
     #[arg(
         long,
         value_name = "URL",
         env = "FENDER_CONTROL",
+        value_delimiter = ',',
         required_unless_present = "config"
     )]
-    pub(crate) control: Option<String>,
+    pub(crate) control: Vec<String>,
     /// A file holding a join token; deleted once used
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub(crate) token_file: Option<PathBuf>,
@@ -244,9 +245,15 @@ pub(crate) struct Source {
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Agent {
-    /// The control plane
-    #[arg(long, value_name = "URL", env = "FENDER_CONTROL")]
-    pub(crate) control: String,
+    /// The control plane; of several replicas each (repeatable, or apart by commas)
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "FENDER_CONTROL",
+        value_delimiter = ',',
+        required = true
+    )]
+    pub(crate) control: Vec<String>,
     /// A file holding a join token made with `fender token create --node`; deleted once used
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,

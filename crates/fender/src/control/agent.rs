@@ -69,7 +69,7 @@ async fn open(
     let state = StateDir::open(directory).map_err(|error| Failure::new(Exit::Usage, error))?;
     let config = |evidence| -> Result<SessionConfig, Failure> {
         Ok(SessionConfig {
-            url: url(running.address)?,
+            control: url(running.address)?.into(),
             evidence,
             state: Some(state.clone()),
             clock: clock::system(),

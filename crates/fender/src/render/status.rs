@@ -25,7 +25,21 @@ pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
         "unrecoverable_seconds": status.unrecoverable_unix.saturating_sub(status.now_unix),
         "unrecoverable": moment(status.unrecoverable_unix),
         "unrecoverable_because": status.unrecoverable_because,
+        "replicas": status.replicas.iter().map(replica_json).collect::<Vec<_>>(),
+        "incomplete": status.replicas.iter().any(|replica| !replica.problem.is_empty()),
         "workloads": status.workloads.iter().map(workload_json).collect::<Vec<_>>(),
+    })
+}
+
+fn replica_json(replica: &proto::ReplicaStatus) -> Value {
+    json!({
+        "name": replica.name,
+        "url": replica.url,
+        "version": replica.version,
+        "started": moment(replica.started_unix),
+        "seen_seconds_ago": replica.seen_seconds_ago,
+        "here": replica.here,
+        "problem": replica.problem,
     })
 }
 
@@ -39,6 +53,7 @@ fn workload_json(workload: &proto::WorkloadStatus) -> Value {
         "last_not_after": moment(workload.last_not_after_unix),
         "sidecars": workload.sidecars.iter().map(|sidecar| json!({
             "instance": sidecar.instance,
+            "replica": sidecar.replica,
             "version": sidecar.version,
             "outdated": sidecar.outdated,
             "address": sidecar.address,
@@ -71,6 +86,7 @@ pub(crate) fn status_text(status: &Value, width: Option<usize>) -> String {
         );
     }
     control_plane(status, width, &mut out);
+    replicas(status, width, &mut out);
     sidecars(status, width, &mut out);
     workloads(status, width, &mut out);
     out
@@ -126,6 +142,28 @@ fn control_plane(status: &Value, width: Option<usize>, out: &mut String) {
     }
     out.push('\n');
     table.render(width, out);
+}
+
+/// A control plane that is alone is no news. One that does not tell who is connected to it is: they are missing below.
+fn replicas(status: &Value, width: Option<usize>, out: &mut String) {
+    let now = Now(text(status, "now"));
+    let mut table = Table::new(["REPLICA", "AT", "VERSION", "UP FOR"]);
+    for replica in array(status, "replicas") {
+        let row = Row::new([
+            text(replica, "name").to_owned(),
+            text(replica, "url").to_owned(),
+            text(replica, "version").to_owned(),
+            now.since(text(replica, "started")),
+        ]);
+        table.push(match text(replica, "problem") {
+            "" => row,
+            problem => row.noted(format!("ITS SIDECARS ARE NOT SHOWN: {problem}")),
+        });
+    }
+    if array(status, "replicas").count() > 1 {
+        out.push('\n');
+        table.render(width, out);
+    }
 }
 
 fn sidecars(status: &Value, width: Option<usize>, out: &mut String) {

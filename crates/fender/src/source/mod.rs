@@ -8,6 +8,7 @@ mod workload_api;
 use std::path::Path;
 use std::sync::Arc;
 
+use fender_api::addresses::Addresses;
 use fender_api::client::{
     self, AgentSocket, ControlRoots, Evidence, FirstContact, Link, OpenError, Session,
     SessionConfig, StateDir,
@@ -108,13 +109,10 @@ pub(crate) async fn open(
             session: None,
         });
     }
-    let url = source.control.as_deref().unwrap_or_default();
-    let url = url
-        .parse()
-        .map_err(|error| Failure::usage(format!("--control `{url}`: {error}")))?;
+    let control = control(&source.control)?;
     let state = source.state.as_ref().map(StateDir::open).transpose();
     let config = SessionConfig {
-        url,
+        control,
         evidence: evidence(source)?,
         state: state.map_err(|error| Failure::new(Exit::Usage, error))?,
         clock: clock.clone(),
@@ -191,6 +189,11 @@ pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
             problems.render()
         ))
     })
+}
+
+/// Where `--control` says the control plane's replicas are.
+pub(crate) fn control(urls: &[String]) -> Result<Addresses, Failure> {
+    Addresses::parse(urls).map_err(|error| Failure::usage(format!("--control: {error}")))
 }
 
 pub(crate) fn refused(error: OpenError) -> Failure {

@@ -68,7 +68,7 @@ async fn a_jump_of_the_wall_clock_renews_within_half_a_minute() {
 async fn a_certificate_the_server_refuses_in_tls_is_told_apart_from_an_answer() {
     let bench = Bench::new();
     let caller = Caller {
-        url: bench.url.clone(),
+        control: bench.url.clone().into(),
         clock: bench.control.clock.clone(),
         version: "0.0.0-test",
     };

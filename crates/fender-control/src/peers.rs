@@ -1,0 +1,234 @@
+//! What replicas ask each other: who is connected to which. Everything else they know from the database.
+//!
+//! Only the control plane itself is answered, and only its own bundle says who that is. Whoever does not answer in time
+//! is named: a status that leaves somebody out says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fender_api::code::Code;
+use fender_api::proto::control::v1::replicas_client::ReplicasClient;
+use fender_api::proto::control::v1::replicas_server::Replicas;
+use fender_api::proto::control::v1::{
+    ConnectedRequest, ConnectedSidecars, ReplicaStatus, SidecarStatus,
+};
+use fender_api::tls::{ALPN, MAX_MESSAGE, connect};
+use fender_api::url::ControlUrl;
+use fender_identity::tls::{self, TlsProfile};
+use fender_identity::{SpiffeId, WorkloadName};
+use fender_runtime::clock::TlsClock;
+use fender_runtime::deadline::Deadline;
+use prost::Message as _;
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use crate::callers;
+use crate::control::Control;
+use crate::store::StoreError;
+use crate::store::replicas::{self, Seen};
+use crate::time::{earlier, seconds};
+
+/// How long another replica may take to tell all of it.
+const ANSWER: Duration = Duration::from_secs(3);
+/// What one may tell, all messages together.
+const MAX_ANSWER: usize = 8 * 1024 * 1024;
+/// How many are asked; a registry with more has rows of replicas that are gone.
+const MAX_REPLICAS: usize = 32;
+/// Workloads asked about at once, at most: a page of the status.
+const MAX_WORKLOADS: usize = 1000;
+/// Sidecars in one message.
+const TOLD_AT_ONCE: usize = 64;
+
+/// Answers the other replicas.
+pub(crate) struct PeersService(pub(crate) Arc<Control>);
+
+#[tonic::async_trait]
+impl Replicas for PeersService {
+    type ConnectedStream = Pin<Box<dyn Stream<Item = Result<ConnectedSidecars, Status>> + Send>>;
+
+    async fn connected(
+        &self,
+        request: Request<ConnectedRequest>,
+    ) -> Result<Response<Self::ConnectedStream>, Status> {
+        let control = &self.0;
+        let now = control.clock.now();
+        let trust_domain = control.authority.trust_domain();
+        callers::replica(request.extensions(), trust_domain, &control.store, now).await?;
+        let asked: BTreeSet<String> = request.into_inner().workloads.into_iter().collect();
+        if asked.len() > MAX_WORKLOADS {
+            return Err(Code::BadRequest.status("too many workloads are asked about at once"));
+        }
+        let connected = control
+            .registry
+            .sidecars(|name| asked.contains(&name.to_string()));
+        let messages = connected.into_iter().flat_map(|(workload, sidecars)| {
+            let told: Vec<_> = sidecars
+                .chunks(TOLD_AT_ONCE)
+                .map(|some| {
+                    Ok(ConnectedSidecars {
+                        workload: workload.to_string(),
+                        sidecars: some.to_vec(),
+                    })
+                })
+                .collect();
+            told
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(
+            messages.collect::<Vec<_>>(),
+        ))))
+    }
+}
+
+/// Who is connected anywhere, and which replicas said so.
+pub(crate) struct Everywhere {
+    pub(crate) sidecars: BTreeMap<WorkloadName, Vec<SidecarStatus>>,
+    pub(crate) replicas: Vec<ReplicaStatus>,
+}
+
+type Told = Vec<(WorkloadName, Vec<SidecarStatus>)>;
+
+impl Control {
+    /// Of these workloads, over all replicas.
+    pub(crate) async fn connected_everywhere(
+        self: &Arc<Self>,
+        workloads: &BTreeSet<&WorkloadName>,
+    ) -> Result<Everywhere, StoreError> {
+        let here = self.authority.replica();
+        let mut all = Everywhere {
+            sidecars: BTreeMap::new(),
+            replicas: Vec::new(),
+        };
+        all.add(
+            here.as_str(),
+            self.registry
+                .sidecars(|name| workloads.contains(name))
+                .into_iter(),
+        );
+        let names: Vec<_> = workloads.iter().map(ToString::to_string).collect();
+        let mut asking = JoinSet::new();
+        for (at, seen) in replicas::all(&self.store).await?.into_iter().enumerate() {
+            all.replicas.push(self.described(&seen));
+            if seen.life.name == *here {
+                continue;
+            }
+            if seen.is_silent() {
+                all.problem(at, format!("silent for {} s", seen.seen_ago));
+                continue;
+            }
+            if at >= MAX_REPLICAS {
+                all.problem(at, "not asked: too many replicas".to_owned());
+                continue;
+            }
+            let (control, names) = (Arc::clone(self), names.clone());
+            asking.spawn(async move {
+                let name = seen.life.name.clone();
+                (at, name, control.ask(&seen.life.url, names).await)
+            });
+        }
+        while let Some(answered) = asking.join_next().await {
+            let Ok((at, name, answer)) = answered else {
+                continue;
+            };
+            match answer {
+                Ok(told) => all.add(name.as_str(), told.into_iter()),
+                Err(problem) => {
+                    tracing::warn!(replica = %name, problem, "another replica does not tell who is connected to it");
+                    all.problem(at, problem);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn described(&self, seen: &Seen) -> ReplicaStatus {
+        let started = earlier(self.clock.now(), Duration::from_secs(seen.started_ago));
+        ReplicaStatus {
+            name: seen.life.name.to_string(),
+            url: seen.life.url.clone(),
+            version: seen.life.version.clone(),
+            started_unix: seconds(started),
+            seen_seconds_ago: seen.seen_ago,
+            problem: String::new(),
+            here: seen.life.name == *self.authority.replica(),
+        }
+    }
+
+    /// What a replica tells, or why it is not known.
+    async fn ask(&self, url: &str, workloads: Vec<String>) -> Result<Told, String> {
+        match Deadline::after(ANSWER)
+            .bound(self.hear(url, workloads))
+            .await
+        {
+            Ok(told) => told,
+            Err(_) => Err(format!("did not answer within {} s", ANSWER.as_secs())),
+        }
+    }
+
+    async fn hear(&self, url: &str, workloads: Vec<String>) -> Result<Told, String> {
+        let url: ControlUrl = url.parse().map_err(|_| "has no address".to_owned())?;
+        let id = SpiffeId::control(self.authority.trust_domain());
+        let trust = self.trust.follow().borrow().trust.clone();
+        let config = tls::client(
+            TlsProfile::default(),
+            Some(&*self.own.svid()),
+            trust,
+            id.clone(),
+            ALPN,
+            Arc::new(TlsClock(Arc::clone(&self.clock))),
+        )
+        .map_err(|error| error.to_string())?;
+        let connection = connect(&url, config, tls::server_name(&id), Deadline::after(ANSWER))
+            .await
+            .map_err(|error| error.to_string())?;
+        let refused = |status: Status| match status.message() {
+            "" => status.code().to_string(),
+            message => message.chars().take(256).collect(),
+        };
+        let mut client =
+            ReplicasClient::new(connection.channel).max_decoding_message_size(MAX_MESSAGE);
+        let request = ConnectedRequest { workloads };
+        let mut answer = client
+            .connected(request)
+            .await
+            .map_err(refused)?
+            .into_inner();
+        let (mut told, mut weight) = (Told::new(), 0);
+        while let Some(some) = answer.message().await.map_err(refused)? {
+            weight += some.encoded_len();
+            if weight > MAX_ANSWER {
+                return Err("tells more than fits into a status".to_owned());
+            }
+            let workload = some
+                .workload
+                .parse()
+                .map_err(|_| "names a workload that is none".to_owned())?;
+            told.push((workload, some.sidecars));
+        }
+        Ok(told)
+    }
+}
+
+impl Everywhere {
+    fn add(
+        &mut self,
+        replica: &str,
+        told: impl Iterator<Item = (WorkloadName, Vec<SidecarStatus>)>,
+    ) {
+        for (workload, sidecars) in told {
+            let connected = sidecars.into_iter().map(|sidecar| SidecarStatus {
+                replica: replica.to_owned(),
+                ..sidecar
+            });
+            self.sidecars.entry(workload).or_default().extend(connected);
+        }
+    }
+
+    fn problem(&mut self, at: usize, problem: String) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            replica.problem = problem;
+        }
+    }
+}
