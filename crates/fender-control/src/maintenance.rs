@@ -122,16 +122,19 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     let lifetimes = control.library.in_force().mesh.lifetimes;
     let renewal_grace = lifetimes.renewal_grace;
     while control.store.write(decisions::Forget { now }).await? == More::Perhaps {}
-    control
-        .store
-        .write(revocations::Forget { now, renewal_grace })
-        .await?;
+    // What a crash left undone.
+    control.store.mark_revoked(now).await?;
     while control
         .store
         .write(certificates::Forget { now, renewal_grace })
         .await?
         == More::Perhaps
     {}
+    // After the certificates: a rule stays until the last of them is gone.
+    control
+        .store
+        .write(revocations::Forget { now, renewal_grace })
+        .await?;
     while control.store.write(revisions::Forget { now }).await? == More::Perhaps {}
     let before = earlier(now, renewal_grace.saturating_add(STRIDE));
     control.store.write(authorities::Forget { before }).await?;

@@ -86,7 +86,7 @@ impl Control {
                 Ok(self.told(revocation))
             }
             Ok(Ok(Err(NotRevoked::Nothing))) => Err(Code::NotFound.status(
-                "no certificate is concerned, and no join token: none is on record, or all have ended or were revoked before",
+                "no certificate is concerned, and no join token: none is on record, or all were revoked before",
             )),
             Ok(Ok(Err(NotRevoked::TooMany))) => Err(Code::Busy.status(
                 "the deny list is full: revoke by workload or by a moment, which takes one entry for many certificates",
@@ -100,13 +100,19 @@ impl Control {
         &self,
         revoke: Revoke,
     ) -> Result<Result<Revocation, NotRevoked>, StoreError> {
+        let now = revoke.at;
         let revoked = self.store.write(revoke).await?;
-        if revoked.is_ok()
-            && let Err(error) = self.refresh_trust().await
-        {
+        if revoked.is_err() {
+            return Ok(revoked);
+        }
+        if let Err(error) = self.refresh_trust().await {
             // It is on record and so in force for whoever asks here. The streams are told as soon as that is possible, by
             // whoever follows revocations.
             tracing::error!(%error, "a revocation is recorded and not announced yet");
+        }
+        if let Err(error) = self.store.mark_revoked(now).await {
+            // Housekeeping does it again.
+            tracing::error!(%error, "a revocation is in force, and the authorities' lists do not name all of it yet");
         }
         Ok(revoked)
     }

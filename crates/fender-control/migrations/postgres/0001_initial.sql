@@ -169,7 +169,8 @@ CREATE TABLE trust (
     digest  BYTEA   NOT NULL
 );
 
--- What was revoked before its time. `ends_at` is when the last certificate it concerns ends.
+-- What was revoked before its time. `ends_at` is when the last certificate it concerns ends. It stays as long as any of
+-- them is on record.
 CREATE TABLE revocations (
     number       BIGINT  PRIMARY KEY,
     kind         TEXT    NOT NULL CHECK (kind IN ('serial', 'identity', 'node', 'workloads')),
@@ -186,13 +187,24 @@ CREATE TABLE revocations (
 CREATE INDEX revocations_by_subject ON revocations (kind, subject);
 CREATE INDEX certificates_revoked ON certificates (revoked_at) WHERE revoked_at IS NOT NULL;
 
+-- Certificates with whether a revocation ended them. What was revoked by itself is marked, and so is what still lived when
+-- a rule came; a rule ends the rest all the same, without its rows being touched.
+CREATE VIEW certificate_standing AS
+SELECT c.*, CAST(CASE
+    WHEN c.revoked_at IS NOT NULL
+    OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = c.identity AND moment > c.not_before)
+    OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'node' AND subject = c.node AND moment > c.not_before)
+    OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND c.identity LIKE 'spiffe://%/ns/%' AND moment > c.not_before)
+    THEN 1 ELSE 0 END AS BIGINT) AS revoked
+FROM certificates c;
+
 -- An issuance that was under way when a revocation came is undone.
 CREATE FUNCTION certificates_heed_revocations() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT 1 FROM revocations WHERE kind = 'identity' AND subject = NEW.identity AND moment > NEW.not_before)
         OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'node' AND subject = NEW.node AND moment > NEW.not_before)
         OR EXISTS (SELECT 1 FROM revocations WHERE kind = 'workloads' AND NEW.identity LIKE 'spiffe://%/ns/%' AND moment > NEW.not_before)
-        OR EXISTS (SELECT 1 FROM certificates WHERE serial = NEW.through AND revoked_at IS NOT NULL)
+        OR EXISTS (SELECT 1 FROM certificate_standing WHERE serial = NEW.through AND revoked = 1)
     THEN
         RAISE EXCEPTION 'revoked meanwhile';
     END IF;

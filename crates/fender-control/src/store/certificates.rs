@@ -61,8 +61,8 @@ pub(crate) async fn find<'a>(
     serial: &str,
 ) -> Result<Option<Known>, StoreError> {
     query(
-        "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at, \
-         attested, lineage FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = $1",
+        "SELECT identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, \
+         (SELECT revoked FROM certificate_standing s WHERE s.serial = c.serial) AS revoked, attested, lineage FROM certificates c JOIN authorities a ON a.serial = c.authority WHERE c.serial = $1",
     )
     .bind(serial)
     .optional(db)
@@ -101,9 +101,9 @@ pub(super) fn read(row: &Row) -> Result<Known, StoreError> {
         issuers,
         key_sha256: row.get("key_sha256")?,
         not_after: moment(row.get("not_after")?),
-        standing: match row.get::<Option<i64>>("revoked_at")? {
-            Some(_) => Standing::Revoked,
-            None => Standing::Good,
+        standing: match row.get("revoked")? {
+            0_i64 => Standing::Good,
+            _ => Standing::Revoked,
         },
         attested: row.get("attested")?,
         lineage: row
@@ -220,8 +220,8 @@ pub(crate) async fn in_use(
     let mut all = HashMap::new();
     for identity in identities {
         let row = query(
-            "SELECT max(not_after) AS last FROM certificates \
-             WHERE identity = $1 AND not_after > $2 AND revoked_at IS NULL",
+            "SELECT max(not_after) AS last FROM certificate_standing \
+             WHERE identity = $1 AND not_after > $2 AND revoked = 0",
         )
         .bind(identity.as_str())
         .bind(seconds(now))

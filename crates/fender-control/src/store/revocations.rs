@@ -5,18 +5,22 @@
 //! once, and what was asked for with a revoked certificate, for its owner or by an agent for others: an issuance that was
 //! under way when the revocation came is undone.
 //!
-//! Everything concerned is marked, however long ago it ended: a longer renewal grace must not bring it back.
+//! A rule ends everything it concerns by itself, however long ago that expired, and stays as long as any of it is on record:
+//! a longer renewal grace must not bring it back. So a revocation takes the same time for ten certificates as for millions.
+//! What still lives is marked besides, a part at a time and afterwards, for the lists that authorities sign; a node's are
+//! marked at once, because the deny list names them.
 
 use std::time::Duration;
 
-use fender_identity::{DenyList, NodeName, Serial, SpiffeId, TrustDomain, Validity};
+use fender_identity::{DenyList, NodeName, Serial, SpiffeId, TrustDomain};
 use rustls::pki_types::UnixTime;
 
-use super::{Command, Connection, Record, StoreError, Topic, Whom, audit, query, tokens};
+use super::certificates::More;
+use super::{Command, Connection, Record, Store, StoreError, Topic, Whom, audit, query, tokens};
 use crate::time::{earlier, later, moment, seconds};
 
-/// How long after the end of the last certificate it concerns a revocation stays in force, beside the renewal grace:
-/// the clock of a sidecar may be behind.
+/// How long after the end of the last certificate it concerns a revocation is announced, beside the renewal grace: the
+/// clock of a sidecar may be behind.
 const SLACK: Duration = Duration::from_secs(3600);
 
 /// By how much a sidecar's clock may be behind: what ended longer ago is in no peer's eyes still valid.
@@ -24,6 +28,15 @@ const BEHIND: Duration = Duration::from_secs(5 * 60);
 
 /// Living certificates of one identity that a node's agent obtained, beyond which the identity is revoked as a whole.
 const HEAVY: i64 = 128;
+
+/// Certificates on record that are looked at for whether there is anything to revoke.
+const LOOKED: i64 = 1000;
+
+/// Certificates marked in one transaction, so that others are not held up for long.
+const MARKED: i64 = 2000;
+
+/// Every workload's identity, and no other.
+const WORKLOADS: &str = "spiffe://%/ns/%";
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -63,7 +76,7 @@ pub(crate) enum Denial {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotRevoked {
-    /// No certificate that is not revoked already and may still be used, or renewed, is concerned, and no join token.
+    /// No certificate on record that is not revoked already is concerned, and no join token.
     Nothing,
     /// The deny list would become longer than a sidecar takes.
     TooMany,
@@ -101,10 +114,48 @@ impl Command for Revoke {
     }
 }
 
-/// A certificate that was marked.
-struct Marked {
-    serial: Serial,
-    validity: Validity,
+/// What of the record a revocation ends.
+struct Concerned {
+    /// Whether there is anything that was good before it.
+    any: bool,
+    /// How many of them still live, when the last of these ends, and when the youngest began.
+    living: u64,
+    last_end: Option<UnixTime>,
+    youngest: Option<UnixTime>,
+}
+
+/// Certificates a revocation may concern, as a condition on `$1`.
+macro_rules! of_one {
+    (serial) => {
+        "serial = $1"
+    };
+    (identity) => {
+        "identity = $1"
+    };
+    (node) => {
+        "node = $1"
+    };
+    (workloads) => {
+        "identity LIKE $1"
+    };
+}
+
+/// Asks what of them began before `$2`, lives at `$3`, and is good. Of what has ended only the newest are looked at: if
+/// there is more, a rule is made for it unseen.
+macro_rules! concerned {
+    ($whose:tt) => {
+        concat!(
+            "SELECT living, last_end, youngest, looked, good FROM \
+             (SELECT count(*) AS living, max(not_after) AS last_end, max(not_before) AS youngest \
+             FROM certificate_standing WHERE ",
+            of_one!($whose),
+            " AND not_before < $2 AND not_after >= $3 AND revoked = 0) AS those_that_live, \
+             (SELECT count(*) AS looked, count(CASE WHEN not_before < $2 AND revoked = 0 THEN 1 END) AS good \
+             FROM (SELECT not_before, revoked FROM certificate_standing WHERE ",
+            of_one!($whose),
+            " ORDER BY not_after DESC LIMIT $4) AS newest) AS seen"
+        )
+    };
 }
 
 impl Revoke {
@@ -117,42 +168,35 @@ impl Revoke {
         if self.is_full(&mut *db).await? {
             return Ok(Err(NotRevoked::TooMany));
         }
-        let marked = self.mark(&mut *db).await?;
-        let alive = earlier(self.at, self.renewal_grace);
-        let concerned: Vec<_> = marked
-            .iter()
-            .filter(|marked| marked.validity.not_after >= alive)
-            .collect();
+        let concerned = self.concerned(&mut *db).await?;
         let tokens = match &self.what {
             What::Identity(id) | What::Node(_, id) => {
                 tokens::withdraw(&tokens::Which::Of(id.clone()), self.at, &mut *db).await?
             }
             What::Certificate(_) | What::Before(..) => 0,
         };
-        if concerned.is_empty() && tokens == 0 && parts.is_empty() {
+        if !concerned.any && tokens == 0 && parts.is_empty() {
             return Ok(Err(NotRevoked::Nothing));
         }
-        let count = parts.iter().fold(concerned.len(), |count, part| {
-            count.saturating_add(usize::try_from(part.certificates).unwrap_or(usize::MAX))
+        let count = parts.iter().fold(concerned.living, |count, part| {
+            count.saturating_add(part.certificates)
         });
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        let ends = concerned.iter().map(|marked| marked.validity.not_after);
+        let ends = concerned.last_end.into_iter();
         let ends = ends.chain(parts.iter().map(|part| part.until));
-        let until = ends.max().unwrap_or(self.at);
+        // What has ended already has done so before now.
+        let until = ends.fold(self.at, UnixTime::max);
         // What was issued in this very second, after a revocation just before, begins with it.
-        let youngest = concerned.iter().map(|marked| marked.validity.not_before);
-        let behind = youngest
-            .max()
-            .map_or(self.at, |begins| later(begins, SECOND));
+        let youngest = concerned.youngest;
+        let behind = youngest.map_or(self.at, |begins| later(begins, SECOND));
         let behind = behind.max(self.at);
         let denial = match self.what.clone() {
-            What::Certificate(serial) => Denial::Serial(serial),
+            What::Certificate(serial) => {
+                self.mark(&serial, &mut *db).await?;
+                Denial::Serial(serial)
+            }
             What::Identity(id) => Denial::Identity(id, behind),
             What::Node(node, _) => {
-                let living = concerned
-                    .iter()
-                    .filter(|marked| marked.validity.not_after >= earlier(self.at, BEHIND));
-                let serials = living.map(|marked| marked.serial.clone()).collect();
+                let serials = self.mark_obtained(&node, &mut *db).await?;
                 Denial::Node(node, behind, serials)
             }
             What::Before(Some(id), moment) => Denial::Identity(id, moment),
@@ -173,58 +217,66 @@ impl Revoke {
         Ok(Ok(revocation))
     }
 
-    /// Marks every certificate that is concerned.
-    async fn mark(&self, db: &mut Connection) -> Result<Vec<Marked>, StoreError> {
-        let at = seconds(self.at);
-        let update = match &self.what {
-            What::Certificate(serial) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND serial = $2 \
-                 RETURNING serial, not_before, not_after",
-            )
-            .bind(at)
-            .bind(serial.to_string()),
-            What::Identity(id) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity = $2 \
-                 RETURNING serial, not_before, not_after",
-            )
-            .bind(at)
-            .bind(id.to_string()),
-            What::Node(node, _) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND node = $2 \
-                 RETURNING serial, not_before, not_after",
-            )
-            .bind(at)
-            .bind(node.as_str()),
-            What::Before(Some(id), moment) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity = $2 AND not_before < $3 \
-                 RETURNING serial, not_before, not_after",
-            )
-            .bind(at)
-            .bind(id.to_string())
-            .bind(seconds(*moment)),
-            What::Before(None, moment) => query(
-                "UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND identity LIKE 'spiffe://%/ns/%' \
-                 AND not_before < $2 RETURNING serial, not_before, not_after",
-            )
-            .bind(at)
-            .bind(seconds(*moment)),
+    async fn concerned(&self, db: &mut Connection) -> Result<Concerned, StoreError> {
+        let (sql, whose, before) = match &self.what {
+            What::Certificate(serial) => (concerned!(serial), serial.to_string(), i64::MAX),
+            What::Identity(id) => (concerned!(identity), id.to_string(), i64::MAX),
+            What::Node(node, _) => (concerned!(node), node.to_string(), i64::MAX),
+            What::Before(Some(id), moment) => {
+                (concerned!(identity), id.to_string(), seconds(*moment))
+            }
+            What::Before(None, moment) => (
+                concerned!(workloads),
+                WORKLOADS.to_owned(),
+                seconds(*moment),
+            ),
         };
-        update
-            .all(db)
-            .await?
-            .iter()
-            .map(|row| {
-                let serial: String = row.get("serial")?;
-                let damaged = |_| StoreError::Damaged("certificate record");
-                Ok(Marked {
-                    serial: serial.parse().map_err(damaged)?,
-                    validity: Validity {
-                        not_before: moment(row.get("not_before")?),
-                        not_after: moment(row.get("not_after")?),
-                    },
-                })
-            })
-            .collect()
+        let row = query(sql)
+            .bind(whose)
+            .bind(before)
+            .bind(seconds(earlier(self.at, BEHIND)))
+            .bind(LOOKED)
+            .one(db)
+            .await?;
+        let (looked, good): (i64, i64) = (row.get("looked")?, row.get("good")?);
+        let living = row.get::<i64>("living")?.unsigned_abs();
+        let last_end: Option<i64> = row.get("last_end")?;
+        let youngest: Option<i64> = row.get("youngest")?;
+        Ok(Concerned {
+            any: living > 0 || good > 0 || looked >= LOOKED,
+            living,
+            last_end: last_end.map(moment),
+            youngest: youngest.map(moment),
+        })
+    }
+
+    async fn mark(&self, serial: &Serial, db: &mut Connection) -> Result<(), StoreError> {
+        query("UPDATE certificates SET revoked_at = $1 WHERE revoked_at IS NULL AND serial = $2")
+            .bind(seconds(self.at))
+            .bind(serial.to_string())
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+
+    /// Marks what a node's agent obtained and what still lives: the list names each of them, and has an end.
+    async fn mark_obtained(
+        &self,
+        node: &NodeName,
+        db: &mut Connection,
+    ) -> Result<Vec<Serial>, StoreError> {
+        query(
+            "UPDATE certificates SET revoked_at = $1 WHERE serial IN (SELECT serial FROM certificate_standing \
+             WHERE node = $2 AND not_after >= $3 AND revoked = 0) RETURNING serial",
+        )
+        .bind(seconds(self.at))
+        .bind(node.as_str())
+        .bind(seconds(earlier(self.at, BEHIND)))
+        .all(db)
+        .await?
+        .iter()
+        .map(serial)
+        .collect()
     }
 
     /// The identities of which a node's agent obtained so many living certificates that they are not listed one by one;
@@ -235,8 +287,8 @@ impl Revoke {
         db: &mut Connection,
     ) -> Result<Option<Vec<SpiffeId>>, StoreError> {
         let rows = query(
-            "SELECT identity, count(*) AS living FROM certificates \
-             WHERE node = $1 AND revoked_at IS NULL AND not_after >= $2 GROUP BY identity",
+            "SELECT identity, count(*) AS living FROM certificate_standing \
+             WHERE node = $1 AND revoked = 0 AND not_after >= $2 GROUP BY identity",
         )
         .bind(node.as_str())
         .bind(seconds(earlier(self.at, BEHIND)))
@@ -381,12 +433,14 @@ async fn obtained(
     .all(db)
     .await?
     .iter()
-    .map(|row| {
-        row.get::<String>("serial")?
-            .parse()
-            .map_err(|_| StoreError::Damaged("certificate record"))
-    })
+    .map(serial)
     .collect()
+}
+
+fn serial(row: &Record) -> Result<Serial, StoreError> {
+    row.get::<String>("serial")?
+        .parse()
+        .map_err(|_| StoreError::Damaged("certificate record"))
 }
 
 /// What those in force deny.
@@ -408,7 +462,49 @@ pub(crate) fn deny_list(in_force: Vec<Revocation>, trust_domain: &TrustDomain) -
     list
 }
 
-/// Forgets what is out of force.
+/// Marks some of what still lives and a rule ended, for the lists that authorities sign. Answers whether there may be more.
+pub(crate) struct Mark {
+    pub(crate) now: UnixTime,
+}
+
+impl Command for Mark {
+    type Output = More;
+
+    async fn run(&self, db: &mut Connection) -> Result<More, StoreError> {
+        let marked = query(
+            "UPDATE certificates SET revoked_at = (SELECT min(r.revoked_at) FROM revocations r \
+             WHERE r.moment > certificates.not_before \
+             AND ((r.kind = 'identity' AND r.subject = certificates.identity) \
+             OR (r.kind = 'node' AND r.subject = certificates.node) \
+             OR (r.kind = 'workloads' AND certificates.identity LIKE 'spiffe://%/ns/%'))) \
+             WHERE serial IN (SELECT serial FROM certificate_standing \
+             WHERE revoked_at IS NULL AND revoked = 1 AND not_after > $1 LIMIT $2)",
+        )
+        .bind(seconds(self.now))
+        .bind(MARKED)
+        .execute(&mut *db)
+        .await?;
+        if marked > 0 {
+            db.changed(Topic::Revocations);
+        }
+        Ok(if marked < MARKED.unsigned_abs() {
+            More::Nothing
+        } else {
+            More::Perhaps
+        })
+    }
+}
+
+impl Store {
+    /// All of it, in transactions that hold up nobody for long.
+    pub(crate) async fn mark_revoked(&self, now: UnixTime) -> Result<(), StoreError> {
+        while self.write(Mark { now }).await? == More::Perhaps {}
+        Ok(())
+    }
+}
+
+/// Forgets what is out of force, once no certificate is on record any more that it could concern: the last of those ended
+/// when it does. Otherwise a longer renewal grace would bring back what is not marked.
 pub(crate) struct Forget {
     pub(crate) now: UnixTime,
     pub(crate) renewal_grace: Duration,
@@ -418,10 +514,14 @@ impl Command for Forget {
     type Output = ();
 
     async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
-        query("DELETE FROM revocations WHERE ends_at < $1")
-            .bind(seconds(ended_before(self.now, self.renewal_grace)))
-            .execute(db)
-            .await?;
+        query(
+            "DELETE FROM revocations WHERE ends_at < $1 \
+             AND ends_at < (SELECT coalesce(min(not_after), $2) FROM certificates)",
+        )
+        .bind(seconds(ended_before(self.now, self.renewal_grace)))
+        .bind(i64::MAX)
+        .execute(db)
+        .await?;
         Ok(())
     }
 }

@@ -65,6 +65,8 @@ on_both! {
     every_revision_reads_back_as_it_was_applied
     a_change_of_one_document_stores_one_document
     attack_a_longer_grace_does_not_bring_back_what_was_revoked
+    attack_thousands_that_ended_are_revoked_without_a_row_being_touched
+    attack_a_rule_stays_as_long_as_anything_it_ended_is_on_record
     a_node_is_revoked_with_its_agent_and_all_that_began_with_its_word
     attack_a_node_that_obtained_more_than_a_list_takes_is_revoked_all_the_same
     attack_what_a_revoked_agent_was_obtaining_is_undone

@@ -33,8 +33,8 @@ pub(crate) fn short(hash: &[u8]) -> String {
 macro_rules! worth_columns {
     () => {
         "SELECT secret_sha256, t.identity AS token_identity, expires_at, spent_on, withdrawn_at, \
-         c.identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, revoked_at, \
-         attested, lineage \
+         c.identity, leaf, a.certificate AS issuer, a.path AS issuer_path, key_sha256, c.not_after, \
+         (SELECT revoked FROM certificate_standing s WHERE s.serial = t.spent_on) AS revoked, attested, lineage \
          FROM tokens t LEFT JOIN certificates c ON c.serial = t.spent_on \
          LEFT JOIN authorities a ON a.serial = c.authority "
     };

@@ -84,15 +84,8 @@ async fn a_revoked_workload_neither_renews_nor_holds_a_stream_and_comes_back_by_
     assert!(renew(&world, &fresh).await.is_ok());
 }
 
-#[tokio::test]
-async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key() {
-    let world = World::new().await;
-    let svid = world.attested("shop/orders").await;
-    revoke(&world, What::Serial(svid.serial().to_string()))
-        .await
-        .unwrap();
-    world.clock.advance(Duration::from_secs(2 * 3600));
-
+/// With its key, after it has expired.
+async fn renew_expired(world: &World, svid: &Svid) -> Result<proto::SvidResponse, Status> {
     let connection = world.anonymous().await;
     let csr = NewKey::generate().unwrap().csr_der(svid.id()).unwrap();
     let message = fender_api::proof::renewal(&csr, &connection.server_leaf);
@@ -104,8 +97,31 @@ async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key
         csr,
         expired: Some(expired),
     };
-    let answer = IdentityClient::new(connection.channel).renew(request).await;
-    assert_eq!(refused(answer), Code::Revoked);
+    let mut client = IdentityClient::new(connection.channel);
+    Ok(client.renew(request).await?.into_inner())
+}
+
+#[tokio::test]
+async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    revoke(&world, What::Serial(svid.serial().to_string()))
+        .await
+        .unwrap();
+    world.clock.advance(Duration::from_secs(2 * 3600));
+    assert_eq!(refused(renew_expired(&world, &svid).await), Code::Revoked);
+}
+
+#[tokio::test]
+async fn attack_what_had_expired_before_its_owner_was_revoked_does_not_renew_by_its_key() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    let other = world.attested("shop/inventory").await;
+    world.clock.advance(Duration::from_secs(2 * 3600));
+    let revocation = revoke(&world, workload("shop/orders")).await.unwrap();
+    assert_eq!(revocation.certificates, 0, "none lives");
+    assert_eq!(refused(renew_expired(&world, &svid).await), Code::Revoked);
+    assert!(renew_expired(&world, &other).await.is_ok());
 }
 
 #[tokio::test]

@@ -3,12 +3,14 @@
 use fender_identity::{DenyList, NodeName, Serial, SpiffeId};
 
 use super::*;
-use crate::store::certificates::Record;
+use crate::store::certificates::{Record, Standing, find};
 use crate::store::revocations::{self, Denial, NotRevoked, Revocation, Revoke, What};
 use crate::store::tokens;
 
 const NOW: u64 = 100 * DAY;
 const HOUR: u64 = 3600;
+const GOOD: &str = "SELECT count(*) AS n FROM certificate_standing WHERE revoked = 0";
+const MARKED: &str = "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NOT NULL";
 const ORDERS: &str = "spiffe://acme.test/ns/shop/sa/orders";
 
 fn node() -> NodeName {
@@ -84,15 +86,103 @@ pub(super) async fn attack_a_longer_grace_does_not_bring_back_what_was_revoked(
         record(&store, certificate(number, ends)).await.unwrap();
     }
     let revoked = revoke(&store, What::Identity(ORDERS.parse().unwrap())).await;
-    assert_eq!(
-        revoked.unwrap().certificates,
-        2,
-        "those that could still be used"
-    );
-    let good = "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NULL";
-    assert_eq!(count(&store, good).await, 0, "and every one is marked");
+    assert_eq!(revoked.unwrap().certificates, 1, "the one that lives");
+    assert_eq!(count(&store, GOOD).await, 0, "and every one is revoked");
     let again = revoke(&store, What::Identity(ORDERS.parse().unwrap())).await;
     assert_eq!(again.unwrap_err(), NotRevoked::Nothing);
+}
+
+/// Rows as they are after long: hundreds that live, and thousands that ended.
+struct Fill {
+    identity: SpiffeId,
+    living: u64,
+    ended: u64,
+}
+
+impl Command for Fill {
+    type Output = ();
+
+    async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        let living = (1..=self.living).map(|number| (number, NOW + HOUR));
+        let ended = (1..=self.ended).map(|number| (self.living + number, NOW - number * 60));
+        let rows: Vec<_> = living
+            .chain(ended)
+            .map(|(number, ends)| CertificateRow {
+                identity: self.identity.clone(),
+                ..certificate(number, ends)
+            })
+            .collect();
+        crate::store::certificates::insert(db, &rows).await
+    }
+}
+
+pub(super) async fn attack_thousands_that_ended_are_revoked_without_a_row_being_touched(
+    store: Store,
+    _: Drain,
+) {
+    const LIVING: u64 = 2100;
+    const ENDED: u64 = 5000;
+    with_authority(&store).await;
+    let orders: SpiffeId = ORDERS.parse().unwrap();
+    let fill = Fill {
+        identity: orders.clone(),
+        living: LIVING,
+        ended: ENDED,
+    };
+    store.write(fill).await.unwrap();
+    let revoked = revoke(&store, What::Before(None, at(NOW))).await.unwrap();
+    assert!((LIVING..LIVING + 10).contains(&revoked.certificates));
+    assert_eq!(count(&store, MARKED).await, 0, "the rule is enough");
+    assert_eq!(count(&store, GOOD).await, 0);
+
+    // Nobody renews with one that ended days ago, however long the grace becomes, nor had asked before.
+    let last = serial(LIVING + ENDED);
+    let known = find(store.reads(), &last.to_string()).await.unwrap();
+    assert_eq!(known.unwrap().standing, Standing::Revoked);
+    let mut late = certificate(100_000, NOW + HOUR);
+    late.validity.not_before = at(NOW + 10);
+    late.provenance.through = Some(last);
+    let late = record(&store, late).await.unwrap_err();
+    assert!(matches!(late, StoreError::Revoked), "{late}");
+
+    // Only what lives is marked, a part at a time.
+    let mark = || revocations::Mark { now: at(NOW) };
+    assert_eq!(store.write(mark()).await.unwrap(), More::Perhaps);
+    assert_eq!(count(&store, MARKED).await, 2000);
+    store.mark_revoked(at(NOW)).await.unwrap();
+    assert_eq!(u64::try_from(count(&store, MARKED).await), Ok(LIVING));
+    let authority = "01".parse().unwrap();
+    let listed = crls::revoked(&store, &authority, at(NOW)).await.unwrap();
+    assert_eq!(listed.len(), 2100);
+    assert!(listed.iter().all(|one| one.at == at(NOW)));
+}
+
+pub(super) async fn attack_a_rule_stays_as_long_as_anything_it_ended_is_on_record(
+    store: Store,
+    _: Drain,
+) {
+    with_authority(&store).await;
+    record(&store, certificate(1, NOW - 3 * DAY)).await.unwrap();
+    revoke(&store, What::Identity(ORDERS.parse().unwrap()))
+        .await
+        .unwrap();
+    // Long out of force, and the certificate not yet forgotten.
+    let forget = |days| revocations::Forget {
+        now: at(NOW + days * DAY),
+        renewal_grace: Duration::from_secs(DAY),
+    };
+    store.write(forget(30)).await.unwrap();
+    assert_eq!(count(&store, GOOD).await, 0);
+    let gone = certificates::Forget {
+        now: at(NOW + 30 * DAY),
+        renewal_grace: Duration::from_secs(DAY),
+    };
+    store.write(gone).await.unwrap();
+    store.write(forget(1)).await.unwrap();
+    let rules = "SELECT count(*) AS n FROM revocations";
+    assert_eq!(count(&store, rules).await, 1, "it is still told");
+    store.write(forget(30)).await.unwrap();
+    assert_eq!(count(&store, rules).await, 0);
 }
 
 pub(super) async fn a_node_is_revoked_with_its_agent_and_all_that_began_with_its_word(
@@ -109,20 +199,19 @@ pub(super) async fn a_node_is_revoked_with_its_agent_and_all_that_began_with_its
     token(&store, 1, &agent()).await;
 
     let revoked = revoke(&store, What::Node(node(), agent())).await.unwrap();
-    assert_eq!(revoked.certificates, 3);
+    assert_eq!(revoked.certificates, 2, "one ended an hour ago");
     let Denial::Node(_, _, listed) = revoked.denial else {
         panic!("a node's")
     };
-    assert_eq!(listed.len(), 2, "one ended an hour ago, and needs no place");
+    assert_eq!(listed.len(), 2, "what has ended needs no place");
     let denied = deny_list(&store).await;
     assert_eq!(
         denied.serials().cloned().collect::<Vec<_>>(),
         [serial(1), serial(2)]
     );
     assert!(denied.begins(&agent()).is_some());
-    let good = "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NULL";
     assert_eq!(
-        count(&store, good).await,
+        count(&store, GOOD).await,
         1,
         "what others vouched for is spared"
     );
@@ -149,8 +238,7 @@ pub(super) async fn attack_a_node_that_obtained_more_than_a_list_takes_is_revoke
         "as a whole"
     );
     assert_eq!(denied.serials().count(), 1);
-    let good = "SELECT count(*) AS n FROM certificates WHERE revoked_at IS NULL";
-    assert_eq!(count(&store, good).await, 0);
+    assert_eq!(count(&store, GOOD).await, 0);
 }
 
 pub(super) async fn attack_what_a_revoked_agent_was_obtaining_is_undone(store: Store, _: Drain) {
