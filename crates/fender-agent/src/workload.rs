@@ -171,8 +171,7 @@ fn validate(
 ) -> Result<jwt::svid::JwtSvid, String> {
     let keys = |trust_domain: &TrustDomain| trust.jwt.get(trust_domain);
     let read = jwt::svid::verify(token, audience, &keys, now).map_err(|why| why.to_string())?;
-    // A token that does not say when it was issued counts as older than every revocation.
-    if trust.denied.begins(read.id()) > read.claims().issued {
+    if trust.denied.denies_token(read.id(), read.claims().issued) {
         return Err("the identity was revoked after the token was issued".to_owned());
     }
     Ok(read)

@@ -45,8 +45,9 @@ pub struct Received {
     /// Of every trust domain it named.
     pub bundles: Bundles,
     /// What its revocation lists name. Their signatures are not looked at: who gives the roots over this socket could give
-    /// others. A number is refused whichever authority gave it out.
-    pub denied: DenyList,
+    /// others. A number is refused whichever authority gave it out. If they cannot be taken, why not: nobody loses an
+    /// identity over it, and whoever was denied before still is.
+    pub denied: Result<DenyList, FetchError>,
 }
 
 /// What an API says from now on.
@@ -189,7 +190,7 @@ impl TryFrom<X509svidResponse> for Received {
         Ok(Self {
             svids: read,
             bundles,
-            denied: denied(&crl)?,
+            denied: denied(&crl),
         })
     }
 }

@@ -256,8 +256,11 @@ impl Admin for AdminService {
     ) -> Result<Response<RevocationListsResponse>, Status> {
         let control = &*self.0;
         // Every sidecar is told the same: who may see anything may see these.
-        control
+        let admin = control
             .administrator(request.extensions(), Role::Viewer, Action::Revocations)
+            .await?;
+        control
+            .log(&admin, Action::Revocations, "lists", Outcome::Done, "")
             .await?;
         let announced = control.trust.follow().borrow().clone();
         let lists = announced.trust.crls.iter();

@@ -7,6 +7,7 @@
 //! It is gathered in the transaction that numbers it, and so after everything that was committed before: of two replicas
 //! that announce at once, the one with the higher number knows at least what the other does.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,14 +17,18 @@ use fender_config::Lifetimes;
 use fender_identity::{Bundles, Trust};
 use fender_runtime::clock::SharedClock;
 use prost::Message as _;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use tokio::sync::{Mutex, watch};
 
 use crate::ca::{self, Authority, CaError, sha256};
 use crate::store::authorities::{self, AuthorityRow};
+use crate::store::crls::CrlRow;
 use crate::store::jwt_keys::{self, JwtKeyRow};
 use crate::store::revocations::{self, Revocation};
 use crate::store::{Command, Connection, Store, StoreError, crls, trust};
+
+/// What all revocation lists in a Trust may weigh: everybody must be able to read it, and the rest of it.
+const MAX_CRL_BYTES: usize = 1024 * 1024;
 
 /// A Trust with its number, as it is and as it travels.
 #[derive(Debug)]
@@ -129,12 +134,44 @@ impl Command for Gather {
             Ok(trust) => trust,
             Err(error) => return Ok(Err(error)),
         };
-        let lists = lists.into_iter().map(|row| row.list);
-        trust.crls = lists.take(MAX_CRLS).collect();
+        trust.crls = told(lists, &authorities, self.now).into();
         let digest = sha256(&proto::Trust::from(&trust).encode_to_vec());
         trust.version = trust::Number { digest }.run(db).await?;
         Ok(Ok(trust))
     }
+}
+
+/// The lists that still count, of the youngest authorities first, as far as there is room. Who is on one that is left out is
+/// denied inside the mesh all the same: the deny list does not depend on them.
+fn told(
+    mut lists: Vec<CrlRow>,
+    authorities: &[AuthorityRow],
+    now: UnixTime,
+) -> Vec<CertificateRevocationListDer<'static>> {
+    lists.retain(|row| row.next_update > now);
+    let began = |row: &CrlRow| {
+        let of = authorities
+            .iter()
+            .find(|authority| authority.serial == row.authority);
+        of.map(|authority| authority.validity.not_before)
+    };
+    lists.sort_by_cached_key(|row| Reverse(began(row)));
+    let (mut told, mut room) = (Vec::new(), MAX_CRL_BYTES);
+    for row in lists {
+        let bytes = row.list.len();
+        match room.checked_sub(bytes) {
+            Some(left) if told.len() < MAX_CRLS => {
+                room = left;
+                told.push(row.list);
+            }
+            Some(_) | None => tracing::error!(
+                authority = %row.authority, bytes,
+                "a revocation list is not told to anybody: at most {MAX_CRLS} of {MAX_CRL_BYTES} bytes in all are. Fender's \
+                 own deny list holds; what reads these lists does not refuse who is on it"
+            ),
+        }
+    }
+    told
 }
 
 impl Gather {
@@ -153,5 +190,76 @@ impl Gather {
                 .jwt_bundles_of(keys, &self.lifetimes, self.now)?,
             ..Trust::from(Bundles::from(bundle))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::authorities::Role;
+    use crate::time::moment;
+    use fender_identity::{Serial, Validity};
+
+    const NOW: i64 = 1000;
+
+    fn serial(number: i64) -> Serial {
+        Serial::from_bytes(&number.to_be_bytes()).unwrap()
+    }
+
+    fn authority(began: i64) -> AuthorityRow {
+        AuthorityRow {
+            serial: serial(began),
+            role: Role::Intermediate,
+            root: None,
+            holder: None,
+            certificate: Vec::new().into(),
+            path: Vec::new(),
+            sealed_key: None,
+            validity: Validity {
+                not_before: moment(began),
+                not_after: moment(NOW * 2),
+            },
+            signs_from: moment(began),
+        }
+    }
+
+    /// The first byte says whose it is.
+    fn list(of: i64, bytes: usize, next_update: i64) -> CrlRow {
+        let mut list = vec![0; bytes];
+        list[0] = of.try_into().unwrap_or(u8::MAX);
+        CrlRow {
+            authority: serial(of),
+            number: 1,
+            list: list.into(),
+            this_update: moment(0),
+            next_update: moment(next_update),
+            digest: [0; 32],
+        }
+    }
+
+    fn whose(lists: Vec<CrlRow>) -> Vec<u8> {
+        let authorities: Vec<_> = (1..=300).map(authority).collect();
+        let told = told(lists, &authorities, moment(NOW));
+        told.iter().map(|list| list[0]).collect()
+    }
+
+    #[test]
+    fn lists_of_the_youngest_authorities_are_told_first_and_old_ones_not_at_all() {
+        let lists = vec![list(1, 8, NOW + 1), list(3, 8, NOW), list(2, 8, NOW + 1)];
+        assert_eq!(whose(lists), [2, 1]);
+    }
+
+    #[test]
+    fn attack_lists_that_grow_leave_room_for_the_rest_of_a_trust() {
+        let half = MAX_CRL_BYTES / 2;
+        let lists = vec![
+            list(4, half, NOW + 1),
+            list(3, MAX_CRL_BYTES, NOW + 1),
+            list(2, half, NOW + 1),
+            list(1, 1, NOW + 1),
+        ];
+        assert_eq!(whose(lists), [4, 2], "and no byte more");
+        let many = (1..=300).map(|of| list(of, 1, NOW + 1)).collect();
+        assert_eq!(whose(many).len(), MAX_CRLS);
     }
 }

@@ -85,6 +85,13 @@ impl DenyList {
             || self.begins(svid.id()) > Some(svid.validity().not_before)
     }
 
+    /// The same of a token, by when it was issued: a second is the finest it says, so what was issued in the moment's own
+    /// second may be older and is denied. One that does not say it counts as older than everything.
+    pub fn denies_token(&self, id: &SpiffeId, issued: Option<UnixTime>) -> bool {
+        let moment = self.begins(id);
+        moment.is_some_and(|moment| issued.is_none_or(|issued| issued <= moment))
+    }
+
     /// From when on a certificate of this identity must be valid, if from any moment.
     pub fn begins(&self, id: &SpiffeId) -> Option<UnixTime> {
         let everybody = match id.is_reserved() {
@@ -194,6 +201,18 @@ mod tests {
                 .deny_workloads_before(domain(), later(peer))),
             revoked
         );
+    }
+
+    #[test]
+    fn attack_a_token_of_the_moments_own_second_is_denied() {
+        let mut list = DenyList::default();
+        assert!(!list.denies_token(&id(ORDERS), None));
+        list.deny_identity_before(id(ORDERS), at(NOW));
+        assert!(list.denies_token(&id(ORDERS), None));
+        assert!(list.denies_token(&id(ORDERS), Some(at(NOW - 1))));
+        assert!(list.denies_token(&id(ORDERS), Some(at(NOW))));
+        assert!(!list.denies_token(&id(ORDERS), Some(at(NOW + 1))));
+        assert!(!list.denies_token(&id(ADMIN), Some(at(NOW))));
     }
 
     #[test]

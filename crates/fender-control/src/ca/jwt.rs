@@ -254,7 +254,8 @@ impl Authority {
         if subject.trust_domain() != self.trust_domain() || subject.workload().is_none() {
             return Err(TokenError::NotAWorkload);
         }
-        if self.denied.borrow().begins(subject) > Some(now) {
+        // One of the second of a revocation would be refused with those before it.
+        if self.denied.borrow().denies_token(subject, Some(now)) {
             return Err(TokenError::JustRevoked);
         }
         let signing = Arc::clone(&self.mint.0.borrow());

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fender_api::workload::{self, Endpoint, FetchError, Received, Updates};
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{Standalone, WorkloadApi};
-use fender_identity::{SpiffeId, Svid, Trust};
+use fender_identity::{DenyList, SpiffeId, Svid, Trust};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
@@ -84,7 +84,7 @@ async fn begin(
 ) -> Result<(Updates, Svid, Trust)> {
     let limit = Deadline::after(ANSWER.min(deadline.remaining()));
     let (updates, received) = connect(api, limit).await?;
-    let (svid, trust) = usable(received, api.id.as_ref(), now)?;
+    let (svid, trust) = usable(received, api.id.as_ref(), &Arc::default(), now)?;
     Ok((updates, svid, trust))
 }
 
@@ -108,8 +108,14 @@ async fn connect(api: &WorkloadApi, limit: Deadline) -> Result<(Updates, Receive
     }
 }
 
-/// Who we are of those the API names, if every peer would believe it now.
-fn usable(received: Received, expected: Option<&SpiffeId>, now: UnixTime) -> Result<(Svid, Trust)> {
+/// Who we are of those the API names, if every peer would believe it now. Who is known to be denied stays so if its
+/// revocation lists cannot be taken: the next certificate must not be lost over them.
+fn usable(
+    received: Received,
+    expected: Option<&SpiffeId>,
+    known: &Arc<DenyList>,
+    now: UnixTime,
+) -> Result<(Svid, Trust)> {
     let Received {
         svids,
         bundles,
@@ -140,8 +146,18 @@ fn usable(received: Received, expected: Option<&SpiffeId>, now: UnixTime) -> Res
             svid.id()
         )
     })?;
+    let denied = match denied {
+        Ok(denied) => Arc::new(denied),
+        Err(error) => {
+            tracing::error!(
+                %error,
+                "the revocation lists of the Workload API are not taken: only whoever was denied before them is"
+            );
+            Arc::clone(known)
+        }
+    };
     let trust = Trust {
-        denied: Arc::new(denied),
+        denied,
         ..bundles.into()
     };
     Ok((svid, trust))
@@ -204,7 +220,8 @@ impl Follower {
     }
 
     fn hear(&self, received: Received, complaint: &mut String) {
-        match usable(received, self.api.id.as_ref(), self.clock.now()) {
+        let known = Arc::clone(&self.snapshot.borrow().trust.denied);
+        match usable(received, self.api.id.as_ref(), &known, self.clock.now()) {
             Ok((svid, trust)) => {
                 complaint.clear();
                 self.publish(svid, trust);

@@ -112,7 +112,7 @@ impl Command for Fill {
                 ..certificate(number, ends)
             })
             .collect();
-        crate::store::certificates::insert(db, &rows).await
+        certificates::insert(db, &rows).await
     }
 }
 
