@@ -17,7 +17,9 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 
 use crate::ca::issue::Grant;
+use crate::ca::make::Workshop;
 use crate::ca::seal::{SealError, SealingKey};
+use crate::ca::upstream::{Upstream, UpstreamPlace};
 use crate::ca::{self, Authority};
 use crate::datadir::{Absent, DataDir, Hold};
 use crate::documents::{self, Author, Library, Unread};
@@ -58,6 +60,8 @@ pub struct Foundation {
     pub sealing: Sealing,
     /// What this replica is called, if not after its data directory.
     pub replica: Option<ReplicaName>,
+    /// Who signs the intermediates, if not a root of the mesh's own.
+    pub upstream: Option<UpstreamPlace>,
 }
 
 /// What was founded.
@@ -182,15 +186,15 @@ impl Standing {
         let written_domain = written.map(|mesh| &mesh.trust_domain);
         let trust_domain = trust_domain(&store, &sealing, asked, written_domain).await?;
         let lifetimes = lifetimes(&store, &trust_domain, written).await?;
-        let authority = Authority::open(
-            &store,
+        let workshop = Workshop {
+            trust_domain: trust_domain.clone(),
+            replica: presence.name().clone(),
             sealing,
-            trust_domain.clone(),
-            presence.name().clone(),
-            &lifetimes,
-            clock.now(),
-        )
-        .await?;
+        };
+        let upstream = foundation.upstream;
+        let upstream = upstream.map(|place| Upstream::new(place, Arc::clone(clock)));
+        let now = clock.now();
+        let authority = Authority::open_under(upstream, workshop, &store, &lifetimes, now).await?;
         let authority = Arc::new(authority);
         let (library, warnings) = Library::open(
             store.clone(),

@@ -50,6 +50,7 @@ mod tests;
 pub use ca::CaError;
 pub use ca::issue::IssueError;
 pub use ca::seal::SealError;
+pub use ca::upstream::{FilesUpstream, UpstreamError, UpstreamPlace, VaultUpstream};
 pub use datadir::DataDirError;
 pub use embedded::NodeTokenError;
 pub use founding::{Foundation, Founded, init, reissue_admin};

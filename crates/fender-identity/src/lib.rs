@@ -25,7 +25,10 @@ mod testing;
 pub use bundle::{Bundle, BundleError, Bundles};
 pub use certificate::{Malformed, Serial, SerialError, Validity, concatenated, revoked_serials};
 pub use peer::{Peer, PeerSvid};
-pub use pem::{PemError, certificates as certificates_from_pem, crl_pem};
+pub use pem::{
+    PemError, certificates as certificates_from_pem, crl_pem,
+    private_key_pkcs8 as private_key_from_pem,
+};
 pub use secret::Secret;
 pub use spiffe::{NodeName, SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};
 pub use svid::{Svid, SvidError};

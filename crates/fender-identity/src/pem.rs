@@ -6,6 +6,8 @@ use rustls_pki_types::pem::{Error, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use crate::Secret;
+
 /// More than any chain or bundle needs.
 const MAX_PEM: usize = 1024 * 1024;
 const LINE: usize = 64;
@@ -44,6 +46,16 @@ pub(crate) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemErro
             what: "private key",
         }),
     }
+}
+
+/// The one private key in the text, which must be PKCS#8; as DER.
+pub fn private_key_pkcs8(text: &[u8]) -> Result<Secret, PemError> {
+    let PrivateKeyDer::Pkcs8(key) = private_key(text)? else {
+        return Err(PemError::Missing {
+            what: "PKCS#8 private key",
+        });
+    };
+    Ok(Secret::new(key.secret_pkcs8_der().to_vec()))
 }
 
 /// One PEM section. The caller decides whether the text is secret.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_control::{
-    ControlConfig, Foundation, Postgres, Running, Sealing, StartError, StorePlace,
+    ControlConfig, FilesUpstream, Foundation, Postgres, Running, Sealing, StartError, StorePlace,
+    UpstreamPlace, VaultUpstream,
 };
 use fender_identity::Secret;
 use fender_runtime::clock;
@@ -185,7 +186,41 @@ fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Fai
         trust_domain: args.trust_domain,
         sealing,
         replica: args.replica,
+        upstream: upstream(args.upstream),
     })
+}
+
+/// Who signs the intermediates, as the flags, which need each other, say.
+fn upstream(args: cli::Upstream) -> Option<UpstreamPlace> {
+    let cli::Upstream {
+        upstream_certificate,
+        upstream_key,
+        upstream_roots,
+        upstream_vault,
+        upstream_vault_mount,
+        upstream_vault_issuer,
+        upstream_vault_namespace,
+        upstream_vault_token_file,
+        upstream_vault_ca,
+    } = args;
+    if let (Some(certificate), Some(key), Some(roots)) =
+        (upstream_certificate, upstream_key, &upstream_roots)
+    {
+        return Some(UpstreamPlace::Files(FilesUpstream {
+            certificate,
+            key,
+            roots: roots.clone(),
+        }));
+    }
+    Some(UpstreamPlace::Vault(VaultUpstream {
+        url: upstream_vault?,
+        mount: upstream_vault_mount,
+        issuer: upstream_vault_issuer,
+        namespace: upstream_vault_namespace,
+        token: upstream_vault_token_file?,
+        server_roots: upstream_vault_ca?,
+        roots: upstream_roots,
+    }))
 }
 
 fn place(args: &cli::Foundation) -> StorePlace {

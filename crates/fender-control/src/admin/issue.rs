@@ -247,6 +247,7 @@ fn not_rotated(error: CaError) -> Status {
         CaError::RootExpired
         | CaError::BeforeRoot { .. }
         | CaError::NoIntermediate
+        | CaError::Upstream(_)
         | CaError::NoJwtKey
         | CaError::JwtKeyMisnamed
         | CaError::JwtKeys(_)

@@ -153,6 +153,22 @@ impl Workshop {
         self.sealed(row, &key)
     }
 
+    /// A request for an intermediate of this key, in PEM, for whoever signs it elsewhere.
+    pub(crate) fn request(&self, key: &AuthorityKey) -> Result<String, CaError> {
+        let mut params = CertificateParams::default();
+        let mut name = DistinguishedName::new();
+        name.push(DnType::OrganizationName, "Fender");
+        name.push(
+            DnType::CommonName,
+            format!("Fender intermediate {}", self.replica),
+        );
+        params.distinguished_name = name;
+        let own = format!("spiffe://{}", self.trust_domain);
+        params.subject_alt_names = vec![SanType::URI(own.try_into()?)];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(params.serialize_request(key)?.pem()?)
+    }
+
     /// What signs with an authority.
     pub(crate) fn issuer(
         &self,

@@ -13,6 +13,7 @@ pub(crate) mod lifetimes;
 pub(crate) mod make;
 pub(crate) mod rotation;
 pub(crate) mod seal;
+pub(crate) mod upstream;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -36,6 +37,7 @@ use horizon::Horizon;
 use make::{AuthorityKey, Workshop};
 use rotation::NoRoot;
 use seal::{SealError, SealingKey};
+use upstream::{Upstream, UpstreamError};
 
 /// The longest a certificate may renew itself after its end, whatever the documents say.
 const LONGEST_GRACE: Duration = Duration::from_secs(31 * 24 * 3600);
@@ -52,6 +54,7 @@ pub(crate) struct Authority {
     /// Nothing is dated back behind what it denies.
     denied: watch::Sender<Arc<DenyList>>,
     mint: jwt::Mint,
+    upstream: Option<Upstream>,
 }
 
 /// Replaced as a whole when an authority is made, or another one's turn has come.
@@ -135,10 +138,33 @@ impl Authority {
             replica,
             sealing,
         };
+        Self::open_under(None, workshop, store, lifetimes, now).await
+    }
+
+    /// The same, with intermediates from another authority, if there is one.
+    pub(crate) async fn open_under(
+        upstream: Option<Upstream>,
+        workshop: Workshop,
+        store: &Store,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Self, CaError> {
+        if let Some(upstream) = &upstream {
+            let brought = upstream.renew(store, &workshop, lifetimes, now).await;
+            // With an intermediate from before it can wait.
+            match (brought, authorities::all(store).await?.is_empty()) {
+                (Err(error), true) => return Err(error),
+                (Err(error), false) => {
+                    tracing::error!(%error, "no intermediate from upstream; going on with what is there")
+                }
+                (Ok(()), _) => {}
+            }
+        }
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
         workshop.sign_lists(store, &rows, now).await?;
         let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
         Ok(Self {
+            upstream,
             mint: jwt::Mint::open(store, &workshop, lifetimes, now).await?,
             workshop,
             state,
@@ -154,6 +180,12 @@ impl Authority {
         lifetimes: &Lifetimes,
         now: UnixTime,
     ) -> Result<(), CaError> {
+        if let Some(upstream) = &self.upstream {
+            let brought = upstream.renew(store, &self.workshop, lifetimes, now).await;
+            if let Err(error) = brought {
+                tracing::error!(%error, "no intermediate from upstream; going on with what is there");
+            }
+        }
         let rows = self
             .workshop
             .make_what_is_due(store, lifetimes, now)
@@ -488,7 +520,7 @@ pub enum CaError {
     #[error("the database holds no intermediate certificate authority")]
     NoIntermediate,
     #[error(
-        "the root's key is kept elsewhere: whoever has it signs a new intermediate with `fender ca sign-intermediate`"
+        "the root's key is kept elsewhere: the next intermediate comes from the upstream authority, by itself"
     )]
     KeyElsewhere,
     #[error("the root {serial} is published already and signs in {in_seconds} s: wait for it")]
@@ -497,6 +529,8 @@ pub enum CaError {
         "another process made an authority at the same moment: look at `fender status`, and try again"
     )]
     Overtaken,
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
     #[error("the database holds no key that signs tokens")]
     NoJwtKey,
     #[error("a key that signs tokens is in the database under another's name")]

@@ -24,6 +24,7 @@ mod roles;
 mod session;
 mod skew;
 mod telemetry;
+mod upstream;
 mod vouching;
 mod x509;
 
@@ -347,6 +348,7 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
             trust_domain: None,
             sealing: crate::Sealing::DataDirectory,
             replica: None,
+            upstream: None,
         },
         listen: "127.0.0.1:0".parse::<ListenAddress>().unwrap(),
         replica_url: None,

@@ -27,10 +27,15 @@ pub(super) fn authority() -> (CertificateParams, KeyPair) {
     (params, KeyPair::generate().unwrap())
 }
 
+/// What is answered to a request.
+type Answers = dyn Fn(&str) -> (u16, String) + Send;
+
 /// What a server answers, and what it was asked.
 #[derive(Default)]
 struct Script {
     answer: Mutex<(u16, String)>,
+    /// Instead of the same answer to everything.
+    answers: Mutex<Option<Box<Answers>>>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -81,8 +86,11 @@ impl Server {
                     }
                 }
                 let request = String::from_utf8(request).unwrap();
+                let (status, body) = match &*told.answers.lock().unwrap() {
+                    Some(answers) => answers(&request),
+                    None => told.answer.lock().unwrap().clone(),
+                };
                 told.asked.lock().unwrap().push(request);
-                let (status, body) = told.answer.lock().unwrap().clone();
                 let (extra, body) = match status {
                     307 => (format!("location: {body}\r\n"), String::new()),
                     _ => (String::new(), body),
@@ -105,6 +113,10 @@ impl Server {
 
     pub(super) fn answer(&self, status: u16, body: impl Into<String>) {
         *self.script.answer.lock().unwrap() = (status, body.into());
+    }
+
+    pub(super) fn answer_by(&self, answers: impl Fn(&str) -> (u16, String) + Send + 'static) {
+        *self.script.answers.lock().unwrap() = Some(Box::new(answers));
     }
 
     /// Everything it was asked, oldest first.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use fender_api::url::ControlUrl;
+use fender_config::HttpsUrl;
 use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain, WorkloadName};
@@ -104,6 +105,67 @@ pub(crate) struct Foundation {
     pub(crate) replica: Option<ReplicaName>,
     #[command(flatten)]
     pub(crate) sealing: Sealing,
+    #[command(flatten)]
+    pub(crate) upstream: Upstream,
+}
+
+/// Who signs the intermediates, instead of a root that is made and kept here. Secrets are in files.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Upstream {
+    /// An intermediate authority in PEM, then what lies between it and its root; read again whenever it changes
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "upstream_key",
+        requires = "upstream_roots",
+        conflicts_with = "upstream_vault"
+    )]
+    pub(crate) upstream_certificate: Option<PathBuf>,
+    /// The intermediate's key, PKCS#8 on P-256 in PEM, with mode 0600
+    #[arg(long, value_name = "FILE", requires = "upstream_certificate")]
+    pub(crate) upstream_key: Option<PathBuf>,
+    /// The root that intermediates chain to, in PEM [default: the one that Vault names]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) upstream_roots: Option<PathBuf>,
+    /// Vault or OpenBao, whose PKI engine signs the intermediates: https://HOST:PORT
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "upstream_vault_token_file",
+        requires = "upstream_vault_ca"
+    )]
+    pub(crate) upstream_vault: Option<HttpsUrl>,
+    /// Where the PKI engine is mounted
+    #[arg(long, value_name = "PATH", default_value = "pki", value_parser = vault_path)]
+    pub(crate) upstream_vault_mount: String,
+    /// Which issuer of the PKI engine signs [default: its default issuer]
+    #[arg(long, value_name = "NAME", value_parser = vault_path)]
+    pub(crate) upstream_vault_issuer: Option<String>,
+    /// The namespace in Vault
+    #[arg(long, value_name = "NAME", value_parser = vault_path)]
+    pub(crate) upstream_vault_namespace: Option<String>,
+    /// A file with mode 0600 that holds a token for Vault; read with every call
+    #[arg(long, value_name = "FILE", requires = "upstream_vault")]
+    pub(crate) upstream_vault_token_file: Option<PathBuf>,
+    /// Authorities in PEM that vouch for Vault's server
+    #[arg(long, value_name = "FILE", requires = "upstream_vault")]
+    pub(crate) upstream_vault_ca: Option<PathBuf>,
+}
+
+/// Part of a path in Vault's API: nothing in it can lead elsewhere.
+fn vault_path(text: &str) -> Result<String, String> {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    match text.trim_matches('/').split('/').all(plain) {
+        true => Ok(text.trim_matches('/').to_owned()),
+        false => Err("letters, digits, `-`, `_` and `.`, between slashes".to_owned()),
+    }
 }
 
 /// Where the key is that seals the authorities' keys in the database: 32 bytes, as they are, in hex or in base64.

@@ -1,0 +1,400 @@
+//! An authority above ours: it signs our intermediates, and its root is the mesh's ([DESIGN I7]).
+//!
+//! Either an intermediate with its key lies in files, which somebody renews ([`files`]), or Vault or OpenBao signs a
+//! request of ours ([`vault`]), and then our key never leaves. Each replica has an intermediate of its own. Whatever comes
+//! is tried before it is believed: a certificate is signed under it and verified as every peer will verify ours. What does
+//! not hold is not taken, and what is in use stays; [`super::horizon`] says until when.
+
+mod files;
+mod vault;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fender_config::Lifetimes;
+use fender_identity::csr::{self, NewKey};
+use fender_identity::verify::{self, MAX_CHAIN, Refusal};
+use fender_identity::{Bundle, BundleError, Bundles, Serial, SpiffeId, Validity};
+use rcgen::{
+    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyUsagePurpose, PublicKeyData as _,
+    SanType,
+};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::lifetimes::{self, past_half};
+use super::make::{AuthorityKey, Workshop, random_serial, set_validity};
+use super::{CaError, rotation};
+use crate::store::Store;
+use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
+use crate::time::{later, moment, until};
+use fender_runtime::clock::SharedClock;
+
+pub use files::FilesUpstream;
+pub use vault::VaultUpstream;
+
+/// Where intermediates come from.
+#[derive(Clone, Debug)]
+pub enum UpstreamPlace {
+    Files(FilesUpstream),
+    Vault(VaultUpstream),
+}
+
+/// The same, with what is known of it while it is used.
+pub(crate) struct Upstream {
+    place: UpstreamPlace,
+    lease: vault::Lease,
+    clock: SharedClock,
+}
+
+/// What an upstream gave.
+struct Brought {
+    /// The intermediate first, then what lies between it and the root.
+    chain: Vec<CertificateDer<'static>>,
+    /// One of these signed the last of the chain.
+    roots: Vec<CertificateDer<'static>>,
+    key: AuthorityKey,
+}
+
+impl Upstream {
+    pub(crate) fn new(place: UpstreamPlace, clock: SharedClock) -> Self {
+        Self {
+            place,
+            lease: vault::Lease::default(),
+            clock,
+        }
+    }
+
+    /// Gets the next intermediate if one is due, or lies ready.
+    pub(super) async fn renew(
+        &self,
+        store: &Store,
+        workshop: &Workshop,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<(), CaError> {
+        let rows = authorities::all(store).await?;
+        if let UpstreamPlace::Vault(vault) = &self.place {
+            vault.keep_token(&self.lease, &self.clock).await;
+            if !is_due(&rows, workshop, now) {
+                return Ok(());
+            }
+        }
+        let fresh = self.next(&rows, workshop, lifetimes, now).await?;
+        let Some(intermediate) = fresh.last() else {
+            return Ok(());
+        };
+        let (serial, ends) = (intermediate.serial.clone(), intermediate.validity.not_after);
+        let lives = until(now, ends).as_secs();
+        if store.write(succeed(&rows, fresh)).await? == Succeeded::Added {
+            tracing::info!(%serial, lives, "an intermediate certificate authority came from upstream");
+        }
+        Ok(())
+    }
+
+    /// An intermediate that was not known before, after its root if that was not either; nothing if there is none.
+    pub(super) async fn next(
+        &self,
+        rows: &[AuthorityRow],
+        workshop: &Workshop,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Vec<AuthorityRow>, UpstreamError> {
+        let brought = match &self.place {
+            UpstreamPlace::Files(files) => files.read()?,
+            UpstreamPlace::Vault(vault) => {
+                vault
+                    .sign(workshop, lifetimes.intermediate, &self.clock)
+                    .await?
+            }
+        };
+        let found = read_certificate(first(&brought.chain)?)?;
+        if rows.iter().any(|row| row.serial == found.serial) {
+            return Ok(Vec::new());
+        }
+        brought.into_rows(rows, workshop, lifetimes, now)
+    }
+}
+
+fn succeed(rows: &[AuthorityRow], fresh: Vec<AuthorityRow>) -> Succeed {
+    let roots = rows.iter().filter(|row| row.role == Role::Root);
+    Succeed {
+        known_roots: roots.map(|row| row.serial.clone()).collect::<BTreeSet<_>>(),
+        rows: fresh,
+        entry: None,
+    }
+}
+
+/// Whether this replica needs another: it has none under a root that is kept elsewhere, or half of its life is over.
+fn is_due(rows: &[AuthorityRow], workshop: &Workshop, now: UnixTime) -> bool {
+    let Some(root) = rotation::latest_root(rows).filter(|root| root.sealed_key.is_none()) else {
+        return true;
+    };
+    rotation::intermediate(rows, root, &workshop.replica, now)
+        .is_none_or(|current| !current.validity.includes(now) || past_half(current.validity, now))
+}
+
+impl Brought {
+    fn into_rows(
+        self,
+        known: &[AuthorityRow],
+        workshop: &Workshop,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<Vec<AuthorityRow>, UpstreamError> {
+        let intermediate = first(&self.chain)?.clone();
+        let facts = read_certificate(&intermediate)?;
+        facts.check(workshop, lifetimes, now)?;
+        // The leaf below it and, in our own chain, the root above it must fit as well.
+        if self.chain.len() + 2 > MAX_CHAIN {
+            return Err(UpstreamError::TooLong);
+        }
+        if facts.public_key != self.key.subject_public_key_info() {
+            return Err(UpstreamError::OtherKey);
+        }
+        let root = self.root(workshop, now)?;
+        let root_facts = read_certificate(&root)?;
+        let mut rows = Vec::new();
+        if known.iter().all(|row| row.serial != root_facts.serial) {
+            let current = rotation::signing_root(known, now);
+            rows.push(AuthorityRow {
+                serial: root_facts.serial.clone(),
+                role: Role::Root,
+                root: None,
+                holder: None,
+                certificate: root,
+                path: Vec::new(),
+                sealed_key: None,
+                validity: root_facts.validity,
+                // Where another root vouches, everybody hears of this one before they meet it.
+                signs_from: current
+                    .map_or(now, |current| rotation::signs_from(current, lifetimes, now)),
+            });
+        }
+        let row = AuthorityRow {
+            serial: facts.serial,
+            role: Role::Intermediate,
+            root: Some(root_facts.serial),
+            holder: Some(workshop.replica.clone()),
+            certificate: intermediate,
+            path: self.chain.get(1..).unwrap_or_default().to_vec(),
+            sealed_key: None,
+            validity: facts.validity,
+            signs_from: facts.validity.not_before,
+        };
+        let sealed = workshop.sealed(row, &self.key);
+        rows.push(sealed.map_err(|error| UpstreamError::Key(Box::new(error)))?);
+        Ok(rows)
+    }
+
+    /// The root by which a certificate that is signed here would be believed.
+    fn root(
+        &self,
+        workshop: &Workshop,
+        now: UnixTime,
+    ) -> Result<CertificateDer<'static>, UpstreamError> {
+        let leaf = self.probe(workshop, now)?;
+        let chain: Vec<_> = std::iter::once(leaf).chain(self.chain.clone()).collect();
+        let mut refused = UpstreamError::NoRoot;
+        for root in &self.roots {
+            let bundle = Bundle::new(workshop.trust_domain.clone(), vec![root.clone()])?;
+            let bundles = Bundles::from(bundle);
+            let verified = [verify::Role::Client, verify::Role::Server]
+                .into_iter()
+                .try_for_each(|role| {
+                    verify::verify(&chain, role, &bundles, now, &|_| Ok(())).map(drop)
+                });
+            match verified {
+                Ok(()) => return Ok(root.clone()),
+                Err(why) => refused = UpstreamError::Unfit(why),
+            }
+        }
+        Err(refused)
+    }
+
+    /// A certificate of a key that is thrown away, signed as ours are.
+    fn probe(
+        &self,
+        workshop: &Workshop,
+        now: UnixTime,
+    ) -> Result<CertificateDer<'static>, UpstreamError> {
+        let unmade = |error: CaError| UpstreamError::Key(Box::new(error));
+        let id = SpiffeId::control(&workshop.trust_domain);
+        let key = NewKey::generate().map_err(|_| UpstreamError::Probe)?;
+        let request = key.csr_der(&id).map_err(|_| UpstreamError::Probe)?;
+        let request = csr::parse(&request).map_err(|_| UpstreamError::Probe)?;
+        let mut params = CertificateParams::default();
+        let serial = random_serial().map_err(unmade)?;
+        params.serial_number = Some(rcgen::SerialNumber::from_slice(serial.as_bytes()));
+        let ends = later(now, Duration::from_secs(60));
+        set_validity(
+            &mut params,
+            lifetimes::validity(now, Duration::from_secs(60), ends),
+        );
+        let name = id
+            .as_str()
+            .try_into()
+            .map_err(CaError::from)
+            .map_err(unmade)?;
+        params.subject_alt_names = vec![SanType::URI(name)];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let again = AuthorityKey::from_pkcs8(&self.key.to_pkcs8()).map_err(unmade)?;
+        let issuer = Issuer::from_ca_cert_der(first(&self.chain)?, again)
+            .map_err(CaError::from)
+            .map_err(unmade)?;
+        let signed = params.signed_by(&request.key, &issuer);
+        let signed = signed.map_err(CaError::from).map_err(unmade)?;
+        Ok(signed.der().clone())
+    }
+}
+
+fn first<'a>(
+    chain: &'a [CertificateDer<'static>],
+) -> Result<&'a CertificateDer<'static>, UpstreamError> {
+    chain.first().ok_or(UpstreamError::NoCertificate)
+}
+
+/// What counts of an authority's certificate.
+struct Facts {
+    serial: Serial,
+    validity: Validity,
+    public_key: Vec<u8>,
+    signs: bool,
+    uris: Vec<String>,
+    limits_uris: bool,
+}
+
+fn read_certificate(der: &CertificateDer<'_>) -> Result<Facts, UpstreamError> {
+    let malformed = || UpstreamError::Malformed;
+    let (rest, read) = X509Certificate::from_der(der).map_err(|_| malformed())?;
+    if !rest.is_empty() {
+        return Err(malformed());
+    }
+    let usage = read.key_usage().map_err(|_| malformed())?;
+    let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() && usage.value.crl_sign());
+    let names = read.subject_alternative_name().map_err(|_| malformed())?;
+    let names = names.map(|names| &names.value.general_names);
+    let uris = names.into_iter().flatten().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        GeneralName::OtherName(..)
+        | GeneralName::RFC822Name(_)
+        | GeneralName::DNSName(_)
+        | GeneralName::X400Address(_)
+        | GeneralName::DirectoryName(_)
+        | GeneralName::EDIPartyName(_)
+        | GeneralName::IPAddress(_)
+        | GeneralName::RegisteredID(_)
+        | GeneralName::Invalid(..) => None,
+    });
+    let limits = read.name_constraints().map_err(|_| malformed())?;
+    let limits_uris = limits.is_some_and(|limits| {
+        let trees = [
+            &limits.value.permitted_subtrees,
+            &limits.value.excluded_subtrees,
+        ];
+        let mut all = trees.into_iter().flatten().flatten();
+        all.any(|tree| matches!(tree.base, GeneralName::URI(_)))
+    });
+    Ok(Facts {
+        serial: Serial::from_bytes(read.raw_serial()).map_err(|_| malformed())?,
+        validity: Validity {
+            not_before: moment(read.validity().not_before.timestamp()),
+            not_after: moment(read.validity().not_after.timestamp()),
+        },
+        public_key: read.public_key().raw.to_vec(),
+        signs: signs && read.is_ca(),
+        uris: uris.collect(),
+        limits_uris,
+    })
+}
+
+impl Facts {
+    /// What the probe would not say, or not as clearly.
+    fn check(
+        &self,
+        workshop: &Workshop,
+        lifetimes: &Lifetimes,
+        now: UnixTime,
+    ) -> Result<(), UpstreamError> {
+        if !self.signs {
+            return Err(UpstreamError::NotACa);
+        }
+        if self.limits_uris {
+            return Err(UpstreamError::LimitsUris);
+        }
+        let own = format!("spiffe://{}", workshop.trust_domain);
+        if let Some(found) = self.uris.iter().find(|uri| **uri != own) {
+            let found = found
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(256)
+                .collect();
+            return Err(UpstreamError::OtherTrustDomain { found });
+        }
+        let left = until(now, self.validity.not_after);
+        if left < lifetimes.leaf.saturating_mul(2) {
+            return Err(UpstreamError::TooShort {
+                seconds: left.as_secs(),
+                needed: lifetimes.leaf.saturating_mul(2).as_secs(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Why an upstream gave no intermediate that could be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpstreamError {
+    #[error("read `{}`: {source}", path.display())]
+    File {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("`{}` holds a private key or a token and can be read by others: run `chmod go= {}`", path.display(), path.display())]
+    Exposed { path: PathBuf },
+    #[error("`{}`: {why}", path.display())]
+    Content { path: PathBuf, why: String },
+    #[error("the upstream authority: {0}")]
+    Server(String),
+    #[error("upstream gave no certificate")]
+    NoCertificate,
+    #[error("no root is given that the upstream intermediate could chain to")]
+    NoRoot,
+    #[error("a certificate from upstream cannot be read")]
+    Malformed,
+    #[error(
+        "the upstream certificate is no authority that may sign certificates and revocation lists"
+    )]
+    NotACa,
+    #[error(
+        "the upstream intermediate constrains URI names, which no verifier of TLS here understands: have it signed without"
+    )]
+    LimitsUris,
+    #[error("the upstream intermediate is for `{found}`, which is another trust domain")]
+    OtherTrustDomain { found: String },
+    #[error(
+        "the upstream intermediate ends in {seconds} s, and must live for {needed} s: twice what it signs"
+    )]
+    TooShort { seconds: u64, needed: u64 },
+    #[error(
+        "the chain from upstream is too long: peers take {MAX_CHAIN} certificates, leaf included"
+    )]
+    TooLong,
+    #[error("the upstream intermediate is for another key than the one given")]
+    OtherKey,
+    #[error("what is signed under the upstream intermediate would not be believed: {0}")]
+    Unfit(Refusal),
+    #[error("a root from upstream is not usable: {0}")]
+    Root(#[from] BundleError),
+    #[error("the key of an upstream intermediate: {0}")]
+    Key(Box<CaError>),
+    #[error("no certificate could be made to try an upstream intermediate with")]
+    Probe,
+}
