@@ -208,7 +208,7 @@ pub(crate) struct Signed {
 impl Signed {
     /// Reads the bytes back: the chain must hold against our own bundle for both roles, and say exactly what the
     /// template said, about the key of the request.
-    fn check(self, state: &State, now: UnixTime) -> Result<Issued, IssueError> {
+    fn check(self, issuing: &Issuing, state: &State, now: UnixTime) -> Result<Issued, IssueError> {
         let Self {
             template:
                 Template {
@@ -221,8 +221,14 @@ impl Signed {
             authority,
         } = self;
         let chain: Vec<_> = std::iter::once(&leaf).chain(&issuers).cloned().collect();
-        for role in [verify::Role::Client, verify::Role::Server] {
-            let peer = verify::verify(&chain, role, &state.bundles, now, &|_| Ok(()))
+        // The ways differ in nothing but their purpose. What the authorities on it are good for was seen when the first
+        // leaf was checked, and what this one is good for is compared below: two signatures less for each.
+        let roles = match issuing.serves_both_roles.get() {
+            Some(()) => &[verify::Role::Server][..],
+            None => &[verify::Role::Server, verify::Role::Client],
+        };
+        for role in roles {
+            let peer = verify::verify(&chain, *role, &state.bundles, now, &|_| Ok(()))
                 .map_err(IssueError::Unverifiable)?;
             if *peer.id() != attested.identity || *peer.serial() != serial {
                 return Err(IssueError::NotAsMeant);
@@ -231,6 +237,7 @@ impl Signed {
         if !says(&leaf, &attested, validity) {
             return Err(IssueError::NotAsMeant);
         }
+        issuing.serves_both_roles.get_or_init(|| ());
         let row = CertificateRow {
             serial,
             provenance: attested.evidence.provenance(&attested.identity),
@@ -244,7 +251,7 @@ impl Signed {
     }
 }
 
-/// Whether a certificate carries this key, these dates and exactly these names.
+/// Whether a certificate carries this key, these dates, both purposes and exactly these names.
 fn says(leaf: &CertificateDer<'_>, attested: &Attested, validity: Validity) -> bool {
     let Ok((rest, leaf)) = X509Certificate::from_der(leaf) else {
         return false;
@@ -280,7 +287,12 @@ fn says(leaf: &CertificateDer<'_>, attested: &Attested, validity: Validity) -> b
     );
 
     let seconds = |moment: UnixTime| i64::try_from(moment.as_secs()).ok();
+    let purposes = leaf.extended_key_usage();
+    let both = purposes.is_ok_and(|purposes| {
+        purposes.is_some_and(|purposes| purposes.value.server_auth && purposes.value.client_auth)
+    });
     rest.is_empty()
+        && both
         && found == meant
         && leaf.public_key().raw == attested.csr.public_key_der
         && Some(leaf.validity().not_before.timestamp()) == seconds(validity.not_before)
@@ -379,7 +391,7 @@ impl Authority {
             .template(issuing, &self.denied.borrow(), now)?
             .validate(self, now)?
             .sign(issuing)?
-            .check(&state, now)
+            .check(issuing, &state, now)
     }
 }
 
@@ -458,7 +470,7 @@ mod tests {
                 .unwrap()
         };
         sign(attested("orders", &["a.internal"]))
-            .check(&state, now)
+            .check(&state.issuing, &state, now)
             .unwrap();
 
         // Signed for somebody else, for another key, with other names; and not signed by us at all.
@@ -469,14 +481,14 @@ mod tests {
             let mut swapped = sign(attested("orders", &["a.internal"]));
             swapped.leaf = sign(other).leaf;
             assert!(matches!(
-                swapped.check(&state, now),
+                swapped.check(&state.issuing, &state, now),
                 Err(IssueError::NotAsMeant)
             ));
         }
         let mut renamed = sign(attested("orders", &["a.internal"]));
         renamed.template.attested.grant.dns_names = vec!["b.internal".to_owned()];
         assert!(matches!(
-            renamed.check(&state, now),
+            renamed.check(&state.issuing, &state, now),
             Err(IssueError::NotAsMeant)
         ));
         let mut broken = sign(attested("orders", &[]));
@@ -484,7 +496,7 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         broken.leaf = bytes.into();
         assert!(matches!(
-            broken.check(&state, now),
+            broken.check(&state.issuing, &state, now),
             Err(IssueError::Unverifiable(_))
         ));
     }

@@ -17,7 +17,7 @@ pub(crate) mod upstream;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -81,6 +81,8 @@ pub(crate) struct Issuing {
     pub(crate) root: CertificateDer<'static>,
     pub(crate) validity: Validity,
     issuer: Issuer<'static, AuthorityKey>,
+    /// Set once a leaf under it was followed to the root as a client's and as a server's.
+    serves_both_roles: OnceLock<()>,
 }
 
 /// An authority as people are told of it.
@@ -426,6 +428,7 @@ impl Issuing {
             root: root.certificate.clone(),
             validity: row.validity,
             issuer: workshop.issuer(row)?,
+            serves_both_roles: OnceLock::new(),
         })
     }
 
