@@ -183,6 +183,9 @@ impl Authority {
         now: UnixTime,
     ) -> Result<(), CaError> {
         if let Some(upstream) = &self.upstream {
+            // What was revoked does not wait for whoever does not answer.
+            let known = authorities::all(store).await?;
+            self.workshop.sign_lists(store, &known, now).await?;
             let brought = upstream.renew(store, &self.workshop, lifetimes, now).await;
             if let Err(error) = brought {
                 tracing::error!(%error, "no intermediate from upstream; going on with what is there");

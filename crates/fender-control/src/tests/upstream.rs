@@ -42,7 +42,10 @@ fn live(params: &mut CertificateParams, seconds: u64) {
 impl Pki {
     fn new() -> Self {
         let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-        let root = ca("Example Root", 20).self_signed(&root_key).unwrap();
+        // As file authorities do, each counts from one.
+        let mut params = ca("Example Root", 20);
+        params.serial_number = Some(SerialNumber::from(1));
+        let root = params.self_signed(&root_key).unwrap();
         let above = Issuer::new(ca("Example Root", 20), root_key);
         let middle = ca("Example Issuing", 10).signed_by(&key, &above).unwrap();
         let issuer = Issuer::new(ca("Example Issuing", 10), key);
@@ -94,8 +97,9 @@ async fn vault(
     clock: Arc<TestClock>,
     besides: impl Fn(&mut CertificateParams) + Send + 'static,
 ) -> (Server, UpstreamPlace, Bundle) {
-    let pki = Pki::new();
+    let (pki, other) = (Pki::new(), Pki::new());
     let root = pki.root.der().clone();
+    let moved = directory.join("moved");
     let server = Server::start(directory.join("vault-ca.pem")).await;
     server.answer_by(move |request| {
         let (head, body) = request.split_once("\r\n\r\n").unwrap();
@@ -115,6 +119,7 @@ async fn vault(
         let now = clock.now().as_secs();
         let csr = body["csr"].as_str().unwrap();
         let ttl: u64 = ttl.parse().unwrap();
+        let pki = if moved.exists() { &other } else { &pki };
         let certificate = pki.sign(csr, now, ttl.min(LONGEST), &besides);
         (200, pki.signed(&certificate))
     });
@@ -375,4 +380,42 @@ async fn a_mesh_with_a_root_of_its_own_moves_under_an_upstream_without_a_break()
     })
     .await;
     world.subscribe(&after, 0).await.next().await.unwrap();
+}
+
+#[tokio::test]
+async fn attack_another_root_under_a_serial_that_is_known_is_not_taken_for_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(at(NOW));
+    let path = directory.path().to_owned();
+    let key = || KeyPair::generate().unwrap();
+    let place = write(&path, &Pki::new(), NOW, &key());
+    let world = founded(directory, clock, place).await.unwrap();
+    let before = world.attested("shop/orders").await;
+
+    // Both count from one, and the intermediate of the second is younger.
+    write(&path, &Pki::new(), NOW + 60, &key());
+    notice(&world, Duration::from_secs(3 * 24 * 3600)).await;
+    let after = world.attested("shop/orders").await;
+    assert_eq!(after.chain()[1], before.chain()[1]);
+    world.subscribe(&after, 0).await.next().await.unwrap();
+}
+
+#[tokio::test]
+async fn attack_a_root_that_vault_names_later_is_not_believed_by_its_word_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(at(NOW));
+    let path = directory.path().to_owned();
+    let (_server, place, root) = vault(&path, clock.clone(), |_| {}).await;
+    let world = founded(directory, clock, place).await.unwrap();
+    let before = world.attested("shop/orders").await;
+
+    // The mount's default issuer was changed.
+    fs::write(path.join("moved"), "").unwrap();
+    notice(&world, Duration::from_secs(LONGEST / 2 + 60)).await;
+    let after = world.attested("shop/orders").await;
+    assert_eq!(after.chain()[1], before.chain()[1]);
+    let mut stream = world.subscribe(&after, 0).await;
+    let told = stream.next_trust().await.unwrap();
+    assert_eq!(told.bundles[0].roots.len(), 1);
+    assert_eq!(told.bundles[0].roots[0], root.roots()[0].to_vec());
 }

@@ -27,8 +27,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::lifetimes::{self, past_half};
 use super::make::{AuthorityKey, Workshop, random_serial, set_validity};
 use super::{CaError, rotation};
-use crate::store::Store;
 use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
+use crate::store::{Store, audit};
 use crate::time::{later, moment, until};
 use fender_runtime::clock::SharedClock;
 
@@ -88,7 +88,7 @@ impl Upstream {
         };
         let (serial, ends) = (intermediate.serial.clone(), intermediate.validity.not_after);
         let lives = until(now, ends).as_secs();
-        if store.write(succeed(&rows, fresh)).await? == Succeeded::Added {
+        if store.write(succeed(&rows, fresh, workshop, now)).await? == Succeeded::Added {
             tracing::info!(%serial, lives, "an intermediate certificate authority came from upstream");
         }
         Ok(())
@@ -110,20 +110,66 @@ impl Upstream {
                     .await?
             }
         };
-        let found = read_certificate(first(&brought.chain)?)?;
-        if rows.iter().any(|row| row.serial == found.serial) {
+        // By its bytes: serials are an issuer's own, and file authorities count from one.
+        let found = first(&brought.chain)?;
+        if rows.iter().any(|row| row.certificate == *found) {
             return Ok(Vec::new());
         }
-        brought.into_rows(rows, workshop, lifetimes, now)
+        let fresh = brought.into_rows(rows, workshop, lifetimes, now)?;
+        self.check_root(rows, &fresh)?;
+        for new in &fresh {
+            if rows.iter().any(|row| row.serial == new.serial) {
+                return Err(UpstreamError::SerialTaken {
+                    serial: new.serial.clone(),
+                });
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// Who names a root beside each certificate is believed once: from then on, another root is an operator's word.
+    fn check_root(
+        &self,
+        rows: &[AuthorityRow],
+        fresh: &[AuthorityRow],
+    ) -> Result<(), UpstreamError> {
+        let given = match &self.place {
+            UpstreamPlace::Files(_) => true,
+            UpstreamPlace::Vault(vault) => vault.roots.is_some(),
+        };
+        let is_upstreams = |row: &&AuthorityRow| row.role == Role::Root && row.sealed_key.is_none();
+        match fresh.iter().find(is_upstreams) {
+            Some(root) if !given && rows.iter().any(|row| is_upstreams(&row)) => {
+                Err(UpstreamError::AnotherRoot {
+                    serial: root.serial.clone(),
+                })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
-fn succeed(rows: &[AuthorityRow], fresh: Vec<AuthorityRow>) -> Succeed {
+fn succeed(
+    rows: &[AuthorityRow],
+    fresh: Vec<AuthorityRow>,
+    workshop: &Workshop,
+    now: UnixTime,
+) -> Succeed {
     let roots = rows.iter().filter(|row| row.role == Role::Root);
+    // A new root is believed by the whole mesh: that is for the log.
+    let root = fresh.iter().find(|row| row.role == Role::Root);
+    let entry = root.map(|root| audit::Entry {
+        time: now,
+        actor: SpiffeId::control(&workshop.trust_domain),
+        action: audit::Action::RotateAuthority,
+        subject: root.serial.to_string(),
+        outcome: audit::Outcome::Done,
+        detail: "the root of the upstream authority".to_owned(),
+    });
     Succeed {
         known_roots: roots.map(|row| row.serial.clone()).collect::<BTreeSet<_>>(),
         rows: fresh,
-        entry: None,
+        entry,
     }
 }
 
@@ -157,7 +203,7 @@ impl Brought {
         let root = self.root(workshop, now)?;
         let root_facts = read_certificate(&root)?;
         let mut rows = Vec::new();
-        if known.iter().all(|row| row.serial != root_facts.serial) {
+        if known.iter().all(|row| row.certificate != root) {
             let current = rotation::signing_root(known, now);
             rows.push(AuthorityRow {
                 serial: root_facts.serial.clone(),
@@ -391,6 +437,14 @@ pub enum UpstreamError {
     OtherKey,
     #[error("what is signed under the upstream intermediate would not be believed: {0}")]
     Unfit(Refusal),
+    #[error(
+        "an authority of the serial {serial} is on record with another certificate: have upstream sign with another serial"
+    )]
+    SerialTaken { serial: Serial },
+    #[error(
+        "upstream names another root than before, {serial}: if that is right, give it by `--upstream-roots`"
+    )]
+    AnotherRoot { serial: Serial },
     #[error("a root from upstream is not usable: {0}")]
     Root(#[from] BundleError),
     #[error("the key of an upstream intermediate: {0}")]
