@@ -124,9 +124,17 @@ impl Identities for Handed {
 }
 
 impl Issuer for Arc<Desk> {
-    async fn issue(&self, caller: &Caller, kept: &[Arc<Svid>]) -> Result<Vec<Arc<Svid>>, Refused> {
+    async fn issue(
+        &self,
+        caller: &Caller,
+        kept: Option<&[Arc<Svid>]>,
+    ) -> Result<Vec<Arc<Svid>>, Refused> {
         let deadline = Deadline::after(CALL);
-        let attested = self.host.attest(caller, deadline).await?;
+        let attested = match kept {
+            None => self.host.attest(caller, deadline).await?,
+            Some(_) => self.host.attest_again(caller, deadline).await?,
+        };
+        let kept = kept.unwrap_or_default();
         let facts = attested.facts();
         let not_given = |error| not_given(facts, &error);
         let ids = self.session.entitle(facts, deadline).await;
@@ -284,7 +292,8 @@ fn unattested(caller: &Caller, why: &Unattested) -> Status {
             .status("the container engine cannot be asked; the agent's log says why");
     }
     match why.is_passing() {
-        true => Code::Busy.status("this user asks for more than its share: ask again"),
+        true => Code::Busy
+            .status("this user, or its container, asks for more than its share: ask again"),
         false => nobody(),
     }
 }

@@ -14,8 +14,9 @@ use crate::container::Engine;
 use crate::process::{Process, Unattested};
 use crate::programs::{Digests, Turns};
 use crate::rate::Rates;
+use crate::tenant::Tenant;
 
-/// Attestations of one user at once, and per second thereafter: enough for a host that starts all of its containers, whose
+/// Attestations of one tenant at once, and per second thereafter: enough for a host that starts all of its daemons, whose
 /// user may be the same.
 const BURST: u32 = 256;
 const PER_SECOND: u32 = 16;
@@ -25,9 +26,9 @@ const PER_SECOND: u32 = 16;
 pub(crate) struct Host {
     engine: Option<Engine>,
     clock: SharedClock,
-    turns: Turns,
+    turns: Turns<Tenant>,
     digests: Arc<Digests>,
-    rates: Rates<u32>,
+    rates: Rates<Tenant>,
 }
 
 /// What is known of a caller at one moment.
@@ -51,17 +52,28 @@ impl Host {
         }
     }
 
+    /// For a caller that asks, as often as its tenant may.
     pub(crate) async fn attest(
         &self,
         caller: &Caller,
         deadline: Deadline,
     ) -> Result<Attestation, Unattested> {
-        if !self.rates.take(&caller.uid) {
+        if !self.rates.take(&caller.tenant) {
             return Err(Unattested::TooOften);
         }
+        self.attest_again(caller, deadline).await
+    }
+
+    /// For a caller whose certificates are kept fresh. It has no say in how often that is, and so nobody who asks without
+    /// end keeps it from happening.
+    pub(crate) async fn attest_again(
+        &self,
+        caller: &Caller,
+        deadline: Deadline,
+    ) -> Result<Attestation, Unattested> {
         let (read, digests) = (caller.clone(), Arc::clone(&self.digests));
         let now = self.clock.now();
-        let reading = self.turns.take(caller.uid, deadline, move |given_up| {
+        let reading = self.turns.take(&caller.tenant, deadline, move |given_up| {
             let process = Process::of(&read)?;
             let facts = process.facts(&read, &digests, now, given_up)?;
             Ok::<_, Unattested>((process, facts))
@@ -97,5 +109,41 @@ impl Attestation {
             true => Ok(()),
             false => Err(Unattested::Changed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use fender_runtime::clock;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_a_container_that_asks_without_end_stops_no_other_and_no_renewal() {
+        let host = Host::new(None, clock::system());
+        let deadline = || Deadline::after(Duration::from_secs(600));
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let caller = Caller::of(&ours.into()).unwrap();
+        let root_in = |cgroup: &str| Caller {
+            tenant: Tenant::in_cgroup(0, cgroup),
+            ..caller.clone()
+        };
+        let flooding = root_in(&format!("0::/docker/{}\n", "a".repeat(64)));
+        let other = root_in(&format!("0::/docker/{}\n", "b".repeat(64)));
+        let daemon = root_in("0::/system.slice/shop.service\n");
+        let mut asked = 0;
+        while host.rates.take(&flooding.tenant) {
+            asked += 1;
+            assert!(asked <= BURST, "nobody stops it");
+        }
+        let refused = host.attest(&flooding, deadline()).await;
+        assert!(matches!(refused, Err(Unattested::TooOften)), "{refused:?}");
+        host.attest(&other, deadline()).await.unwrap();
+        host.attest(&daemon, deadline()).await.unwrap();
+        // What it holds already is renewed, or its own keys would end with the flood of a neighbour in its container.
+        host.attest_again(&flooding, deadline()).await.unwrap();
     }
 }

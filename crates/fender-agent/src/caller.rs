@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::Caller;
 use crate::process::{Moment, Process};
+use crate::tenant::Tenant;
 
 /// What the kernel shows for a user that has no number in our namespace.
 const NOBODY: u32 = 65_534;
@@ -115,11 +116,13 @@ impl Peer {
     }
 
     fn held(self, process: OwnedFd) -> Result<Caller, UnknownCaller> {
+        let pid = self.pid.as_raw_pid().unsigned_abs();
         let caller = Caller {
             uid: self.uid,
             gid: self.gid,
-            pid: self.pid.as_raw_pid().unsigned_abs(),
+            pid,
             process: Arc::new(process),
+            tenant: Tenant::of(self.uid, pid),
             seen: None,
         };
         match caller.has_ended() {

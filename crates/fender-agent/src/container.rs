@@ -131,7 +131,7 @@ fn container_of(cgroup: &str) -> Option<&str> {
         .find_map(|path| path.split('/').find_map(id_in))
 }
 
-fn id_in(name: &str) -> Option<&str> {
+pub(crate) fn id_in(name: &str) -> Option<&str> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let (before, id) = name.rsplit_once(['-', ':']).unwrap_or(("", name));
     let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');

@@ -1,8 +1,8 @@
 //! The keys of local processes: each process has its own, made for it when it first asks, with certificates that are kept
 //! fresh for as long as somebody follows them.
 //!
-//! A process that has ended loses its keys at once; so does one whose certificate was revoked, and one that may be nobody any
-//! more. One that follows nothing loses them when they would have to be renewed, or judged anew.
+//! A process that has ended loses its keys at once; so does one whose certificate was revoked, one that may be nobody any
+//! more, and one that asks as another user or program than it was: what it is now gets keys of its own. One that follows nothing loses them when they would have to be renewed, or judged anew.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -14,27 +14,30 @@ use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
 use fender_runtime::sys;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::Instant;
 
+use crate::process::Process;
 use crate::share::{Share, Shares};
+use crate::tenant::Tenant;
 use crate::{Caller, Entitled, Refused};
 
 /// Processes that hold keys at a time.
 const HOLDERS: usize = 1024;
-/// Those of one user.
-const PER_USER: usize = 256;
+/// Those of one user in one container, or in none.
+const PER_TENANT: usize = 256;
 /// However odd the clocks are, and however often things change, renewals never follow each other faster.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the certificates of processes come from.
 pub trait Issuer: Send + Sync + 'static {
     /// All that the process may be now, the default identity first; nobody is an error. Of `kept` stays what it still may
-    /// be; everything else is new, each with a key made for this process.
+    /// be; everything else is new, each with a key made for this process. Without `kept` the process asks itself, as often
+    /// as it likes; with it, its certificates are kept fresh, at our own pace.
     fn issue(
         &self,
         caller: &Caller,
-        kept: &[Arc<Svid>],
+        kept: Option<&[Arc<Svid>]>,
     ) -> impl Future<Output = Result<Vec<Arc<Svid>>, Refused>> + Send;
 
     /// By which anybody is recognised, and who is not any more.
@@ -59,7 +62,7 @@ struct Inner<I> {
     issuer: I,
     clock: SharedClock,
     drain: Drain,
-    users: Shares<u32>,
+    tenants: Shares<Tenant>,
     /// By process. A number is its process's as long as that has not ended.
     held: Mutex<HashMap<u32, Arc<Held>>>,
 }
@@ -69,7 +72,9 @@ struct Inner<I> {
 struct Held {
     process: Caller,
     entitled: OnceCell<watch::Sender<Arc<Entitled>>>,
-    _share: Share<u32>,
+    /// There is another in its place.
+    replaced: Notify,
+    _share: Share<Tenant>,
 }
 
 impl<I: Issuer> Holders<I> {
@@ -78,7 +83,7 @@ impl<I: Issuer> Holders<I> {
             issuer,
             clock,
             drain,
-            users: Shares::new(PER_USER),
+            tenants: Shares::new(PER_TENANT),
             held: Mutex::default(),
         }))
     }
@@ -109,7 +114,7 @@ impl<I: Issuer> Holders<I> {
         let mut changes = inner.issuer.changes();
         changes.mark_unchanged();
         let mut trust = inner.issuer.trust();
-        let svids = inner.issuer.issue(&held.process, &[]).await?;
+        let svids = inner.issuer.issue(&held.process, None).await?;
         let Caller { pid, uid, .. } = held.process;
         for svid in &svids {
             tracing::info!(pid, uid, id = %svid.id(), serial = %svid.serial(), "a certificate for a local process");
@@ -138,6 +143,7 @@ impl<I: Issuer> Holders<I> {
             tokio::select! {
                 () = stop.stopping() => {}
                 () = ended(process) => {}
+                () = held.replaced.notified() => {}
                 () = keeper.run() => {}
             }
             forget(&mut inner.lock(), &held);
@@ -149,13 +155,28 @@ impl<I: Issuer> Holders<I> {
 impl<I> Inner<I> {
     /// The place of a process, made if it has none.
     fn hold(&self, caller: &Caller) -> Result<Arc<Held>, Refused> {
+        // A process keeps its number when it becomes another user, or runs another program. The keys stay with what it was,
+        // and who connected as that has nothing of what it is.
+        let still = is_still(caller);
         let mut held = self.lock();
-        if let Some(known) = held.get(&caller.pid)
-            && !known.process.has_ended()
+        if let Some(known) = held
+            .get(&caller.pid)
+            .filter(|known| !known.process.has_ended())
         {
-            return Ok(Arc::clone(known));
+            match (is_one(&known.process, caller), &still) {
+                (true, Ok(())) => return Ok(Arc::clone(known)),
+                (false, Err(_)) => {}
+                (true, Err(_)) | (false, Ok(())) => {
+                    tracing::warn!(
+                        pid = caller.pid,
+                        "a local process is not what it was; it loses its keys"
+                    );
+                    known.replaced.notify_one();
+                    held.remove(&caller.pid);
+                }
+            }
         }
-        held.remove(&caller.pid);
+        still?;
         if held.len() >= HOLDERS {
             held.retain(|_, known| !known.process.has_ended());
         }
@@ -165,11 +186,12 @@ impl<I> Inner<I> {
         if held.len() >= HOLDERS {
             return Err(full("this host", HOLDERS));
         }
-        let share = self.users.take(caller.uid);
+        let share = self.tenants.take(caller.tenant.clone());
         let new = Arc::new(Held {
             process: caller.clone(),
             entitled: OnceCell::new(),
-            _share: share.ok_or_else(|| full("this user", PER_USER))?,
+            replaced: Notify::new(),
+            _share: share.ok_or_else(|| full("this user, or of its container,", PER_TENANT))?,
         });
         held.insert(caller.pid, Arc::clone(&new));
         Ok(new)
@@ -206,6 +228,20 @@ fn forget(places: &mut HashMap<u32, Arc<Held>>, held: &Arc<Held>) {
         .is_some_and(|known| Arc::ptr_eq(known, held))
     {
         places.remove(&pid);
+    }
+}
+
+/// Whether two connections came from one process as one user, in one place, as one program.
+fn is_one(known: &Caller, caller: &Caller) -> bool {
+    let what = |of: &Caller| (of.pid, of.uid, of.gid, of.seen);
+    what(known) == what(caller) && known.tenant == caller.tenant
+}
+
+/// Whether the process is what it was when it connected, where that is known.
+fn is_still(caller: &Caller) -> Result<(), Refused> {
+    match caller.seen {
+        Some(_) => Ok(Process::of(caller).map(drop)?),
+        None => Ok(()),
     }
 }
 
@@ -328,7 +364,12 @@ impl<I: Issuer> Keeper<I> {
         let before = Arc::clone(&entitled.borrow());
         let kept = self.due.fresh(&before.svids, now);
         let pid = self.held.process.pid;
-        match self.inner.issuer.issue(&self.held.process, &kept).await {
+        match self
+            .inner
+            .issuer
+            .issue(&self.held.process, Some(&kept))
+            .await
+        {
             Ok(svids) => {
                 self.backoff = None;
                 self.due.note(&svids, self.inner.clock.now());

@@ -7,6 +7,7 @@ use fender_identity::{Secret, SpiffeId, Svid, Trust};
 use tokio::sync::watch;
 
 use crate::process::Moment;
+use crate::tenant::Tenant;
 
 /// The process at the other end of a local socket, as the kernel names it.
 #[derive(Clone, Debug)]
@@ -16,6 +17,8 @@ pub struct Caller {
     pub pid: u32,
     /// Holds on to this very process: its number may be given to another once it has ended.
     pub process: Arc<OwnedFd>,
+    /// Whose share of the agent it uses up.
+    pub(crate) tenant: Tenant,
     /// What it was when it was let in, where it is to be attested.
     pub(crate) seen: Option<Moment>,
 }

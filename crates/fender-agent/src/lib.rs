@@ -19,6 +19,7 @@ mod rate;
 mod sds;
 mod server;
 mod share;
+mod tenant;
 mod tokens;
 mod workload;
 

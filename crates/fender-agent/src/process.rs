@@ -223,7 +223,7 @@ pub(crate) enum Unattested {
     Rewritten,
     #[error(transparent)]
     Late(#[from] Late),
-    #[error("its user asks more often than all its processes need")]
+    #[error("its user, or its container, asks more often than all its processes need")]
     TooOften,
     #[error("the container engine cannot be asked: {0}")]
     Engine(String),

@@ -1,6 +1,6 @@
 //! The digests of programs, and whose turn it is to have one read.
 //!
-//! Reading a program is the one thing here that is slow, and the caller chooses how slow: its size, its disk. So each user
+//! Reading a program is the one thing here that is slow, and the caller chooses how slow: its size, its disk. So each tenant
 //! has one turn at a time, all together a few; a turn ends when the reading has really ended, and not when whoever waited
 //! has gone away; and whoever has gone away, or waited for too long, is read for no longer.
 //!
@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hash;
 use std::io::{self, Read as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -21,7 +22,7 @@ use tokio::sync::Semaphore;
 
 /// The largest program that is hashed.
 pub(crate) const MAX_PROGRAM: u64 = 1024 * 1024 * 1024;
-/// Programs that are read at once, for all users together.
+/// Programs that are read at once, for all tenants together.
 const READING: usize = 4;
 /// Digests that are remembered.
 const REMEMBERED: usize = 1024;
@@ -38,30 +39,30 @@ const DATED: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
 
 /// Who may have something read, and when.
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct Turns<K> {
     all: Arc<Semaphore>,
-    users: Mutex<HashMap<u32, Weak<Semaphore>>>,
+    tenants: Mutex<HashMap<K, Weak<Semaphore>>>,
 }
 
-impl Turns {
+impl<K: Eq + Hash + Clone> Turns<K> {
     pub(crate) fn new() -> Self {
         Self {
             all: Arc::new(Semaphore::new(READING)),
-            users: Mutex::default(),
+            tenants: Mutex::default(),
         }
     }
 
-    /// Does what blocks, in the turn of a user. Whoever stops waiting leaves a flag for the work to look at; the turn is
+    /// Does what blocks, in the turn of a tenant. Whoever stops waiting leaves a flag for the work to look at; the turn is
     /// given back when the work returns.
     pub(crate) async fn take<T: Send + 'static>(
         &self,
-        uid: u32,
+        tenant: &K,
         deadline: Deadline,
         work: impl FnOnce(&AtomicBool) -> T + Send + 'static,
     ) -> Result<T, Late> {
-        let of_user = self.of_user(uid);
+        let of_tenant = self.of_tenant(tenant);
         let turn = async {
-            let own = of_user.acquire_owned().await.map_err(|_| Late)?;
+            let own = of_tenant.acquire_owned().await.map_err(|_| Late)?;
             let place = Arc::clone(&self.all).acquire_owned().await;
             Ok::<_, Late>((own, place.map_err(|_| Late)?))
         };
@@ -78,14 +79,14 @@ impl Turns {
         }
     }
 
-    fn of_user(&self, uid: u32) -> Arc<Semaphore> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turn) = users.get(&uid).and_then(Weak::upgrade) {
+    fn of_tenant(&self, tenant: &K) -> Arc<Semaphore> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turn) = tenants.get(tenant).and_then(Weak::upgrade) {
             return turn;
         }
-        users.retain(|_, turn| turn.strong_count() > 0);
+        tenants.retain(|_, turn| turn.strong_count() > 0);
         let turn = Arc::new(Semaphore::new(1));
-        users.insert(uid, Arc::downgrade(&turn));
+        tenants.insert(tenant.clone(), Arc::downgrade(&turn));
         turn
     }
 }
@@ -381,17 +382,17 @@ mod tests {
         let turns = Turns::new();
         let (let_go, work) = stuck();
         let far = Deadline::after(Duration::from_secs(600));
-        let mut first = std::pin::pin!(turns.take(1, far, work));
+        let mut first = std::pin::pin!(turns.take(&1, far, work));
         assert!(futures_util::poll!(&mut first).is_pending());
         let mut others = Vec::new();
         for _ in 0..100 {
             let (sender, work) = stuck();
-            others.push((Box::pin(turns.take(1, far, work)), sender));
+            others.push((Box::pin(turns.take(&1, far, work)), sender));
         }
         for (other, _) in &mut others {
             assert!(futures_util::poll!(other).is_pending());
         }
-        assert_eq!(turns.take(2, far, |_| "read").await, Ok("read"));
+        assert_eq!(turns.take(&2, far, |_| "read").await, Ok("read"));
         drop(let_go);
         first.await.unwrap();
     }
@@ -409,7 +410,7 @@ mod tests {
             let _ = saw.send(given_up.load(Ordering::Relaxed));
         };
         {
-            let mut call = std::pin::pin!(turns.take(1, far, work));
+            let mut call = std::pin::pin!(turns.take(&1, far, work));
             tokio::select! {
                 _ = &mut call => panic!("it is stuck"),
                 begun = begun => begun.unwrap(),
@@ -417,11 +418,11 @@ mod tests {
             // Hung up here.
         }
         let soon = Deadline::after(Duration::ZERO);
-        assert_eq!(turns.take(1, soon, |_| ()).await, Err(Late));
+        assert_eq!(turns.take(&1, soon, |_| ()).await, Err(Late));
         assert_eq!(turns.all.available_permits(), READING - 1);
         drop(let_go);
         assert!(seen.await.unwrap(), "the work can see that nobody waits");
-        assert_eq!(turns.take(1, far, |_| ()).await, Ok(()));
+        assert_eq!(turns.take(&1, far, |_| ()).await, Ok(()));
     }
 
     #[tokio::test]
@@ -429,8 +430,8 @@ mod tests {
         let turns = Turns::new();
         let far = Deadline::after(Duration::from_secs(600));
         for uid in 0..100 {
-            turns.take(uid, far, |_| ()).await.unwrap();
+            turns.take(&uid, far, |_| ()).await.unwrap();
         }
-        assert!(turns.users.lock().unwrap().len() <= 2);
+        assert!(turns.tenants.lock().unwrap().len() <= 2);
     }
 }

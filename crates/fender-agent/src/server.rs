@@ -1,7 +1,8 @@
 //! The local socket: HTTP/2 without TLS, because the kernel says who is there and nobody else can listen in.
 //!
 //! Each connection is its caller's: who that is was asked of the kernel before a byte was read. The socket's mode says who
-//! may connect; who is anybody is for [`Identities`] to say. Nobody holds all connections: each user has a share.
+//! may connect; who is anybody is for [`Identities`] to say. Nobody holds all connections: each process has a share, and all those
+//! of a user in one container have one.
 
 use std::io;
 use std::pin::Pin;
@@ -23,6 +24,7 @@ use tonic::transport::server::Connected;
 use crate::authority::Authority;
 use crate::sds::SecretDiscovery;
 use crate::share::{Share, Shares};
+use crate::tenant::Tenant;
 use crate::workload::WorkloadApi;
 use crate::{Caller, Identities, UnknownCaller};
 
@@ -34,8 +36,10 @@ pub(crate) const MAX_REQUEST: usize = 64 * 1024;
 pub struct Limits {
     /// Open connections.
     pub connections: usize,
-    /// Open connections of one user.
-    pub per_user: usize,
+    /// Open connections of one user in one container, or in none.
+    pub per_tenant: usize,
+    /// Open connections of one process.
+    pub connections_per_process: usize,
     /// Calls and streams under way of one process, over all of its connections.
     pub per_process: usize,
 }
@@ -44,7 +48,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 1024,
-            per_user: 256,
+            per_tenant: 256,
+            connections_per_process: 32,
             per_process: 64,
         }
     }
@@ -88,7 +93,8 @@ pub(crate) async fn serve_routes(
     let door = Door {
         accept: Accept::new(listener, limits.connections),
         greet,
-        shares: Shares::new(limits.per_user),
+        tenants: Shares::new(limits.per_tenant),
+        processes: Shares::new(limits.connections_per_process),
         accepted,
     };
     drain.spawn(door.admit(drain.clone()));
@@ -106,11 +112,12 @@ pub(crate) async fn serve_routes(
     }
 }
 
-/// Lets in those whom the kernel can name, each user up to its share.
+/// Lets in those whom the kernel can name, each up to its share.
 struct Door {
     accept: Accept,
     greet: Greet,
-    shares: Shares<u32>,
+    tenants: Shares<Tenant>,
+    processes: Shares<u32>,
     accepted: mpsc::Sender<io::Result<Connection>>,
 }
 
@@ -124,19 +131,25 @@ impl Door {
                     continue;
                 }
             };
-            let Some(share) = self.shares.take(caller.uid) else {
+            let Some(of_process) = self.processes.take(caller.pid) else {
+                let Caller { uid, pid, .. } = caller;
                 tracing::warn!(
-                    uid = caller.uid,
-                    pid = caller.pid,
-                    "refused a caller: its user holds too many connections"
+                    uid,
+                    pid,
+                    "refused a caller: its process holds too many connections"
                 );
+                continue;
+            };
+            let Some(of_tenant) = self.tenants.take(caller.tenant.clone()) else {
+                let Caller { pid, tenant, .. } = caller;
+                tracing::warn!(pid, "refused a caller: {tenant} holds too many connections");
                 continue;
             };
             let connection = Connection {
                 socket,
                 caller,
                 authority: Authority::new(),
-                _share: share,
+                _shares: (of_process, of_tenant),
                 _slot: slot,
             };
             // Nobody takes it any more only when the server is gone; it closes then.
@@ -188,7 +201,7 @@ struct Connection {
     socket: Socket,
     caller: Caller,
     authority: Authority,
-    _share: Share<u32>,
+    _shares: (Share<u32>, Share<Tenant>),
     _slot: Slot,
 }
 

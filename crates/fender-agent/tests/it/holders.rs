@@ -1,5 +1,7 @@
 //! The keys of local processes, and when they are taken away.
 
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +12,7 @@ use fender_identity::{Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{SharedClock, TestClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::Socket;
+use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
@@ -29,7 +32,12 @@ struct Given {
 struct Handle(Arc<Given>);
 
 impl Issuer for Handle {
-    async fn issue(&self, _: &Caller, kept: &[Arc<Svid>]) -> Result<Vec<Arc<Svid>>, Refused> {
+    async fn issue(
+        &self,
+        _: &Caller,
+        kept: Option<&[Arc<Svid>]>,
+    ) -> Result<Vec<Arc<Svid>>, Refused> {
+        let kept = kept.unwrap_or_default();
         let given = &self.0;
         given.asked.fetch_add(1, Ordering::SeqCst);
         let ids = given.ids.lock().unwrap().clone()?;
@@ -55,7 +63,24 @@ struct World {
     holders: Holders<Handle>,
     child: Child,
     caller: Caller,
+    listener: UnixListener,
+    _directory: TempDir,
 }
+
+/// Connects; and once more as another program, and by another user if its input says so.
+const CALL: &str = r#"
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+what = os.read(0, 1)
+if what == b"u":
+    os.setgroups([])
+    os.setgid(1000)
+    os.setuid(1000)
+if what:
+    again = "use IO::Socket::UNIX; $s = IO::Socket::UNIX->new($ARGV[0]) or die; <STDIN>"
+    os.execvp("perl", ["perl", "-e", again, sys.argv[1]])
+"#;
 
 impl World {
     /// A process that has called, and what it may be.
@@ -75,9 +100,11 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let call = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()";
+        for (path, mode) in [(directory.path(), 0o755), (&path, 0o666)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
         let child = Command::new("python3")
-            .args(["-c", call])
+            .args(["-c", CALL])
             .arg(&path)
             .stdin(Stdio::piped())
             .spawn()
@@ -89,7 +116,20 @@ impl World {
             holders,
             child,
             caller,
+            listener,
+            _directory: directory,
         }
+    }
+
+    /// The same process connects once more, as what it became.
+    async fn becomes(&mut self, what: &[u8]) -> Caller {
+        let input = self.child.stdin.as_mut().unwrap();
+        input.write_all(what).unwrap();
+        let accepted = tokio::time::timeout(Duration::from_secs(60), self.listener.accept()).await;
+        let socket = Socket::from(accepted.unwrap().unwrap().0);
+        let caller = Caller::of(&socket).unwrap();
+        assert_eq!(caller.pid, self.caller.pid);
+        caller
     }
 
     async fn follow(&self) -> watch::Receiver<Arc<Entitled>> {
@@ -183,4 +223,35 @@ async fn attack_a_process_that_has_ended_leaves_no_key_behind() {
     world.child.kill().unwrap();
     world.child.wait().unwrap();
     ends(followed).await;
+}
+
+#[tokio::test]
+async fn attack_what_a_process_becomes_does_not_inherit_the_key_of_what_it_was() {
+    // An entry point that runs as root, and then the application as another user; or another program as the same one.
+    for what in [b"u", b"p"] {
+        let mut world = World::new().await;
+        let before = world.follow().await;
+        let old = before.borrow().svids[0].clone();
+        let became = world.becomes(what).await;
+        let after = world.holders.follow(&became).await.unwrap();
+        assert_ne!(after.borrow().svids[0].serial(), old.serial());
+        assert_eq!(world.given.asked.load(Ordering::SeqCst), 2);
+        ends(before).await;
+        // Nor by a connection that was opened before, and that takes nothing from what it is now.
+        let by_the_old = world.holders.follow(&world.caller).await;
+        assert!(matches!(by_the_old, Err(Refused::Nobody { .. })));
+        let again = world.holders.follow(&became).await.unwrap();
+        let (after, again) = (after.borrow(), again.borrow());
+        assert!(Arc::ptr_eq(&after.svids[0], &again.svids[0]));
+    }
+}
+
+#[tokio::test]
+async fn attack_a_connection_from_before_brings_no_key_even_if_nobody_connected_since() {
+    let mut world = World::new().await;
+    let before = world.follow().await;
+    world.becomes(b"u").await;
+    let by_the_old = world.holders.follow(&world.caller).await;
+    assert!(matches!(by_the_old, Err(Refused::Nobody { .. })));
+    ends(before).await;
 }

@@ -1,5 +1,8 @@
 //! The SPIFFE Workload API.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -168,7 +171,7 @@ async fn attack_too_many_streams_of_one_process_are_refused_and_ending_them_make
 #[tokio::test]
 async fn attack_one_user_cannot_hold_every_connection() {
     let limits = Limits {
-        per_user: 2,
+        per_tenant: 2,
         ..Limits::default()
     };
     let host = Host::start_with(limits).await;
@@ -177,6 +180,126 @@ async fn attack_one_user_cannot_hold_every_connection() {
         watch(&host.endpoint()).await.unwrap(),
     );
     assert!(watch(&host.endpoint()).await.is_err());
+}
+
+#[tokio::test]
+async fn attack_one_process_cannot_hold_every_connection_of_its_user() {
+    let limits = Limits {
+        connections_per_process: 2,
+        ..Limits::default()
+    };
+    let host = Host::start_with(limits).await;
+    let idle = Idle::start(&host, 3).await;
+    assert_eq!(idle.held, 2);
+    let (_one, _two) = (
+        watch(&host.endpoint()).await.unwrap(),
+        watch(&host.endpoint()).await.unwrap(),
+    );
+    assert!(watch(&host.endpoint()).await.is_err());
+}
+
+#[tokio::test]
+async fn attack_root_in_one_container_cannot_hold_the_connections_of_root_elsewhere() {
+    let limits = Limits {
+        per_tenant: 2,
+        ..Limits::default()
+    };
+    let host = Host::start_with(limits).await;
+    let one = Idle::start_in_container(&host, 3, &"1a".repeat(32)).await;
+    assert_eq!(one.held, 2);
+    let other = Idle::start_in_container(&host, 1, &"2b".repeat(32)).await;
+    assert_eq!(other.held, 1);
+    watch(&host.endpoint()).await.unwrap().next().await.unwrap();
+    // Further processes of the container have no further share.
+    let more = Idle::start_beside(&host, 1, &one).await;
+    assert_eq!(more.held, 0);
+}
+
+/// A process that opens connections one after the other, and does nothing with them.
+struct Idle {
+    child: Child,
+    /// Those that were let in.
+    held: usize,
+    group: Option<PathBuf>,
+    made: bool,
+}
+
+impl Idle {
+    const CALL: &str = r#"
+import socket, sys
+sys.stdin.readline()
+held = []
+for _ in range(int(sys.argv[2])):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(sys.argv[1])
+    try:
+        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        if s.recv(1):
+            held.append(s)
+    except OSError:
+        pass
+print(len(held), flush=True)
+sys.stdin.readline()
+"#;
+
+    async fn start(host: &Host, connections: usize) -> Self {
+        Self::start_at(host, connections, None, false).await
+    }
+
+    /// In a cgroup that is called like a container's.
+    async fn start_in_container(host: &Host, connections: usize, id: &str) -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let root = match root.join("cgroup.procs").exists() {
+            true => root.to_owned(),
+            false => root.join("pids"),
+        };
+        let group = root.join(format!("docker-{id}.scope"));
+        std::fs::create_dir(&group).unwrap();
+        Self::start_at(host, connections, Some(group), true).await
+    }
+
+    async fn start_beside(host: &Host, connections: usize, other: &Self) -> Self {
+        Self::start_at(host, connections, other.group.clone(), false).await
+    }
+
+    async fn start_at(host: &Host, connections: usize, group: Option<PathBuf>, made: bool) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", Self::CALL])
+            .arg(&host.socket)
+            .arg(connections.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if let Some(group) = &group {
+            std::fs::write(group.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+        let input = child.stdin.as_mut().unwrap();
+        input.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        let output = child.stdout.take().unwrap();
+        let reading = tokio::task::spawn_blocking(move || {
+            BufReader::new(output).read_line(&mut line).unwrap();
+            line.trim().parse().unwrap()
+        });
+        let held = reading.await.unwrap();
+        Self {
+            child,
+            held,
+            group,
+            made,
+        }
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(group) = self.group.as_ref().filter(|_| self.made) {
+            let _ = std::fs::remove_dir(group);
+        }
+    }
 }
 
 #[tokio::test]

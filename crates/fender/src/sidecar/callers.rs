@@ -124,8 +124,12 @@ impl Own {
 }
 
 impl Issuer for Own {
-    async fn issue(&self, _: &Caller, kept: &[Arc<Svid>]) -> Result<Vec<Arc<Svid>>, Refused> {
-        if let Some(svid) = kept.first() {
+    async fn issue(
+        &self,
+        _: &Caller,
+        kept: Option<&[Arc<Svid>]>,
+    ) -> Result<Vec<Arc<Svid>>, Refused> {
+        if let Some(svid) = kept.and_then(<[_]>::first) {
             return Ok(vec![Arc::clone(svid)]);
         }
         let issued = self.session.further_svid(Deadline::after(ISSUE)).await;
