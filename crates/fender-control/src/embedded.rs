@@ -36,6 +36,7 @@ impl Running {
             secret_sha256: sha256(&secret),
             identity: identity.clone(),
             by: by.clone(),
+            through: None,
             at: now,
             expires: later(now, TTL),
             entry: Entry {

@@ -57,6 +57,8 @@ pub(crate) enum Evidence {
     DataDirectory,
     Administrator {
         by: SpiffeId,
+        /// The certificate they asked with.
+        through: Serial,
         source: String,
     },
 }
@@ -123,12 +125,12 @@ impl Evidence {
                 (Some(line.first.clone()), Some(serial.clone()))
             }
             Evidence::Agent { agent, .. } => (None, Some(agent.clone())),
+            Evidence::Administrator { through, .. } => (None, Some(through.clone())),
             Evidence::JoinToken { .. }
             | Evidence::Kubernetes { .. }
             | Evidence::X509 { .. }
             | Evidence::Control
-            | Evidence::DataDirectory
-            | Evidence::Administrator { .. } => (None, None),
+            | Evidence::DataDirectory => (None, None),
         };
         Provenance {
             evidence: self.to_json(),
@@ -187,9 +189,9 @@ impl Evidence {
             }),
             Evidence::Control => serde_json::json!({ "attestor": "control" }),
             Evidence::DataDirectory => serde_json::json!({ "attestor": "data-directory" }),
-            Evidence::Administrator { by, source } => {
-                serde_json::json!({ "attestor": "administrator", "by": by.as_str(), "source": source })
-            }
+            Evidence::Administrator { by, through, source } => serde_json::json!({
+                "attestor": "administrator", "by": by.as_str(), "serial": through.to_string(), "source": source,
+            }),
         }
         .to_string()
     }

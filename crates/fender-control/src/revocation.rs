@@ -13,7 +13,7 @@ use fender_api::proto::control::v1::denied_before::Whose;
 use fender_api::proto::control::v1::revocation::What as Told;
 use fender_api::proto::control::v1::revoke_request::What as Asked;
 use fender_api::proto::control::v1::{
-    DeniedBefore, ListRevocationsResponse, Revocation as Message, RevokeRequest,
+    DeniedBefore, ListRevocationsResponse, MadeCertificate, Revocation as Message, RevokeRequest,
 };
 use fender_identity::{NodeName, SpiffeId, WorkloadName};
 use tokio::sync::oneshot;
@@ -83,6 +83,12 @@ impl Control {
         match revoked.await {
             Ok(Ok(Ok(revocation))) => {
                 tracing::warn!(subject, by = %admin.id, certificates = revocation.certificates, "revoked");
+                for made in &revocation.made {
+                    tracing::warn!(
+                        subject, identity = %made.identity, serial = %made.serial,
+                        "whoever is revoked had this certificate made, and it lives on"
+                    );
+                }
                 Ok(self.told(revocation))
             }
             Ok(Ok(Err(NotRevoked::Nothing))) => Err(Code::NotFound.status(
@@ -226,6 +232,15 @@ impl Control {
             revoked_at_unix: seconds(revocation.at),
             certificates: revocation.certificates,
             until_unix: seconds(revocation.until),
+            made: revocation
+                .made
+                .iter()
+                .map(|made| MadeCertificate {
+                    identity: made.identity.to_string(),
+                    serial: made.serial.to_string(),
+                    until_unix: seconds(made.until),
+                })
+                .collect(),
         }
     }
 }

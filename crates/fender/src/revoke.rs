@@ -44,12 +44,22 @@ pub(crate) async fn revoke(args: cli::Revoke) -> Outcome {
         .revoke(what, why.reason, Deadline::after(CALL_TIME))
         .await
         .map_err(refused)?;
-    print(&format!(
+    let mut text = format!(
         "revoked: {}, {}, the last of them until {}\n",
         what_of(&revocation),
         certificates(revocation.certificates),
         render::moment(revocation.until_unix)
-    ))
+    );
+    for made in &revocation.made {
+        let _ = writeln!(
+            text,
+            "still good, made by them: {}, until {}; `fender revoke serial {}` ends it",
+            made.identity,
+            render::moment(made.until_unix),
+            made.serial
+        );
+    }
+    print(&text)
 }
 
 pub(crate) async fn list(args: cli::Revocations) -> Outcome {

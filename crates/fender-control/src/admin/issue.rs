@@ -61,6 +61,7 @@ impl Control {
             secret_sha256: sha256(&secret),
             identity: identity.clone(),
             by: admin.id.clone(),
+            through: Some(admin.serial.clone()),
             at: now,
             expires,
             entry: self.entry(admin, Action::CreateToken, identity.as_str(), detail),
@@ -141,6 +142,7 @@ impl Control {
         let entry = self.entry(admin, Action::IssueSvid, identity.as_str(), detail);
         let evidence = Evidence::Administrator {
             by: admin.id.clone(),
+            through: admin.serial.clone(),
             source: admin.source.text.clone(),
         };
         let grant = Grant {

@@ -35,6 +35,9 @@ const LOOKED: i64 = 1000;
 /// Certificates marked in one transaction, so that others are not held up for long.
 const MARKED: i64 = 2000;
 
+/// Certificates an administrator had made that are named when they are revoked.
+const MADE: i64 = 1000;
+
 /// Every workload's identity, and no other.
 const WORKLOADS: &str = "spiffe://%/ns/%";
 
@@ -61,6 +64,15 @@ pub(crate) struct Revocation {
     pub(crate) by: String,
     pub(crate) at: UnixTime,
     pub(crate) certificates: u64,
+    pub(crate) until: UnixTime,
+    /// What a revoked administrator had made for others and lives on. Only whoever revokes them is told.
+    pub(crate) made: Vec<Made>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Made {
+    pub(crate) serial: Serial,
+    pub(crate) identity: SpiffeId,
     pub(crate) until: UnixTime,
 }
 
@@ -170,6 +182,10 @@ impl Revoke {
         }
         let concerned = self.concerned(&mut *db).await?;
         let tokens = match &self.what {
+            // An administrator bears none; those they made would let in whom they meant to.
+            What::Identity(id) if id.admin_name().is_some() => {
+                tokens::withdraw(&tokens::Which::By(id.clone()), self.at, &mut *db).await?
+            }
             What::Identity(id) | What::Node(_, id) => {
                 tokens::withdraw(&tokens::Which::Of(id.clone()), self.at, &mut *db).await?
             }
@@ -202,12 +218,21 @@ impl Revoke {
             What::Before(Some(id), moment) => Denial::Identity(id, moment),
             What::Before(None, moment) => Denial::Workloads(moment),
         };
-        let revocation = self.insert(denial, count, until, &mut *db).await?;
+        let mut revocation = self.insert(denial, count, until, &mut *db).await?;
+        if let What::Identity(id) = &self.what
+            && id.admin_name().is_some()
+        {
+            revocation.made = self.made_by(id, &mut *db).await?;
+        }
         let tokens = match tokens {
             0 => String::new(),
             tokens => format!("{tokens} join tokens; "),
         };
-        let detail = format!("{count} certificates; {tokens}{}", self.entry.detail);
+        let made = match revocation.made.len() {
+            0 => String::new(),
+            made => format!("{made} certificates made by them live on; "),
+        };
+        let detail = format!("{count} certificates; {tokens}{made}{}", self.entry.detail);
         let entry = audit::Entry {
             detail,
             ..self.entry.clone()
@@ -248,6 +273,32 @@ impl Revoke {
             last_end: last_end.map(moment),
             youngest: youngest.map(moment),
         })
+    }
+
+    /// What an administrator had made and still lives: people's and other administrators' certificates, which nobody takes
+    /// from them unseen.
+    async fn made_by(&self, id: &SpiffeId, db: &mut Connection) -> Result<Vec<Made>, StoreError> {
+        query(
+            "SELECT serial, identity, not_after FROM certificate_standing WHERE not_after >= $1 \
+             AND attested IS NULL AND evidence LIKE $2 AND revoked = 0 ORDER BY not_after DESC LIMIT $3",
+        )
+        .bind(seconds(earlier(self.at, BEHIND)))
+        .bind(format!("%\"by\":\"{id}\"%"))
+        .bind(MADE)
+        .all(db)
+        .await?
+        .iter()
+        .map(|row| {
+            Ok(Made {
+                serial: serial(row)?,
+                identity: row
+                    .get::<String>("identity")?
+                    .parse()
+                    .map_err(|_| StoreError::Damaged("certificate record"))?,
+                until: moment(row.get("not_after")?),
+            })
+        })
+        .collect()
     }
 
     async fn mark(&self, serial: &Serial, db: &mut Connection) -> Result<(), StoreError> {
@@ -388,6 +439,7 @@ impl Revoke {
             at: self.at,
             certificates,
             until,
+            made: Vec::new(),
         })
     }
 }
@@ -555,5 +607,6 @@ fn read(row: &Record) -> Result<Revocation, StoreError> {
         at: moment(row.get("revoked_at")?),
         certificates: row.get::<i64>("certificates")?.unsigned_abs(),
         until: moment(row.get("ends_at")?),
+        made: Vec::new(),
     })
 }

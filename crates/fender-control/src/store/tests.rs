@@ -71,6 +71,7 @@ on_both! {
     attack_a_node_that_obtained_more_than_a_list_takes_is_revoked_all_the_same
     attack_what_a_revoked_agent_was_obtaining_is_undone
     a_revoked_identity_takes_its_join_tokens_with_it
+    attack_what_a_revoked_administrator_began_comes_to_nothing
     a_token_is_listed_by_the_beginning_of_its_hash_and_withdrawn_by_it
     revisions_are_forgotten_when_they_are_old_and_many_and_nothing_needs_them
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use fender_identity::SpiffeId;
+use fender_identity::{Serial, SpiffeId};
 use rustls::pki_types::UnixTime;
 
 use super::certificates::{self, CertificateRow, Known};
@@ -45,6 +45,8 @@ pub(crate) struct Create {
     pub(crate) secret_sha256: Hash,
     pub(crate) identity: SpiffeId,
     pub(crate) by: SpiffeId,
+    /// The certificate it was asked for with, which must be good to the last.
+    pub(crate) through: Option<Serial>,
     pub(crate) at: UnixTime,
     pub(crate) expires: UnixTime,
     pub(crate) entry: audit::Entry,
@@ -54,6 +56,12 @@ impl Command for Create {
     type Output = ();
 
     async fn run(&self, db: &mut Connection) -> Result<(), StoreError> {
+        if let Some(through) = &self.through {
+            let asked = certificates::find(&mut *db, &through.to_string()).await?;
+            if asked.is_none_or(|asked| asked.standing == certificates::Standing::Revoked) {
+                return Err(StoreError::Revoked);
+            }
+        }
         query(
             "INSERT INTO tokens (secret_sha256, identity, created_at, created_by, expires_at) VALUES ($1, $2, $3, $4, $5)",
         )
@@ -319,6 +327,8 @@ pub(crate) enum Which {
     One(Vec<u8>),
     /// All of one bearer.
     Of(SpiffeId),
+    /// All that one administrator made.
+    By(SpiffeId),
 }
 
 /// Takes tokens back that are not spent yet, and records who did. Answers how many.
@@ -361,6 +371,12 @@ pub(super) async fn withdraw(
         Which::Of(id) => query(
             "UPDATE tokens SET withdrawn_at = $1 WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 \
              AND identity = $2",
+        )
+        .bind(seconds(at))
+        .bind(id.as_str()),
+        Which::By(id) => query(
+            "UPDATE tokens SET withdrawn_at = $1 WHERE spent_on IS NULL AND withdrawn_at IS NULL AND expires_at > $1 \
+             AND created_by = $2",
         )
         .bind(seconds(at))
         .bind(id.as_str()),

@@ -310,3 +310,39 @@ async fn the_authoritys_list_names_what_was_revoked_and_lives_and_grows_its_numb
     })
     .await;
 }
+
+#[tokio::test]
+async fn attack_a_revoked_administrators_join_tokens_buy_nothing_and_what_they_made_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let administrators = "{ name: first, role: security }, { name: eve, role: security }";
+    let documents = roles::governed(directory.path(), administrators);
+    let world = World::with(directory, documents).await;
+    let mut eve = world.administrator("eve").await;
+    let request = proto::CreateTokenRequest {
+        workload: "shop/orders".to_owned(),
+        ttl_seconds: 600,
+        ..proto::CreateTokenRequest::default()
+    };
+    let token = eve.create_token(request).await.unwrap().into_inner();
+    let ada = "spiffe://acme.test/ns/people/sa/ada";
+    let key = NewKey::generate().unwrap();
+    let request = proto::IssueSvidRequest {
+        csr: key.csr_der(&ada.parse().unwrap()).unwrap(),
+        ttl_seconds: 3600,
+    };
+    let answer = eve.issue_svid(request).await.unwrap().into_inner();
+    let ada = key.into_svid(issued(answer).chain).unwrap();
+
+    let revoked = revoke(&world, What::Administrator("eve".to_owned()))
+        .await
+        .unwrap();
+    let made: Vec<_> = revoked.made.into_iter().map(|made| made.serial).collect();
+    assert_eq!(made, [ada.serial().to_string()]);
+    let key = NewKey::generate().unwrap();
+    let bought = world.attest(&token.secret, &key, ORDERS).await;
+    assert_eq!(refused(bought), Code::Revoked);
+    // Hers to end or to leave.
+    revoke(&world, What::Serial(ada.serial().to_string()))
+        .await
+        .unwrap();
+}

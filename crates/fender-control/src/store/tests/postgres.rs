@@ -56,6 +56,7 @@ fn token(hash: u8) -> Create {
         secret_sha256: [hash; 32],
         identity: "spiffe://acme.test/ns/shop/sa/orders".parse().unwrap(),
         by: "spiffe://acme.test/fender/admin/first".parse().unwrap(),
+        through: None,
         at: at(1),
         expires: at(100),
         entry: entry("token"),

@@ -3,6 +3,7 @@
 use fender_identity::{DenyList, NodeName, Serial, SpiffeId};
 
 use super::*;
+use crate::evidence::Evidence;
 use crate::store::certificates::{Record, Standing, find};
 use crate::store::revocations::{self, Denial, NotRevoked, Revocation, Revoke, What};
 use crate::store::tokens;
@@ -55,15 +56,25 @@ async fn revoke(store: &Store, what: What) -> Result<Revocation, NotRevoked> {
 }
 
 async fn token(store: &Store, number: u8, identity: &SpiffeId) {
-    let create = tokens::Create {
+    let create = created(number, identity, entry().actor, None);
+    store.write(create).await.unwrap();
+}
+
+fn created(
+    number: u8,
+    identity: &SpiffeId,
+    by: SpiffeId,
+    through: Option<Serial>,
+) -> tokens::Create {
+    tokens::Create {
         secret_sha256: [number; 32],
         identity: identity.clone(),
-        by: entry().actor,
+        by,
+        through,
         at: at(NOW),
         expires: at(NOW + HOUR),
         entry: entry(),
-    };
-    store.write(create).await.unwrap();
+    }
 }
 
 async fn record(store: &Store, row: CertificateRow) -> Result<(), StoreError> {
@@ -336,4 +347,60 @@ pub(super) async fn a_token_is_listed_by_the_beginning_of_its_hash_and_withdrawn
             .is_empty(),
         "what has expired cannot be used"
     );
+}
+
+pub(super) async fn attack_what_a_revoked_administrator_began_comes_to_nothing(
+    store: Store,
+    _: Drain,
+) {
+    with_authority(&store).await;
+    let domain = "acme.test".parse().unwrap();
+    let admin = |name| SpiffeId::admin(&domain, name).unwrap();
+    let orders: SpiffeId = ORDERS.parse().unwrap();
+    let made = |number, by: &SpiffeId, through| {
+        let mut row = certificate(number, NOW + HOUR);
+        row.identity = "spiffe://acme.test/ns/people/sa/ada".parse().unwrap();
+        let evidence = Evidence::Administrator {
+            by: by.clone(),
+            through: serial(through),
+            source: String::new(),
+        };
+        row.provenance = evidence.provenance(&row.identity);
+        // After any rule.
+        row.validity.not_before = at(NOW + 10);
+        row
+    };
+    for (number, name) in [(1, "ev"), (2, "eve")] {
+        let mut own = certificate(number, NOW + HOUR);
+        own.identity = admin(name);
+        record(&store, own).await.unwrap();
+    }
+    let (other, eve) = (admin("ev"), admin("eve"));
+    for (number, by, through) in [(1, &other, 1), (2, &eve, 2)] {
+        let create = created(number, &orders, by.clone(), Some(serial(through)));
+        store.write(create).await.unwrap();
+        record(&store, made(10 + through, by, through))
+            .await
+            .unwrap();
+    }
+
+    let revoked = revoke(&store, What::Identity(eve.clone())).await.unwrap();
+    // What she had made is named, and nobody loses it unseen.
+    let named: Vec<_> = revoked.made.iter().map(|made| &made.serial).collect();
+    assert_eq!(named, [&serial(12)]);
+    let left = tokens::unspent(store.reads(), at(NOW), &[]).await.unwrap();
+    let left: Vec<_> = left.iter().map(|token| token.by.as_str()).collect();
+    assert_eq!(left, [other.as_str()]);
+
+    // What she asked for just before.
+    let late = store
+        .write(created(3, &orders, eve.clone(), Some(serial(2))))
+        .await
+        .unwrap_err();
+    assert!(matches!(late, StoreError::Revoked), "{late}");
+    let late = record(&store, made(13, &eve, 2)).await.unwrap_err();
+    assert!(matches!(late, StoreError::Revoked), "{late}");
+    record(&store, made(14, &other, 1)).await.unwrap();
+    let revoked = revoke(&store, What::Identity(other)).await.unwrap();
+    assert_eq!(revoked.made.len(), 2, "what the other one had made");
 }
