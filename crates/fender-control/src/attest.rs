@@ -106,7 +106,7 @@ impl Identity for IdentityService {
         let trust_domain = control.authority.trust_domain();
         let caller =
             callers::workload(request.extensions(), trust_domain, &control.store, now).await?;
-        let signed = control.sign_jwt(caller.peer.id(), request.into_inner(), &caller.source);
+        let signed = control.sign_jwt(caller.peer.id(), None, request.into_inner(), &caller.source);
         control.telemetry.issuance(Asked::Jwt, &signed);
         signed.map(Response::new)
     }

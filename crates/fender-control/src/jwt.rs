@@ -7,19 +7,21 @@ use std::time::Duration;
 
 use fender_api::code::Code;
 use fender_api::proto::control::v1::{SignJwtRequest, SignedJwt};
-use fender_identity::SpiffeId;
+use fender_identity::{NodeName, SpiffeId};
 use tonic::Status;
 
-use crate::ca::jwt::TokenError;
+use crate::ca::jwt::{TokenError, USUAL};
 use crate::callers::Origin;
 use crate::control::Control;
 use crate::time::seconds;
 
 impl Control {
-    /// A token for an identity that the caller proved.
+    /// A token for an identity that the caller proved, or for which the agent of a node speaks. No revocation ends a token,
+    /// so what a node has of others it has for the usual time at most.
     pub(crate) fn sign_jwt(
         &self,
         identity: &SpiffeId,
+        node: Option<&NodeName>,
         request: SignJwtRequest,
         origin: &Origin,
     ) -> Result<SignedJwt, Status> {
@@ -34,10 +36,14 @@ impl Control {
         if !described {
             return Err(Code::IdentityUnknown.status("no document describes this identity"));
         }
-        if !self.registry.may_have_token(identity) {
+        if !self.registry.may_have_token(identity, node) {
             return Err(Code::Busy.status("this workload asks for more tokens than it may have"));
         }
-        let lifetime = (ttl_seconds > 0).then(|| Duration::from_secs(ttl_seconds));
+        let wanted = (ttl_seconds > 0).then(|| Duration::from_secs(ttl_seconds));
+        let lifetime = match node {
+            Some(_) => Some(wanted.unwrap_or(USUAL).min(USUAL)),
+            None => wanted,
+        };
         let now = self.clock.now();
         let token = self
             .authority

@@ -100,7 +100,8 @@ impl Nodes for NodesService {
             &facts,
             control.authority.trust_domain(),
         )?;
-        let signed = control.sign_jwt(&identity, token.unwrap_or_default(), &agent.origin);
+        let (node, token) = (Some(&agent.node), token.unwrap_or_default());
+        let signed = control.sign_jwt(&identity, node, token, &agent.origin);
         control.telemetry.issuance(Asked::Jwt, &signed);
         signed.map(Response::new)
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fender_api::proto::control::v1::{CredentialInUse, RefusedSidecar, SidecarStatus};
-use fender_identity::{Serial, SpiffeId, WorkloadName};
+use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
 use rustls::pki_types::UnixTime;
 
 use crate::limit::Bucket;
@@ -15,8 +15,8 @@ use crate::time::seconds;
 const STREAMS_PER_CERTIFICATE: usize = 64;
 /// Streams of every kind for one workload, all its instances together.
 pub(crate) const STREAMS_PER_WORKLOAD: usize = 4096;
-/// JWT-SVIDs one workload may be given at once, all its instances together, and then in each second. A sidecar keeps a
-/// token for half its life, so this is some ten thousand audiences.
+/// JWT-SVIDs one workload may be given at once, all its sidecars together or by way of one node's agent, and then in each
+/// second. A sidecar keeps a token for half its life, so this is some ten thousand audiences.
 const TOKENS: u32 = 1024;
 const TOKENS_PER_SECOND: u32 = 64;
 /// Credentials one sidecar may report on.
@@ -35,7 +35,8 @@ struct Inner {
     refused: HashMap<WorkloadName, Vec<RefusedSidecar>>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
-    tokens: HashMap<SpiffeId, Bucket>,
+    /// By workload and by the node whose agent asks: no node takes from another what the same workload needs there.
+    tokens: HashMap<(SpiffeId, Option<NodeName>), Bucket>,
 }
 
 #[derive(Debug)]
@@ -98,11 +99,11 @@ impl Registry {
         })
     }
 
-    /// Whether a workload may be given one more token. To be asked only for what the documents describe.
-    pub(crate) fn may_have_token(&self, id: &SpiffeId) -> bool {
+    /// Whether a workload may be given one more token, on a node. To be asked only for what the documents describe.
+    pub(crate) fn may_have_token(&self, id: &SpiffeId, node: Option<&NodeName>) -> bool {
         self.lock()
             .tokens
-            .entry(id.clone())
+            .entry((id.clone(), node.cloned()))
             .or_insert_with(|| Bucket::new(TOKENS, TOKENS_PER_SECOND))
             .take()
     }

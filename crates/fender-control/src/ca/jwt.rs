@@ -26,7 +26,7 @@ use crate::store::jwt_keys::{self, JwtKeyRow, Succeed};
 use crate::time::{later, until};
 
 /// Of a token, if nobody asks for less or more.
-const USUAL: Duration = Duration::from_secs(5 * 60);
+pub(crate) const USUAL: Duration = Duration::from_secs(5 * 60);
 /// The longest that is given.
 const LONGEST: Duration = Duration::from_secs(3600);
 /// The longest publication: who fetches sets by itself does so more often than daily.

@@ -157,3 +157,43 @@ async fn an_agent_gets_a_token_for_a_process_of_its_node_and_for_no_other() {
     let refusal = world.nodes(&orders).await.sign_jwt_for(request).await;
     assert_eq!(refused(refusal), Code::Denied);
 }
+
+fn for_orders(ttl_seconds: u64) -> proto::SignJwtForRequest {
+    proto::SignJwtForRequest {
+        identity: ORDERS.to_owned(),
+        facts: Some(process(1000)),
+        token: Some(wanted(&["ledger"], ttl_seconds)),
+    }
+}
+
+#[tokio::test]
+async fn attack_a_node_hoards_no_tokens_that_outlive_its_revocation_by_an_hour() {
+    let world = World::new().await;
+    world.apply(edges()).await;
+    let mut nodes = world.nodes(&world.agent("edge-1").await).await;
+    for (asked, given) in [(3600, 300), (u64::MAX, 300), (0, 300), (60, 60)] {
+        let signed = nodes.sign_jwt_for(for_orders(asked)).await.unwrap();
+        let expires = signed.into_inner().expires_unix;
+        assert_eq!(expires, i64::try_from(NOW + given).unwrap(), "{asked}");
+    }
+}
+
+#[tokio::test]
+async fn attack_a_node_that_asks_without_end_takes_no_token_from_the_same_workload_elsewhere() {
+    let world = World::new().await;
+    let both = "{ attest: [ { unix: { node: edge-1, uid: 1000 } }, { unix: { node: edge-2, uid: 1000 } } ] }";
+    let once = "{ attest: [ { unix: { node: edge-1, uid: 1000 } } ] }";
+    world.apply(edges().replace(once, both)).await;
+    let mut flooding = world.nodes(&world.agent("edge-1").await).await;
+    let mut other = world.nodes(&world.agent("edge-2").await).await;
+    let mut given = 0_u32;
+    let refusal = loop {
+        match flooding.sign_jwt_for(for_orders(0)).await {
+            Ok(_) => given += 1,
+            Err(refusal) => break refusal,
+        }
+        assert!(given < 100_000, "nobody stops it");
+    };
+    assert_eq!(Code::of(&refusal), Code::Busy);
+    other.sign_jwt_for(for_orders(0)).await.unwrap();
+}
