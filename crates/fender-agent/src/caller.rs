@@ -2,7 +2,7 @@
 //!
 //! Nothing the caller sends counts. A caller from another user or process namespace, whose numbers mean nothing here, is
 //! nobody. The process is held by a descriptor from the first moment: a number alone may be given to another process.
-//! That descriptor is the kernel's own word ([ADR 19](../../../docs/adr/0019-a-caller-is-held-or-not-attested.md)); a
+//! That descriptor is the kernel's own word ([ADR 17](../../../docs/adr/0017-a-caller-is-held-or-not-attested.md)); a
 //! kernel that has none to give attests nobody, and lets in only where the user alone decides.
 
 use std::io;
