@@ -428,7 +428,7 @@ fn no_death_of_a_replica_of_the_database_or_of_a_wire_loses_or_doubles_anything(
     // And the record holds no two for one token.
     let twice = mesh.server.sql(
         "fender",
-        "SELECT count(*) FROM (SELECT evidence::json ->> 'token_sha256_prefix' FROM certificates \
+        "SELECT count(*) FROM (SELECT evidence::json ->> 'token' FROM certificates \
          WHERE evidence::json ->> 'attestor' = 'token' GROUP BY 1 HAVING count(*) > 1) AS twice",
     );
     assert_eq!(twice, "0");
