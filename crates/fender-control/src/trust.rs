@@ -24,7 +24,7 @@ use crate::ca::{self, Authority, CaError, sha256};
 use crate::store::authorities::{self, AuthorityRow};
 use crate::store::crls::CrlRow;
 use crate::store::jwt_keys::{self, JwtKeyRow};
-use crate::store::revocations::{self, Revocation};
+use crate::store::revocations;
 use crate::store::{Command, Connection, Store, StoreError, crls, trust};
 
 /// What all revocation lists in a Trust may weigh: everybody must be able to read it, and the rest of it.
@@ -55,7 +55,7 @@ impl Announcements {
         clock: SharedClock,
         lifetimes: Lifetimes,
     ) -> Result<Self, CaError> {
-        let first = announced(&store, &authority, lifetimes, clock.now()).await?;
+        let first = announced(&store, &authority, None, lifetimes, clock.now()).await?;
         Ok(Self {
             store,
             authority,
@@ -79,7 +79,8 @@ impl Announcements {
     pub(crate) async fn refresh(&self, lifetimes: Lifetimes) -> Result<(), CaError> {
         let _turn = self.turn.lock().await;
         let now = self.clock.now();
-        let next = announced(&self.store, &self.authority, lifetimes, now).await?;
+        let before = Some(Arc::clone(&self.newest.borrow()));
+        let next = announced(&self.store, &self.authority, before, lifetimes, now).await?;
         self.newest.send_if_modified(|newest| {
             let news = newest.trust.version != next.trust.version;
             if news {
@@ -96,11 +97,13 @@ impl Announcements {
 async fn announced(
     store: &Store,
     authority: &Arc<Authority>,
+    before: Option<Arc<Announced>>,
     lifetimes: Lifetimes,
     now: UnixTime,
 ) -> Result<Announced, CaError> {
     let gather = Gather {
         authority: Arc::clone(authority),
+        before,
         lifetimes,
         now,
     };
@@ -117,6 +120,8 @@ async fn announced(
 /// Reads all that is announced and numbers it. The same as before keeps its number, also across restarts.
 struct Gather {
     authority: Arc<Authority>,
+    /// What was announced last.
+    before: Option<Arc<Announced>>,
     lifetimes: Lifetimes,
     now: UnixTime,
 }
@@ -130,10 +135,17 @@ impl Command for Gather {
         let lists = crls::seen_by(&mut *db).await?;
         let grace = self.lifetimes.renewal_grace;
         let revoked = revocations::in_force(&mut *db, self.now, grace).await?;
-        let mut trust = match self.trust(&authorities, &keys, revoked) {
-            Ok(trust) => trust,
-            Err(error) => return Ok(Err(error)),
+        let denied = revocations::deny_list(revoked, self.authority.trust_domain());
+        let mut trust = match (self.believed(&authorities, &keys), &self.before) {
+            (Ok(believed), _) => believed,
+            // Whom to refuse does not wait until it can be read again whom to believe.
+            (Err(error), Some(before)) => {
+                tracing::error!(%error, "whom to believe cannot be read: announced as before, with those who are denied now");
+                before.trust.clone()
+            }
+            (Err(error), None) => return Ok(Err(error)),
         };
+        trust.denied = Arc::new(denied);
         trust.crls = told(lists, &authorities, self.now).into();
         let digest = sha256(&proto::Trust::from(&trust).encode_to_vec());
         trust.version = trust::Number { digest }.run(db).await?;
@@ -175,16 +187,10 @@ fn told(
 }
 
 impl Gather {
-    fn trust(
-        &self,
-        authorities: &[AuthorityRow],
-        keys: &[JwtKeyRow],
-        revoked: Vec<Revocation>,
-    ) -> Result<Trust, CaError> {
+    fn believed(&self, authorities: &[AuthorityRow], keys: &[JwtKeyRow]) -> Result<Trust, CaError> {
         let trust_domain = self.authority.trust_domain();
         let bundle = ca::bundle(authorities, trust_domain, self.now)?;
         Ok(Trust {
-            denied: Arc::new(revocations::deny_list(revoked, trust_domain)),
             jwt: self
                 .authority
                 .jwt_bundles_of(keys, &self.lifetimes, self.now)?,

@@ -3,6 +3,7 @@
 
 use fender_api::proto::control::v1::nodes_client::NodesClient;
 
+use super::renewal::renew_expired;
 use super::*;
 
 fn mesh(groups: &str, orders: &str) -> String {
@@ -200,18 +201,7 @@ async fn attack_an_expired_certificate_is_no_way_around_the_documents() {
     let locked = [MESH.to_owned(), workload("orders", "{}")].concat();
     world.apply(locked).await;
     world.clock.advance(Duration::from_secs(2 * 3600));
-    let connection = world.anonymous().await;
-    let csr = NewKey::generate().unwrap().csr_der(svid.id()).unwrap();
-    let message = fender_api::proof::renewal(&csr, &connection.server_leaf);
-    let expired = proto::ExpiredProof {
-        chain: svid.chain().iter().map(|der| der.to_vec()).collect(),
-        signature: svid.sign(&message).unwrap(),
-    };
-    let request = proto::RenewRequest {
-        csr,
-        expired: Some(expired),
-    };
-    let answer = IdentityClient::new(connection.channel).renew(request).await;
+    let answer = renew_expired(&world, &svid, ORDERS, |_| {}).await;
     assert_eq!(refused(answer), Code::NotAttestable);
 }
 

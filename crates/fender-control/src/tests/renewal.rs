@@ -14,7 +14,7 @@ async fn renew(channel: Channel, key: &NewKey, id: &str) -> Result<proto::SvidRe
 }
 
 /// Renews with a certificate that has expired, over a connection without one.
-async fn renew_expired(
+pub(super) async fn renew_expired(
     world: &World,
     svid: &Svid,
     id: &str,

@@ -1,7 +1,10 @@
 //! DESIGN I4: what is revoked ends, everywhere and at once, and nothing that is issued after it is touched.
 
-use super::*;
 use fender_api::proto::control::v1::revoke_request::What;
+
+use super::renewal::renew_expired;
+use super::*;
+use crate::store::{Command, Connection as Database, Store, StoreError, query};
 
 async fn revoke(world: &World, what: What) -> Result<proto::Revocation, Status> {
     revoke_as(world, what, false).await
@@ -84,23 +87,6 @@ async fn a_revoked_workload_neither_renews_nor_holds_a_stream_and_comes_back_by_
     assert!(renew(&world, &fresh).await.is_ok());
 }
 
-/// With its key, after it has expired.
-async fn renew_expired(world: &World, svid: &Svid) -> Result<proto::SvidResponse, Status> {
-    let connection = world.anonymous().await;
-    let csr = NewKey::generate().unwrap().csr_der(svid.id()).unwrap();
-    let message = fender_api::proof::renewal(&csr, &connection.server_leaf);
-    let expired = proto::ExpiredProof {
-        chain: svid.chain().iter().map(|der| der.to_vec()).collect(),
-        signature: svid.sign(&message).unwrap(),
-    };
-    let request = proto::RenewRequest {
-        csr,
-        expired: Some(expired),
-    };
-    let mut client = IdentityClient::new(connection.channel);
-    Ok(client.renew(request).await?.into_inner())
-}
-
 #[tokio::test]
 async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key() {
     let world = World::new().await;
@@ -109,7 +95,10 @@ async fn attack_a_revoked_certificate_that_has_expired_does_not_renew_by_its_key
         .await
         .unwrap();
     world.clock.advance(Duration::from_secs(2 * 3600));
-    assert_eq!(refused(renew_expired(&world, &svid).await), Code::Revoked);
+    assert_eq!(
+        refused(renew_expired(&world, &svid, ORDERS, |_| {}).await),
+        Code::Revoked
+    );
 }
 
 #[tokio::test]
@@ -120,8 +109,15 @@ async fn attack_what_had_expired_before_its_owner_was_revoked_does_not_renew_by_
     world.clock.advance(Duration::from_secs(2 * 3600));
     let revocation = revoke(&world, workload("shop/orders")).await.unwrap();
     assert_eq!(revocation.certificates, 0, "none lives");
-    assert_eq!(refused(renew_expired(&world, &svid).await), Code::Revoked);
-    assert!(renew_expired(&world, &other).await.is_ok());
+    assert_eq!(
+        refused(renew_expired(&world, &svid, ORDERS, |_| {}).await),
+        Code::Revoked
+    );
+    assert!(
+        renew_expired(&world, &other, INVENTORY, |_| {})
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -345,4 +341,38 @@ async fn attack_a_revoked_administrators_join_tokens_buy_nothing_and_what_they_m
     revoke(&world, What::Serial(ada.serial().to_string()))
         .await
         .unwrap();
+}
+
+/// Spoils the keys that sign tokens, as whoever can write to the database can.
+struct Spoil;
+
+impl Command for Spoil {
+    type Output = ();
+
+    async fn run(&self, db: &mut Database) -> Result<(), StoreError> {
+        query("UPDATE jwt_keys SET sealed_key = $1")
+            .bind(vec![0_u8; 64])
+            .execute(db)
+            .await?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn attack_that_it_cannot_be_read_whom_to_believe_holds_up_no_denial() {
+    let world = World::new().await;
+    let svid = world.attested("shop/orders").await;
+    let before = trust(&world).await;
+    let drain = Drain::new();
+    let store = Store::open(&world.path("data/control.db"), &drain)
+        .await
+        .unwrap();
+    store.write(Spoil).await.unwrap();
+
+    revoke(&world, workload("shop/orders")).await.unwrap();
+    let told = trust(&world).await;
+    assert!(told.denied.denies(&peer(&world, &svid)));
+    assert_eq!((&told.bundles, &told.jwt), (&before.bundles, &before.jwt));
+    drop(store);
+    drain.close(Deadline::after(Duration::from_secs(5))).await;
 }
