@@ -4,6 +4,8 @@
 //! something it gets the newest. A stream ends with the certificate it began with, with its workload's
 //! document, and with the control plane.
 
+mod credential;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,14 +30,13 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::callers::{self, Caller};
 use crate::control::Control;
-use crate::credentials::{self, Watched};
 use crate::decisions::Taken;
-use crate::documents::InForce;
 use crate::limit::Bucket;
 use crate::registry::{Connected, Introduction, Place, Refusal};
 use crate::telemetry::{About, Answer};
 use crate::time::later;
 use crate::trust::Announced;
+use credential::Delivery;
 
 /// A client that opens a stream says hello within this time.
 const HELLO: Duration = Duration::from_secs(10);
@@ -94,7 +95,7 @@ impl Distribution for DistributionService {
             .ok_or_else(no_longer_known)?;
 
         let (values, stream) = mpsc::channel(1);
-        let delivery = CredentialDelivery {
+        let delivery = Delivery {
             control: Arc::clone(control),
             caller,
             _place: place,
@@ -419,89 +420,6 @@ async fn send_newest(
     };
     room.send(Ok(Update { kind: Some(kind) }));
     Ok(sent)
-}
-
-/// One secret on its way to one workload.
-struct CredentialDelivery {
-    control: Arc<Control>,
-    caller: Caller,
-    _place: Place,
-    name: ObjectName,
-    values: mpsc::Sender<Result<CredentialValue, Status>>,
-}
-
-impl CredentialDelivery {
-    async fn run(
-        self,
-        source: Watched,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-        documents: watch::Receiver<Arc<InForce>>,
-    ) {
-        let ended = tokio::select! {
-            biased;
-            status = self.control.over(&self.caller.peer) => Err(status),
-            () = self.values.closed() => Ok(()),
-            ended = self.deliver(source, snapshots, documents) => ended,
-        };
-        if let Err(status) = ended {
-            let _ = self.values.try_send(Err(status));
-        }
-    }
-
-    /// Tells every value until the documents no longer list the credential. Where it is read is no part of a Snapshot, so
-    /// the documents are followed as well.
-    async fn deliver(
-        &self,
-        mut source: Watched,
-        mut snapshots: watch::Receiver<Arc<Snapshot>>,
-        mut documents: watch::Receiver<Arc<InForce>>,
-    ) -> Result<(), Status> {
-        let mut states = (*source).clone();
-        states.mark_changed();
-        loop {
-            tokio::select! {
-                biased;
-                changed = either(&mut snapshots, &mut documents) => {
-                    changed?;
-                    let next = self.source().ok_or_else(not_listed)?;
-                    if !Arc::ptr_eq(&source, &next) {
-                        states = (*next).clone();
-                        states.mark_changed();
-                        source = next;
-                    }
-                }
-                changed = states.changed() => {
-                    changed.map_err(|_| Code::Unavailable.status("the control plane is stopping"))?;
-                    let Some(value) = credentials::told(&states.borrow_and_update()) else { continue };
-                    self.values
-                        .send(Ok(value))
-                        .await
-                        .map_err(|_| Code::Unavailable.status("the client is gone"))?;
-                }
-            }
-        }
-    }
-
-    /// Where the value is read, if the documents in force list it for this workload.
-    fn source(&self) -> Option<Watched> {
-        let path =
-            credentials::authorized(&self.control.library, &self.caller.workload, &self.name)?;
-        Some(self.control.sources.watch(&path))
-    }
-}
-
-/// Resolves when what a workload is told changes, or any document.
-async fn either(
-    snapshots: &mut watch::Receiver<Arc<Snapshot>>,
-    documents: &mut watch::Receiver<Arc<InForce>>,
-) -> Result<(), Status> {
-    tokio::select! {
-        biased;
-        changed = snapshots.changed() => changed.map_err(|_| no_longer_known()),
-        changed = documents.changed() => {
-            changed.map_err(|_| Code::Unavailable.status("the control plane is stopping"))
-        }
-    }
 }
 
 /// Of a Snapshot as it travels.

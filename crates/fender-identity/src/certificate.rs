@@ -213,7 +213,7 @@ fn uris(certificate: &X509Certificate<'_>) -> Result<Vec<String>, Malformed> {
 }
 
 /// The URIs among names; none if any name cannot be read.
-pub(crate) fn uris_of(names: &[GeneralName<'_>]) -> Option<Vec<String>> {
+pub fn uris_of(names: &[GeneralName<'_>]) -> Option<Vec<String>> {
     if names
         .iter()
         .any(|name| matches!(name, GeneralName::Invalid(..)))

@@ -23,7 +23,9 @@ pub mod verify;
 mod testing;
 
 pub use bundle::{Bundle, BundleError, Bundles};
-pub use certificate::{Malformed, Serial, SerialError, Validity, concatenated, revoked_serials};
+pub use certificate::{
+    Malformed, Serial, SerialError, Validity, concatenated, revoked_serials, uris_of,
+};
 pub use peer::{Peer, PeerSvid};
 pub use pem::{
     PemError, certificates as certificates_from_pem, crl_pem,

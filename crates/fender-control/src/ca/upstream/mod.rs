@@ -15,7 +15,7 @@ use std::time::Duration;
 use fender_config::Lifetimes;
 use fender_identity::csr::{self, NewKey};
 use fender_identity::verify::{self, MAX_CHAIN, Refusal};
-use fender_identity::{Bundle, BundleError, Bundles, Serial, SpiffeId, Validity};
+use fender_identity::{Bundle, BundleError, Bundles, Serial, SpiffeId, Validity, uris_of};
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyUsagePurpose, PublicKeyData as _,
     SanType,
@@ -325,19 +325,10 @@ fn read_certificate(der: &CertificateDer<'_>) -> Result<Facts, UpstreamError> {
     let usage = read.key_usage().map_err(|_| malformed())?;
     let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() && usage.value.crl_sign());
     let names = read.subject_alternative_name().map_err(|_| malformed())?;
-    let names = names.map(|names| &names.value.general_names);
-    let uris = names.into_iter().flatten().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        GeneralName::OtherName(..)
-        | GeneralName::RFC822Name(_)
-        | GeneralName::DNSName(_)
-        | GeneralName::X400Address(_)
-        | GeneralName::DirectoryName(_)
-        | GeneralName::EDIPartyName(_)
-        | GeneralName::IPAddress(_)
-        | GeneralName::RegisteredID(_)
-        | GeneralName::Invalid(..) => None,
-    });
+    let uris = match names {
+        Some(names) => uris_of(&names.value.general_names).ok_or_else(malformed)?,
+        None => Vec::new(),
+    };
     let limits = read.name_constraints().map_err(|_| malformed())?;
     let limits_uris = limits.is_some_and(|limits| {
         let trees = [
@@ -355,7 +346,7 @@ fn read_certificate(der: &CertificateDer<'_>) -> Result<Facts, UpstreamError> {
         },
         public_key: read.public_key().raw.to_vec(),
         signs: signs && read.is_ca(),
-        uris: uris.collect(),
+        uris,
         limits_uris,
     })
 }
