@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::command::{self, Steps, cargo, run as run_command};
 use crate::{docs, layers, prepare, test};
@@ -17,6 +17,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     })?;
     steps.step("layers", || layers::run(root))?;
     steps.step("dependencies", || dependencies(root))?;
+    steps.step("locks of the workspaces beside", || locks(root))?;
     steps.step("programs", || prepare::install(prepare::TESTS))?;
     steps.step("lints", || {
         let arguments = [
@@ -47,6 +48,20 @@ fn dependencies(root: &Path) -> Result<()> {
             .current_dir(root)
             .args(["--locked", "check", "bans", "licenses", "sources"]),
     )
+}
+
+/// What is built by itself locks its dependencies by itself, and one that our crates gain makes that stale: found here, and
+/// not by whoever runs a bench.
+fn locks(root: &Path) -> Result<()> {
+    for workspace in ["bench/meshload", "bench/tlsload", "fuzz"] {
+        let manifest = format!("{workspace}/Cargo.toml");
+        let arguments = ["metadata", "--locked", "--format-version", "1"];
+        let mut metadata = cargo(root, &arguments);
+        command::output(metadata.args(["--manifest-path", &manifest])).with_context(|| {
+            format!("run `cargo metadata --manifest-path {manifest}` and commit its lock")
+        })?;
+    }
+    Ok(())
 }
 
 /// The tool itself, built once into the target directory where nobody had it installed.

@@ -363,19 +363,24 @@ impl Load {
             .map_err(|_| format!("only {} acknowledged in time", self.seen.total()))?
     }
 
+    /// Page by page, as `fender status` reads it.
     async fn status(&mut self) -> Result<Value, Failed> {
         let began = Instant::now();
-        let status = self
-            .admin
-            .status(proto::StatusRequest::default())
-            .await?
-            .into_inner();
-        let sidecars = status
-            .workloads
-            .iter()
-            .flat_map(|workload| &workload.sidecars);
-        let issued: u64 = status
-            .workloads
+        let (mut workloads, mut after) = (Vec::new(), String::new());
+        loop {
+            let request = proto::StatusRequest {
+                after,
+                ..Default::default()
+            };
+            let page = self.admin.status(request).await?.into_inner();
+            workloads.extend(page.workloads);
+            after = page.next;
+            if after.is_empty() {
+                break;
+            }
+        }
+        let sidecars = workloads.iter().flat_map(|workload| &workload.sidecars);
+        let issued: u64 = workloads
             .iter()
             .map(|workload| workload.certificates_issued)
             .sum();
