@@ -379,7 +379,7 @@ fn evidence_refused(why: &str) -> Status {
         .status("what was shown does not prove this identity; the control plane's log says why")
 }
 
-fn unavailable(why: &str) -> Status {
+pub(crate) fn unavailable(why: &str) -> Status {
     tracing::error!(why, "evidence cannot be verified at present");
     Code::Unavailable.status("what was shown cannot be verified just now")
 }

@@ -127,7 +127,13 @@ impl Clusters {
                 &self.drain,
             )),
             Vouching::Review(review) => {
-                let reviewer = Reviewer::new(review, &self.sources, &self.clock);
+                let reviewer = Reviewer::new(
+                    &cluster.name,
+                    review,
+                    &self.sources,
+                    &self.clock,
+                    &self.drain,
+                );
                 Verifier::Review(Box::new(reviewer))
             }
         };
@@ -231,12 +237,12 @@ impl Live {
         clock: &SharedClock,
         deadline: Deadline,
     ) -> Result<Claims, NotVouched> {
-        published.answered(deadline).await;
-        let verify = || {
-            let keys = published.keys(clock.now()).map_err(|why| self.away(&why))?;
+        let verify = async || {
+            let keys = published.keys(clock.now(), deadline).await;
+            let keys = keys.map_err(|why| self.away(&why))?;
             Ok(jwt::verify(token, &keys, clock.now(), expected))
         };
-        match verify()? {
+        match verify().await? {
             Ok(claims) => return Ok(claims),
             Err(why) if why.newer_keys_might_help() => match published.ask(deadline).await {
                 Asked::Answered => {}
@@ -249,7 +255,9 @@ impl Live {
             },
             Err(why) => return Err(self.refused(&why.to_string())),
         }
-        verify()?.map_err(|why| self.refused(&why.to_string()))
+        verify()
+            .await?
+            .map_err(|why| self.refused(&why.to_string()))
     }
 
     fn refused(&self, why: &str) -> NotVouched {

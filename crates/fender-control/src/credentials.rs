@@ -13,10 +13,9 @@ use std::time::Duration;
 use fender_api::proto::control::v1::{self as proto, credential_value};
 use fender_config::snapshot::CredentialSource;
 use fender_config::{CredentialFrom, Documents, ObjectName};
-use fender_identity::{Secret, WorkloadName};
+use fender_identity::WorkloadName;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, Source, State};
-use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
@@ -98,21 +97,6 @@ impl Sources {
         let mut below =
             allowed.filter(|directory| path.starts_with(directory) && path != *directory);
         below.next().filter(|_| path.components().all(plain))
-    }
-}
-
-/// A file's content, as soon as it has been read for the first time.
-pub(crate) async fn read(file: &Watched, deadline: Deadline) -> Result<Secret, String> {
-    let mut states = (**file).clone();
-    let known = |state: &State| !matches!(state, State::Pending);
-    let state = match deadline.bound(states.wait_for(known)).await {
-        Ok(Ok(state)) => state.clone(),
-        Ok(Err(_)) | Err(_) => return Err("a file took too long to read".to_owned()),
-    };
-    match (state.value(), state.error()) {
-        (Some(fetched), _) => Ok(fetched.value.clone()),
-        (None, Some(error)) => Err(error.to_string()),
-        (None, None) => Err("a file has not been read yet".to_owned()),
     }
 }
 

@@ -173,7 +173,8 @@ impl Evidence {
             Evidence::X509 { vouched, source } => {
                 let shown = &vouched.shown;
                 serde_json::json!({
-                    "attestor": "x509", "authority": vouched.authority, "subject": shown.subject,
+                    "attestor": "x509", "authority": vouched.authority, "roots": written(&vouched.roots),
+                    "subject": shown.subject,
                     "dns_names": shown.dns_names, "uris": shown.uris, "serial": shown.serial.to_string(),
                     "not_after": shown.validity.not_after.as_secs(), "sha256": Sha256(shown.sha256).to_string(),
                     "source": source,
@@ -244,6 +245,9 @@ enum Written {
     },
     X509 {
         authority: String,
+        /// Not there in what was written before roots were.
+        #[serde(default)]
+        roots: Vec<String>,
         subject: Option<String>,
         dns_names: Vec<String>,
         uris: Vec<String>,
@@ -257,6 +261,10 @@ enum Written {
         process: Option<WrittenProcess>,
         container: Option<WrittenContainer>,
     },
+}
+
+fn written(roots: &[[u8; 32]]) -> Vec<String> {
+    roots.iter().map(|root| Sha256(*root).to_string()).collect()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -294,8 +302,13 @@ impl From<&Basis> for Written {
                 pod_uid: account.pod_uid.clone(),
                 node: account.node.clone(),
             },
-            Basis::X509(existing::Vouched { authority, shown }) => Self::X509 {
+            Basis::X509(existing::Vouched {
+                authority,
+                shown,
+                roots,
+            }) => Self::X509 {
                 authority: authority.clone(),
+                roots: written(roots),
                 subject: shown.subject.clone(),
                 dns_names: shown.dns_names.clone(),
                 uris: shown.uris.clone(),
@@ -348,6 +361,7 @@ impl Written {
             }),
             Self::X509 {
                 authority,
+                roots,
                 subject,
                 dns_names,
                 uris,
@@ -357,6 +371,10 @@ impl Written {
                 not_after,
             } => Basis::X509(existing::Vouched {
                 authority,
+                roots: roots
+                    .iter()
+                    .map(|root| root.parse::<Sha256>().ok().map(|root| root.0))
+                    .collect::<Option<_>>()?,
                 shown: Shown {
                     subject,
                     dns_names,
@@ -467,7 +485,13 @@ mod tests {
             }),
             Basis::X509(existing::Vouched {
                 authority: "corporate".to_owned(),
+                shown: shown.clone(),
+                roots: Vec::new(),
+            }),
+            Basis::X509(existing::Vouched {
+                authority: "corporate".to_owned(),
                 shown,
+                roots: vec![[1; 32], [2; 32]],
             }),
             Basis::Agent {
                 node: "edge-1".parse().unwrap(),

@@ -22,6 +22,7 @@ mod documents;
 mod embedded;
 mod evidence;
 mod existing;
+mod followed;
 mod founding;
 mod jwt;
 mod limit;

@@ -1,7 +1,7 @@
 //! The next certificate for whoever has one. It is for the same identity, and nothing that was shown when the line of
 //! renewals began has to be shown again; but it is judged again: an entry of the document's `attest` must still admit it.
 //!
-//! What is judged is what was recorded. Whether a process still runs the same program, or a pod still exists, this does
+//! What is judged is what was recorded, by the documents and by the roots that they name, as both are now. Whether a process still runs the same program, or a pod still exists, this does
 //! not find out; attesting anew does, and whoever is refused here may do that.
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use fender_identity::{PeerSvid, SpiffeId};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tonic::Status;
 
-use crate::attest::read_request;
+use crate::attest::{read_request, unavailable};
 use crate::ca::issue::Attested;
 use crate::callers::{self, Origin, failed};
 use crate::control::{Control, not_issued};
@@ -56,10 +56,12 @@ impl Control {
         }
 
         let (grant, attest) = self.grant(&in_force, &request_key)?;
-        let line = line(&peer, known)?;
+        let mut line = line(&peer, known)?;
         if let Err(why) = still_admitted(&in_force, attest, &line.basis, now) {
             return Err(no_longer_admitted(peer.id(), &line.basis, &why));
         }
+        self.still_vouched(&in_force, peer.id(), &mut line.basis, now)
+            .await?;
         if !self
             .pace
             .admits(peer.id(), &line.basis, Some(&line.first), grant.lifetime)
@@ -80,6 +82,28 @@ impl Control {
         let recorded = issued.record(&self.store).await.map_err(failed)?;
         tracing::info!(id = %peer.id(), expired, "certificate renewed");
         Ok(self.answer(recorded))
+    }
+
+    /// Whether the root by which somebody was let in still counts. What was recorded without one is bound to those of now.
+    async fn still_vouched(
+        &self,
+        in_force: &InForce,
+        id: &SpiffeId,
+        basis: &mut Basis,
+        now: UnixTime,
+    ) -> Result<(), Status> {
+        let Basis::X509(vouched) = basis else {
+            return Ok(());
+        };
+        self.put_vouching_in_force(&in_force.mesh);
+        match self.authorities.still(vouched, now).await {
+            Ok(roots) => {
+                vouched.roots = roots;
+                Ok(())
+            }
+            Err(existing::NotVouched::Refused(why)) => Err(no_longer_admitted(id, basis, &why)),
+            Err(existing::NotVouched::Away(why)) => Err(unavailable(&why)),
+        }
     }
 
     /// Who holds the key of a certificate that may have expired. The proof counts for this request and this server only.

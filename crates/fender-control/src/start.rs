@@ -197,7 +197,11 @@ pub async fn start(
     let admin_dir = data.admin().to_owned();
     let control = Arc::new(Control {
         clusters: Clusters::new(Arc::clone(&sources), Arc::clone(&clock), drain.clone()),
-        authorities: IssuingAuthorities::new(Arc::clone(&sources)),
+        authorities: IssuingAuthorities::new(
+            Arc::clone(&sources),
+            Arc::clone(&clock),
+            drain.clone(),
+        ),
         sources,
         clock: Arc::clone(&clock),
         drain: drain.clone(),

@@ -41,6 +41,7 @@ const PROOF_SCHEMES: [SignatureScheme; 6] = [
 pub struct Roots {
     anchors: Vec<TrustAnchor<'static>>,
     validities: Vec<Validity>,
+    sha256: Vec<[u8; 32]>,
 }
 
 impl Roots {
@@ -55,6 +56,7 @@ impl Roots {
         let mut roots = Self {
             anchors: Vec::new(),
             validities: Vec::new(),
+            sha256: Vec::new(),
         };
         for (der, number) in certificates.iter().zip(1..) {
             let facts = Certificate::read(der)
@@ -69,8 +71,14 @@ impl Roots {
                 })?;
             roots.anchors.push(anchor.to_owned());
             roots.validities.push(facts.validity);
+            roots.sha256.push(sha256(der));
         }
         Ok(roots)
+    }
+
+    /// The SHA-256 of each.
+    pub fn sha256(&self) -> &[[u8; 32]] {
+        &self.sha256
     }
 }
 
@@ -102,8 +110,16 @@ pub struct Shown {
     pub validity: Validity,
 }
 
+/// A certificate whose holder proved to be it, and by whose word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    pub shown: Shown,
+    /// SHA-256 of the root that vouches.
+    pub root: [u8; 32],
+}
+
 /// The facts of the leaf, if its key made the signature and a path leads to one of `roots` now.
-pub fn verify(proof: Proof<'_>, roots: &Roots, now: UnixTime) -> Result<Shown, Refusal> {
+pub fn verify(proof: Proof<'_>, roots: &Roots, now: UnixTime) -> Result<Proven, Refusal> {
     // 1. There is a chain, it is small, and its leaf is one.
     let (leaf, intermediates) = split(proof.chain)?;
     let facts = Certificate::read(leaf).map_err(Refusal::Malformed)?;
@@ -127,17 +143,20 @@ pub fn verify(proof: Proof<'_>, roots: &Roots, now: UnixTime) -> Result<Shown, R
         anchors: &roots.anchors,
         validities: &roots.validities,
     };
-    find_path(leaf, intermediates, Role::Client, anchors, now)?;
+    let vouching = find_path(leaf, intermediates, Role::Client, anchors, now)?;
+    let root = roots.sha256.get(vouching).copied();
+    let root = root.ok_or(Refusal::UntrustedRoot)?;
     // 4. What it says.
     let (dns_names, subject) = names(leaf)?;
-    Ok(Shown {
+    let shown = Shown {
         subject,
         dns_names,
         uris: facts.uris,
         sha256: sha256(leaf),
         serial: facts.serial,
         validity: facts.validity,
-    })
+    };
+    Ok(Proven { shown, root })
 }
 
 fn names(leaf: &CertificateDer<'_>) -> Result<(Vec<String>, Option<String>), Refusal> {

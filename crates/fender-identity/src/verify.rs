@@ -294,21 +294,22 @@ pub(crate) struct Anchors<'a> {
 }
 
 impl Anchors<'_> {
-    /// Is this anchor one of ours and may it still vouch? Two roots can share name and key and
+    /// Which of ours this anchor is, if it may still vouch. Two roots can share name and key and
     /// differ in their validity; one that is valid is enough.
-    fn vouch(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> bool {
+    fn vouching(&self, anchor: &TrustAnchor<'_>, now: UnixTime) -> Option<usize> {
         let mut known = self.anchors.iter().zip(self.validities);
-        known.any(|(ours, validity)| ours == anchor && validity.includes(now))
+        known.position(|(ours, validity)| ours == anchor && validity.includes(now))
     }
 }
 
+/// Which of the anchors vouches for the leaf.
 pub(crate) fn find_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     role: Role,
     anchors: Anchors<'_>,
     now: UnixTime,
-) -> Result<(), Refusal> {
+) -> Result<usize, Refusal> {
     let usage = match role {
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
@@ -317,7 +318,7 @@ pub(crate) fn find_path(
     let algorithms = signature_algorithms();
     EndEntityCert::try_from(leaf)
         .and_then(|leaf| {
-            leaf.verify_for_usage(
+            let path = leaf.verify_for_usage(
                 algorithms.all,
                 anchors.anchors,
                 intermediates,
@@ -325,8 +326,9 @@ pub(crate) fn find_path(
                 usage,
                 None,
                 Some(&vouched),
-            )
-            .map(|_| ())
+            )?;
+            let vouching = anchors.vouching(path.anchor(), now);
+            vouching.ok_or(webpki::Error::UnknownIssuer)
         })
         .map_err(|error| refusal(error, role, now))
 }
@@ -344,10 +346,9 @@ fn check_path(
             return Err(webpki::Error::EndEntityUsedAsCa);
         }
     }
-    if anchors.vouch(path.anchor(), now) {
-        Ok(())
-    } else {
-        Err(webpki::Error::UnknownIssuer)
+    match anchors.vouching(path.anchor(), now) {
+        Some(_) => Ok(()),
+        None => Err(webpki::Error::UnknownIssuer),
     }
 }
 

@@ -6,16 +6,20 @@
 //!
 //! <https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/>
 
+use std::path::Path;
+
 use fender_config::TokenReview;
 use fender_identity::Secret;
 use fender_identity::jwt::{Object, Value, parse_object};
 use fender_providers::http::{HttpClient, Method, Question};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
 
 use super::keys::bearer;
 use super::{Account, NotVouched, account_name};
-use crate::credentials::{Sources, Watched, read};
+use crate::credentials::Sources;
+use crate::followed::Followed;
 use crate::limit::Neighbourhood;
 use crate::turns::Turns;
 
@@ -28,8 +32,8 @@ const PER_SOURCE: usize = 4;
 
 pub(super) struct Reviewer {
     review: TokenReview,
-    roots: Watched,
-    token: Watched,
+    roots: Followed<Secret>,
+    token: Followed<Secret>,
     clock: SharedClock,
     turns: Turns<Option<Neighbourhood>>,
 }
@@ -42,10 +46,20 @@ pub(super) enum Review {
 }
 
 impl Reviewer {
-    pub(super) fn new(review: &TokenReview, sources: &Sources, clock: &SharedClock) -> Self {
+    pub(super) fn new(
+        cluster: &str,
+        review: &TokenReview,
+        sources: &Sources,
+        clock: &SharedClock,
+        drain: &Drain,
+    ) -> Self {
+        let follow = |what, path: &Path| {
+            let what = format!("{what} for the API of the cluster `{cluster}`");
+            Followed::bytes(what, sources.watch(path), clock, drain)
+        };
         Self {
-            roots: sources.watch(&review.roots),
-            token: sources.watch(&review.token),
+            roots: follow("roots", &review.roots),
+            token: follow("token", &review.token),
             review: review.clone(),
             clock: clock.clone(),
             turns: Turns::new(CONCURRENT, PER_SOURCE),
@@ -75,8 +89,9 @@ impl Reviewer {
         audience: &str,
         deadline: Deadline,
     ) -> Result<Review, String> {
-        let roots = read(&self.roots, deadline).await?;
-        let headers = [bearer(&read(&self.token, deadline).await?)?];
+        let now = self.clock.now();
+        let roots = self.roots.value(now, deadline).await?;
+        let headers = [bearer(&*self.token.value(now, deadline).await?)?];
         let client = HttpClient::new(roots.expose(), MAX_ANSWER, self.clock.clone())
             .map_err(|error| error.to_string())?;
         let body = serde_json::json!({

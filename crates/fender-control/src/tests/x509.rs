@@ -12,12 +12,16 @@ use rcgen::{
 use super::vouching::{authority, documents_with, params, show_on};
 use super::*;
 
+mod roots;
+
 const BY_SUBJECT: &str = "{ x509: { authority: corporate, subject: \"CN=orders,O=Acme\" } }";
 
 /// An authority that is not ours.
 struct Corporate {
     params: CertificateParams,
     key: KeyPair,
+    /// Its root, signed once.
+    root: rcgen::Certificate,
 }
 
 impl Corporate {
@@ -26,11 +30,12 @@ impl Corporate {
         params
             .distinguished_name
             .push(DnType::CommonName, "corporate");
-        Self { params, key }
+        let root = params.self_signed(&key).unwrap();
+        Self { params, key, root }
     }
 
     fn pem(&self) -> String {
-        self.params.self_signed(&self.key).unwrap().pem()
+        self.root.pem()
     }
 
     /// A client certificate for the orders service, changed.

@@ -41,6 +41,10 @@ fn held(issued: &Issued) -> Held {
 }
 
 fn verified(shown: &Issued, roots: &Roots) -> Result<Shown, Refusal> {
+    proven(shown, roots).map(|proven| proven.shown)
+}
+
+fn proven(shown: &Issued, roots: &Roots) -> Result<Proven, Refusal> {
     let held = held(shown);
     let signature = held.sign(MESSAGE).unwrap();
     let proof = Proof {
@@ -74,6 +78,18 @@ fn a_certificate_of_the_authority_says_what_it_says() {
     assert_eq!(shown.uris, ["urn:acme:orders"]);
     assert_eq!(shown.sha256, sha256(&leaf.der()));
     assert_eq!(shown.validity.not_after, at(NOW + HOUR));
+}
+
+#[test]
+fn the_root_that_vouches_is_named_also_among_others_of_its_name() {
+    let two = [root("corporate"), root("corporate")];
+    let both = pem::encode_certificates(&[two[0].der(), two[1].der()]);
+    let both = Roots::from_pem(both.as_bytes()).unwrap();
+    for root in &two {
+        let leaf = root.intermediate("issuing").sign(ordinary());
+        assert_eq!(proven(&leaf, &both).unwrap().root, sha256(&root.der()));
+    }
+    assert_eq!(both.sha256(), two.map(|root| sha256(&root.der())));
 }
 
 #[test]
