@@ -12,6 +12,7 @@
 
 mod agent;
 mod agent_api;
+mod agent_embedded;
 mod agent_sockets;
 mod attacks;
 mod attestation;

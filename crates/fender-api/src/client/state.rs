@@ -170,7 +170,16 @@ impl StateDir {
     }
 
     pub(crate) fn forget_pending_key(&self) -> Result<(), StateError> {
-        let path = self.0.path.join(PENDING);
+        self.remove(PENDING)
+    }
+
+    /// Forgets who it was, because that was revoked: whoever opens it next must attest. Whom to believe is kept.
+    pub fn forget_identity(&self) -> Result<(), StateError> {
+        self.remove(SVID)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), StateError> {
+        let path = self.0.path.join(name);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -72,6 +72,21 @@ pub(crate) async fn find<'a>(
     .transpose()
 }
 
+/// The standing of the newest certificate of an identity, if there is one on record.
+pub(crate) async fn newest_standing(
+    store: &Store,
+    identity: &SpiffeId,
+) -> Result<Option<Standing>, StoreError> {
+    let row = query(
+        "SELECT revoked FROM certificate_standing WHERE identity = $1 \
+         ORDER BY not_before DESC, revoked DESC LIMIT 1",
+    )
+    .bind(identity.as_str().to_owned())
+    .optional(store.reads())
+    .await?;
+    row.map(|row| standing(&row)).transpose()
+}
+
 /// Whether these very bytes were issued here.
 pub(crate) async fn is_leaf_on_record<'a>(
     db: impl Into<Whom<'a>>,
@@ -101,16 +116,20 @@ pub(super) fn read(row: &Row) -> Result<Known, StoreError> {
         issuers,
         key_sha256: row.get("key_sha256")?,
         not_after: moment(row.get("not_after")?),
-        standing: match row.get("revoked")? {
-            0_i64 => Standing::Good,
-            _ => Standing::Revoked,
-        },
+        standing: standing(row)?,
         attested: row.get("attested")?,
         lineage: row
             .get::<Option<String>>("lineage")?
             .map(|serial| serial.parse())
             .transpose()
             .map_err(|_| StoreError::Damaged("certificate record"))?,
+    })
+}
+
+fn standing(row: &Row) -> Result<Standing, StoreError> {
+    Ok(match row.get("revoked")? {
+        0_i64 => Standing::Good,
+        _ => Standing::Revoked,
     })
 }
 

@@ -45,7 +45,7 @@ impl Following {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         // What was received in this life; what was stored may be from another life of the control plane.
         let mut version = 0;
-        let mut complained = false;
+        let mut complained = None;
         loop {
             renewals.mark_unchanged();
             let began = Instant::now();
@@ -55,13 +55,7 @@ impl Following {
             {
                 // With the next certificate at once.
                 Ok(()) => continue,
-                Err(error) if complained => {
-                    tracing::debug!(code = %error.code(), error = error_chain(&error), "the control plane still tells nothing");
-                }
-                Err(error) => {
-                    complained = true;
-                    tracing::warn!(code = %error.code(), error = error_chain(&error), "control plane lost, going on with what is known");
-                }
+                Err(error) => complain(&error, &mut complained),
             }
             if began.elapsed() >= SETTLED {
                 backoff.reset();
@@ -78,10 +72,10 @@ impl Following {
         &self,
         version: &mut u64,
         renewals: &mut watch::Receiver<Arc<Svid>>,
-        complained: &mut bool,
+        complained: &mut Option<Complaint>,
     ) -> Result<(), CallError> {
         let mut stream = self.open(*version).await?;
-        if std::mem::take(complained) {
+        if complained.take().is_some() {
             tracing::info!("control plane found again");
         }
         loop {
@@ -133,5 +127,34 @@ impl Following {
                 );
             }
         }
+    }
+}
+
+/// What was said last of a control plane that tells nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Complaint {
+    Lost,
+    Refused,
+}
+
+/// Once of each kind: that it is away passes, that it refuses this agent is for a person.
+fn complain(error: &CallError, before: &mut Option<Complaint>) {
+    let code = error.code();
+    let now = match code.is_passing() {
+        true => Complaint::Lost,
+        false => Complaint::Refused,
+    };
+    let known = before.replace(now) == Some(now);
+    let error = error_chain(error);
+    match now {
+        _ if known => tracing::debug!(%code, %error, "the control plane still tells nothing"),
+        Complaint::Lost => {
+            tracing::warn!(%code, %error, "control plane lost, going on with what is known");
+        }
+        Complaint::Refused => tracing::error!(
+            %code,
+            %error,
+            "the control plane refuses this agent: nobody here is given anything new until it is let in again"
+        ),
     }
 }
