@@ -18,7 +18,10 @@ pub struct Nginx {
 
 impl Nginx {
     pub fn start(directory: &Path) -> Self {
-        let address = free_address();
+        Self::at(free_address(), directory)
+    }
+
+    pub fn at(address: SocketAddr, directory: &Path) -> Self {
         let home = directory.join(format!("nginx-{}", address.port()));
         fs::create_dir_all(home.join("files")).expect("make a directory");
         let home = home.to_str().expect("a path of text");

@@ -1,5 +1,5 @@
 //! A TLS client as a stranger would write it: plain rustls with roots and a DNS name, knowing
-//! nothing of SPIFFE.
+//! nothing of SPIFFE. And an application as it is behind a sidecar, which speaks no TLS.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -40,7 +41,8 @@ impl Answer {
 
 #[derive(Clone)]
 pub struct Client {
-    config: Arc<ClientConfig>,
+    /// None: it speaks plain HTTP.
+    config: Option<Arc<ClientConfig>>,
     address: SocketAddr,
     name: ServerName<'static>,
 }
@@ -68,7 +70,15 @@ impl Client {
             None => builder.with_no_client_auth(),
         };
         Self {
-            config: Arc::new(config),
+            config: Some(Arc::new(config)),
+            ..Self::plain(address)
+        }
+    }
+
+    /// An application that leaves TLS to the sidecar at `address`.
+    pub fn plain(address: SocketAddr) -> Self {
+        Self {
+            config: None,
             address,
             name: ServerName::try_from("localhost").expect("a name"),
         }
@@ -83,21 +93,27 @@ impl Client {
     }
 
     pub fn with_alpn(&self, protocols: &[&[u8]]) -> Self {
-        let mut config = ClientConfig::clone(&self.config);
+        let config = self.config.as_deref().expect("a client with TLS");
+        let mut config = config.clone();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Self {
-            config: Arc::new(config),
+            config: Some(Arc::new(config)),
             ..self.clone()
         }
     }
 
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
-        let socket = TcpStream::connect(self.address).await.context("connect")?;
-        socket.set_nodelay(true)?;
-        let stream = TlsConnector::from(Arc::clone(&self.config))
-            .connect(self.name.clone(), socket)
+        let config = self.config.clone().context("a client with TLS")?;
+        let stream = TlsConnector::from(config)
+            .connect(self.name.clone(), self.socket().await?)
             .await;
         stream.context("handshake")
+    }
+
+    async fn socket(&self) -> Result<TcpStream> {
+        let socket = TcpStream::connect(self.address).await.context("connect")?;
+        socket.set_nodelay(true)?;
+        Ok(socket)
     }
 
     /// One request on a connection of its own, HTTP/1.1.
@@ -112,11 +128,10 @@ impl Client {
 
     /// A connection that stays open, HTTP/1.1.
     pub async fn open(&self) -> Result<Connection> {
-        let (sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
-        Ok(Connection {
-            sender: Sender::Http1(sender),
-            driver: tokio::spawn(async move { Ok(connection.await?) }),
-        })
+        match self.config {
+            Some(_) => Connection::over(self.connect().await?).await,
+            None => Connection::over(self.socket().await?).await,
+        }
     }
 
     /// A connection that stays open, HTTP/2.
@@ -146,6 +161,15 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// HTTP/1.1 over it.
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self> {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Self {
+            sender: Sender::Http1(sender),
+            driver: tokio::spawn(async move { Ok(connection.await?) }),
+        })
+    }
+
     pub async fn get(&mut self, path: &str) -> Result<Answer> {
         self.send(Request::get(path).body(Bytes::new())?).await
     }

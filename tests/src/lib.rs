@@ -5,18 +5,20 @@
 
 pub mod app;
 pub mod client;
+pub mod clock;
 pub mod docker;
 pub mod mesh;
+pub mod network;
 pub mod pki;
 pub mod postgres;
 pub mod process;
 pub mod python;
 pub mod replicas;
-pub mod wire;
 
 pub use app::Nginx;
 pub use client::Client;
 pub use mesh::Mesh;
+pub use network::Network;
 pub use postgres::Postgres;
 pub use process::{Process, binary, free_port, installed, wait_until};
 pub use replicas::Replicas;

@@ -1,6 +1,7 @@
 //! A certificate authority of the tests, which signs whatever an attacker might bring.
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,10 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// When an authority begins and ends, in seconds from now.
+const BEGINS: i64 = -3600;
+const ENDS: i64 = 86_400;
 
 pub struct Authority {
     certificate: rcgen::Certificate,
@@ -101,8 +106,8 @@ impl Authority {
         params.subject_alt_names = vec![SanType::URI(
             Ia5String::try_from(format!("spiffe://{trust_domain}")).expect("ASCII"),
         )];
-        params.not_before = at(-3600).into();
-        params.not_after = at(86_400).into();
+        params.not_before = at(BEGINS).into();
+        params.not_after = at(ENDS).into();
         let key = KeyPair::generate().expect("make a key");
         let certificate = params.self_signed(&key).expect("sign");
         Self {
@@ -123,11 +128,22 @@ impl Authority {
     }
 
     pub fn issue(&self, template: &Template) -> Issued {
+        self.sign(&template.params())
+    }
+
+    /// A server's, at an address, for as long as the authority is valid.
+    pub fn issue_for_address(&self, address: IpAddr) -> Issued {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::IpAddress(address)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = at(BEGINS).into();
+        params.not_after = at(ENDS).into();
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Issued {
         let key = KeyPair::generate().expect("make a key");
-        let certificate = template
-            .params()
-            .signed_by(&key, &self.issuer)
-            .expect("sign");
+        let certificate = params.signed_by(&key, &self.issuer).expect("sign");
         Issued {
             chain: vec![certificate.der().clone()],
             pem: certificate.pem(),

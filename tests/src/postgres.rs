@@ -1,7 +1,7 @@
 //! A PostgreSQL server of one's own: in a temporary directory, under a user who is not root, stopped with its last owner.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{chown, lchown};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::pki::Authority;
 use crate::process::free_port;
 
 /// Whom PostgreSQL runs as when the tests run as root: it refuses root.
@@ -16,6 +17,7 @@ const NOBODY: u32 = 65_534;
 
 pub struct Postgres {
     directory: TempDir,
+    host: IpAddr,
     pub port: u16,
     /// Commits reach the disk: what is to survive a kill needs it, and what is not is faster without.
     durability: Durability,
@@ -30,6 +32,11 @@ pub enum Durability {
 impl Postgres {
     /// A running server with a superuser `fender` and an empty database `fender`, on loopback and on a Unix socket.
     pub fn start(durability: Durability) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), durability)
+    }
+
+    /// The same at an address of the network that the calling thread is in; with TLS, unless that is loopback.
+    pub fn start_at(host: IpAddr, durability: Durability) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("fender-postgres-")
             .tempdir()
@@ -39,6 +46,7 @@ impl Postgres {
         }
         let server = Self {
             directory,
+            host,
             port: free_port(),
             durability,
         };
@@ -52,6 +60,12 @@ impl Postgres {
             "UTF8",
             "--locale=C",
         ]));
+        if !host.is_loopback() {
+            server.make_certificate();
+        }
+        let rules = server.data().join("pg_hba.conf");
+        fs::write(rules, "local all all trust\nhost all all all trust\n")
+            .expect("let everybody in");
         server.up();
         server.sql("postgres", "CREATE DATABASE fender");
         server
@@ -63,9 +77,20 @@ impl Postgres {
             Durability::Full => "",
             Durability::None => "-c fsync=off -c full_page_writes=off",
         };
+        let tls = match self.tls().exists() {
+            true => {
+                let tls = self.tls().display().to_string();
+                format!(
+                    "-c ssl=on -c ssl_cert_file={tls}/certificate.pem -c ssl_key_file={tls}/key.pem"
+                )
+            }
+            false => String::new(),
+        };
         let options = format!(
-            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories={} -c max_connections=60 -c shared_buffers=32MB {flush}",
+            "-p {} -c listen_addresses={} -c unix_socket_directories={} -c max_connections=60 -c shared_buffers=32MB \
+             {flush} {tls}",
             self.port,
+            self.host,
             self.directory.path().display(),
         );
         self.ran(
@@ -91,10 +116,10 @@ impl Postgres {
     }
 
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
+        SocketAddr::from((self.host, self.port))
     }
 
-    /// Over loopback.
+    /// Over TCP.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://fender@{}/{database}", self.address())
     }
@@ -134,6 +159,28 @@ impl Postgres {
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Who vouches for it, where it speaks TLS.
+    pub fn roots(&self) -> PathBuf {
+        self.tls().join("bundle.pem")
+    }
+
+    fn make_certificate(&self) {
+        let authority = Authority::new("database.internal");
+        authority.write_bundle(&self.tls());
+        authority.issue_for_address(self.host).write(&self.tls());
+        if is_root() {
+            for file in ["certificate.pem", "key.pem"] {
+                let file = self.tls().join(file);
+                chown(file, Some(NOBODY), Some(NOBODY))
+                    .expect("hand over what it proves itself by");
+            }
+        }
+    }
+
+    fn tls(&self) -> PathBuf {
+        self.directory.path().join("tls")
     }
 
     fn data(&self) -> PathBuf {

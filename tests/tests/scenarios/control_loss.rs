@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fender_tests::process::PATIENCE;
 use fender_tests::{Client, Mesh, Nginx, wait_until};
+use hyper::StatusCode;
 
 const KEPT_OPEN: usize = 32;
 const MADE_ANEW: usize = 32;
@@ -121,21 +122,30 @@ impl Caller {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// One connection for the whole time; its loss is a failure.
+    /// One connection until an answer says that it is the last; its loss is a failure.
     async fn keep(self) {
-        let mut connection = match self.client.open().await {
-            Ok(connection) => connection,
-            Err(error) => return self.failed(format!("open: {error:#}")),
-        };
         while !self.stopped() {
-            match connection.get("/kept").await {
-                Ok(answer) if answer.status == 200 => self.count(),
-                Ok(answer) => self.failed(format!("kept connection answered {}", answer.status)),
-                Err(error) => return self.failed(format!("kept connection: {error:#}")),
+            if let Err(error) = self.keep_one().await {
+                return self.failed(format!("kept connection: {error:#}"));
+            }
+        }
+    }
+
+    async fn keep_one(&self) -> anyhow::Result<()> {
+        let mut connection = self.client.open().await?;
+        while !self.stopped() {
+            let answer = connection.get("/kept").await?;
+            match answer.status {
+                StatusCode::OK => self.count(),
+                status => self.failed(format!("kept connection answered {status}")),
+            }
+            if answer.header("connection") == Some("close") {
+                break;
             }
             // A paced caller: the machine is shared with everything it calls.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        Ok(())
     }
 
     async fn renew(self) {

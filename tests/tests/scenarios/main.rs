@@ -25,6 +25,7 @@ mod descriptors;
 mod documents;
 mod drain;
 mod envoy;
+mod faults;
 mod founding;
 mod renewal;
 mod replicas;
