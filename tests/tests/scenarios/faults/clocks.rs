@@ -16,63 +16,90 @@ use super::spenders::{Shop, Showing};
 
 const FIVE_MINUTES: i64 = 300;
 
-/// What is not named here is right.
-const WRONG: [(&str, i64); 4] = [
-    ("control-2", FIVE_MINUTES),
-    ("control-3", -FIVE_MINUTES),
-    ("one", FIVE_MINUTES),
-    ("two", -FIVE_MINUTES),
-];
 const RIGHT: usize = 0;
 const AHEAD: usize = 1;
 const BEHIND: usize = 2;
 
-/// Certificates begin ten minutes in the past, but no more than a tenth of their life: they live longer than by default where the
-/// clocks of two may be ten minutes apart.
-const LEAF: &str = "2h";
+struct Clocks {
+    /// By how many seconds. What is not named is right.
+    wrong: &'static [(&'static str, i64)],
+    /// From which replica each service has its certificates.
+    certificates_from: [usize; 3],
+    leaf: &'static str,
+    /// After so many seconds every certificate is due for renewal and none has ended, by each of the clocks.
+    later: i64,
+}
 
-/// After so many seconds every certificate is due for renewal and none has ended, by each of the clocks.
-const LATER: i64 = 90 * 60;
+/// Certificates begin ten minutes in the past, but no more than a tenth of their life: they live longer than by default, because
+/// here the clocks of two are ten minutes apart. Who is ahead has its certificates from who is behind, and the other way round.
+const AHEAD_AND_BEHIND: Clocks = Clocks {
+    wrong: &[
+        ("control-2", FIVE_MINUTES),
+        ("control-3", -FIVE_MINUTES),
+        ("one", FIVE_MINUTES),
+        ("two", -FIVE_MINUTES),
+    ],
+    certificates_from: [BEHIND, AHEAD, RIGHT],
+    leaf: "2h",
+    later: 90 * 60,
+};
+
+/// As far as any two clocks may be apart by the default lifetime.
+const BY_DEFAULT: Clocks = Clocks {
+    wrong: &[("control-2", FIVE_MINUTES), ("one", FIVE_MINUTES)],
+    certificates_from: [RIGHT, AHEAD, AHEAD],
+    leaf: "1h",
+    later: 45 * 60,
+};
 
 #[test]
 fn clocks_five_minutes_ahead_and_behind_and_set_right_lose_or_double_nothing() {
-    let mut mesh = Replicas::start_with_clocks(&WRONG);
-    mesh.apply(RIGHT, &mesh.documents(LEAF, "people", ""));
-    for (at, wrong) in [(RIGHT, 0), (AHEAD, FIVE_MINUTES), (BEHIND, -FIVE_MINUTES)] {
-        let told = || {
-            let status = mesh.status(at);
-            let now = humantime::parse_rfc3339(status["now"].as_str().unwrap());
-            let since = now.unwrap().duration_since(UNIX_EPOCH).unwrap();
-            i64::try_from(since.as_secs()).unwrap()
+    AHEAD_AND_BEHIND.trade(an_end_that_clocks_differ_about_buys_nothing_twice);
+}
+
+#[test]
+fn clocks_that_differ_by_five_minutes_lose_or_double_nothing_with_the_default_lifetime() {
+    BY_DEFAULT.trade(|_| ());
+}
+
+impl Clocks {
+    fn trade(&self, meanwhile: impl FnOnce(&Replicas)) {
+        let mut mesh = Replicas::start_with_clocks(self.wrong);
+        mesh.apply(RIGHT, &mesh.documents(self.leaf, "people", ""));
+        for (at, control) in CONTROLS.iter().enumerate() {
+            let (possible, told) = while_seconds_pass(|| now_by(&mesh, at));
+            let wrong = self.wrong_by(control);
+            assert!(possible.contains(&(told - wrong)), "{told} at {control}");
+        }
+        let controls = self.certificates_from.map(|at| mesh.url(at));
+        let showing = Showing {
+            owner: "one",
+            thief: "two",
         };
-        let (possible, told) = while_seconds_pass(told);
-        assert!(possible.contains(&(told - wrong)), "{told} at {at}");
+        let mut trade = Trade::start(&mesh, controls, showing);
+        trade.goes_on(&mesh, "while clocks are wrong");
+        meanwhile(&mesh);
+
+        // Time passes: by the clocks that are wrong as well as by those that are right.
+        set_clocks(&mesh.network, |host| self.wrong_by(host) + self.later);
+        wait_until("every sidecar has renewed", PATIENCE * 2, || {
+            trade.each_has_renewed()
+        });
+        trade.goes_on(&mesh, "after renewals by clocks that are wrong");
+
+        // Everybody's clock is set right, some back, some forward.
+        set_clocks(&mesh.network, |_| self.later);
+        for at in 0..CONTROLS.len() {
+            mesh.wait_until_it_answers(at);
+        }
+        trade.goes_on(&mesh, "after clocks were set right");
+        trade.settle(&mesh);
     }
 
-    // The sidecar that is ahead has its certificates from the replica that is behind, and the other way round.
-    let controls = [BEHIND, AHEAD, RIGHT].map(|at| mesh.url(at));
-    let showing = Showing {
-        owner: "one",
-        thief: "two",
-    };
-    let mut trade = Trade::start(&mesh, controls, showing);
-    trade.goes_on(&mesh, "while clocks are wrong");
-    an_end_that_clocks_differ_about_buys_nothing_twice(&mesh);
-
-    // Time passes: by the clocks that are wrong as well as by those that are right.
-    set_clocks(&mesh.network, &WRONG, LATER);
-    wait_until("every sidecar has renewed", PATIENCE * 2, || {
-        trade.each_has_renewed()
-    });
-    trade.goes_on(&mesh, "after renewals by clocks that are wrong");
-
-    // Everybody's clock is set right, some back, some forward.
-    set_clocks(&mesh.network, &[], LATER);
-    for at in 0..CONTROLS.len() {
-        mesh.wait_until_it_answers(at);
+    fn wrong_by(&self, host: &str) -> i64 {
+        let named = self.wrong.iter().find(|(name, _)| *name == host);
+        named.map_or(0, |(_, seconds)| *seconds)
     }
-    trade.goes_on(&mesh, "after clocks were set right");
-    trade.settle(&mesh);
 }
 
 /// A token that has ended by two clocks and not by the third buys its one certificate there, and is spent for all.
@@ -120,12 +147,18 @@ fn the_clock_of_a_host_is_as_wrong_as_it_is_set() {
     assert_wrong_by("there", FIVE_MINUTES);
 }
 
-fn set_clocks(network: &Network, wrong: &[(&str, i64)], later: i64) {
+fn set_clocks(network: &Network, wrong_by: impl Fn(&str) -> i64) {
     for host in [&CONTROLS[..], &SERVICES, &[PEOPLE]].concat() {
-        let wrong = wrong.iter().find(|(name, _)| *name == host);
-        let wrong = wrong.map_or(0, |(_, seconds)| *seconds);
-        network.host(host).set_clock_wrong_by(wrong + later);
+        network.host(host).set_clock_wrong_by(wrong_by(host));
     }
+}
+
+/// What a replica takes for the present moment.
+fn now_by(mesh: &Replicas, at: usize) -> i64 {
+    let status = mesh.status(at);
+    let now = humantime::parse_rfc3339(status["now"].as_str().unwrap());
+    let since = now.unwrap().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_secs()).unwrap()
 }
 
 /// What comes of it, and what a clock that is right can have shown meanwhile.

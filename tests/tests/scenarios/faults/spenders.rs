@@ -89,7 +89,10 @@ impl Spenders {
         Self { shared, threads }
     }
 
+    /// How many tokens bought one certificate; none bought two.
     pub(super) fn bought(&self) -> u64 {
+        let duplicated = self.shared.duplicated.lock().unwrap();
+        assert_eq!(*duplicated, Vec::<String>::new(), "bought by both");
         self.shared.bought.load(Ordering::Relaxed)
     }
 
