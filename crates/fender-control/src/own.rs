@@ -9,7 +9,7 @@ use std::time::Duration;
 use fender_api::tls::ALPN;
 use fender_identity::csr::{self, CsrError, KeyError, NewKey};
 use fender_identity::tls::{self, ClientCertificate, TlsError, TlsProfile};
-use fender_identity::{SpiffeId, Svid, SvidError};
+use fender_identity::{SpiffeId, Svid, SvidError, Validity};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, TlsClock};
 use rustls::ServerConfig;
@@ -20,10 +20,12 @@ use crate::ca::issue::{Attested, Grant, IssueError};
 use crate::ca::{Authority, lifetimes};
 use crate::evidence::Evidence;
 use crate::store::{Store, StoreError};
-use crate::time::until;
+use crate::time::{later, until};
 
 /// How often the wall clock is looked at.
 const LOOK: Duration = Duration::from_secs(30);
+/// However little is left, renewals never follow each other faster: each is a signature, and a record.
+const SHORTEST: Duration = Duration::from_secs(1);
 
 pub(crate) struct Own {
     authority: Arc<Authority>,
@@ -51,6 +53,7 @@ impl Own {
         dns_names: Vec<String>,
     ) -> Result<Self, OwnError> {
         let fresh = issue(&authority, &store, &clock, &dns_names).await?;
+        let first = term(&fresh.svid, clock.now());
         let own = Self {
             authority,
             store,
@@ -58,7 +61,7 @@ impl Own {
             dns_names,
             config: watch::Sender::new(Arc::clone(&fresh.config)),
             svid: watch::Sender::new(Arc::new(fresh.svid.clone())),
-            term: Mutex::new(term(&fresh.svid)),
+            term: Mutex::new(first),
             leaves: Mutex::default(),
         };
         own.adopt(fresh);
@@ -124,15 +127,22 @@ impl Own {
             leaves.retain(|(_, not_after)| *not_after > now);
             leaves.push_back((leaf.clone(), svid.validity().not_after));
         }
-        *self.term.lock().unwrap_or_else(PoisonError::into_inner) = term(&svid);
+        *self.term.lock().unwrap_or_else(PoisonError::into_inner) = term(&svid, now);
         tracing::info!(serial = %svid.serial(), "the control plane has a certificate of its own");
         self.svid.send_replace(Arc::new(svid));
         self.config.send_replace(config);
     }
 }
 
-fn term(svid: &Svid) -> (UnixTime, UnixTime) {
-    (svid.validity().not_before, svid.renew_at(0.0))
+/// When it begins and when its successor is due: at half of what is left when it is made. It begins in the past, so that of
+/// one that its authority does not let live for long any more, half of its life may be over at once.
+fn term(svid: &Svid, now: UnixTime) -> (UnixTime, UnixTime) {
+    let Validity {
+        not_before,
+        not_after,
+    } = svid.validity();
+    let half = until(now, not_after) / 2;
+    (not_before, later(now, half.max(SHORTEST)))
 }
 
 async fn issue(
@@ -190,4 +200,42 @@ pub enum OwnError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    /// One that ends in so many seconds, and begins as ours do.
+    fn ends_in(seconds: u64, now: UnixTime) -> Svid {
+        let epoch = rcgen::date_time_ymd(1970, 1, 1);
+        let mut params = CertificateParams::default();
+        let id = "spiffe://acme.test/fender/control".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(id)];
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        let validity = lifetimes::validity(
+            now,
+            lifetimes::CONTROL,
+            later(now, Duration::from_secs(seconds)),
+        );
+        params.not_before = epoch + Duration::from_secs(validity.not_before.as_secs());
+        params.not_after = epoch + Duration::from_secs(validity.not_after.as_secs());
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Svid::from_pem(pem.as_bytes(), key.serialize_pem().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn under_an_authority_that_is_about_to_end_renewals_do_not_follow_each_other_at_once() {
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+        let due_in = |seconds| {
+            let (_, due) = term(&ends_in(seconds, now), now);
+            until(now, due).as_secs()
+        };
+        assert_eq!(due_in(24 * 3600), 12 * 3600);
+        assert_eq!(due_in(600), 300, "half of what is left");
+        assert_eq!((due_in(60), due_in(1), due_in(0)), (30, 1, 1));
+    }
 }
