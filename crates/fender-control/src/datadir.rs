@@ -167,7 +167,8 @@ impl DataDir {
 }
 
 /// Whoever may write to the directory can lay a key or a database of theirs in it before we look, or swap ours.
-fn check_ours(path: &Path) -> Result<(), DataDirError> {
+/// Nobody but its owner may write there.
+pub(crate) fn check_ours(path: &Path) -> Result<(), DataDirError> {
     let metadata = fs::metadata(path).map_err(at(path))?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     let ours = rustix::process::geteuid().as_raw();
@@ -202,7 +203,18 @@ fn private() -> OpenOptions {
     options
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
+/// Makes a directory of ours, if it is not there.
+pub(crate) fn make_private(path: &Path) -> Result<(), DataDirError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(at(path))?;
+    check_ours(path)
+}
+
+/// Written beside its place, flushed, renamed.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);

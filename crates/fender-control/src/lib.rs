@@ -51,7 +51,15 @@ mod tests;
 pub use ca::CaError;
 pub use ca::issue::IssueError;
 pub use ca::seal::SealError;
-pub use ca::upstream::{FilesUpstream, UpstreamError, UpstreamPlace, VaultUpstream};
+pub use ca::upstream::{
+    FilesUpstream, OfflineUpstream, UpstreamError, UpstreamPlace, VaultUpstream,
+};
+/// A root whose key no control plane has.
+pub mod offline {
+    pub use crate::ca::offline::{Made, OfflineError, create_root, sign_intermediate};
+    pub use crate::ca::upstream::{AnotherRoot, import};
+}
+
 pub use datadir::DataDirError;
 pub use embedded::NodeTokenError;
 pub use founding::{Foundation, Founded, init, reissue_admin};

@@ -37,20 +37,28 @@ pub enum Sealing {
 
 impl Sealing {
     pub(crate) fn key(&self, data: &DataDir, absent: Absent) -> Result<SealingKey, DataDirError> {
+        match self.apart()? {
+            Some(key) => Ok(key),
+            None => data.sealing_key(absent),
+        }
+    }
+
+    /// The key that does not lie beside what it seals; none if it does.
+    pub(crate) fn apart(&self) -> Result<Option<SealingKey>, DataDirError> {
         let bytes = match self {
-            Self::DataDirectory => return data.sealing_key(absent),
+            Self::DataDirectory => return Ok(None),
             Self::File(path) => from_file(path, Readers::Owner)?,
             Self::Credential(path) => from_file(path, Readers::AsGiven)?,
             Self::Variable { name, value } => parse(value.expose())
                 .ok_or_else(|| DataDirError::NotAKeyIn { name: name.clone() })?,
             Self::InPlain => {
                 tracing::warn!(
-                    "the authorities' keys are stored in the clear: whoever reads the database is the authority"
+                    "the authorities' keys are stored in the clear: whoever reads where they lie is the authority"
                 );
-                return Ok(SealingKey::in_plain());
+                return Ok(Some(SealingKey::in_plain()));
             }
         };
-        Ok(SealingKey::new(&bytes)?)
+        Ok(Some(SealingKey::new(&bytes)?))
     }
 }
 

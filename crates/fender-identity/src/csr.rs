@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::der_parser::oid::Oid;
-use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::{
     OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_SIG_ECDSA_WITH_SHA256,
     OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ED25519,
@@ -25,7 +25,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::certificate::sha256;
 use crate::der::{self, Element};
-use crate::{Secret, SpiffeId, SpiffeIdError, Svid, SvidError};
+use crate::{Secret, SpiffeId, SpiffeIdError, Svid, SvidError, TrustDomain};
 
 /// Enough for any honest request.
 const MAX_CSR: usize = 16 * 1024;
@@ -107,6 +107,59 @@ pub struct Csr {
 
 /// Reads a request from somebody not yet known.
 pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
+    let request = read(der)?;
+    let id = match names(&request)?.as_slice() {
+        [GeneralName::URI(uri)] => uri.parse().map_err(CsrError::NotSpiffe)?,
+        [_] => return Err(CsrError::NotAUri),
+        names => return Err(CsrError::NotOneName { found: names.len() }),
+    };
+    let (public_key_der, key) = public_key(&request)?;
+    Ok(Csr {
+        id,
+        spki_sha256: sha256(&public_key_der),
+        public_key_der,
+        key,
+    })
+}
+
+/// A request for an intermediate authority, whose signature is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityCsr {
+    /// Of which it is to be an authority.
+    pub trust_domain: TrustDomain,
+    /// The SubjectPublicKeyInfo.
+    pub public_key_der: Vec<u8>,
+    pub key: SubjectPublicKeyInfo,
+}
+
+/// Reads a request for an intermediate authority of a trust domain. People sign it by hand, once a year: what it asks for
+/// beside its name and to sign is refused, because whoever made it expects what they would not get.
+pub fn parse_authority(der: &[u8]) -> Result<AuthorityCsr, CsrError> {
+    let request = read(der)?;
+    let algorithm = &request.certification_request_info.subject_pki.algorithm;
+    let curve = algorithm.parameters.as_ref();
+    if curve.and_then(|curve| curve.as_oid().ok()) != Some(OID_EC_P256) {
+        return Err(CsrError::AuthorityKeyType);
+    }
+    asks_only_to_sign(&request)?;
+    let trust_domain = match names(&request)?.as_slice() {
+        [GeneralName::URI(uri)] => uri
+            .strip_prefix("spiffe://")
+            .and_then(|domain| domain.parse().ok())
+            .ok_or(CsrError::NotATrustDomain)?,
+        [_] => return Err(CsrError::NotAUri),
+        names => return Err(CsrError::NotOneName { found: names.len() }),
+    };
+    let (public_key_der, key) = public_key(&request)?;
+    Ok(AuthorityCsr {
+        trust_domain,
+        public_key_der,
+        key,
+    })
+}
+
+/// A request by the key in it, and nothing besides.
+fn read(der: &[u8]) -> Result<X509CertificationRequest<'_>, CsrError> {
     if der.len() > MAX_CSR {
         return Err(CsrError::TooLarge { length: der.len() });
     }
@@ -119,20 +172,19 @@ pub fn parse(der: &[u8]) -> Result<Csr, CsrError> {
     request
         .verify_signature()
         .map_err(|_| CsrError::WrongSignature)?;
-    let id = one_identity(&request)?;
+    Ok(request)
+}
 
-    let public_key_der = request.certification_request_info.subject_pki.raw.to_vec();
-    let key = SubjectPublicKeyInfo::from_der(&public_key_der).map_err(|_| CsrError::KeyType)?;
+fn public_key(
+    request: &X509CertificationRequest<'_>,
+) -> Result<(Vec<u8>, SubjectPublicKeyInfo), CsrError> {
+    let der = request.certification_request_info.subject_pki.raw.to_vec();
+    let key = SubjectPublicKeyInfo::from_der(&der).map_err(|_| CsrError::KeyType)?;
     // What will be signed is what was asked for, to the byte, so that its hash names the key.
-    if key.subject_public_key_info() != public_key_der {
+    if key.subject_public_key_info() != der {
         return Err(CsrError::Malformed);
     }
-    Ok(Csr {
-        id,
-        spki_sha256: sha256(&public_key_der),
-        public_key_der,
-        key,
-    })
+    Ok((der, key))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -154,6 +206,15 @@ pub enum CsrError {
     NotAUri,
     #[error("name in the certificate request is not an identity")]
     NotSpiffe(#[source] SpiffeIdError),
+    #[error("name in the certificate request is not that of a trust domain")]
+    NotATrustDomain,
+    #[error("key of the certificate request is not ECDSA on P-256, as an authority's is")]
+    AuthorityKeyType,
+    #[error(
+        "certificate request asks for an extension {oid} that no intermediate here is given: not to sign below itself, not \
+         to be limited, not for another use"
+    )]
+    AsksForMore { oid: String },
 }
 
 /// Whether this is DER as DER must be, a request and nothing besides, of the one version there is. The parser is lenient
@@ -203,24 +264,52 @@ fn check_key_type(request: &X509CertificationRequest<'_>) -> Result<(), CsrError
     }
 }
 
-fn one_identity(request: &X509CertificationRequest<'_>) -> Result<SpiffeId, CsrError> {
+/// The alternative names that are asked for.
+fn names<'a>(
+    request: &'a X509CertificationRequest<'_>,
+) -> Result<Vec<&'a GeneralName<'a>>, CsrError> {
     let mut names = Vec::new();
-    for attribute in request.certification_request_info.iter_attributes() {
-        match attribute.parsed_attribute() {
-            ParsedCriAttribute::ExtensionRequest(requested) => {
-                for extension in &requested.extensions {
-                    names.extend(alternative_names(extension.parsed_extension())?);
-                }
-            }
+    for extension in extensions(request) {
+        names.extend(alternative_names(extension.parsed_extension())?);
+    }
+    Ok(names)
+}
+
+fn extensions<'a>(
+    request: &'a X509CertificationRequest<'_>,
+) -> impl Iterator<Item = &'a X509Extension<'a>> {
+    request
+        .certification_request_info
+        .iter_attributes()
+        .filter_map(|attribute| match attribute.parsed_attribute() {
+            ParsedCriAttribute::ExtensionRequest(requested) => Some(&requested.extensions),
             ParsedCriAttribute::ChallengePassword(_) | ParsedCriAttribute::UnsupportedAttribute => {
+                None
+            }
+        })
+        .flatten()
+}
+
+/// To sign certificates and revocation lists, and to be named.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever else is asked for is refused"
+)]
+fn asks_only_to_sign(request: &X509CertificationRequest<'_>) -> Result<(), CsrError> {
+    let signs = 0b110_0000;
+    for extension in extensions(request) {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(_) => {}
+            ParsedExtension::KeyUsage(usage) if usage.flags & !signs == 0 => {}
+            ParsedExtension::ParseError { .. } => return Err(CsrError::Malformed),
+            _ => {
+                return Err(CsrError::AsksForMore {
+                    oid: extension.oid.to_id_string(),
+                });
             }
         }
     }
-    match names.as_slice() {
-        [GeneralName::URI(uri)] => uri.parse().map_err(CsrError::NotSpiffe),
-        [_] => Err(CsrError::NotAUri),
-        names => Err(CsrError::NotOneName { found: names.len() }),
-    }
+    Ok(())
 }
 
 #[expect(

@@ -29,7 +29,8 @@ pub use certificate::{
 pub use peer::{Peer, PeerSvid};
 pub use pem::{
     PemError, certificates as certificates_from_pem, crl_pem,
-    private_key_pkcs8 as private_key_from_pem,
+    encode_certificates as certificates_to_pem, private_key_pkcs8 as private_key_from_pem,
+    request as request_from_pem,
 };
 pub use secret::Secret;
 pub use spiffe::{NodeName, SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};

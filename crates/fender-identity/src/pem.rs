@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::{Error, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use crate::Secret;
@@ -23,6 +23,8 @@ pub enum PemError {
     Missing { what: &'static str },
     #[error("more than one private key in the PEM text")]
     SeveralKeys,
+    #[error("more than one certificate request in the PEM text")]
+    SeveralRequests,
 }
 
 /// Every certificate in the text, in order; other sections are passed over.
@@ -34,6 +36,17 @@ pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErro
         });
     }
     Ok(certificates)
+}
+
+/// The one certificate request in the text, as DER.
+pub fn request(text: &[u8]) -> Result<Vec<u8>, PemError> {
+    let what = "certificate request";
+    let requests: Vec<CertificateSigningRequestDer<'static>> = sections(text, what)?;
+    match requests.as_slice() {
+        [request] => Ok(request.to_vec()),
+        [] => Err(PemError::Missing { what }),
+        [..] => Err(PemError::SeveralRequests),
+    }
 }
 
 /// The one private key in the text.
@@ -79,7 +92,7 @@ pub(crate) fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     text
 }
 
-pub(crate) fn encode_certificates(certificates: &[CertificateDer<'_>]) -> String {
+pub fn encode_certificates(certificates: &[CertificateDer<'_>]) -> String {
     certificates
         .iter()
         .map(|der| encode("CERTIFICATE", der).to_string())

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_control::{
-    ControlConfig, FilesUpstream, Foundation, Postgres, Running, Sealing, StartError, StorePlace,
-    UpstreamPlace, VaultUpstream,
+    ControlConfig, FilesUpstream, Foundation, OfflineUpstream, Postgres, Running, Sealing,
+    StartError, StorePlace, UpstreamPlace, VaultUpstream,
 };
 use fender_identity::Secret;
 use fender_runtime::clock;
@@ -178,6 +178,7 @@ fn observe(socket: AdminSocket, running: &Running, drain: &Drain) -> Result<(), 
 
 fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Failure> {
     let documents = args.documents.as_deref().map(load::documents).transpose();
+    let upstream = upstream(args.upstream.clone(), &args.data_dir);
     Ok(Foundation {
         store: place(&args),
         documents: documents.map_err(|error| Failure::new(Exit::Usage, error))?,
@@ -186,13 +187,14 @@ fn foundation(args: cli::Foundation, sealing: Sealing) -> Result<Foundation, Fai
         trust_domain: args.trust_domain,
         sealing,
         replica: args.replica,
-        upstream: upstream(args.upstream),
+        upstream,
     })
 }
 
 /// Who signs the intermediates, as the flags, which need each other, say.
-fn upstream(args: cli::Upstream) -> Option<UpstreamPlace> {
+fn upstream(args: cli::Upstream, data_dir: &Path) -> Option<UpstreamPlace> {
     let cli::Upstream {
+        root,
         upstream_certificate,
         upstream_key,
         upstream_roots,
@@ -203,6 +205,10 @@ fn upstream(args: cli::Upstream) -> Option<UpstreamPlace> {
         upstream_vault_token_file,
         upstream_vault_ca,
     } = args;
+    if let Some(cli::RootPlace::Offline) = root {
+        let offline = OfflineUpstream::in_data_dir(data_dir);
+        return Some(UpstreamPlace::Offline(offline));
+    }
     if let (Some(certificate), Some(key), Some(roots)) =
         (upstream_certificate, upstream_key, &upstream_roots)
     {

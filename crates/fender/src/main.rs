@@ -8,6 +8,7 @@ mod admin;
 mod admin_socket;
 mod agent;
 mod audit;
+mod ca;
 mod cli;
 mod control;
 mod crl;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use clap::Parser;
 use fender_runtime::{sys, telemetry};
 
-use cli::{Ca, Cli, Command, SvidCommand, Token};
+use cli::{Ca, CaCreateRoot, CaSignIntermediate, Cli, Command, SvidCommand, Token};
 use exit::{Exit, Failure, Outcome};
 
 /// For threads that are about to end by themselves.
@@ -78,6 +79,12 @@ fn run(cli: Cli) -> Outcome {
     // Before any thread: it may be in the environment, which is then changed.
     let sealing = if let Command::Control(args) = &cli.command {
         control::sealing(control::sealing_of(args))?
+    } else if let Command::Ca(
+        Ca::CreateRoot(CaCreateRoot { sealing, .. })
+        | Ca::SignIntermediate(CaSignIntermediate { sealing, .. }),
+    ) = &cli.command
+    {
+        control::sealing(&sealing.into())?
     } else {
         fender_control::Sealing::default()
     };
@@ -97,6 +104,9 @@ fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => blocking(admin::explain(args)),
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
+        Command::Ca(Ca::CreateRoot(args)) => ca::create_root(&args, &sealing),
+        Command::Ca(Ca::SignIntermediate(args)) => ca::sign_intermediate(&args, &sealing),
+        Command::Ca(Ca::Import(args)) => ca::import(&args),
         Command::Revoke(args) => blocking(revoke::revoke(args)),
         Command::Revocations(args) => blocking(revoke::list(args)),
         Command::Crl(args) => blocking(crl::write(args)),

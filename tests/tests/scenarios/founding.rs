@@ -11,7 +11,7 @@ use fender_tests::{Postgres, Process, binary, wait_until};
 use rustix::process::Signal;
 
 /// Code and both outputs of the binary, in a directory and with an empty environment.
-fn fender(home: &Path, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) fn fender(home: &Path, arguments: &[&str]) -> (i32, String, String) {
     let output = Command::new(binary())
         .args(arguments)
         .current_dir(home)
@@ -27,7 +27,7 @@ fn fender(home: &Path, arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// A line of what `init` told, as the shell would split it; without the program's name.
-fn line<'a>(told: &'a str, begins: &str) -> Vec<&'a str> {
+pub(crate) fn line<'a>(told: &'a str, begins: &str) -> Vec<&'a str> {
     let line = told
         .lines()
         .find_map(|line| line.trim().strip_prefix(begins));

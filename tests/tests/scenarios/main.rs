@@ -27,6 +27,7 @@ mod drain;
 mod envoy;
 mod faults;
 mod founding;
+mod offline_root;
 mod renewal;
 mod replicas;
 mod revocation;

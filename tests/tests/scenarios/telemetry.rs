@@ -10,7 +10,7 @@ use fender_tests::process::{PATIENCE, free_address, output};
 use fender_tests::{Postgres, Process, binary, installed, wait_until};
 
 /// What curl gets there: the status code and the body.
-fn get(socket: &Path, path: &str) -> (String, String) {
+pub(crate) fn get(socket: &Path, path: &str) -> (String, String) {
     let socket = socket.to_string_lossy();
     let url = format!("http://localhost{path}");
     let (_, out, _) = output(

@@ -8,7 +8,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SigningKey,
 };
-use rustls::pki_types::{PrivatePkcs8KeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::seal::{SealError, SealingKey};
@@ -133,12 +133,9 @@ impl Workshop {
         now: UnixTime,
     ) -> Result<AuthorityRow, CaError> {
         let key = AuthorityKey::generate()?;
-        let serial = random_serial()?;
         let validity = lifetimes::validity(now, lifetime, root.validity.not_after);
-        let issuer = Issuer::from_ca_cert_der(&root.certificate, root_key)?;
-        let certificate = params(Role::Intermediate, &self.trust_domain, &serial, validity)?
-            .signed_by(&key, &issuer)?
-            .into();
+        let above = (&root.certificate, root_key);
+        let (serial, certificate) = below(above, &self.trust_domain, &key, validity)?;
         let row = AuthorityRow {
             serial,
             role: Role::Intermediate,
@@ -211,6 +208,20 @@ impl Workshop {
         place.extend_from_slice(&sha256(&row.certificate));
         place
     }
+}
+
+/// An intermediate of a key, under a root.
+pub(crate) fn below(
+    (root, root_key): (&CertificateDer<'_>, AuthorityKey),
+    trust_domain: &TrustDomain,
+    key: &impl PublicKeyData,
+    validity: Validity,
+) -> Result<(Serial, CertificateDer<'static>), CaError> {
+    let serial = random_serial()?;
+    let issuer = Issuer::from_ca_cert_der(root, root_key)?;
+    let params = params(Role::Intermediate, trust_domain, &serial, validity)?;
+    let certificate = params.signed_by(key, &issuer)?;
+    Ok((serial, certificate.into()))
 }
 
 fn params(

@@ -11,6 +11,7 @@ pub(crate) mod issue;
 pub(crate) mod jwt;
 pub(crate) mod lifetimes;
 pub(crate) mod make;
+pub(crate) mod offline;
 pub(crate) mod rotation;
 pub(crate) mod seal;
 pub(crate) mod upstream;
@@ -156,6 +157,9 @@ impl Authority {
             // With an intermediate from before it can wait.
             match (brought, authorities::all(store).await?.is_empty()) {
                 (Err(error), true) => return Err(error),
+                (Err(error @ CaError::Upstream(UpstreamError::NotSigned { .. })), false) => {
+                    return Err(error);
+                }
                 (Err(error), false) => {
                     tracing::error!(%error, "no intermediate from upstream; going on with what is there")
                 }
@@ -526,7 +530,8 @@ pub enum CaError {
     #[error("the database holds no intermediate certificate authority")]
     NoIntermediate,
     #[error(
-        "the root's key is kept elsewhere: the next intermediate comes from the upstream authority, by itself"
+        "the root's key is kept elsewhere: the next intermediate comes from the upstream authority by itself, or is signed \
+         by whoever keeps the root offline"
     )]
     KeyElsewhere,
     #[error("the root {serial} is published already and signs in {in_seconds} s: wait for it")]

@@ -14,6 +14,7 @@ mod jwt;
 mod kubernetes;
 mod load;
 mod nodes;
+mod offline;
 mod readmission;
 mod renewal;
 mod replicas;

@@ -158,7 +158,7 @@ async fn founded(
 }
 
 /// A long time passes, and the control plane notices.
-async fn notice(world: &World, by: Duration) {
+pub(super) async fn notice(world: &World, by: Duration) {
     world.advance(by).await;
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(61)).await;

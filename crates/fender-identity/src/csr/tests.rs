@@ -287,6 +287,35 @@ fn a_key_of_another_kind_is_not_taken_back() {
     }
 }
 
+#[test]
+fn a_request_for_an_authority_says_of_which_trust_domain_and_nothing_else() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = named(vec![uri("spiffe://mesh.example")]);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let csr = parse_authority(&request(&params, &key)).unwrap();
+    assert_eq!(csr.trust_domain.as_str(), "mesh.example");
+    assert_eq!(csr.public_key_der, key.subject_public_key_info());
+    assert_eq!(
+        parse_authority(&request(&named(vec![uri(ORDERS)]), &key)),
+        Err(CsrError::NotATrustDomain)
+    );
+    for algorithm in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        assert_eq!(
+            parse_authority(&request(&params, &key)),
+            Err(CsrError::AuthorityKeyType)
+        );
+    }
+    // A path length asks for authorities below.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    assert_eq!(
+        parse_authority(&request(&params, &key)),
+        Err(CsrError::AsksForMore {
+            oid: "2.5.29.19".to_owned()
+        })
+    );
+}
+
 proptest! {
     #[test]
     fn a_changed_byte_never_changes_what_a_request_says(place: usize, change in 1..=255u8) {

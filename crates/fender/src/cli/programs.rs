@@ -113,6 +113,14 @@ pub(crate) struct Foundation {
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
 pub(crate) struct Upstream {
+    /// Where the key of the mesh's root is, if not here: people sign the intermediates, see `fender ca create-root`
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHERE",
+        conflicts_with_all = ["upstream_certificate", "upstream_vault", "upstream_roots"]
+    )]
+    pub(crate) root: Option<RootPlace>,
     /// An intermediate authority in PEM, then what lies between it and its root; read again whenever it changes
     #[arg(
         long,
@@ -151,6 +159,11 @@ pub(crate) struct Upstream {
     /// Authorities in PEM that vouch for Vault's server
     #[arg(long, value_name = "FILE", requires = "upstream_vault")]
     pub(crate) upstream_vault_ca: Option<PathBuf>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RootPlace {
+    Offline,
 }
 
 /// Part of a path in Vault's API: nothing in it can lead elsewhere.

@@ -84,6 +84,9 @@ fn flags(args: &cli::Foundation) -> String {
     if let Some(name) = &args.replica {
         flag("replica", &name.to_string());
     }
+    if args.upstream.root.is_some() {
+        flag("root", "offline");
+    }
     let paths = [
         ("admin-dir", &args.admin_dir),
         ("store-password-file", &args.store_password_file),

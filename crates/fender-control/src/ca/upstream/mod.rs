@@ -1,11 +1,12 @@
 //! An authority above ours: it signs our intermediates, and its root is the mesh's ([DESIGN I7]).
 //!
-//! Either an intermediate with its key lies in files, which somebody renews ([`files`]), or Vault or OpenBao signs a
-//! request of ours ([`vault`]), and then our key never leaves. Each replica has an intermediate of its own. Whatever comes
+//! Either an intermediate with its key lies in files, which somebody renews ([`files`]), or a request of ours is signed, and
+//! then our key never leaves: by Vault or OpenBao ([`vault`]), or by people with a root that is offline ([`offline`]). Each replica has an intermediate of its own. Whatever comes
 //! is tried before it is believed: a certificate is signed under it and verified as every peer will verify ours. What does
 //! not hold is not taken, and what is in use stays; [`super::horizon`] says until when.
 
 mod files;
+mod offline;
 mod vault;
 
 use std::collections::BTreeSet;
@@ -15,7 +16,9 @@ use std::time::Duration;
 use fender_config::Lifetimes;
 use fender_identity::csr::{self, NewKey};
 use fender_identity::verify::{self, MAX_CHAIN, Refusal};
-use fender_identity::{Bundle, BundleError, Bundles, Serial, SpiffeId, Validity, uris_of};
+use fender_identity::{
+    Bundle, BundleError, Bundles, Serial, SpiffeId, TrustDomain, Validity, uris_of,
+};
 use rcgen::{
     CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyUsagePurpose, PublicKeyData as _,
     SanType,
@@ -27,18 +30,21 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::lifetimes::{self, past_half};
 use super::make::{AuthorityKey, Workshop, random_serial, set_validity};
 use super::{CaError, rotation};
+use crate::datadir::DataDirError;
 use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
 use crate::store::{Store, audit};
 use crate::time::{later, moment, until};
 use fender_runtime::clock::SharedClock;
 
 pub use files::FilesUpstream;
+pub use offline::{AnotherRoot, OfflineUpstream, import};
 pub use vault::VaultUpstream;
 
 /// Where intermediates come from.
 #[derive(Clone, Debug)]
 pub enum UpstreamPlace {
     Files(FilesUpstream),
+    Offline(OfflineUpstream),
     Vault(VaultUpstream),
 }
 
@@ -46,6 +52,7 @@ pub enum UpstreamPlace {
 pub(crate) struct Upstream {
     place: UpstreamPlace,
     lease: vault::Lease,
+    reminder: offline::Reminder,
     clock: SharedClock,
 }
 
@@ -63,6 +70,7 @@ impl Upstream {
         Self {
             place,
             lease: vault::Lease::default(),
+            reminder: offline::Reminder::default(),
             clock,
         }
     }
@@ -76,22 +84,46 @@ impl Upstream {
         now: UnixTime,
     ) -> Result<(), CaError> {
         let rows = authorities::all(store).await?;
-        if let UpstreamPlace::Vault(vault) = &self.place {
-            vault.keep_token(&self.lease, &self.clock).await;
-            if !is_due(&rows, workshop, now) {
+        match &self.place {
+            UpstreamPlace::Files(_) => {}
+            UpstreamPlace::Offline(offline) if offline.is_answered() => {}
+            UpstreamPlace::Offline(_) if !is_due(&rows, workshop, now) => return Ok(()),
+            UpstreamPlace::Offline(offline) => {
+                offline.ask(workshop)?;
+                let Some(current) = offline::goes_on(&rows, workshop, now) else {
+                    let request = offline.request();
+                    return Err(UpstreamError::NotSigned { request }.into());
+                };
+                offline.remind(&self.reminder, current, now);
                 return Ok(());
+            }
+            UpstreamPlace::Vault(vault) => {
+                vault.keep_token(&self.lease, &self.clock).await;
+                if !is_due(&rows, workshop, now) {
+                    return Ok(());
+                }
             }
         }
         let fresh = self.next(&rows, workshop, lifetimes, now).await?;
         let Some(intermediate) = fresh.last() else {
+            self.taken();
             return Ok(());
         };
         let (serial, ends) = (intermediate.serial.clone(), intermediate.validity.not_after);
         let lives = until(now, ends).as_secs();
         if store.write(succeed(&rows, fresh, workshop, now)).await? == Succeeded::Added {
             tracing::info!(%serial, lives, "an intermediate certificate authority came from upstream");
+            self.taken();
         }
         Ok(())
+    }
+
+    /// What was brought is on record.
+    fn taken(&self) {
+        match &self.place {
+            UpstreamPlace::Offline(offline) => offline.answered(),
+            UpstreamPlace::Files(_) | UpstreamPlace::Vault(_) => {}
+        }
     }
 
     /// An intermediate that was not known before, after its root if that was not either; nothing if there is none.
@@ -104,6 +136,7 @@ impl Upstream {
     ) -> Result<Vec<AuthorityRow>, UpstreamError> {
         let brought = match &self.place {
             UpstreamPlace::Files(files) => files.read()?,
+            UpstreamPlace::Offline(offline) => offline.read(workshop)?,
             UpstreamPlace::Vault(vault) => {
                 vault
                     .sign(workshop, lifetimes.intermediate, &self.clock)
@@ -134,7 +167,7 @@ impl Upstream {
         fresh: &[AuthorityRow],
     ) -> Result<(), UpstreamError> {
         let given = match &self.place {
-            UpstreamPlace::Files(_) => true,
+            UpstreamPlace::Files(_) | UpstreamPlace::Offline(_) => true,
             UpstreamPlace::Vault(vault) => vault.roots.is_some(),
         };
         let is_upstreams = |row: &&AuthorityRow| row.role == Role::Root && row.sealed_key.is_none();
@@ -173,13 +206,15 @@ fn succeed(
     }
 }
 
-/// Whether this replica needs another: it has none under a root that is kept elsewhere, or half of its life is over.
+/// Whether this replica needs another: under a root that is kept elsewhere it has none whose life is not half over.
 fn is_due(rows: &[AuthorityRow], workshop: &Workshop, now: UnixTime) -> bool {
     let Some(root) = rotation::latest_root(rows).filter(|root| root.sealed_key.is_none()) else {
         return true;
     };
-    rotation::intermediate(rows, root, &workshop.replica, now)
-        .is_none_or(|current| !current.validity.includes(now) || past_half(current.validity, now))
+    let mut ours = rows.iter().filter(|row| {
+        row.root.as_ref() == Some(&root.serial) && row.holder.as_ref() == Some(&workshop.replica)
+    });
+    !ours.any(|row| row.validity.includes(now) && !past_half(row.validity, now))
 }
 
 impl Brought {
@@ -191,8 +226,9 @@ impl Brought {
         now: UnixTime,
     ) -> Result<Vec<AuthorityRow>, UpstreamError> {
         let intermediate = first(&self.chain)?.clone();
-        let facts = read_certificate(&intermediate)?;
-        facts.check(workshop, lifetimes, now)?;
+        let facts = Facts::read(&intermediate)?;
+        facts.check(&workshop.trust_domain)?;
+        facts.lives_for(lifetimes.leaf.saturating_mul(2), now)?;
         // The leaf below it and, in our own chain, the root above it must fit as well.
         if self.chain.len() + 2 > MAX_CHAIN {
             return Err(UpstreamError::TooLong);
@@ -201,7 +237,7 @@ impl Brought {
             return Err(UpstreamError::OtherKey);
         }
         let root = self.root(workshop, now)?;
-        let root_facts = read_certificate(&root)?;
+        let root_facts = Facts::read(&root)?;
         let mut rows = Vec::new();
         if known.iter().all(|row| row.certificate != root) {
             let current = rotation::signing_root(known, now);
@@ -307,65 +343,65 @@ fn first<'a>(
 }
 
 /// What counts of an authority's certificate.
-struct Facts {
-    serial: Serial,
-    validity: Validity,
-    public_key: Vec<u8>,
+pub(super) struct Facts {
+    pub(super) serial: Serial,
+    pub(super) validity: Validity,
+    pub(super) public_key: Vec<u8>,
     signs: bool,
+    /// How many authorities may follow below it, if that is limited.
+    depth: Option<u32>,
     uris: Vec<String>,
     limits_uris: bool,
 }
 
-fn read_certificate(der: &CertificateDer<'_>) -> Result<Facts, UpstreamError> {
-    let malformed = || UpstreamError::Malformed;
-    let (rest, read) = X509Certificate::from_der(der).map_err(|_| malformed())?;
-    if !rest.is_empty() {
-        return Err(malformed());
-    }
-    let usage = read.key_usage().map_err(|_| malformed())?;
-    let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() && usage.value.crl_sign());
-    let names = read.subject_alternative_name().map_err(|_| malformed())?;
-    let uris = match names {
-        Some(names) => uris_of(&names.value.general_names).ok_or_else(malformed)?,
-        None => Vec::new(),
-    };
-    let limits = read.name_constraints().map_err(|_| malformed())?;
-    let limits_uris = limits.is_some_and(|limits| {
-        let trees = [
-            &limits.value.permitted_subtrees,
-            &limits.value.excluded_subtrees,
-        ];
-        let mut all = trees.into_iter().flatten().flatten();
-        all.any(|tree| matches!(tree.base, GeneralName::URI(_)))
-    });
-    Ok(Facts {
-        serial: Serial::from_bytes(read.raw_serial()).map_err(|_| malformed())?,
-        validity: Validity {
-            not_before: moment(read.validity().not_before.timestamp()),
-            not_after: moment(read.validity().not_after.timestamp()),
-        },
-        public_key: read.public_key().raw.to_vec(),
-        signs: signs && read.is_ca(),
-        uris,
-        limits_uris,
-    })
-}
-
 impl Facts {
+    pub(super) fn read(der: &CertificateDer<'_>) -> Result<Self, UpstreamError> {
+        let malformed = || UpstreamError::Malformed;
+        let (rest, read) = X509Certificate::from_der(der).map_err(|_| malformed())?;
+        if !rest.is_empty() {
+            return Err(malformed());
+        }
+        let usage = read.key_usage().map_err(|_| malformed())?;
+        let signs =
+            usage.is_some_and(|usage| usage.value.key_cert_sign() && usage.value.crl_sign());
+        let constraints = read.basic_constraints().map_err(|_| malformed())?;
+        let names = read.subject_alternative_name().map_err(|_| malformed())?;
+        let uris = match names {
+            Some(names) => uris_of(&names.value.general_names).ok_or_else(malformed)?,
+            None => Vec::new(),
+        };
+        let limits = read.name_constraints().map_err(|_| malformed())?;
+        let limits_uris = limits.is_some_and(|limits| {
+            let trees = [
+                &limits.value.permitted_subtrees,
+                &limits.value.excluded_subtrees,
+            ];
+            let mut all = trees.into_iter().flatten().flatten();
+            all.any(|tree| matches!(tree.base, GeneralName::URI(_)))
+        });
+        Ok(Self {
+            serial: Serial::from_bytes(read.raw_serial()).map_err(|_| malformed())?,
+            validity: Validity {
+                not_before: moment(read.validity().not_before.timestamp()),
+                not_after: moment(read.validity().not_after.timestamp()),
+            },
+            public_key: read.public_key().raw.to_vec(),
+            signs: signs && read.is_ca(),
+            depth: constraints.and_then(|it| it.value.path_len_constraint),
+            uris,
+            limits_uris,
+        })
+    }
+
     /// What the probe would not say, or not as clearly.
-    fn check(
-        &self,
-        workshop: &Workshop,
-        lifetimes: &Lifetimes,
-        now: UnixTime,
-    ) -> Result<(), UpstreamError> {
+    pub(super) fn check(&self, trust_domain: &TrustDomain) -> Result<(), UpstreamError> {
         if !self.signs {
             return Err(UpstreamError::NotACa);
         }
         if self.limits_uris {
             return Err(UpstreamError::LimitsUris);
         }
-        let own = format!("spiffe://{}", workshop.trust_domain);
+        let own = format!("spiffe://{trust_domain}");
         if let Some(found) = self.uris.iter().find(|uri| **uri != own) {
             let found = found
                 .chars()
@@ -374,15 +410,51 @@ impl Facts {
                 .collect();
             return Err(UpstreamError::OtherTrustDomain { found });
         }
-        let left = until(now, self.validity.not_after);
-        if left < lifetimes.leaf.saturating_mul(2) {
-            return Err(UpstreamError::TooShort {
-                seconds: left.as_secs(),
-                needed: lifetimes.leaf.saturating_mul(2).as_secs(),
-            });
-        }
         Ok(())
     }
+
+    fn lives_for(&self, needed: Duration, now: UnixTime) -> Result<(), UpstreamError> {
+        let left = until(now, self.validity.not_after);
+        match left < needed {
+            true => Err(UpstreamError::TooShort {
+                seconds: left.as_secs(),
+                needed: needed.as_secs(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// The one trust domain that it names.
+    pub(super) fn trust_domain(&self) -> Option<TrustDomain> {
+        match self.uris.as_slice() {
+            [only] => only.strip_prefix("spiffe://")?.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// An intermediate as one that is made here: of this key, and nothing may follow below it but leaves.
+    pub(super) fn is_intermediate(&self, trust_domain: &TrustDomain, public_key: &[u8]) -> bool {
+        self.check(trust_domain).is_ok()
+            && self.trust_domain().as_ref() == Some(trust_domain)
+            && self.depth == Some(0)
+            && self.public_key == public_key
+    }
+}
+
+/// Whether the key of one certificate made the signature of another.
+pub(super) fn signed_by(
+    below: &CertificateDer<'_>,
+    above: &CertificateDer<'_>,
+) -> Result<(), UpstreamError> {
+    let read = |der| {
+        X509Certificate::from_der(der)
+            .map(|(_, read)| read)
+            .map_err(|_| UpstreamError::Malformed)
+    };
+    let (below, above) = (read(below)?, read(above)?);
+    below
+        .verify_signature(Some(above.public_key()))
+        .map_err(|_| UpstreamError::OtherIssuer)
 }
 
 /// Why an upstream gave no intermediate that could be used.
@@ -402,6 +474,16 @@ pub enum UpstreamError {
     Server(String),
     #[error("upstream gave no certificate")]
     NoCertificate,
+    #[error(
+        "this control plane has no intermediate to sign with, and the root's key is offline: have `{}` signed by `fender ca \
+         sign-intermediate` where the root is, bring back what it writes, run `fender ca import` on it, and start again",
+        request.display()
+    )]
+    NotSigned { request: PathBuf },
+    #[error("a certificate of the chain was not signed by the one after it")]
+    OtherIssuer,
+    #[error(transparent)]
+    Directory(#[from] DataDirError),
     #[error("no root is given that the upstream intermediate could chain to")]
     NoRoot,
     #[error("a certificate from upstream cannot be read")]

@@ -1,0 +1,464 @@
+//! DESIGN §14: with the root offline a control plane has intermediates and nothing more. What people sign with the root,
+//! and what a control plane takes from them, each refusal with its attack; and nothing ends unannounced (I3).
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, SanType, SignatureAlgorithm,
+};
+
+use rustls::pki_types::CertificateDer;
+
+use super::upstream::notice;
+use super::*;
+use crate::offline::{AnotherRoot, Made, OfflineError, create_root, import, sign_intermediate};
+use crate::{CaError, OfflineUpstream, Sealing, UpstreamError, UpstreamPlace};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Where the root is, and what its owners hold.
+struct Vault {
+    directory: TempDir,
+    /// How long they let an intermediate live.
+    lifetime: Duration,
+}
+
+impl Vault {
+    fn new() -> Self {
+        let vault = Self::empty();
+        vault.create("root", 10).unwrap();
+        vault
+    }
+
+    fn empty() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, byte) in [("key", 1), ("another-key", 2)] {
+            let path = directory.path().join(name);
+            fs::write(&path, [byte; 32]).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let lifetime = YEAR;
+        Self {
+            directory,
+            lifetime,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn sealing(&self, name: &str) -> Sealing {
+        Sealing::File(self.path(name))
+    }
+
+    fn create(&self, name: &str, years: u32) -> Result<Made, OfflineError> {
+        let domain = "acme.test".parse().unwrap();
+        let (path, sealing) = (self.path(name), self.sealing("key"));
+        create_root(&path, &domain, YEAR * years, &sealing, at(NOW))
+    }
+
+    fn sign_at(&self, root: &str, request: &Path, now: u64) -> Result<Made, OfflineError> {
+        let (path, sealing) = (self.path(root), self.sealing("key"));
+        sign_intermediate(&path, request, self.lifetime, &sealing, at(now))
+    }
+
+    /// A file to carry back.
+    fn signed(&self, root: &str, request: &Path, now: u64) -> PathBuf {
+        let made = self.sign_at(root, request, now).unwrap();
+        let path = self.path("signed.pem");
+        fs::write(&path, made.pem).unwrap();
+        path
+    }
+
+    /// A request in a file, as somebody makes it who is no control plane of ours.
+    fn request(
+        &self,
+        algorithm: &'static SignatureAlgorithm,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> PathBuf {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![uri("spiffe://acme.test")];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut params);
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let text = params.serialize_request(&key).unwrap().pem().unwrap();
+        let path = self.path("request.pem");
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().unwrap())
+}
+
+/// A data directory, and the clock beside it.
+struct Machine {
+    directory: TempDir,
+    clock: Arc<TestClock>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            clock: TestClock::new(at(NOW)),
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn request(&self) -> PathBuf {
+        OfflineUpstream::in_data_dir(&self.data()).request()
+    }
+
+    async fn start(&self, drain: &Drain) -> Result<Running, StartError> {
+        let documents = documents(self.directory.path(), "shop");
+        let mut config = config(&self.data(), Some(documents));
+        let place = OfflineUpstream::in_data_dir(&self.data());
+        config.foundation.upstream = Some(UpstreamPlace::Offline(place));
+        start(config, self.clock.clone(), drain.clone()).await
+    }
+
+    /// Its first start, which finds nothing to sign with; the request is there afterwards.
+    async fn ask(&self) {
+        let drain = Drain::new();
+        let refused = self.start(&drain).await.map(drop).unwrap_err();
+        let StartError::Ca(CaError::Upstream(UpstreamError::NotSigned { request })) = refused
+        else {
+            panic!("{refused}");
+        };
+        // The directory is canonical by then.
+        assert_eq!(
+            fs::canonicalize(request).unwrap(),
+            fs::canonicalize(self.request()).unwrap()
+        );
+        assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+    }
+
+    fn import(&self, signed: &Path, another: AnotherRoot) -> Result<Made, OfflineError> {
+        import(&self.data(), signed, another, self.clock.now())
+    }
+
+    async fn world(self) -> World {
+        let drain = Drain::new();
+        let running = self.start(&drain).await.unwrap();
+        World {
+            directory: self.directory,
+            clock: self.clock,
+            drain,
+            running,
+        }
+    }
+}
+
+/// A control plane under a root of somebody's.
+async fn founded(vault: &Vault) -> World {
+    let machine = Machine::new();
+    machine.ask().await;
+    let signed = vault.signed("root", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    machine.world().await
+}
+
+fn offline(world: &World, name: &str) -> PathBuf {
+    world.path("data/offline").join(name)
+}
+
+fn seconds(moment: Duration) -> i64 {
+    i64::try_from(NOW + moment.as_secs()).unwrap()
+}
+
+#[tokio::test]
+async fn what_people_sign_with_the_root_is_all_a_control_plane_has() {
+    let vault = Vault::new();
+    let world = founded(&vault).await;
+    let root = fs::read(vault.path("root/root.pem")).unwrap();
+    let root = fender_identity::certificates_from_pem(&root).unwrap();
+    assert_eq!(world.bundle().roots(), root);
+    let svid = world.attested("shop/orders").await;
+    assert_eq!(svid.chain().len(), 2);
+    world.subscribe(&svid, 0).await.next().await.unwrap();
+    for name in ["request.pem", "request-key", "signed.pem"] {
+        assert!(!offline(&world, name).exists(), "{name} is answered");
+    }
+
+    let status = world.status().await;
+    assert_eq!(status.unrecoverable_unix, seconds(YEAR));
+    assert!(status.unrecoverable_because.contains("root's key"));
+    let metrics = world.running.metrics().await;
+    assert!(
+        metrics.contains(&format!("fender_unrecoverable_seconds {}", YEAR.as_secs())),
+        "{metrics}"
+    );
+    for role in [
+        proto::AuthorityRole::Root,
+        proto::AuthorityRole::Intermediate,
+    ] {
+        let request = proto::RotateAuthorityRequest { role: role.into() };
+        let answer = world.admin().await.rotate_authority(request).await;
+        assert!(answer.is_err(), "{role:?} needs the root's key");
+    }
+}
+
+#[tokio::test]
+async fn the_next_intermediate_is_asked_for_at_half_of_its_life_and_nothing_waits_for_it() {
+    // The first administrator's certificate lives for 90 days.
+    let life = 40 * DAY;
+    let vault = Vault {
+        lifetime: life,
+        ..Vault::new()
+    };
+    let world = founded(&vault).await;
+    let before = world.attested("shop/orders").await;
+    let request = offline(&world, "request.pem");
+    assert!(!request.exists(), "nothing is due yet");
+    notice(&world, life / 2 + DAY).await;
+    eventually_patient(|| async { request.exists().then_some(()) }).await;
+    let same = world.attested("shop/orders").await;
+    assert_eq!(same.chain()[1], before.chain()[1], "what is there signs on");
+    assert_eq!(world.status().await.unrecoverable_unix, seconds(life));
+
+    let now = world.now();
+    let signed = vault.signed("root", &request, now);
+    let data = world.path("data");
+    import(&data, &signed, AnotherRoot::Refused, at(now)).unwrap();
+    notice(&world, DAY).await;
+    let after = eventually_patient(|| async {
+        let svid = world.attested("shop/orders").await;
+        (svid.chain()[1] != before.chain()[1]).then_some(svid)
+    })
+    .await;
+    world.subscribe(&after, 0).await.next().await.unwrap();
+    let until = world.status().await.unrecoverable_unix;
+    assert_eq!(until, i64::try_from(now + life.as_secs()).unwrap());
+    eventually_patient(|| async { (!request.exists()).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_root_is_made_once_and_for_nobody_else_to_read() {
+    let vault = Vault::new();
+    let mode = |name: &str| fs::metadata(vault.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("root"), mode("root/root-key")), (0o700, 0o600));
+    let again = vault.create("root", 10).unwrap_err();
+    assert!(matches!(again, OfflineError::There { .. }), "{again}");
+
+    let domain = "acme.test".parse().unwrap();
+    let beside = create_root(
+        &vault.path("b"),
+        &domain,
+        YEAR,
+        &Sealing::DataDirectory,
+        at(NOW),
+    );
+    let beside = beside.unwrap_err();
+    assert!(matches!(beside, OfflineError::NoSealing), "{beside}");
+    let plain = vault.path("plain");
+    create_root(&plain, &domain, YEAR, &Sealing::InPlain, at(NOW)).unwrap();
+    // PKCS#8 names the curve: sealed, it does not show.
+    let curve = [0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+    let shows = |name: &str| {
+        let bytes = fs::read(vault.path(name)).unwrap();
+        bytes.windows(curve.len()).any(|window| window == curve)
+    };
+    assert!(shows("plain/root-key") && !shows("root/root-key"));
+}
+
+#[tokio::test]
+async fn attack_a_request_that_is_not_for_an_intermediate_as_ours_is_not_signed() {
+    let vault = Vault::new();
+    let refused = |path: &Path| vault.sign_at("root", path, NOW).unwrap_err().to_string();
+    let p256 = &PKCS_ECDSA_P256_SHA256;
+    vault
+        .sign_at("root", &vault.request(p256, |_| {}), NOW)
+        .unwrap();
+
+    let why = refused(&vault.request(&PKCS_ECDSA_P384_SHA384, |_| {}));
+    assert!(why.contains("P-256"), "{why}");
+    let deeper = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(3));
+    };
+    let client = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    };
+    let (basic_constraints, other_use) = ("2.5.29.19", "2.5.29.37");
+    let why = refused(&vault.request(p256, deeper));
+    assert!(why.contains(basic_constraints), "{why}");
+    let why = refused(&vault.request(p256, client));
+    assert!(why.contains(other_use), "{why}");
+    let leaf = |params: &mut CertificateParams| {
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    };
+    assert!(refused(&vault.request(p256, leaf)).contains("2.5.29.15"));
+
+    for (name, why) in [
+        ("spiffe://other.test", "`other.test`"),
+        ("spiffe://acme.test/ns/shop/sa/orders", "trust domain"),
+        ("https://acme.test", "trust domain"),
+    ] {
+        let named = vault.request(p256, |params| params.subject_alt_names = vec![uri(name)]);
+        let refused = refused(&named);
+        assert!(refused.contains(why), "{name}: {refused}");
+    }
+    let two = |params: &mut CertificateParams| {
+        params.subject_alt_names.push(uri("spiffe://other.test"));
+    };
+    assert!(refused(&vault.request(p256, two)).contains("2 names"));
+    // One byte of the signature, which is last.
+    let path = vault.request(p256, |_| {});
+    let der = fender_identity::request_from_pem(&fs::read(&path).unwrap()).unwrap();
+    let mut forged = der;
+    *forged.last_mut().unwrap() ^= 1;
+    let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &forged);
+    let text =
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{body}\n-----END CERTIFICATE REQUEST-----\n");
+    fs::write(&path, text).unwrap();
+    assert!(refused(&path).contains("not by its own key"));
+    fs::write(&path, "no request").unwrap();
+    refused(&path);
+}
+
+#[tokio::test]
+async fn attack_a_root_that_has_ended_or_whose_key_is_not_its_own_signs_nothing() {
+    let vault = Vault::new();
+    vault.create("other", 10).unwrap();
+    let request = vault.request(&PKCS_ECDSA_P256_SHA256, |_| {});
+    let sign = |now: u64| vault.sign_at("root", &request, now);
+    // Nothing outlives its root.
+    let end = NOW + 10 * YEAR.as_secs();
+    let last = sign(end - 3600).unwrap();
+    assert_eq!(last.until, at(end));
+    let ended = sign(end + 1).unwrap_err();
+    assert!(matches!(ended, OfflineError::Ended { since: 1 }), "{ended}");
+    let early = sign(NOW - YEAR.as_secs()).unwrap_err();
+    assert!(matches!(early, OfflineError::NotBegun { .. }), "{early}");
+
+    let (path, wrong) = (vault.path("root"), vault.sealing("another-key"));
+    let closed = sign_intermediate(&path, &request, YEAR, &wrong, at(NOW)).unwrap_err();
+    assert!(closed.to_string().contains("does not open"), "{closed}");
+    fs::copy(vault.path("other/root-key"), vault.path("root/root-key")).unwrap();
+    let moved = sign(NOW).unwrap_err().to_string();
+    assert!(moved.contains("does not open"), "{moved}");
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(vault.path("root"), open).unwrap();
+    let exposed = sign(NOW).unwrap_err();
+    assert!(matches!(exposed, OfflineError::Directory(_)), "{exposed}");
+}
+
+#[tokio::test]
+async fn attack_what_is_brought_for_another_request_or_under_another_root_is_not_taken() {
+    let vault = Vault::new();
+    vault.create("other", 10).unwrap();
+    let machine = Machine::new();
+    machine.ask().await;
+    let request = machine.request();
+    let refuse = |signed: &Path| machine.import(signed, AnotherRoot::Refused).unwrap_err();
+
+    // Somebody else's request, signed by the right root.
+    let theirs = vault.request(&PKCS_ECDSA_P256_SHA256, |_| {});
+    let other_key = refuse(&vault.signed("root", &theirs, NOW));
+    assert!(
+        matches!(other_key, OfflineError::Upstream(UpstreamError::OtherKey)),
+        "{other_key}"
+    );
+    let good = vault.sign_at("root", &request, NOW).unwrap().pem;
+    let other = vault.sign_at("other", &request, NOW).unwrap().pem;
+    let split = |text: &str| {
+        let certificates = fender_identity::certificates_from_pem(text.as_bytes()).unwrap();
+        (certificates[0].clone(), certificates[1].clone())
+    };
+    let ((intermediate, root), (_, foreign)) = (split(&good), split(&other));
+    let file = |certificates: &[CertificateDer<'_>]| {
+        let path = vault.path("brought.pem");
+        fs::write(&path, fender_identity::certificates_to_pem(certificates)).unwrap();
+        path
+    };
+    let alone = refuse(&file(std::slice::from_ref(&intermediate)));
+    assert!(matches!(alone, OfflineError::NoRoot), "{alone}");
+    let twice = refuse(&file(&[intermediate.clone(), intermediate.clone()]));
+    assert!(matches!(twice, OfflineError::NoRoot), "{twice}");
+    let unsigned = refuse(&file(&[intermediate.clone(), foreign]));
+    assert!(
+        matches!(unsigned, OfflineError::Upstream(UpstreamError::OtherIssuer)),
+        "{unsigned}"
+    );
+
+    // It was a year on the way.
+    machine.clock.advance(YEAR + DAY);
+    let late = refuse(&file(&[intermediate, root]));
+    assert!(matches!(late, OfflineError::OutOfTime), "{late}");
+    let now = machine.clock.now().as_secs();
+    let signed = vault.signed("root", &request, now);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+
+    // From then on, another root is the word of whoever says so.
+    let signed = vault.signed("other", &request, now);
+    let another = machine.import(&signed, AnotherRoot::Refused).unwrap_err();
+    assert!(
+        matches!(another, OfflineError::AnotherRoot { .. }),
+        "{another}"
+    );
+    machine.import(&signed, AnotherRoot::Allowed).unwrap();
+    let known = fs::read(machine.data().join("offline/root.pem")).unwrap();
+    assert_eq!(known, fs::read(vault.path("other/root.pem")).unwrap());
+}
+
+#[tokio::test]
+async fn attack_an_intermediate_of_another_trust_domain_or_that_may_not_sign_is_not_taken() {
+    let vault = Vault::empty();
+    let machine = Machine::new();
+    machine.ask().await;
+    let der = fender_identity::request_from_pem(&fs::read(machine.request()).unwrap()).unwrap();
+    let asked = fender_identity::csr::parse_authority(&der).unwrap();
+    let forge = |change: fn(&mut CertificateParams)| {
+        let key = KeyPair::generate().unwrap();
+        let mut root = CertificateParams::default();
+        root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        root.not_after = rcgen::date_time_ymd(2040, 1, 1);
+        let above = root.self_signed(&key).unwrap();
+        let mut params = root.clone();
+        params.subject_alt_names = vec![uri("spiffe://acme.test")];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut params);
+        let issuer = Issuer::new(root, key);
+        let text = params.signed_by(&asked.key, &issuer).unwrap().pem() + &above.pem();
+        let path = vault.path("forged.pem");
+        fs::write(&path, text).unwrap();
+        machine.import(&path, AnotherRoot::Allowed)
+    };
+    let leaf = forge(|params| params.is_ca = IsCa::ExplicitNoCa).unwrap_err();
+    assert!(
+        matches!(leaf, OfflineError::Upstream(UpstreamError::NotACa)),
+        "{leaf}"
+    );
+    let other = forge(|params| params.subject_alt_names = vec![uri("spiffe://other.test")]);
+    let other = other.unwrap_err();
+    assert!(
+        matches!(
+            other,
+            OfflineError::Upstream(UpstreamError::OtherTrustDomain { .. })
+        ),
+        "{other}"
+    );
+    // What another tool signed well is as good as what ours does.
+    forge(|_| {}).unwrap();
+    machine.world().await.attested("shop/orders").await;
+}
+
+#[tokio::test]
+async fn nothing_is_taken_that_was_not_asked_for() {
+    let vault = Vault::new();
+    let world = founded(&vault).await;
+    let theirs = vault.request(&PKCS_ECDSA_P256_SHA256, |_| {});
+    let signed = vault.signed("root", &theirs, NOW);
+    let refused = import(&world.path("data"), &signed, AnotherRoot::Refused, at(NOW)).unwrap_err();
+    assert!(
+        matches!(refused, OfflineError::NotAsked { .. }),
+        "{refused}"
+    );
+}
