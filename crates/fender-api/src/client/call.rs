@@ -84,8 +84,8 @@ impl Caller {
             version: self.version.to_owned(),
         };
         let answer = bounded(deadline, identity(&connection).attest(request)).await;
-        let answer = self.heard(&connection, answer)?;
-        self.accept(answer, key, &showing.identity)
+        let accepted = answer.and_then(|answer| self.accept(answer, key, &showing.identity));
+        self.heard(&connection, accepted)
     }
 
     /// The next certificate for the same identity, with a new key. It comes with bundles; who is denied stays as `known`.
@@ -97,13 +97,11 @@ impl Caller {
     ) -> Result<Identity, CallError> {
         let key = NewKey::generate()?;
         let csr = key.csr_der(current.id())?;
-        let answer = if self.clock.now() < current.validity().not_after {
+        let (connection, request) = if self.clock.now() < current.validity().not_after {
             let connection = self
                 .connect(current.id(), Some(current), known, deadline)
                 .await?;
-            let request = proto::RenewRequest { csr, expired: None };
-            let answer = bounded(deadline, identity(&connection).renew(request)).await;
-            self.heard(&connection, answer)?
+            (connection, proto::RenewRequest { csr, expired: None })
         } else {
             // No server takes an expired certificate in a handshake: its key speaks for itself instead.
             let connection = self.connect(current.id(), None, known, deadline).await?;
@@ -122,10 +120,11 @@ impl Caller {
                 csr,
                 expired: Some(expired),
             };
-            let answer = bounded(deadline, identity(&connection).renew(request)).await;
-            self.heard(&connection, answer)?
+            (connection, request)
         };
-        let renewed = self.accept(answer, &key, current.id())?;
+        let answer = bounded(deadline, identity(&connection).renew(request)).await;
+        let accepted = answer.and_then(|answer| self.accept(answer, &key, current.id()));
+        let renewed = self.heard(&connection, accepted)?;
         Ok(Identity {
             trust: Trust {
                 bundles: renewed.trust.bundles,
@@ -190,7 +189,8 @@ impl Caller {
         Err(failed.map_or(CallError::Timeout, CallError::Connect))
     }
 
-    /// An answer; after one that another replica may give better, that one is asked next time.
+    /// An answer; after one that another replica may give better, that one is asked next time. So it is after a certificate
+    /// that is not believed: the clock of who issued it may be wrong.
     pub(crate) fn heard<T>(
         &self,
         connection: &Connection,

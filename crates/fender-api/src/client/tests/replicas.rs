@@ -71,6 +71,35 @@ async fn a_sidecar_whose_replica_dies_goes_on_at_another_and_stays_there() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sidecar_whose_replica_issues_what_it_cannot_believe_renews_at_another() {
+    let bench = Bench::new();
+    let drain = Drain::new();
+    let urls = [bench.control.start(&drain), bench.control.start(&drain)];
+    let token = bench.token(&bench.control.token(1, None));
+    let control = in_order(&[&urls[0], &urls[1]]);
+    let config = SessionConfig {
+        control: control.clone(),
+        ..bench.config(Some(token), None)
+    };
+    let mut session = bench.open(config).await.unwrap();
+    session.svid.mark_unchanged();
+
+    let other = id("spiffe://acme.test/ns/shop/sa/web");
+    *bench.control.issue_for.lock().unwrap() = Some(other);
+    let leaves = async {
+        while control.turn()[0] == &urls[0] {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let hour = Duration::from_secs(3600);
+    tokio::time::timeout(hour, leaves).await.unwrap();
+    assert!(!session.svid.has_changed().unwrap());
+    *bench.control.issue_for.lock().unwrap() = None;
+    session.svid.changed().await.unwrap();
+    assert_eq!(*session.svid.borrow().id(), id(ORDERS));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_that_is_away_at_the_start_is_passed_over() {
     let bench = Bench::new();
     let (dead, alive) = (nowhere(), bench.url.clone());
