@@ -99,6 +99,7 @@ fn uri(text: &str) -> SanType {
 struct Machine {
     directory: TempDir,
     clock: Arc<TestClock>,
+    replica: Option<&'static str>,
 }
 
 impl Machine {
@@ -106,6 +107,7 @@ impl Machine {
         Self {
             directory: tempfile::tempdir().unwrap(),
             clock: TestClock::new(at(NOW)),
+            replica: None,
         }
     }
 
@@ -122,6 +124,7 @@ impl Machine {
         let mut config = config(&self.data(), Some(documents));
         let place = OfflineUpstream::in_data_dir(&self.data());
         config.foundation.upstream = Some(UpstreamPlace::Offline(place));
+        config.foundation.replica = self.replica.map(|name| name.parse().unwrap());
         start(config, self.clock.clone(), drain.clone()).await
     }
 
@@ -238,6 +241,29 @@ async fn the_next_intermediate_is_asked_for_at_half_of_its_life_and_nothing_wait
     let until = world.status().await.unrecoverable_unix;
     assert_eq!(until, i64::try_from(now + life.as_secs()).unwrap());
     eventually_patient(|| async { (!request.exists()).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn each_replica_asks_for_itself_and_begins_when_it_has_been_signed_for() {
+    let vault = Vault::new();
+    let world = founded(&vault).await;
+    let first = world.attested("shop/orders").await;
+    let Stopped {
+        directory, clock, ..
+    } = world.stop().await;
+    // Another one, over the same registry: what the first has opens for nobody else.
+    let machine = Machine {
+        directory,
+        clock,
+        replica: Some("second"),
+    };
+    machine.ask().await;
+    let signed = vault.signed("root", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    let world = machine.world().await;
+    let second = world.attested("shop/orders").await;
+    assert_ne!(second.chain()[1], first.chain()[1]);
+    world.subscribe(&first, 0).await.next().await.unwrap();
 }
 
 #[tokio::test]
