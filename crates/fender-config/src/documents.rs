@@ -15,6 +15,7 @@ pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
@@ -22,9 +23,10 @@ use fender_identity::{NodeName, SpiffeId, TrustDomain, WorkloadName};
 use fender_policy::{Policy, PolicyName};
 
 use crate::administrators::{Administrator, MinimumVersion};
-use crate::memory::{Memory, Recall};
+use crate::memory::Memory;
+use crate::objects::Objects;
 use crate::problem::{Place, Report};
-use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Whom};
+use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
     ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, UpstreamRoots,
 };
@@ -35,16 +37,56 @@ use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Sou
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Documents {
     pub mesh: Option<Mesh>,
-    pub workloads: BTreeMap<WorkloadName, Workload>,
-    pub nodes: BTreeMap<NodeName, Node>,
-    pub upstreams: BTreeMap<ObjectName, Upstream>,
-    pub credentials: BTreeMap<ObjectName, Credential>,
-    pub policies: BTreeMap<PolicyName, SelectingPolicy>,
+    pub workloads: Objects<WorkloadName, Workload>,
+    pub nodes: Objects<NodeName, Node>,
+    pub upstreams: Objects<ObjectName, Upstream>,
+    pub credentials: Objects<ObjectName, Credential>,
+    pub policies: Objects<PolicyName, SelectingPolicy>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
 }
 
 impl Documents {
+    /// Whether there is an object of this kind, and any name.
+    pub(crate) fn any(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Mesh => self.mesh.is_some(),
+            Kind::Workload => !self.workloads.is_empty(),
+            Kind::Node => !self.nodes.is_empty(),
+            Kind::Upstream => !self.upstreams.is_empty(),
+            Kind::Credential => !self.credentials.is_empty(),
+            Kind::AuthorizationPolicy => !self.policies.is_empty(),
+            Kind::Sidecar => false,
+        }
+    }
+
+    /// Whether there is an object of this kind and name: `namespace/name`; a Mesh of any.
+    pub(crate) fn has(&self, kind: Kind, name: &str) -> bool {
+        match kind {
+            Kind::Mesh => self.mesh.is_some(),
+            Kind::Workload => self.workloads.is_named(name),
+            Kind::Node => self.nodes.is_named(name),
+            Kind::Upstream => self.upstreams.is_named(name),
+            Kind::Credential => self.credentials.is_named(name),
+            Kind::AuthorizationPolicy => self.policies.is_named(name),
+            Kind::Sidecar => false,
+        }
+    }
+
+    /// Without the objects that are gone and were not read again.
+    fn leave_out(&mut self, upon: &Upon, known: &Known<'_>) {
+        for (kind, name) in upon.gone.iter().filter(|gone| !known.was_read(gone)) {
+            match kind {
+                Kind::Workload => self.workloads.remove(name),
+                Kind::Node => self.nodes.remove(name),
+                Kind::Upstream => self.upstreams.remove(name),
+                Kind::Credential => self.credentials.remove(name),
+                Kind::AuthorizationPolicy => self.policies.remove(name),
+                Kind::Mesh | Kind::Sidecar => {}
+            }
+        }
+    }
+
     /// How many documents were written.
     pub fn count(&self) -> usize {
         usize::from(self.mesh.is_some())
@@ -56,32 +98,26 @@ impl Documents {
     }
 }
 
+/// A policy that selects nobody.
+pub(crate) const IDLE: &str = "fender::selects-nobody";
+
 /// Reads all sources together. Either everything is right, or every problem is told.
 pub fn parse(sources: &[Source]) -> Result<Documents, Problems> {
     Memory::default().parse(sources).0
 }
 
-pub(crate) fn parse_with(
-    sources: &[Source],
-    recall: &mut Recall<'_>,
-) -> Result<Documents, Problems> {
-    let mut report = Report::default();
-    let read = read_all(sources, recall, &mut report);
-    let (warnings, documents) = report.finish(sources, Some(read))?;
-    Ok(Documents {
-        warnings,
-        ..documents
-    })
-}
-
-fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) -> Documents {
+/// What it comes to; whatever is wrong with what was loaded goes into the report.
+pub(crate) fn read_upon(
+    upon: &Upon,
+    loaded: Loaded<'_>,
+    report: &mut Report,
+) -> (Documents, Arc<Whom>) {
     let Loaded {
         documents: pages,
         known,
-    } = read::load(sources, recall, report);
-    let mut documents = Documents::default();
+    } = loaded;
+    let mut documents = upon.documents.clone();
     let (mut workloads, mut nodes, mut policies) = (Vec::new(), Vec::new(), Vec::new());
-    let mut places = BTreeMap::new();
     let mut vouching = read::Names::default();
     for (page, raw) in pages {
         let reader = &mut Reader { page, report };
@@ -127,19 +163,21 @@ fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) ->
             ),
         );
     }
-    let ports = Ports::of(&workloads);
-    let groups = nodes
-        .iter()
-        .flat_map(|(_, (node, _))| node.groups.iter().cloned())
-        .collect();
-    let whom = Whom { groups, vouching };
+    let whom = upon.whom.clone().unwrap_or_else(|| {
+        let groups = nodes.iter().flat_map(|(_, (node, _))| &node.groups);
+        let groups = groups.cloned().collect();
+        Arc::new(Whom { groups, vouching })
+    });
     for (page, (mut node, entries)) in nodes {
         let reader = &mut Reader { page, report };
         node.attest = read::resolve_attest(reader, &known, &whom, entries);
         documents.nodes.insert(node.name.clone(), node);
     }
+    let ports = Ports::of(&workloads, upon);
+    let mut read_here = Vec::new();
     for unresolved in workloads {
         let workload = unresolved.resolve(&known, &ports, &whom, report);
+        read_here.push(workload.name.clone());
         documents.workloads.insert(workload.name.clone(), workload);
     }
     let root_namespace = documents
@@ -147,23 +185,24 @@ fn read_all(sources: &[Source], recall: &mut Recall<'_>, report: &mut Report) ->
         .as_ref()
         .map_or(ROOT_NAMESPACE, |mesh| &mesh.root_namespace)
         .to_owned();
+    let mut doubtful = upon.doubtful.clone();
     for (page, raw) in policies {
         let at = page.place(raw.metadata.value.name.location);
         if let Some(selecting) = read::policy(&mut Reader { page, report }, raw, &root_namespace) {
-            places.insert(selecting.policy.name.clone(), at);
-            documents
-                .policies
-                .insert(selecting.policy.name.clone(), selecting);
+            let name = &selecting.policy.name;
+            doubtful.insert(name.clone(), at);
+            documents.policies.insert(name.clone(), selecting);
         }
     }
+    documents.leave_out(upon, &known);
     if known.everything_was_read() {
-        documents.warn_of_idle_policies(places, report);
+        documents.warn_of_idle_policies(doubtful, report);
     }
-    documents.refuse_deliveries_over_each_other(report, &known);
-    documents
+    documents.refuse_deliveries_over_each_other(&read_here, report, &known);
+    (documents, whom)
 }
 
-fn insert<K: Ord + Clone, V>(all: &mut BTreeMap<K, V>, value: Option<V>, name: impl Fn(&V) -> &K) {
+fn insert<K: Ord + Clone, V>(all: &mut Objects<K, V>, value: Option<V>, name: impl Fn(&V) -> &K) {
     if let Some(value) = value {
         all.insert(name(&value).clone(), value);
     }
@@ -177,7 +216,7 @@ impl Documents {
             if !self.policies.get(&name).is_some_and(selects) {
                 let warning = Problem::new(
                     place,
-                    "fender::selects-nobody",
+                    IDLE,
                     format!("the policy `{name}` selects no workload"),
                 );
                 report.warn(warning.help(
@@ -189,8 +228,13 @@ impl Documents {
     }
 
     /// Two secrets in one place: the app would get one of them, by chance.
-    fn refuse_deliveries_over_each_other(&self, report: &mut Report, known: &Known<'_>) {
-        for workload in self.workloads.values() {
+    fn refuse_deliveries_over_each_other(
+        &self,
+        workloads: &[WorkloadName],
+        report: &mut Report,
+        known: &Known<'_>,
+    ) {
+        for workload in workloads.iter().filter_map(|name| self.workloads.get(name)) {
             let specs = workload
                 .credentials
                 .iter()

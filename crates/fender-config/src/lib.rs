@@ -13,6 +13,7 @@ mod administrators;
 mod documents;
 mod memory;
 mod name;
+mod objects;
 mod problem;
 mod raw;
 mod read;
@@ -33,6 +34,7 @@ pub use documents::{
 };
 pub use memory::Memory;
 pub use name::{InvalidName, ObjectName};
+pub use objects::{Difference, Differences, Objects};
 pub use problem::{Problem, Problems};
 pub use read::{InvalidDigest, MAX_DRAIN};
 pub use schema::schema;

@@ -14,7 +14,7 @@ use miette::{
 use crate::Source;
 
 /// More than this helps nobody, and a hostile file could hold hundreds of thousands.
-const MAX_PROBLEMS: usize = 1000;
+pub(crate) const MAX_PROBLEMS: usize = 1000;
 /// Rendered with their lines; the rest is counted.
 const MAX_RENDERED: usize = 100;
 const RENDER_WIDTH: usize = 100;
@@ -76,6 +76,14 @@ impl Problem {
             message: printable(&message.into()),
             help: None,
             length: place.length,
+        }
+    }
+
+    /// The same about the same text, some lines further down or up.
+    pub(crate) fn moved(&self, from: usize, to: usize) -> Self {
+        Self {
+            line: (self.line + to).saturating_sub(from),
+            ..self.clone()
         }
     }
 

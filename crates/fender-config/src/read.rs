@@ -16,10 +16,12 @@ mod vouching;
 mod workload;
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use fender_policy::PolicyName;
 
 pub use attest::InvalidDigest;
 pub(crate) use attest::{Whom, resolve as resolve_attest};
@@ -32,8 +34,7 @@ pub(crate) use upstream::upstream;
 pub(crate) use vouching::Names;
 pub(crate) use workload::{Ports, workload};
 
-use crate::documents::Kind;
-use crate::memory::Recall;
+use crate::documents::{Documents, Kind};
 use crate::problem::{Place, Problem, Report};
 use crate::raw::{self, Document, Head, IstioDocument};
 use crate::suggest::{either, nearest};
@@ -68,7 +69,8 @@ impl Raw {
         }
     }
 
-    fn name(&self) -> (Option<&At<String>>, &At<String>) {
+    /// Namespace, if it has one, and name as they are written.
+    pub(crate) fn name(&self) -> (Option<&At<String>>, &At<String>) {
         match self {
             Self::Mesh(document) => named(&document.metadata),
             Self::Workload(document) => named(&document.metadata),
@@ -84,8 +86,40 @@ impl Raw {
     }
 }
 
+impl Raw {
+    /// By which it is known among all of its kind: `namespace/name`. None if it lacks the namespace it should have.
+    pub(crate) fn full_name(&self) -> Option<(Kind, String)> {
+        let kind = self.kind();
+        let full = match (kind, self.name()) {
+            (Kind::Mesh | Kind::Sidecar, _) => String::new(),
+            (Kind::Node, (_, name)) => name.value.clone(),
+            (_, (Some(namespace), name)) => format!("{}/{}", namespace.value, name.value),
+            (_, (None, _)) => return None,
+        };
+        Some((kind, full))
+    }
+}
+
 fn named(metadata: &At<raw::Metadata>) -> (Option<&At<String>>, &At<String>) {
     (metadata.value.namespace.as_ref(), &metadata.value.name)
+}
+
+/// What is read on top of: nothing, or documents that were right and are not read again.
+#[derive(Default)]
+pub(crate) struct Upon {
+    pub(crate) documents: Documents,
+    /// Those of them that are not there any more, or read again.
+    pub(crate) gone: BTreeSet<(Kind, String)>,
+    /// Whom entries of `attest` may refer to, if it is still what it was.
+    pub(crate) whom: Option<Arc<Whom>>,
+    /// Policies that may select nobody by now, and where they stand.
+    pub(crate) doubtful: BTreeMap<PolicyName, Place>,
+}
+
+impl Upon {
+    fn has(&self, name: &(Kind, String)) -> bool {
+        !self.gone.contains(name) && self.documents.has(name.0, &name.1)
+    }
 }
 
 /// Everything that could be read, and what is known of the rest.
@@ -96,6 +130,7 @@ pub(crate) struct Loaded<'a> {
 
 /// What a reference may lead to.
 pub(crate) struct Known<'a> {
+    upon: &'a Upon,
     names: BTreeMap<(Kind, String), Place>,
     /// Whether all documents could be read.
     complete: bool,
@@ -104,6 +139,24 @@ pub(crate) struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
+    fn upon(upon: &'a Upon) -> Self {
+        Self {
+            upon,
+            names: BTreeMap::new(),
+            complete: true,
+            words: HashSet::new(),
+        }
+    }
+
+    pub(crate) fn was_read(&self, name: &(Kind, String)) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn has(&self, kind: Kind, name: String) -> bool {
+        let name = (kind, name);
+        self.names.contains_key(&name) || self.upon.has(&name)
+    }
+
     fn give_up(&mut self, text: &'a str) {
         self.complete = false;
         self.words
@@ -112,10 +165,7 @@ impl<'a> Known<'a> {
 
     /// Certainly not there: neither read, nor possibly in a document that could not be read.
     pub(crate) fn misses(&self, kind: Kind, namespace: &str, name: &str) -> bool {
-        !self
-            .names
-            .contains_key(&(kind, format!("{namespace}/{name}")))
-            && !self.words.contains(name)
+        !self.has(kind, format!("{namespace}/{name}")) && !self.words.contains(name)
     }
 
     /// The nearest name of this kind, as a reference from `namespace` would write it.
@@ -136,7 +186,7 @@ impl<'a> Known<'a> {
     }
 
     pub(crate) fn misses_node(&self, name: &str) -> bool {
-        !self.names.contains_key(&(Kind::Node, name.to_owned())) && !self.words.contains(name)
+        !self.has(Kind::Node, name.to_owned()) && !self.words.contains(name)
     }
 
     pub(crate) fn nearest_node(&self, name: &str) -> Option<&str> {
@@ -155,31 +205,30 @@ impl<'a> Known<'a> {
     }
 
     pub(crate) fn any(&self, kind: Kind) -> bool {
-        self.names.keys().any(|(of, _)| *of == kind) || !self.complete
+        self.names.keys().any(|(of, _)| *of == kind)
+            || self.upon.documents.any(kind)
+            || !self.complete
     }
 }
 
+/// Reads the structure of every document with `structure`.
 pub(crate) fn load<'a>(
     sources: &'a [Source],
-    recall: &mut Recall<'_>,
+    upon: &'a Upon,
+    mut structure: impl FnMut(&Page<'a>) -> Result<Arc<Raw>, Problem>,
     report: &mut Report,
 ) -> Loaded<'a> {
-    let mut documents = Vec::new();
-    let mut known = Known {
-        names: BTreeMap::new(),
-        complete: true,
-        words: HashSet::new(),
-    };
+    let (mut documents, mut known) = (Vec::new(), Known::upon(upon));
     let mut total = 0;
     for source in sources {
         total += source.text.len();
-        if source.text.len() > MAX_SOURCE_BYTES || total > MAX_TOTAL_BYTES {
+        if !fits(source, total) {
             report.add(too_large(source));
             known.give_up(&source.text);
             continue;
         }
         for page in Page::split(source) {
-            match recall.structure(&page, read) {
+            match structure(&page) {
                 Ok(raw) => documents.push((page, raw)),
                 Err(problem) => {
                     report.add(problem);
@@ -188,10 +237,42 @@ pub(crate) fn load<'a>(
             }
         }
     }
-    for (page, raw) in &documents {
-        register(page, raw, &mut known, report);
+    Loaded::with(documents, known, report)
+}
+
+impl<'a> Loaded<'a> {
+    /// Of documents whose structure is right.
+    pub(crate) fn of(
+        documents: Vec<(Page<'a>, Arc<Raw>)>,
+        upon: &'a Upon,
+        report: &mut Report,
+    ) -> Self {
+        Self::with(documents, Known::upon(upon), report)
     }
-    Loaded { documents, known }
+
+    fn with(
+        documents: Vec<(Page<'a>, Arc<Raw>)>,
+        mut known: Known<'a>,
+        report: &mut Report,
+    ) -> Self {
+        for (page, raw) in &documents {
+            register(page, raw, &mut known, report);
+        }
+        Self { documents, known }
+    }
+}
+
+/// Whether none of them is longer than it may be, nor all together.
+pub(crate) fn fit(sources: &[Source]) -> bool {
+    let mut total = 0;
+    sources.iter().all(|source| {
+        total += source.text.len();
+        fits(source, total)
+    })
+}
+
+fn fits(source: &Source, total: usize) -> bool {
+    source.text.len() <= MAX_SOURCE_BYTES && total <= MAX_TOTAL_BYTES
 }
 
 fn too_large(source: &Source) -> Problem {
@@ -220,7 +301,8 @@ const KINDS: [&str; 7] = [
     "Sidecar",
 ];
 
-fn read(page: &Page<'_>) -> Result<Raw, Problem> {
+/// The structure of a document by itself.
+pub(crate) fn read(page: &Page<'_>) -> Result<Raw, Problem> {
     let head: Head = page.read()?;
     let missing = |field: &str| {
         Problem::new(
@@ -281,28 +363,24 @@ fn read(page: &Page<'_>) -> Result<Raw, Problem> {
 }
 
 fn register(page: &Page<'_>, raw: &Raw, known: &mut Known<'_>, report: &mut Report) {
-    let (namespace, name) = raw.name();
-    let place = page.place(name.location);
-    let kind = raw.kind();
-    let full = match (kind, namespace) {
-        (Kind::Mesh | Kind::Sidecar, _) => String::new(),
-        (Kind::Node, _) => name.value.clone(),
-        (_, Some(namespace)) => format!("{}/{}", namespace.value, name.value),
-        (_, None) => return,
-    };
-    let first = match known.names.entry((kind, full.clone())) {
-        Entry::Occupied(first) => first,
-        Entry::Vacant(free) => {
+    let Some(name) = raw.full_name() else { return };
+    let place = page.place(raw.name().1.location);
+    let stands = known.upon.has(&name);
+    let (kind, full) = name.clone();
+    let first = match known.names.entry(name) {
+        Entry::Vacant(free) if !stands => {
             free.insert(place);
             return;
         }
+        Entry::Vacant(_) => Place::whole_file(""),
+        Entry::Occupied(first) => first.get().clone(),
     };
     let message = if full.is_empty() {
         format!("there is more than one `{kind}`")
     } else {
         format!("the {kind} `{full}` is there twice")
     };
-    let help = format!("the first one is at {}; keep one of them", first.get());
+    let help = format!("the first one is at {first}; keep one of them");
     report.add(Problem::new(place, "fender::duplicate", message).help(help));
 }
 

@@ -13,11 +13,10 @@ use fender_policy::PolicySet;
 
 use crate::documents::snapshot::selected;
 use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
-use crate::memory::{Memory, Recall};
 use crate::problem::{Place, Report};
-use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw};
+use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw, Upon};
 use crate::snapshot::{CredentialSpec, Destination, Outbound, Profile, Snapshot};
-use crate::yaml::Reader;
+use crate::yaml::{Page, Reader};
 use crate::{InboundPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
 /// Where key and certificates lie.
@@ -85,8 +84,9 @@ pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
 type Parts = (Alone, Vec<SelectingPolicy>, Vec<Credential>);
 
 fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
-    let nothing = Memory::default();
-    let Loaded { documents, known } = read::load(sources, &mut Recall::upon(&nothing), report);
+    let nothing = Upon::default();
+    let structure = |page: &Page<'_>| read::read(page).map(Arc::new);
+    let Loaded { documents, known } = read::load(sources, &nothing, structure, report);
     let (mut sidecar, mut policies, mut all) = (None, Vec::new(), BTreeMap::new());
     for (page, raw) in documents {
         let kind = raw.kind();

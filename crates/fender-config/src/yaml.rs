@@ -23,7 +23,9 @@ pub(crate) struct Page<'a> {
     pub(crate) file: &'a str,
     pub(crate) text: &'a str,
     /// Lines of the file before it.
-    lines_before: usize,
+    pub(crate) lines_before: usize,
+    /// Bytes of the file before it.
+    pub(crate) offset: usize,
 }
 
 impl<'a> Page<'a> {
@@ -31,12 +33,10 @@ impl<'a> Page<'a> {
     /// else, not even inside a quoted text.
     pub(crate) fn split(source: &'a Source) -> Vec<Self> {
         let text = source.text.strip_prefix('\u{feff}').unwrap_or(&source.text);
-        let page = |from: usize, to: usize, lines_before: usize| Self {
-            file: &source.name,
-            text: text.get(from..to).unwrap_or_default(),
-            lines_before,
-        };
-        let (mut pages, mut from, mut lines_before, mut offset) = (Vec::new(), 0, 0, 0);
+        let begin = source.text.len() - text.len();
+        let page =
+            |from: usize, to: usize, lines_before| Self::at(source, from, to - from, lines_before);
+        let (mut pages, mut from, mut lines_before, mut offset) = (Vec::new(), begin, 0, begin);
         for (number, line) in text.split_inclusive('\n').enumerate() {
             let next = offset + line.len();
             if is_marker(line, "---") && offset > from {
@@ -48,9 +48,28 @@ impl<'a> Page<'a> {
             }
             offset = next;
         }
-        pages.push(page(from, text.len(), lines_before));
+        pages.push(page(from, source.text.len(), lines_before));
         pages.retain(|page| !page.is_empty());
         pages
+    }
+
+    pub(crate) fn at(
+        source: &'a Source,
+        offset: usize,
+        length: usize,
+        lines_before: usize,
+    ) -> Self {
+        Self {
+            file: &source.name,
+            text: source.text.get(offset..offset + length).unwrap_or_default(),
+            lines_before,
+            offset,
+        }
+    }
+
+    /// Whether it is of this file, and not of another of the same name.
+    pub(crate) fn is_of(&self, source: &Source) -> bool {
+        std::ptr::eq(self.file, source.name.as_str())
     }
 
     /// Nothing but comments and markers.

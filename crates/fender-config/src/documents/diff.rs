@@ -1,10 +1,9 @@
 //! What applying documents would change, by what they mean: comments, order and defaults written
 //! out are no change.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Documents, Kind};
+use super::{Documents, Kind, Objects};
 
 /// One line of a difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,9 +25,11 @@ impl Documents {
     /// What applying `new` over `old` would change, in the order of kinds and names.
     pub fn diff(old: &Self, new: &Self) -> Vec<Change> {
         let mesh = |documents: &Self| {
-            let mesh = documents.mesh.iter();
-            mesh.map(|mesh| (mesh.name.clone(), mesh.clone()))
-                .collect::<BTreeMap<_, _>>()
+            let mut objects = Objects::default();
+            if let Some(mesh) = &documents.mesh {
+                objects.insert(mesh.name.clone(), mesh.clone());
+            }
+            objects
         };
         let mut changes = compare(Kind::Mesh, &mesh(old), &mesh(new));
         changes.extend(compare(Kind::Workload, &old.workloads, &new.workloads));
@@ -50,31 +51,19 @@ impl Documents {
 
 fn compare<K: Ord + fmt::Display, V: PartialEq>(
     kind: Kind,
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
+    old: &Objects<K, V>,
+    new: &Objects<K, V>,
 ) -> Vec<Change> {
-    let change = |name: &K, what| Change {
-        kind,
-        name: name.to_string(),
-        what,
-    };
-    let mut changes: Vec<(&K, What)> = Vec::new();
-    for (name, value) in new {
-        match old.get(name) {
-            None => changes.push((name, What::Added)),
-            Some(before) if before != value => changes.push((name, What::Changed)),
-            Some(_) => {}
-        }
-    }
-    changes.extend(
-        old.keys()
-            .filter(|name| !new.contains_key(name))
-            .map(|name| (name, What::Removed)),
-    );
-    changes.sort_by_key(|(name, _)| *name);
-    changes
-        .into_iter()
-        .map(|(name, what)| change(name, what))
+    Objects::differences(old, new)
+        .map(|difference| Change {
+            kind,
+            name: difference.name.to_string(),
+            what: match (difference.old, difference.new) {
+                (None, _) => What::Added,
+                (Some(_), None) => What::Removed,
+                (Some(_), Some(_)) => What::Changed,
+            },
+        })
         .collect()
 }
 

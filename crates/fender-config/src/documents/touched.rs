@@ -1,13 +1,13 @@
 //! Whose Snapshot a change can show in: what a workload says itself, what it refers to, and what selects it. Everybody
 //! else's is the same as before, to the byte, and need not be made to be compared.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use fender_identity::WorkloadName;
 use fender_policy::PolicyName;
 
-use super::{Documents, OutboundTo, SelectingPolicy, Selector, Workload};
+use super::{Documents, Objects, OutboundTo, SelectingPolicy, Selector, Workload};
 
 impl Documents {
     /// The workloads of `new` of which [`Documents::snapshot`] may say something else than it does in `old`.
@@ -15,11 +15,16 @@ impl Documents {
         if old.mesh != new.mesh {
             return new.workloads.keys().cloned().collect();
         }
-        let mut touched: BTreeSet<WorkloadName> =
-            differing(&old.workloads, &new.workloads).cloned().collect();
+        let mut touched: BTreeSet<_> = Objects::differences(&old.workloads, &new.workloads)
+            .map(|workload| workload.name.clone())
+            .collect();
         // Where a service is found is in the calling workload already.
-        let upstreams: BTreeSet<_> = differing(&old.upstreams, &new.upstreams).collect();
-        let credentials: BTreeSet<_> = differing(&old.credentials, &new.credentials).collect();
+        let upstreams: BTreeSet<_> = Objects::differences(&old.upstreams, &new.upstreams)
+            .map(|upstream| upstream.name)
+            .collect();
+        let credentials: BTreeSet<_> = Objects::differences(&old.credentials, &new.credentials)
+            .map(|credential| credential.name)
+            .collect();
         if !(upstreams.is_empty() && credentials.is_empty()) {
             let refers = |workload: &Workload| {
                 workload
@@ -34,9 +39,9 @@ impl Documents {
             let referring = new.workloads.values().filter(|workload| refers(workload));
             touched.extend(referring.map(|workload| workload.name.clone()));
         }
-        for name in differing(&old.policies, &new.policies) {
+        for policy in Objects::differences(&old.policies, &new.policies) {
             // Whom it selected, and whom it selects.
-            for policy in [old.policies.get(name), new.policies.get(name)] {
+            for policy in [policy.old, policy.new] {
                 let selected = policy.map(|policy| new.selected_by(&policy.selector));
                 let names = selected.into_iter().flatten();
                 touched.extend(names.map(|workload| workload.name.clone()));
@@ -58,7 +63,7 @@ impl Documents {
                 first.map_or(Bound::Unbounded, Bound::Included),
                 Bound::Unbounded,
             ))
-            .map(|(_, workload)| workload)
+            .map(|(_, workload)| &**workload)
             .skip_while(move |workload| {
                 namespace.is_some_and(|namespace| workload.name.namespace() != namespace)
             })
@@ -66,6 +71,15 @@ impl Documents {
                 namespace.is_none_or(|namespace| workload.name.namespace() == namespace)
             })
             .filter(|workload| selector.selects(workload))
+    }
+
+    /// The policies that select this workload.
+    pub(crate) fn policies_about(
+        &self,
+        workload: &Workload,
+    ) -> impl Iterator<Item = &SelectingPolicy> {
+        let policies = self.policies_for(workload.name.namespace()).into_iter();
+        policies.filter(|policy| policy.selector.selects(workload))
     }
 
     /// The policies that may select a workload of this namespace, in the order of their names: its own and those of
@@ -89,24 +103,12 @@ impl Documents {
             ))
             .skip_while(move |(name, _)| name.namespace() != namespace)
             .take_while(move |(name, _)| name.namespace() == namespace)
-            .map(|(_, policy)| policy)
+            .map(|(_, policy)| &**policy)
     }
 }
 
 /// No name within a namespace comes before it.
 const FIRST: &str = "0";
-
-/// What is in one of them only, or not the same in both.
-fn differing<'a, K: Ord, V: PartialEq>(
-    old: &'a BTreeMap<K, V>,
-    new: &'a BTreeMap<K, V>,
-) -> impl Iterator<Item = &'a K> {
-    let changed = new
-        .iter()
-        .filter(|(name, value)| old.get(name) != Some(value))
-        .map(|(name, _)| name);
-    changed.chain(old.keys().filter(|name| !new.contains_key(name)))
-}
 
 #[cfg(test)]
 mod tests {
@@ -120,6 +122,8 @@ mod tests {
     /// A mesh as numbers: small enough that references meet.
     #[derive(Clone, Debug)]
     struct Plan {
+        /// References may lead nowhere.
+        dangling: bool,
         default: bool,
         root: bool,
         workloads: Vec<Option<Spec>>,
@@ -152,6 +156,7 @@ mod tests {
 
     fn plan() -> impl Strategy<Value = Plan> {
         (
+            prop::bool::weighted(0.1),
             any::<bool>(),
             any::<bool>(),
             prop::collection::vec(prop::option::weighted(0.8, spec()), 6),
@@ -160,7 +165,8 @@ mod tests {
             prop::collection::vec(prop::option::weighted(0.6, (0..4_u8, any::<bool>())), 6),
         )
             .prop_map(
-                |(default, root, workloads, upstreams, credentials, policies)| Plan {
+                |(dangling, default, root, workloads, upstreams, credentials, policies)| Plan {
+                    dangling,
                     default,
                     root,
                     workloads,
@@ -184,6 +190,7 @@ mod tests {
                     3 | 4 => new.policies[at] = other.policies[at],
                     _ if at == 0 => new.default = other.default,
                     _ if at == 1 => new.root = other.root,
+                    _ if at == 2 => new.dangling = other.dangling,
                     _ => {}
                 }
             }
@@ -202,8 +209,8 @@ mod tests {
         )
     }
 
-    /// Only what refers to what is there.
-    fn sources(plan: &Plan) -> Vec<Source> {
+    /// So many documents in each file.
+    fn sources(plan: &Plan, in_a_file: usize) -> Vec<Source> {
         let (default, root) = (
             if plan.default { "deny" } else { "allow" },
             if plan.root { "root" } else { "elsewhere" },
@@ -225,17 +232,17 @@ mod tests {
             );
             let mut outbound = Vec::new();
             let called = usize::from(spec.calls);
-            if plan.workloads.get(called).is_some_and(Option::is_some) {
+            if plan.dangling || plan.workloads.get(called).is_some_and(Option::is_some) {
                 let service = format!("{}/w{called}", NAMESPACES[called % 3]);
                 outbound.push(format!(
                     "{{ listen: \"127.0.0.1:9000\", service: {service} }}"
                 ));
             }
-            if spec.upstream && plan.upstreams[at % 3].is_some() {
+            if spec.upstream && (plan.dangling || plan.upstreams[at % 3].is_some()) {
                 outbound.push("{ listen: \"127.0.0.1:9001\", upstream: u }".to_owned());
             }
             let _ = writeln!(text, "  outbound: [ {} ]", outbound.join(", "));
-            if spec.credential && plan.credentials[at % 3].is_some() {
+            if spec.credential && (plan.dangling || plan.credentials[at % 3].is_some()) {
                 let _ = writeln!(text, "  credentials: [ c ]");
             }
             files.push(text);
@@ -278,12 +285,11 @@ mod tests {
                 "{head}spec: {{ {selector}action: ALLOW, rules: {rules} }}\n"
             ));
         }
-        let name = |at| format!("{at}.yaml");
-        let files = files.into_iter().enumerate();
+        let files = files.chunks(in_a_file).enumerate();
         files
-            .map(|(at, text)| Source {
-                name: name(at),
-                text,
+            .map(|(at, texts)| Source {
+                name: format!("{at}.yaml"),
+                text: texts.concat(),
             })
             .collect()
     }
@@ -291,13 +297,10 @@ mod tests {
     proptest! {
         /// The reference is the obvious way: make every Snapshot, and compare.
         #[test]
-        fn whoever_is_not_touched_has_the_snapshot_they_had((old, new) in edited()) {
-            let (old_sources, new_sources) = (sources(&old), sources(&new));
-            let (before, memory) = Memory::default().parse(&old_sources);
-            let before = before.unwrap();
-            let after = crate::parse(&new_sources).unwrap();
-            prop_assert_eq!(&memory.parse(&new_sources).0.unwrap(), &after);
-
+        fn whoever_is_not_touched_has_the_snapshot_they_had((mut old, mut new) in edited()) {
+            (old.dangling, new.dangling) = (false, false);
+            let before = crate::parse(&sources(&old, 1)).unwrap();
+            let after = crate::parse(&sources(&new, 1)).unwrap();
             let touched = Documents::touched(&before, &after);
             for name in after.workloads.keys() {
                 let snapshot = |documents: &Documents| documents.snapshot(name, 1);
@@ -308,11 +311,33 @@ mod tests {
             prop_assert!(touched.iter().all(|name| after.workloads.contains_key(name)));
         }
 
+        /// The reference remembers nothing. What is wrong, and what looks odd, is told alike.
+        #[test]
+        fn reading_on_top_of_what_was_read_is_reading(
+            old in plan(),
+            steps in prop::collection::vec((edited(), 1..9_usize), 1..4),
+        ) {
+            let (_, mut memory) = Memory::default().parse(&sources(&old, 3));
+            for ((one, other), in_a_file) in &steps {
+                for plan in [one, other] {
+                    let sources = sources(plan, *in_a_file);
+                    let (read, now) = memory.parse(&sources);
+                    memory = now;
+                    match (read, crate::parse(&sources)) {
+                        (Ok(read), Ok(expected)) => prop_assert_eq!(read, expected),
+                        (Err(read), Err(expected)) => prop_assert_eq!(read.render(), expected.render()),
+                        (read, expected) => prop_assert!(false, "{:?} and not {:?}", read, expected),
+                    }
+                }
+            }
+        }
+
         /// The reference looks at every policy.
         #[test]
-        fn the_policies_of_a_snapshot_are_all_that_select_its_workload(plan in plan()) {
-            let documents = crate::parse(&sources(&plan)).unwrap();
-            for (name, workload) in &documents.workloads {
+        fn the_policies_of_a_snapshot_are_all_that_select_its_workload(mut plan in plan()) {
+            plan.dangling = false;
+            let documents = crate::parse(&sources(&plan, 1)).unwrap();
+            for (name, workload) in documents.workloads.iter() {
                 let snapshot = documents.snapshot(name, 1).unwrap();
                 let selecting: Vec<_> = documents.policies.values()
                     .filter(|policy| policy.selector.selects(workload))
@@ -327,6 +352,7 @@ mod tests {
     #[test]
     fn a_change_touches_whom_it_is_about_and_nobody_else() {
         let all = Plan {
+            dangling: false,
             default: true,
             root: true,
             workloads: (0..6)
@@ -347,7 +373,10 @@ mod tests {
         let touched = |change: &dyn Fn(&mut Plan)| {
             let mut new = all.clone();
             change(&mut new);
-            let (old, new) = (crate::parse(&sources(&all)), crate::parse(&sources(&new)));
+            let (old, new) = (
+                crate::parse(&sources(&all, 1)),
+                crate::parse(&sources(&new, 1)),
+            );
             let names = Documents::touched(&old.unwrap(), &new.unwrap()).into_iter();
             names.map(|name| name.to_string()).collect::<Vec<_>>()
         };

@@ -26,6 +26,7 @@ pub(crate) struct Entry {
 }
 
 /// Whom entries may refer to.
+#[derive(Debug)]
 pub(crate) struct Whom {
     /// Of nodes.
     pub(crate) groups: BTreeSet<String>,

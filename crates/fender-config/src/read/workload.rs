@@ -6,7 +6,7 @@ use fender_identity::WorkloadName;
 
 use super::attest::{self, Whom, Whose, attest};
 use super::port::{Taken, inbound};
-use super::{HOST_HELP, Known, NAME_HELP, drain, fallback, full_name};
+use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name};
 use crate::address::is_host_name;
 use crate::documents::{Kind, OutboundPort, OutboundTo, Workload};
 use crate::problem::{Place, Report};
@@ -125,21 +125,34 @@ fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
 }
 
 /// What is known of the workloads others refer to.
-pub(crate) struct Ports(BTreeMap<WorkloadName, Option<Vec<InboundPort>>>);
+pub(crate) struct Ports<'a> {
+    read: BTreeMap<WorkloadName, Option<Vec<InboundPort>>>,
+    upon: &'a Upon,
+}
 
-impl Ports {
-    pub(crate) fn of(workloads: &[Unresolved<'_>]) -> Self {
+impl<'a> Ports<'a> {
+    pub(crate) fn of(workloads: &[Unresolved<'_>], upon: &'a Upon) -> Self {
         let ports = |unresolved: &Unresolved<'_>| {
             unresolved
                 .knows_its_ports
                 .then(|| unresolved.workload.inbound.clone())
         };
-        Self(
-            workloads
-                .iter()
-                .map(|unresolved| (unresolved.workload.name.clone(), ports(unresolved)))
-                .collect(),
-        )
+        let read = workloads
+            .iter()
+            .map(|unresolved| (unresolved.workload.name.clone(), ports(unresolved)))
+            .collect();
+        Self { read, upon }
+    }
+
+    /// None if its own document is wrong, which is told there.
+    fn get(&self, workload: &WorkloadName) -> Option<&[InboundPort]> {
+        match self.read.get(workload) {
+            Some(ports) => ports.as_deref(),
+            None => {
+                let workload = self.upon.documents.workloads.get(workload)?;
+                Some(&workload.inbound)
+            }
+        }
     }
 }
 
@@ -151,7 +164,7 @@ impl Unresolved<'_> {
     pub(crate) fn resolve(
         self,
         known: &Known<'_>,
-        ports: &Ports,
+        ports: &Ports<'_>,
         whom: &Whom,
         report: &mut Report,
     ) -> Workload {
@@ -205,7 +218,7 @@ pub(super) fn listed(
 fn destination(
     reader: &mut Reader<'_>,
     known: &Known<'_>,
-    ports: &Ports,
+    ports: &Ports<'_>,
     namespace: &str,
     at: &At<raw::Outbound>,
 ) -> Option<OutboundTo> {
@@ -282,7 +295,7 @@ fn refer(
 fn service(
     reader: &mut Reader<'_>,
     known: &Known<'_>,
-    ports: &Ports,
+    ports: &Ports<'_>,
     namespace: &str,
     outbound: &raw::Outbound,
     at: &At<String>,
@@ -313,8 +326,7 @@ fn service(
         );
         return None;
     }
-    // Unknown because its own document is wrong, which was told there.
-    let inbound = ports.0.get(&workload)?.as_ref()?;
+    let inbound = ports.get(&workload)?;
     let port = choose_port(reader, outbound, at, &workload, inbound)?;
     let Some(address) = address.or_else(|| port.advertise.clone()) else {
         let message = format!("nobody knows where `{workload}` is found");
