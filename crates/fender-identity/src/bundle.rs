@@ -82,6 +82,13 @@ impl Bundle {
             .unwrap_or_else(|| UnixTime::since_unix_epoch(std::time::Duration::ZERO))
     }
 
+    /// Whether each of its roots may vouch now.
+    pub fn is_current(&self, now: UnixTime) -> bool {
+        self.validities
+            .iter()
+            .all(|validity| validity.includes(now))
+    }
+
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fender_identity::csr::Csr;
 use fender_identity::verify::{self, Refusal};
-use fender_identity::{DenyList, Serial, SpiffeId, Validity};
+use fender_identity::{Bundles, DenyList, Serial, SpiffeId, Validity};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
     SanType, SerialNumber,
@@ -220,24 +220,31 @@ impl Signed {
             issuers,
             authority,
         } = self;
-        let chain: Vec<_> = std::iter::once(&leaf).chain(&issuers).cloned().collect();
-        // The ways differ in nothing but their purpose. What the authorities on it are good for was seen when the first
-        // leaf was checked, and what this one is good for is compared below: two signatures less for each.
-        let roles = match issuing.serves_both_roles.get() {
-            Some(()) => &[verify::Role::Server][..],
-            None => &[verify::Role::Server, verify::Role::Client],
-        };
-        for role in roles {
-            let peer = verify::verify(&chain, *role, &state.bundles, now, &|_| Ok(()))
+        let believe = |chain: &[CertificateDer<'_>], role, bundles: &Bundles| {
+            let peer = verify::verify(chain, role, bundles, now, &|_| Ok(()))
                 .map_err(IssueError::Unverifiable)?;
-            if *peer.id() != attested.identity || *peer.serial() != serial {
-                return Err(IssueError::NotAsMeant);
+            match *peer.id() == attested.identity && *peer.serial() == serial {
+                true => Ok(()),
+                false => Err(IssueError::NotAsMeant),
             }
+        };
+        // What the authorities above are good for, and that they signed each other, was seen when the first leaf was
+        // followed to the root. What this one is good for is compared below: three signatures less for each.
+        if issuing.leads_to_root(now) {
+            believe(
+                std::slice::from_ref(&leaf),
+                verify::Role::Server,
+                &issuing.as_root,
+            )?;
+        } else {
+            let chain: Vec<_> = std::iter::once(&leaf).chain(&issuers).cloned().collect();
+            believe(&chain, verify::Role::Server, &state.bundles)?;
+            believe(&chain, verify::Role::Client, &state.bundles)?;
         }
         if !says(&leaf, &attested, validity) {
             return Err(IssueError::NotAsMeant);
         }
-        issuing.serves_both_roles.get_or_init(|| ());
+        issuing.followed.get_or_init(|| ());
         let row = CertificateRow {
             serial,
             provenance: attested.evidence.provenance(&attested.identity),
@@ -469,9 +476,15 @@ mod tests {
                 .sign(&state.issuing)
                 .unwrap()
         };
+        assert!(!state.issuing.leads_to_root(now), "nobody has looked");
         sign(attested("orders", &["a.internal"]))
             .check(&state.issuing, &state, now)
             .unwrap();
+        // From here on the root is not asked again, unless it has ended.
+        assert!(state.issuing.leads_to_root(now));
+        let end = state.bundle.ends();
+        let later = UnixTime::since_unix_epoch(Duration::from_secs(end.as_secs() + 1));
+        assert!(!state.issuing.leads_to_root(later));
 
         // Signed for somebody else, for another key, with other names; and not signed by us at all.
         for other in [

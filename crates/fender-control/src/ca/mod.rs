@@ -83,7 +83,11 @@ pub(crate) struct Issuing {
     pub(crate) validity: Validity,
     issuer: Issuer<'static, AuthorityKey>,
     /// Set once a leaf under it was followed to the root as a client's and as a server's.
-    serves_both_roles: OnceLock<()>,
+    followed: OnceLock<()>,
+    /// From then on it is the root that a leaf is followed to,
+    as_root: Bundles,
+    /// for as long as whatever is above it is in its time.
+    above: Bundle,
 }
 
 /// An authority as people are told of it.
@@ -428,6 +432,13 @@ impl Issuing {
     ) -> Result<Self, CaError> {
         let row = rotation::intermediate(rows, root, &workshop.replica, now)
             .ok_or(CaError::NoIntermediate)?;
+        let bundle = |certificates| Bundle::new(workshop.trust_domain.clone(), certificates);
+        let above = row
+            .path
+            .iter()
+            .chain([&root.certificate])
+            .cloned()
+            .collect();
         Ok(Self {
             serial: row.serial.clone(),
             certificate: row.certificate.clone(),
@@ -435,8 +446,15 @@ impl Issuing {
             root: root.certificate.clone(),
             validity: row.validity,
             issuer: workshop.issuer(row)?,
-            serves_both_roles: OnceLock::new(),
+            followed: OnceLock::new(),
+            as_root: bundle(vec![row.certificate.clone()])?.into(),
+            above: bundle(above)?,
         })
+    }
+
+    /// Whether the way above it needs no following: it was, and nothing of it has ended since.
+    fn leads_to_root(&self, now: UnixTime) -> bool {
+        self.followed.get().is_some() && self.above.is_current(now)
     }
 
     /// From this one up; the root is not part of it.
