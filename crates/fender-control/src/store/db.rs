@@ -4,6 +4,7 @@
 //! `column1` and so on. The columns of a schema are BIGINT, TEXT and BYTEA, or what SQLite calls these. Where the two
 //! differ (how a transaction begins), the writer and the opening know, and nobody else.
 
+use std::fmt::Write as _;
 use std::future::Future;
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ use super::{Reader, StoreError};
 const ANSWER: Duration = Duration::from_secs(10);
 /// What both schemas' triggers say of a certificate that was revoked while it was on its way.
 const REVOKED: &str = "revoked meanwhile";
-/// Rows of one statement, at most: SQLite numbers no more than 32,766 values.
-const ROWS: usize = 256;
+/// Rows of one statement, at most. Fewer are a power of two, so that few statements have to be prepared, and each once.
+const ROWS: usize = 64;
+/// Statements a connection keeps prepared: more than there are, so that none is prepared over and over.
+pub(super) const STATEMENTS: usize = 512;
 
 /// Connections to one database.
 #[derive(Clone, Debug)]
@@ -284,22 +287,12 @@ value! {
 pub(crate) struct Query {
     sql: SqlStr,
     values: Vec<Value>,
-    reuse: Reuse,
-}
-
-/// Whether the database keeps a statement prepared.
-#[derive(Clone, Copy, Debug)]
-enum Reuse {
-    Kept,
-    /// It has another length each time.
-    Once,
 }
 
 pub(crate) fn query(sql: &'static str) -> Query {
     Query {
         sql: sql.into_sql_str(),
         values: Vec::new(),
-        reuse: Reuse::Kept,
     }
 }
 
@@ -308,30 +301,29 @@ pub(crate) fn query_rows<const N: usize>(
     sql: &'static str,
     rows: impl IntoIterator<Item = [Value; N]>,
 ) -> Vec<Query> {
-    let mut rows = rows.into_iter().peekable();
-    let mut queries = Vec::new();
-    while rows.peek().is_some() {
-        let mut values = Vec::new();
+    let rows: Vec<_> = rows.into_iter().collect();
+    let (mut queries, mut left) = (Vec::new(), rows.len());
+    let mut rows = rows.into_iter();
+    while left > 0 {
+        let number = (1 << left.ilog2()).min(ROWS);
+        let values: Vec<_> = rows.by_ref().take(number).flatten().collect();
         let mut places = String::new();
-        for row in rows.by_ref().take(ROWS) {
-            places.push_str(if places.is_empty() { "(" } else { ", (" });
-            for value in row {
-                values.push(value);
-                let comma = if values.len() % N == 1 || N == 1 {
-                    ""
-                } else {
-                    ", "
-                };
-                places.push_str(&format!("{comma}${}", values.len()));
-            }
-            places.push(')');
+        for place in 1..=values.len() {
+            places.push_str(match (place % N == 1 || N == 1, place) {
+                (true, 1) => "(",
+                (true, _) => "), (",
+                (false, _) => ", ",
+            });
+            // Writing to a String cannot fail.
+            let _ = write!(places, "${place}");
         }
+        places.push(')');
         queries.push(Query {
             // Places only: no value ever becomes part of the text.
             sql: AssertSqlSafe(sql.replace("{rows}", &places)).into_sql_str(),
             values,
-            reuse: Reuse::Once,
         });
+        left -= number;
     }
     queries
 }
@@ -397,8 +389,7 @@ impl Query {
     }
 
     fn for_sqlite(self) -> sqlx::query::Query<'static, Sqlite, SqliteArguments> {
-        let keep = matches!(self.reuse, Reuse::Kept);
-        let query = sqlx::query(self.sql).persistent(keep);
+        let query = sqlx::query(self.sql);
         self.values
             .into_iter()
             .fold(query, |query, value| match value {
@@ -409,8 +400,7 @@ impl Query {
     }
 
     fn for_postgres(self) -> sqlx::query::Query<'static, Postgres, PgArguments> {
-        let keep = matches!(self.reuse, Reuse::Kept);
-        let query = sqlx::query(self.sql).persistent(keep);
+        let query = sqlx::query(self.sql);
         self.values
             .into_iter()
             .fold(query, |query, value| match value {

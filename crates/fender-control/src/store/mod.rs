@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use db::{Connection, Query, Record, Value, Whom, execute_all, query, query_rows};
 pub(crate) use feed::Topic;
 
-use db::{Fate, Pool};
+use db::{Fate, Pool, STATEMENTS};
 use feed::Feed;
 use meter::Meter;
 use place::Access;
@@ -107,6 +107,7 @@ impl Store {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY)
+            .statement_cache_capacity(STATEMENTS)
             .disable_statement_logging();
         let place = || path.display().to_string();
         let opening = |source| StoreError::Open {

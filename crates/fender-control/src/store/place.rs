@@ -15,6 +15,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::Url;
 use zeroize::Zeroizing;
 
+use super::db::STATEMENTS;
+
 /// A password's longest file.
 const LONGEST: u64 = 4096;
 const PORT: u16 = 5432;
@@ -89,6 +91,7 @@ impl Postgres {
             .port(port)
             .username(&user)
             .database(&database)
+            .statement_cache_capacity(STATEMENTS)
             .ssl_mode(match (nearness(&host), &self.roots) {
                 (Nearness::ThisMachine, None) => PgSslMode::Disable,
                 (Nearness::ThisMachine | Nearness::Elsewhere, _) => PgSslMode::VerifyFull,
