@@ -8,6 +8,7 @@
 //! changed is neither made nor compared, stored or looked up. What is left of the size of the mesh is to compare its
 //! documents with those in force.
 
+mod placed;
 mod plan;
 mod problem;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 use fender_api::code::Code;
 use fender_api::proto::control::v1 as proto;
 use fender_config::snapshot::Snapshot;
-use fender_config::{Change, Documents, Memory, Mesh, Source};
+use fender_config::{Change, Documents, Kind, Memory, Mesh, Source, What};
 use fender_identity::{SpiffeId, TrustDomain, WorkloadName};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::SharedClock;
@@ -30,6 +31,7 @@ use crate::store::audit::{self, Action, Outcome};
 use crate::store::revisions::{self, Applied, Digest, Told};
 use crate::store::{Store, StoreError, Topic};
 
+pub(crate) use placed::Placed;
 use plan::{News, Scope, plan, read};
 pub(crate) use plan::{Plan, Unread, generated_mesh, parse};
 pub(crate) use problem::Problem;
@@ -43,7 +45,8 @@ pub(crate) struct InForce {
     pub(crate) revision: u64,
     pub(crate) mesh: Mesh,
     pub(crate) documents: Documents,
-    pub(crate) files: Vec<Source>,
+    pub(crate) files: Arc<[Source]>,
+    pub(crate) placed: Placed,
 }
 
 /// What a change came to.
@@ -158,7 +161,11 @@ impl Library {
             Some(Err(_)) | None => Documents::default(),
         };
         // Without either, all there is to know is the trust domain.
-        let files = given.or_else(|| stored_files.clone()).unwrap_or_default();
+        let stored_files: Option<Arc<[Source]>> = stored_files.map(Into::into);
+        let files = match given {
+            Some(given) => given.into(),
+            None => stored_files.clone().unwrap_or_default(),
+        };
         let stored_files = stored_files.unwrap_or_default();
         // Nobody has been told anything by this process.
         let scope = Scope::Everybody;
@@ -178,6 +185,7 @@ impl Library {
             mesh: plan.mesh.clone(),
             documents: before,
             files: stored_files,
+            placed: Placed::default(),
         };
         let library = Self {
             store,
@@ -224,7 +232,7 @@ impl Library {
     }
 
     /// What applying these files would do. Megabytes of documents take their time: not on a thread that serves.
-    pub(crate) async fn plan(&self, files: Vec<Source>) -> Result<Plan, ApplyError> {
+    pub(crate) async fn plan(&self, files: Arc<[Source]>) -> Result<Plan, ApplyError> {
         let now = self.in_force();
         let (trust_domain, memory) = (self.trust_domain.clone(), Arc::clone(&self.memory));
         let planned = tokio::task::spawn_blocking(move || {
@@ -261,12 +269,13 @@ impl Library {
         review: &impl Review,
         author: Author,
     ) -> Result<Done, ApplyError> {
+        let files: Arc<[Source]> = files.into();
         let _turn = self.turn.lock().await;
         for _ in 1..ATTEMPTS {
             self.catch_up_in_turn().await?;
             let before = self.in_force();
             check_upon(upon, before.revision)?;
-            let plan = self.plan(files.clone()).await?;
+            let plan = self.plan(Arc::clone(&files)).await?;
             let objections = review.objections(&before, &plan).await?;
             if !objections.is_empty() {
                 return Err(ApplyError::Objections(objections));
@@ -326,7 +335,7 @@ impl Library {
             else {
                 return Ok(());
             };
-            let plan = self.plan(stored.files).await?;
+            let plan = self.plan(stored.files.into()).await?;
             let told = revisions::told(&self.store, plan.snapshots.keys()).await?;
             // What was told belongs to these documents only if nothing came in between.
             if revisions::newer(&self.store, stored.number)
@@ -396,19 +405,26 @@ impl Library {
             mesh,
             files,
             snapshots,
+            changes,
             ..
         } = plan;
+        let before = self.in_force();
+        let placed = before.placed.with(&before.documents, &documents, revision);
         self.in_force.send_replace(Arc::new(InForce {
             revision,
             mesh,
             documents,
             files,
+            placed,
         }));
 
-        let in_force = self.in_force();
         let mut published = self.published();
+        let removed = changes
+            .iter()
+            .filter(|change| change.kind == Kind::Workload && change.what == What::Removed)
+            .filter_map(|change| change.name.parse::<WorkloadName>().ok());
         // Dropping a sender tells its followers that the workload is gone.
-        published.retain(|workload, _| in_force.documents.workloads.contains_key(workload));
+        removed.for_each(|workload| drop(published.remove(&workload)));
         for (workload, mut snapshot) in snapshots {
             snapshot.version = told.get(&workload).map_or(revision, |told| told.version);
             match published.get(&workload) {

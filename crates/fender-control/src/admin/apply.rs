@@ -104,7 +104,7 @@ impl Control {
     ) -> Result<ApplyResponse, ApplyError> {
         let before = self.library.in_force();
         check_upon(upon, before.revision)?;
-        let plan = self.library.plan(files).await?;
+        let plan = self.library.plan(files.into()).await?;
         let objections = review.objections(&before, &plan).await?;
         let told = match objections.is_empty() {
             true => String::new(),
@@ -330,6 +330,9 @@ impl Reviewer {
             .into_iter()
             .filter(|name| !self.consents.delete_in_use.contains(name))
             .collect();
+        if orphaned.is_empty() {
+            return Ok(Vec::new());
+        }
         let ids: Vec<_> = orphaned
             .iter()
             .map(|name| SpiffeId::for_workload(trust_domain, name).to_string())

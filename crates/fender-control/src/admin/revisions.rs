@@ -130,7 +130,7 @@ impl Control {
     async fn kept(&self, number: u64) -> Result<(u64, Arc<[Source]>), Status> {
         let in_force = self.library.in_force();
         if number == 0 || number == in_force.revision {
-            return Ok((in_force.revision, in_force.files.as_slice().into()));
+            return Ok((in_force.revision, Arc::clone(&in_force.files)));
         }
         Ok((number, self.files_of(number).await?.into()))
     }

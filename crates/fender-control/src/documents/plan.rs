@@ -2,6 +2,7 @@
 //! `apply` and for what another replica applied.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use fender_config::snapshot::Snapshot;
 use fender_config::{Change, Documents, Memory, Mesh, Source};
@@ -15,7 +16,7 @@ const GENERATED: &str = "(generated)/mesh.yaml";
 pub(crate) struct Plan {
     pub(crate) documents: Documents,
     pub(crate) mesh: Mesh,
-    pub(crate) files: Vec<Source>,
+    pub(crate) files: Arc<[Source]>,
     /// Of every workload that may be told something else than before.
     pub(super) snapshots: BTreeMap<WorkloadName, Snapshot>,
     pub(crate) changes: Vec<Change>,
@@ -40,7 +41,7 @@ pub(super) enum Scope {
 
 /// Everything wrong with the files, or what they would change.
 pub(super) fn plan(
-    mut files: Vec<Source>,
+    mut files: Arc<[Source]>,
     before: &Documents,
     before_files: &[Source],
     trust_domain: &TrustDomain,
@@ -49,7 +50,8 @@ pub(super) fn plan(
 ) -> Result<Plan, Vec<Problem>> {
     let documents = match parse_upon(memory, &files) {
         Err(Unread::NoMesh(_)) if before_files.is_empty() || is_generated(before_files) => {
-            files.push(generated_mesh(trust_domain));
+            let generated = generated_mesh(trust_domain);
+            files = files.iter().cloned().chain([generated]).collect();
             parse_upon(memory, &files)
         }
         read => read,
@@ -74,7 +76,7 @@ pub(super) fn plan(
         })
         .collect();
     let changes = Documents::diff(before, &documents);
-    let news = match files == before_files {
+    let news = match *files == *before_files {
         true => News::Nothing,
         false => News::Something,
     };

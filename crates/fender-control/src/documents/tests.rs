@@ -133,7 +133,7 @@ proptest! {
     ) {
         let trust_domain: TrustDomain = "acme.test".parse().unwrap();
         let plan = |files, before: &Documents, before_files: &[Source], scope, memory: &mut Memory| {
-            plan(files, before, before_files, &trust_domain, scope, memory).unwrap()
+            plan(Vec::into(files), before, before_files, &trust_domain, scope, memory).unwrap()
         };
         let mut memory = Memory::default();
         let mut in_force = plan(files(first), &Documents::default(), &[], Scope::Everybody, &mut memory);
@@ -166,7 +166,7 @@ fn a_change_of_one_document_makes_the_snapshots_of_those_it_is_about() {
     let all = [2, 1, 2, 3, 4, 5, 3, 3, 1, 1, 1];
     let mut plan = |written, before: &Documents| {
         plan(
-            files(written),
+            files(written).into(),
             before,
             &[],
             &trust_domain,

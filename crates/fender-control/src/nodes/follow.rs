@@ -10,8 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fender_api::code::Code;
 use fender_api::proto::control::v1::NodeUpdate;
 use fender_api::proto::control::v1::node_update::Kind;
-use fender_config::{Attestor, Documents, Node};
-use fender_identity::{NodeName, PeerSvid, Serial, WorkloadName};
+use fender_identity::{NodeName, PeerSvid, Serial};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -131,7 +130,8 @@ impl Following {
                 changed = documents.changed() => {
                     changed.map_err(|_| stopping())?;
                     let in_force = Arc::clone(&documents.borrow_and_update());
-                    let now = placed_on(&self.node, &in_force.documents);
+                    let node = in_force.documents.nodes.get(&self.node);
+                    let now = node.map(|node| (node.groups.clone(), in_force.placed.on(node)));
                     if placed.as_ref() == Some(&now) {
                         continue;
                     }
@@ -144,27 +144,4 @@ impl Following {
             sent.map_err(|_| Code::Unavailable.status("the client is gone"))?;
         }
     }
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whoever attests to the control plane itself needs no agent"
-)]
-fn is_here(attestor: &Attestor, node: &Node) -> bool {
-    match attestor {
-        Attestor::Unix(selector) => selector.on.includes(node),
-        Attestor::Docker(selector) => selector.on.includes(node),
-        _ => false,
-    }
-}
-
-/// All that documents place on a node, and by what; none if there is no such node.
-fn placed_on(node: &NodeName, documents: &Documents) -> Option<Vec<(WorkloadName, Attestor)>> {
-    let node = documents.nodes.get(node)?;
-    let here = documents.workloads.values().flat_map(|workload| {
-        let attestors = workload.attest.iter();
-        let attestors = attestors.filter(|attestor| is_here(attestor, node));
-        attestors.map(|attestor| (workload.name.clone(), attestor.clone()))
-    });
-    Some(here.collect())
 }
