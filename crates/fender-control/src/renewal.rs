@@ -1,8 +1,9 @@
 //! The next certificate for whoever has one. It is for the same identity, and nothing that was shown when the line of
 //! renewals began has to be shown again; but it is judged again: an entry of the document's `attest` must still admit it.
 //!
-//! What is judged is what was recorded, by the documents and by the roots that they name, as both are now. Whether a process still runs the same program, or a pod still exists, this does
-//! not find out; attesting anew does, and whoever is refused here may do that.
+//! What is judged is what was recorded, by the documents and by the roots that they name, as both are now. Whether a
+//! process still runs the same program, or a pod still exists, this does not find out; attesting anew does, and whoever is
+//! refused here may do that.
 
 use std::collections::BTreeSet;
 

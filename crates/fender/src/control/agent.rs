@@ -1,8 +1,9 @@
 //! The agent of the one machine that a control plane runs on, in the same process.
 //!
 //! It is an agent like every other: it has a certificate of its node, and asks over the network as any agent does. Only its
-//! join token is made here, at the operator's word, unless the node was revoked: then an administrator makes it. With it, whoever breaks into what answers the network has what the agent
-//! has: on more than one machine, and wherever containers are attested, the agent is better a process of its own.
+//! join token is made here, at the operator's word, unless the node was revoked: then an administrator makes it. With it,
+//! whoever breaks into what answers the network has what the agent has: on more than one machine, and wherever containers
+//! are attested, the agent is better a process of its own.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
