@@ -18,7 +18,7 @@ use h2::client::{Connection, SendRequest};
 use prost::Message as _;
 use rustls::ClientConfig;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -171,7 +171,13 @@ impl Seen {
     }
 }
 
+/// Whoever waits for the first Snapshot of a stream, or for why there is none.
+type Welcome = RefCell<Option<oneshot::Sender<Result<(), String>>>>;
+
 /// Connects and holds the stream, in a task of its own; gives back the connection for other calls.
+///
+/// It is connected once the first Snapshot is there: a client has finished its handshake before the server has, which may
+/// have no room for it.
 pub async fn subscribe(
     server: &Server,
     at: usize,
@@ -180,20 +186,32 @@ pub async fn subscribe(
 ) -> Result<(SendRequest<Bytes>, tokio::task::AbortHandle), Failed> {
     let (near, connection) = server.dial(at, server.config(Some(svid))?).await?;
     let calls = near.clone();
+    let (welcome, welcomed) = oneshot::channel();
     let task = tokio::task::spawn_local(async move {
+        let welcome = Welcome::new(Some(welcome));
         let ended = tokio::select! {
             ended = connection => ended.map_err(Failed::from),
-            ended = converse(&near, at, &seen) => ended,
+            ended = converse(&near, at, &seen, &welcome) => ended,
         };
         let why = ended
             .err()
             .map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-        seen.failed(format!("stream of {}: {why}", Mesh::workload(at)));
+        match welcome.take() {
+            // Whoever waited may have given up.
+            Some(welcome) => drop(welcome.send(Err(why))),
+            None => seen.failed(format!("stream of {}: {why}", Mesh::workload(at))),
+        }
     });
+    welcomed.await??;
     Ok((calls, task.abort_handle()))
 }
 
-async fn converse(near: &SendRequest<Bytes>, at: usize, seen: &Seen) -> Result<(), Failed> {
+async fn converse(
+    near: &SendRequest<Bytes>,
+    at: usize,
+    seen: &Seen,
+    welcome: &Welcome,
+) -> Result<(), Failed> {
     let (response, mut reports) = grpc::open(near, SUBSCRIBE).await?;
     let mut report = |kind| {
         let report = proto::Report { kind: Some(kind) };
@@ -211,6 +229,9 @@ async fn converse(near: &SendRequest<Bytes>, at: usize, seen: &Seen) -> Result<(
                 let version = snapshot.version;
                 report(proto::report::Kind::Ack(proto::Ack { version }))?;
                 seen.acked(version);
+                if let Some(welcome) = welcome.take() {
+                    let _ = welcome.send(Ok(()));
+                }
             }
             Some(proto::update::Kind::Trust(bytes)) => {
                 let version = proto::Trust::decode(bytes)?.version;

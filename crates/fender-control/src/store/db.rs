@@ -21,7 +21,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// What both schemas' triggers say of a certificate that was revoked while it was on its way.
 const REVOKED: &str = "revoked meanwhile";
 /// Rows of one statement, at most. Fewer are a power of two, so that few statements have to be prepared, and each once.
-const ROWS: usize = 64;
+const ROWS: usize = 256;
 /// Statements a connection keeps prepared: more than there are, so that none is prepared over and over.
 pub(super) const STATEMENTS: usize = 512;
 
