@@ -91,6 +91,8 @@ impl<'a> Page<'a> {
 
     pub(crate) fn place(&self, location: Location) -> Place {
         let line = usize::try_from(location.line()).unwrap_or_default().max(1);
+        // A line of YAML may end with a CR alone, and a line of ours does not: no place is beyond its document.
+        let line = line.min(self.text.lines().count().max(1));
         let column = usize::try_from(location.column())
             .unwrap_or_default()
             .max(1);
