@@ -197,7 +197,7 @@ impl Control {
             NotVouched::Busy(why) => Code::Busy.status(why),
         };
         let in_force = self.library.in_force();
-        self.put_vouching_in_force(&in_force.mesh);
+        self.put_vouching_in_force();
         let vouched = self
             .clusters
             .verify(&shown.token, origin.ip.map(Neighbourhood::of))
@@ -231,7 +231,7 @@ impl Control {
     ) -> Result<SvidResponse, Status> {
         use crate::existing::{NotVouched, differs};
         let in_force = self.library.in_force();
-        self.put_vouching_in_force(&in_force.mesh);
+        self.put_vouching_in_force();
         let chain: Vec<_> = shown.chain.into_iter().map(CertificateDer::from).collect();
         let leaves = self.own.leaves();
         let messages: Vec<_> = leaves

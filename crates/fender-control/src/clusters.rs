@@ -23,6 +23,7 @@ use fender_runtime::drain::Drain;
 
 use crate::ca::sha256;
 use crate::credentials::Sources;
+use crate::documents::InForce;
 use crate::limit::Neighbourhood;
 use keys::{Asked, PublishedKeys};
 use replay::Replays;
@@ -107,8 +108,10 @@ impl Clusters {
     }
 
     /// From now on these count. One that is as it was keeps what it knows; keys are fetched before they are needed.
-    pub(crate) fn put_in_force(&self, clusters: &BTreeMap<String, Cluster>) {
+    pub(crate) fn put_in_force(&self, newest: impl FnOnce() -> Arc<InForce>) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = newest();
+        let clusters = &in_force.mesh.clusters;
         live.retain(|name, known| clusters.get(name) == Some(&known.cluster));
         for (name, cluster) in clusters {
             if !live.contains_key(name) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fender_api::code::Code;
 use fender_api::convert::IssuedSvid;
 use fender_api::proto::control::v1::SvidResponse;
-use fender_config::{Mesh, MinimumVersion};
+use fender_config::MinimumVersion;
 use fender_identity::SpiffeId;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
@@ -73,9 +73,10 @@ impl Control {
     }
 
     /// Others whose word counts, as the documents have them.
-    pub(crate) fn put_vouching_in_force(&self, mesh: &Mesh) {
-        self.clusters.put_in_force(&mesh.clusters);
-        self.authorities.put_in_force(&mesh.authorities);
+    pub(crate) fn put_vouching_in_force(&self) {
+        // Each asks in its own turn, so that nobody who began under an older document puts that in force again.
+        self.clusters.put_in_force(|| self.library.in_force());
+        self.authorities.put_in_force(|| self.library.in_force());
     }
 
     /// The answer to whoever gets a certificate.

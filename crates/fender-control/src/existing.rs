@@ -19,6 +19,7 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 
 use crate::credentials::Sources;
+use crate::documents::InForce;
 use crate::followed::Followed;
 
 /// A file system that takes longer than this is away.
@@ -68,8 +69,10 @@ impl IssuingAuthorities {
     }
 
     /// From now on these count.
-    pub(crate) fn put_in_force(&self, authorities: &BTreeMap<String, IssuingAuthority>) {
+    pub(crate) fn put_in_force(&self, newest: impl FnOnce() -> Arc<InForce>) {
         let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = newest();
+        let authorities = &in_force.mesh.authorities;
         live.retain(|name, known| {
             let authority = authorities.get(name);
             authority.is_some_and(|authority| authority.roots == known.file)

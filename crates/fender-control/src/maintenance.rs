@@ -149,8 +149,8 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
 pub(crate) async fn follow_mesh(control: Arc<Control>) {
     let mut changes = control.library.changes();
     loop {
-        let in_force = Arc::clone(&changes.borrow_and_update());
-        control.put_vouching_in_force(&in_force.mesh);
+        changes.mark_unchanged();
+        control.put_vouching_in_force();
         control.put_minimum_version_in_force();
         tokio::select! {
             () = control.drain.stopping() => return,

@@ -61,8 +61,7 @@ impl Control {
         if let Err(why) = still_admitted(&in_force, attest, &line.basis, now) {
             return Err(no_longer_admitted(peer.id(), &line.basis, &why));
         }
-        self.still_vouched(&in_force, peer.id(), &mut line.basis, now)
-            .await?;
+        self.still_vouched(peer.id(), &mut line.basis, now).await?;
         if !self
             .pace
             .admits(peer.id(), &line.basis, Some(&line.first), grant.lifetime)
@@ -88,7 +87,6 @@ impl Control {
     /// Whether the root by which somebody was let in still counts. What was recorded without one is bound to those of now.
     async fn still_vouched(
         &self,
-        in_force: &InForce,
         id: &SpiffeId,
         basis: &mut Basis,
         now: UnixTime,
@@ -96,7 +94,7 @@ impl Control {
         let Basis::X509(vouched) = basis else {
             return Ok(());
         };
-        self.put_vouching_in_force(&in_force.mesh);
+        self.put_vouching_in_force();
         match self.authorities.still(vouched, now).await {
             Ok(roots) => {
                 vouched.roots = roots;
