@@ -38,7 +38,7 @@ use horizon::Horizon;
 use make::{AuthorityKey, Workshop};
 use rotation::NoRoot;
 use seal::{SealError, SealingKey};
-use upstream::{Upstream, UpstreamError};
+use upstream::{Facts, Upstream, UpstreamError};
 
 /// The longest a certificate may renew itself after its end, whatever the documents say.
 const LONGEST_GRACE: Duration = Duration::from_secs(31 * 24 * 3600);
@@ -86,8 +86,10 @@ pub(crate) struct Issuing {
     followed: OnceLock<()>,
     /// From then on it is the root that a leaf is followed to,
     as_root: Bundles,
-    /// for as long as whatever is above it is in its time.
+    /// for as long as whatever is above it is in its time;
     above: Bundle,
+    /// unless the names below are limited there: whom that concerns, only the whole way tells.
+    limits_names: bool,
 }
 
 /// An authority as people are told of it.
@@ -439,6 +441,9 @@ impl Issuing {
             .chain([&root.certificate])
             .cloned()
             .collect();
+        let above = bundle(above)?;
+        // Of one that cannot be read nothing is known.
+        let limits = |of: &CertificateDer<'_>| !Facts::read(of).is_ok_and(|it| !it.limits_names);
         Ok(Self {
             serial: row.serial.clone(),
             certificate: row.certificate.clone(),
@@ -448,13 +453,14 @@ impl Issuing {
             issuer: workshop.issuer(row)?,
             followed: OnceLock::new(),
             as_root: bundle(vec![row.certificate.clone()])?.into(),
-            above: bundle(above)?,
+            limits_names: above.roots().iter().any(limits),
+            above,
         })
     }
 
-    /// Whether the way above it needs no following: it was, and nothing of it has ended since.
+    /// Whether the way above it needs no following: it was, says the same of every leaf, and nothing of it has ended since.
     fn leads_to_root(&self, now: UnixTime) -> bool {
-        self.followed.get().is_some() && self.above.is_current(now)
+        self.followed.get().is_some() && !self.limits_names && self.above.is_current(now)
     }
 
     /// From this one up; the root is not part of it.

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DnType,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, SanType, SerialNumber,
 };
 use serde_json::{Value, json};
 
@@ -41,14 +41,19 @@ fn live(params: &mut CertificateParams, seconds: u64) {
 
 impl Pki {
     fn new() -> Self {
+        Self::with(ca("Example Issuing", 10))
+    }
+
+    /// With this authority between the root and ours.
+    fn with(between: CertificateParams) -> Self {
         let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         // As file authorities do, each counts from one.
         let mut params = ca("Example Root", 20);
         params.serial_number = Some(SerialNumber::from(1));
         let root = params.self_signed(&root_key).unwrap();
         let above = Issuer::new(ca("Example Root", 20), root_key);
-        let middle = ca("Example Issuing", 10).signed_by(&key, &above).unwrap();
-        let issuer = Issuer::new(ca("Example Issuing", 10), key);
+        let middle = between.signed_by(&key, &above).unwrap();
+        let issuer = Issuer::new(between, key);
         Self {
             root,
             middle,
@@ -345,6 +350,28 @@ async fn attack_an_intermediate_of_another_root_than_the_given_one_founds_nothin
     fs::write(directory.path().join("upstream-root.pem"), stranger).unwrap();
     let refused = upstream_error(founded(directory, clock, place).await);
     assert!(matches!(refused, UpstreamError::Unfit(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn attack_a_name_that_an_authority_further_up_excludes_is_in_no_certificate() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = TestClock::new(at(NOW));
+    let mut between = ca("Example Issuing", 10);
+    between.name_constraints = Some(NameConstraints {
+        permitted_subtrees: Vec::new(),
+        excluded_subtrees: vec![GeneralSubtree::DnsName("shop.internal".to_owned())],
+    });
+    let pki = Pki::with(between);
+    let place = write(directory.path(), &pki, NOW, &KeyPair::generate().unwrap());
+    let world = founded(directory, clock, place).await.unwrap();
+    // Whoever has no such name has been followed to the root, and says nothing about who has one.
+    for _ in 0..2 {
+        world.attested("shop/inventory").await;
+        let token = world.token("shop/orders", 600).await.unwrap();
+        let key = NewKey::generate().unwrap();
+        let refused = world.attest(&token.secret, &key, &token.identity).await;
+        refused.unwrap_err();
+    }
 }
 
 #[tokio::test]

@@ -351,6 +351,8 @@ pub(super) struct Facts {
     /// How many authorities may follow below it, if that is limited.
     depth: Option<u32>,
     uris: Vec<String>,
+    /// Whether it limits the names of whoever is below, of whatever kind.
+    pub(super) limits_names: bool,
     limits_uris: bool,
 }
 
@@ -371,6 +373,7 @@ impl Facts {
             None => Vec::new(),
         };
         let limits = read.name_constraints().map_err(|_| malformed())?;
+        let limits_names = limits.is_some();
         let limits_uris = limits.is_some_and(|limits| {
             let trees = [
                 &limits.value.permitted_subtrees,
@@ -389,6 +392,7 @@ impl Facts {
             signs: signs && read.is_ca(),
             depth: constraints.and_then(|it| it.value.path_len_constraint),
             uris,
+            limits_names,
             limits_uris,
         })
     }
