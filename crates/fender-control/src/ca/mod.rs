@@ -158,6 +158,7 @@ impl Authority {
         lifetimes: &Lifetimes,
         now: UnixTime,
     ) -> Result<Self, CaError> {
+        let mut wanting = None;
         if let Some(upstream) = &upstream {
             let brought = upstream.renew(store, &workshop, lifetimes, now).await;
             // With an intermediate from before it can wait.
@@ -167,14 +168,19 @@ impl Authority {
                     return Err(error);
                 }
                 (Err(error), false) => {
-                    tracing::error!(%error, "no intermediate from upstream; going on with what is there")
+                    tracing::error!(%error, "no intermediate from upstream; going on with what is there");
+                    wanting = Some(error);
                 }
                 (Ok(()), _) => {}
             }
         }
         let rows = workshop.make_what_is_due(store, lifetimes, now).await?;
         workshop.sign_lists(store, &rows, now).await?;
-        let state = watch::Sender::new(Arc::new(State::of(&rows, &workshop, now)?));
+        let state = State::of(&rows, &workshop, now).map_err(|error| match (error, wanting) {
+            (CaError::NoIntermediate, Some(why)) => why,
+            (error, _) => error,
+        })?;
+        let state = watch::Sender::new(Arc::new(state));
         Ok(Self {
             upstream,
             mint: jwt::Mint::open(store, &workshop, lifetimes, now).await?,

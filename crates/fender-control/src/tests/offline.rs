@@ -488,3 +488,119 @@ async fn nothing_is_taken_that_was_not_asked_for() {
         "{refused}"
     );
 }
+
+/// What somebody laid under the courier's hands, at a replica that begins with a directory of its own.
+#[tokio::test]
+async fn attack_another_root_that_a_new_replica_is_brought_is_not_believed_without_a_word() {
+    let vault = Vault::new();
+    vault.create("other", 10).unwrap();
+    let world = founded(&vault).await;
+    let Stopped {
+        directory, clock, ..
+    } = world.stop().await;
+    fs::remove_dir_all(directory.path().join("data/offline")).unwrap();
+    let machine = Machine {
+        directory,
+        clock,
+        replica: Some("second"),
+    };
+    machine.ask().await;
+    let signed = vault.signed("other", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    let drain = Drain::new();
+    let refused = machine.start(&drain).await.map(drop).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            StartError::Ca(CaError::Upstream(UpstreamError::ImportedRoot { .. }))
+        ),
+        "{refused}"
+    );
+    assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+
+    // The request waits on, and what the right root signs is taken, once it is said that it shall be another one.
+    let signed = vault.signed("root", &machine.request(), NOW);
+    let another = machine.import(&signed, AnotherRoot::Refused).unwrap_err();
+    assert!(
+        matches!(another, OfflineError::AnotherRoot { .. }),
+        "{another}"
+    );
+    machine.import(&signed, AnotherRoot::Allowed).unwrap();
+    let world = machine.world().await;
+    let root = fs::read(vault.path("root/root.pem")).unwrap();
+    let root = fender_identity::certificates_from_pem(&root).unwrap();
+    let svid = world.attested("shop/orders").await;
+    let mut stream = world.subscribe(&svid, 0).await;
+    let told = stream.next_trust().await.unwrap();
+    assert_eq!(told.bundles[0].roots, [root[0].to_vec()]);
+}
+
+#[tokio::test]
+async fn another_root_is_published_once_somebody_said_that_it_shall_be() {
+    let life = 40 * DAY;
+    let vault = Vault {
+        lifetime: life,
+        ..Vault::new()
+    };
+    vault.create("other", 10).unwrap();
+    let world = founded(&vault).await;
+    notice(&world, life / 2 + DAY).await;
+    let request = offline(&world, "request.pem");
+    eventually_patient(|| async { request.exists().then_some(()) }).await;
+    let now = world.now();
+    let signed = vault.signed("other", &request, now);
+    import(&world.path("data"), &signed, AnotherRoot::Allowed, at(now)).unwrap();
+    notice(&world, DAY).await;
+    eventually_patient(|| async {
+        let svid = world.attested("shop/orders").await;
+        let told = world.subscribe(&svid, 0).await.next_trust().await.unwrap();
+        (told.bundles[0].roots.len() == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_brought_after_its_request_was_answered_stands_in_nobodys_way() {
+    let life = 40 * DAY;
+    let vault = Vault {
+        lifetime: life,
+        ..Vault::new()
+    };
+    let world = founded(&vault).await;
+    let before = world.attested("shop/orders").await;
+    // A second `import` that was under way while the first was taken.
+    fs::copy(vault.path("signed.pem"), offline(&world, "signed.pem")).unwrap();
+    notice(&world, life / 2 + DAY).await;
+    let request = offline(&world, "request.pem");
+    eventually_patient(|| async { request.exists().then_some(()) }).await;
+    assert!(!offline(&world, "signed.pem").exists());
+
+    let now = world.now();
+    let signed = vault.signed("root", &request, now);
+    import(&world.path("data"), &signed, AnotherRoot::Refused, at(now)).unwrap();
+    notice(&world, DAY).await;
+    eventually_patient(|| async {
+        let svid = world.attested("shop/orders").await;
+        (svid.chain()[1] != before.chain()[1]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_by_the_key_beside_it_is_made_anew() {
+    let vault = Vault::new();
+    let machine = Machine::new();
+    machine.ask().await;
+    let first = fs::read(machine.request()).unwrap();
+    machine.ask().await;
+    assert_eq!(fs::read(machine.request()).unwrap(), first, "it waits");
+    fs::remove_file(machine.request()).unwrap();
+    machine.ask().await;
+    // The key is the second one's.
+    fs::write(machine.request(), &first).unwrap();
+    machine.ask().await;
+    assert_ne!(fs::read(machine.request()).unwrap(), first);
+    let signed = vault.signed("root", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    machine.world().await.attested("shop/orders").await;
+}

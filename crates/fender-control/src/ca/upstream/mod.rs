@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use fender_config::Lifetimes;
 use fender_identity::csr::{self, NewKey};
+use fender_identity::tls::CaPin;
 use fender_identity::verify::{self, MAX_CHAIN, Refusal};
 use fender_identity::{
     Bundle, BundleError, Bundles, Serial, SpiffeId, TrustDomain, Validity, uris_of,
@@ -166,18 +167,23 @@ impl Upstream {
         rows: &[AuthorityRow],
         fresh: &[AuthorityRow],
     ) -> Result<(), UpstreamError> {
-        let given = match &self.place {
-            UpstreamPlace::Files(_) | UpstreamPlace::Offline(_) => true,
-            UpstreamPlace::Vault(vault) => vault.roots.is_some(),
-        };
         let is_upstreams = |row: &&AuthorityRow| row.role == Role::Root && row.sealed_key.is_none();
-        match fresh.iter().find(is_upstreams) {
-            Some(root) if !given && rows.iter().any(|row| is_upstreams(&row)) => {
-                Err(UpstreamError::AnotherRoot {
-                    serial: root.serial.clone(),
-                })
-            }
-            Some(_) | None => Ok(()),
+        let Some(root) = fresh.iter().find(is_upstreams) else {
+            return Ok(());
+        };
+        if !rows.iter().any(|row| is_upstreams(&row)) {
+            return Ok(());
+        }
+        match &self.place {
+            UpstreamPlace::Files(_) => Ok(()),
+            UpstreamPlace::Offline(offline) if offline.is_meant(&root.certificate) => Ok(()),
+            UpstreamPlace::Offline(_) => Err(UpstreamError::ImportedRoot {
+                pin: CaPin::of(&root.certificate),
+            }),
+            UpstreamPlace::Vault(vault) if vault.roots.is_some() => Ok(()),
+            UpstreamPlace::Vault(_) => Err(UpstreamError::AnotherRoot {
+                serial: root.serial.clone(),
+            }),
         }
     }
 }
@@ -522,6 +528,11 @@ pub enum UpstreamError {
         "upstream names another root than before, {serial}: if that is right, give it by `--upstream-roots`"
     )]
     AnotherRoot { serial: Serial },
+    #[error(
+        "what was imported chains to another root than the one that the mesh knows, sha256:{pin}: if that is right, compare it \
+         with what `fender ca create-root` said, and import it again with `--another-root`"
+    )]
+    ImportedRoot { pin: CaPin },
     #[error("a root from upstream is not usable: {0}")]
     Root(#[from] BundleError),
     #[error("the key of an upstream intermediate: {0}")]

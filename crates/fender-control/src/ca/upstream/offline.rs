@@ -6,6 +6,7 @@
 //! says every day that somebody must act, and until when.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use fender_identity::tls::CaPin;
 use fender_identity::{certificates_from_pem, certificates_to_pem};
 use fender_runtime::clock::UnixTime;
+use rcgen::PublicKeyData as _;
+use rustls::pki_types::CertificateDer;
 
 use super::{Brought, Facts, UpstreamError, signed_by};
 use crate::ca::make::{AuthorityKey, Workshop};
@@ -29,6 +32,9 @@ const KEY: &str = "request-key";
 const SIGNED: &str = "signed.pem";
 /// By which the last was signed that was brought.
 const ROOT: &str = "root.pem";
+/// The same, where whoever brought it said that it shall be another than the one before: the registry may know one that this
+/// directory does not.
+const ANOTHER_ROOT: &str = "another-root.pem";
 
 /// How often the log says again that a request waits.
 const REMIND: Duration = Duration::from_secs(24 * 3600);
@@ -55,24 +61,41 @@ impl OfflineUpstream {
         self.directory.join(REQUEST)
     }
 
+    /// Without a request that waits, what lies there was brought too late, and answers nothing.
     pub(super) fn is_answered(&self) -> bool {
-        self.directory.join(SIGNED).exists()
+        self.directory.join(SIGNED).exists() && self.request().exists()
     }
 
-    /// Makes a key and a request, unless they lie there and the key opens.
+    /// Makes a key and a request, unless they lie there, the key opens, and the request is by it.
     pub(super) fn ask(&self, workshop: &Workshop) -> Result<(), CaError> {
-        let request = self.request();
-        if request.exists() && self.key(workshop).is_ok() {
+        if self.waits(workshop) {
             return Ok(());
         }
         let key = AuthorityKey::generate()?;
         let sealed = workshop.sealing.seal(&place(workshop), &key.to_pkcs8())?;
         let text = workshop.request(&key)?;
-        let written = datadir::make_private(&self.directory)
-            .and_then(|()| datadir::write_private(&self.directory.join(KEY), &sealed))
-            .and_then(|()| datadir::write_private(&request, text.as_bytes()));
+        datadir::make_private(&self.directory).map_err(UpstreamError::Directory)?;
+        // What is there goes first: nobody may sign for a key that is about to be replaced, nor bring what they signed.
+        self.remove(SIGNED)?;
+        self.remove(REQUEST)?;
+        let written = datadir::write_private(&self.directory.join(KEY), &sealed)
+            .and_then(|()| datadir::write_private(&self.request(), text.as_bytes()));
         written.map_err(UpstreamError::Directory)?;
         Ok(())
+    }
+
+    fn waits(&self, workshop: &Workshop) -> bool {
+        let asked = read_request(&self.request());
+        self.key(workshop).is_ok_and(|key| {
+            asked.is_ok_and(|asked| asked.public_key_der == key.subject_public_key_info())
+        })
+    }
+
+    /// Whether whoever brought it said that this shall be the root, whatever the one before was.
+    pub(super) fn is_meant(&self, root: &CertificateDer<'_>) -> bool {
+        let meant = read(&self.directory.join(ANOTHER_ROOT)).ok();
+        let meant = meant.and_then(|text| certificates_from_pem(&text).ok());
+        meant.is_some_and(|meant| meant.as_slice() == std::slice::from_ref(root))
     }
 
     /// What came back, with the key it is for.
@@ -98,15 +121,21 @@ impl OfflineUpstream {
     /// What came back is in the registry: its request is answered.
     pub(super) fn answered(&self) {
         // The key last: an answer without it could not be read again, a request without it is made anew.
-        for name in [SIGNED, REQUEST, KEY] {
-            let path = self.directory.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "a request that was answered cannot be removed");
-                    return;
-                }
-                Ok(()) | Err(_) => {}
+        for name in [SIGNED, ANOTHER_ROOT, REQUEST, KEY] {
+            if let Err(error) = self.remove(name) {
+                tracing::warn!(%error, "a request that was answered cannot be removed");
+                return;
             }
+        }
+    }
+
+    fn remove(&self, name: &str) -> Result<(), UpstreamError> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(UpstreamError::File { path, source })
+            }
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -216,6 +245,10 @@ pub fn import(
     }
     let root = certificates_to_pem(std::slice::from_ref(root));
     datadir::write_private(&known, root.as_bytes())?;
+    if another == AnotherRoot::Allowed {
+        let meant = place.directory.join(ANOTHER_ROOT);
+        datadir::write_private(&meant, root.as_bytes())?;
+    }
     let text = certificates_to_pem(&chain);
     datadir::write_private(&place.directory.join(SIGNED), text.as_bytes())?;
     Ok(Made {
