@@ -27,12 +27,15 @@ use super::upstream::{Facts, UpstreamError, signed_by};
 use super::{CaError, lifetimes, sha256};
 use crate::datadir::{self, DataDirError};
 use crate::sealing::Sealing;
-use crate::time::until;
+use crate::time::{later, until};
 
 const ROOT: &str = "root.pem";
 const KEY: &str = "root-key";
 /// Every intermediate that was signed, by its serial.
 const SIGNED: &str = "signed";
+
+/// The last second of the year 9999: no certificate can name a later one.
+const LAST: u64 = 253_402_300_799;
 
 /// More than a request or a chain needs.
 const MAX_FILE: u64 = 256 * 1024;
@@ -56,6 +59,9 @@ pub fn create_root(
     now: UnixTime,
 ) -> Result<Made, OfflineError> {
     let sealing = sealing.apart()?.ok_or(OfflineError::NoSealing)?;
+    if later(now, lifetime).as_secs() > LAST {
+        return Err(OfflineError::TooLong);
+    }
     datadir::make_private(directory)?;
     for name in [ROOT, KEY] {
         let path = directory.join(name);
@@ -210,6 +216,8 @@ pub enum OfflineError {
          none-keys-in-plain`; a key beside what it seals would seal nothing"
     )]
     NoSealing,
+    #[error("no certificate can name a time after the year 9999: give a shorter `--lifetime`")]
+    TooLong,
     #[error("`{}` is no root to sign with: {why}", path.display())]
     NotARoot { path: PathBuf, why: String },
     #[error(
@@ -262,6 +270,7 @@ impl OfflineError {
             Self::File { .. } | Self::Directory(_) => EXIT_UNAVAILABLE,
             Self::There { .. }
             | Self::NoSealing
+            | Self::TooLong
             | Self::TooLarge { .. }
             | Self::NotAsked { .. } => EXIT_USAGE,
             Self::NotARoot { .. }

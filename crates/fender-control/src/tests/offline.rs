@@ -273,6 +273,9 @@ async fn a_root_is_made_once_and_for_nobody_else_to_read() {
     assert_eq!((mode("root"), mode("root/root-key")), (0o700, 0o600));
     let again = vault.create("root", 10).unwrap_err();
     assert!(matches!(again, OfflineError::There { .. }), "{again}");
+    let long = vault.create("long", 9000).unwrap_err();
+    assert!(matches!(long, OfflineError::TooLong), "{long}");
+    assert!(!vault.path("long").exists());
 
     let domain = "acme.test".parse().unwrap();
     let beside = create_root(
