@@ -128,13 +128,22 @@ impl World {
 
     /// `fender exec` as `shop/orders`, with this evidence; its exit code and all it wrote.
     fn exec(&self, flags: &[&str], patience: &str) -> (i32, String) {
+        self.run("exec", flags, patience)
+    }
+
+    /// The same by `fender sidecar`, which sees no file but those it is told of.
+    fn confined(&self, flags: &[&str]) -> (i32, String) {
+        self.run("sidecar", flags, "20s")
+    }
+
+    fn run(&self, command: &str, flags: &[&str], patience: &str) -> (i32, String) {
         let bundle = self.mesh.path("control/admin/bundle.pem");
         let output = self
             .mesh
             .command()
             .env_remove("FENDER_ADMIN")
             .args([
-                "exec",
+                command,
                 "--workload",
                 "shop/orders",
                 "--trust-domain",
@@ -191,6 +200,9 @@ fn a_service_account_attests_by_its_clusters_keys_and_nobody_else_does() {
         text.contains("spiffe://test.internal/ns/shop/sa/orders"),
         "{text}"
     );
+    let token = file.to_string_lossy();
+    let (code, text) = world.confined(&["--kubernetes-token-file", &token]);
+    assert_eq!(code, 0, "{text}");
     for (changes, why) in [
         (&["audience=vault"], "another audience"),
         (&["expires=-120"], "expired"),
@@ -255,7 +267,12 @@ fn the_holder_of_another_authoritys_certificate_attests_and_nobody_else_does() {
         directory
     };
     let orders = Template::svid("urn:acme:orders");
-    let (code, text) = world.with_certificate(&held("good", &corporate, &orders));
+    let good = held("good", &corporate, &orders);
+    let (code, text) = world.with_certificate(&good);
+    assert_eq!(code, 0, "{text}");
+    let file = |name: &str| good.join(name).to_string_lossy().into_owned();
+    let (certificate, key) = (file("certificate.pem"), file("key.pem"));
+    let (code, text) = world.confined(&["--x509-certificate", &certificate, "--x509-key", &key]);
     assert_eq!(code, 0, "{text}");
     let other = Authority::new("corporate.internal");
     let expired = Template {

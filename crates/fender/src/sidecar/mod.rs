@@ -449,6 +449,16 @@ fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
     if let Some(token) = &args.source.token_file {
         reach.consume.push(Reach::parent(token));
     }
+    // Evidence is read anew whenever it is shown, and so are the roots of the first contact.
+    let evidence = [
+        &args.source.kubernetes_token_file,
+        &args.source.x509_certificate,
+        &args.source.x509_key,
+        &args.source.bundle,
+    ];
+    for file in evidence.into_iter().flatten() {
+        reach.read_file(file);
+    }
     for socket in args
         .admin_socket
         .iter()
