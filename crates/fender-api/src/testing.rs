@@ -12,7 +12,7 @@ use fender_config::snapshot::Snapshot;
 use fender_identity::csr::{self, NewKey};
 use fender_identity::tls::{CaPin, ClientCertificate, TlsProfile};
 use fender_identity::verify::{Proof, lapsed};
-use fender_identity::{Bundle, Bundles, Secret, SpiffeId, Svid, Trust};
+use fender_identity::{Bundle, Bundles, Secret, Serial, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{Clock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
@@ -174,6 +174,8 @@ pub(crate) struct Control {
     pub(crate) lose_answers: Mutex<u32>,
     pub(crate) refuse_renewals: Mutex<Option<Code>>,
     pub(crate) refuse_streams: Mutex<Option<Code>>,
+    /// Who shows this certificate hears nothing as an agent.
+    pub(crate) revoked_agent: Mutex<Option<Serial>>,
     /// Issues for this identity whatever was asked.
     pub(crate) issue_for: Mutex<Option<SpiffeId>>,
     pub(crate) updates: watch::Sender<Option<proto::Snapshot>>,
@@ -206,6 +208,7 @@ impl Control {
             lose_answers: Mutex::new(0),
             refuse_renewals: Mutex::new(None),
             refuse_streams: Mutex::new(None),
+            revoked_agent: Mutex::new(None),
             issue_for: Mutex::new(None),
             updates: watch::Sender::new(Some(snapshot)),
             trust: watch::Sender::new(first),

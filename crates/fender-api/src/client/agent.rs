@@ -111,6 +111,12 @@ impl AgentSession {
         self.line.core.svid.borrow().id().clone()
     }
 
+    /// What it proves that with.
+    #[cfg(test)]
+    pub(super) fn svid(&self) -> watch::Receiver<Arc<Svid>> {
+        self.line.core.svid.subscribe()
+    }
+
     /// Who a process with these facts may be. Never nobody: that is an error.
     pub async fn entitle(
         &self,

@@ -7,13 +7,14 @@ use fender_config::snapshot::Snapshot;
 use fender_identity::{Svid, Trust};
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tonic::transport::Channel;
 
 use super::OpenError;
 use super::call::{CALL, CallError, Caller, Identity, error_chain};
 use super::evidence::{Evidence, Expected};
 use super::state::{StateDir, StateError};
+use crate::code::Code;
 use fender_runtime::deadline::Deadline;
 
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Core {
     /// Who changes what is believed keeps it before the next one does.
     believing: Mutex<()>,
     pub(crate) renewal_grace: watch::Sender<Duration>,
+    /// The certificate is good for nothing any more, and there is something to attest anew with.
+    pub(crate) spoilt: Notify,
     /// Set while the stream is up.
     pub(crate) channel: watch::Sender<Option<Channel>>,
 }
@@ -51,6 +54,7 @@ impl Core {
             trust: watch::Sender::new(identity.trust),
             believing: Mutex::default(),
             renewal_grace: watch::Sender::new(identity.renewal_grace),
+            spoilt: Notify::new(),
             channel: watch::Sender::new(None),
         })
     }
@@ -65,6 +69,13 @@ impl Core {
             }
             Err(refused) if refused.code().is_passing() => Err(refused),
             Err(refused) => self.attest_anew(refused).await,
+        }
+    }
+
+    /// A certificate that was revoked has no half of its life to wait for, if there is evidence to get another by.
+    pub(crate) fn was_refused(&self, code: Code) {
+        if code == Code::Revoked && self.evidence.as_ref().is_some_and(Evidence::at_hand) {
+            self.spoilt.notify_one();
         }
     }
 

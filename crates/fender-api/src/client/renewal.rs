@@ -1,7 +1,8 @@
 //! The worker that keeps the certificate fresh. It alone replaces it.
 //!
 //! At half of its life, give or take a tenth of that, it asks for the next one; while that fails the old one stays and it
-//! tries again, slower and slower, jittered, but often enough for the time that is left.
+//! tries again, slower and slower, jittered, but often enough for the time that is left. One that was revoked is asked for
+//! at once where there is evidence at hand.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,10 @@ pub(crate) async fn run(core: Arc<Core>) {
         let mut received = None;
         loop {
             let svid = core.svid.borrow().clone();
-            sleep_until(&*core.caller.clock, due(&svid, received, jitter())).await;
+            tokio::select! {
+                () = sleep_until(&*core.caller.clock, due(&svid, received, jitter())) => {}
+                () = core.spoilt.notified() => {}
+            }
             renew(&core, &svid).await;
             received = Some(core.caller.clock.now());
             tokio::time::sleep(PAUSE).await;

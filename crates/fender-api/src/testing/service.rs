@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use fender_identity::{SpiffeId, csr};
+use fender_identity::{PeerSvid, SpiffeId, csr};
 use fender_runtime::clock::sleep_until;
 use fender_runtime::drain::Drain;
 use tokio::sync::mpsc;
@@ -360,8 +360,13 @@ impl Nodes for Service {
 
     async fn follow(
         &self,
-        _: Request<proto::FollowRequest>,
+        request: Request<proto::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
+        let info = request.extensions().get::<ConnectInfo>().unwrap();
+        let serial = info.peer.svid().map(PeerSvid::serial);
+        if serial.is_some() && serial == self.control.revoked_agent.lock().unwrap().as_ref() {
+            return Err(Code::Revoked.status("as the test wants it"));
+        }
         let (send, receive) = mpsc::channel(4);
         let mut trust = self.control.trust.subscribe();
         let mut placed = self.control.placed.subscribe();

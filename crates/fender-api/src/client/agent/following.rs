@@ -55,7 +55,10 @@ impl Following {
             {
                 // With the next certificate at once.
                 Ok(()) => continue,
-                Err(error) => complain(&error, &mut complained),
+                Err(error) => {
+                    complain(&error, &mut complained);
+                    self.line.core.was_refused(error.code());
+                }
             }
             if began.elapsed() >= SETTLED {
                 backoff.reset();

@@ -7,7 +7,12 @@ const AGENT: &str = "spiffe://acme.test/fender/agent/edge-1";
 
 impl Bench {
     async fn agent(&self) -> AgentSession {
-        let token = self.control.token_for(AGENT, 1);
+        self.agent_with(1).await
+    }
+
+    /// With the token of this number in its file, and its state.
+    async fn agent_with(&self, number: u8) -> AgentSession {
+        let token = self.control.token_for(AGENT, number);
         let config = self.config(Some(self.token(&token)), Some(self.state()));
         let deadline = Deadline::after(Duration::from_secs(30));
         open_agent(config, deadline).await.unwrap()
@@ -58,6 +63,32 @@ async fn an_agent_hears_whom_to_believe_and_of_what_is_placed_on_its_node() {
     changes.wait_for(|count| *count == 2).await.unwrap();
     bench.control.push_trust(trust(2, &bench.control.ca));
     trusted.wait_for(|trust| trust.version == 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_was_revoked_is_let_in_by_a_new_token_long_before_half_of_its_life() {
+    let bench = Bench::new();
+    let serial = |agent: &AgentSession| agent.svid().borrow().serial().clone();
+    let agent = bench.agent().await;
+    let before = serial(&agent);
+    bench
+        .client
+        .close(Deadline::after(Duration::from_secs(10)))
+        .await;
+    drop(agent);
+    *bench.control.refuse_renewals.lock().unwrap() = Some(Code::Revoked);
+    *bench.control.revoked_agent.lock().unwrap() = Some(before.clone());
+
+    // Nobody moves the clock: the certificate in the state has nearly all of its life left.
+    let bench = bench.reborn();
+    let agent = bench.agent_with(2).await;
+    assert_eq!(serial(&agent), before, "the state comes first");
+    let mut svid = agent.svid();
+    svid.wait_for(|svid| *svid.serial() != before)
+        .await
+        .unwrap();
+    let mut changes = agent.changes();
+    changes.wait_for(|count| *count > 0).await.unwrap();
 }
 
 #[tokio::test]
