@@ -77,9 +77,8 @@ pub struct Founded {
     /// The revision of documents in force, and how many workloads it describes.
     pub revision: u64,
     pub workloads: usize,
-    /// What sidecars and join tokens pin, and when the last root ends.
-    pub ca_pins: Vec<CaPin>,
-    pub authority_until: UnixTime,
+    /// What sidecars and join tokens pin, and when each of these roots ends.
+    pub ca_pins: Vec<(CaPin, UnixTime)>,
     /// What is allowed but probably not meant, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -102,8 +101,7 @@ pub async fn init(foundation: Foundation, clock: SharedClock) -> Result<Founded,
         admin_dir: ground.data.admin().to_owned(),
         revision: in_force.revision,
         workloads: in_force.documents.workloads.len(),
-        ca_pins: ground.authority.pins(),
-        authority_until: ground.authority.state().horizon.at,
+        ca_pins: ground.authority.dated_pins(),
         trust_domain,
         warnings: ground.warnings.clone(),
     };
@@ -191,12 +189,13 @@ impl Standing {
             replica: presence.name().clone(),
             sealing,
         };
+        let told_of_above = foundation.upstream.is_some();
         let upstream = foundation.upstream;
         let upstream = upstream.map(|place| Upstream::new(place, Arc::clone(clock)));
         let now = clock.now();
         let authority = Authority::open_under(upstream, workshop, &store, &lifetimes, now).await?;
         let authority = Arc::new(authority);
-        let (library, warnings) = Library::open(
+        let (library, mut warnings) = Library::open(
             store.clone(),
             Arc::clone(clock),
             trust_domain.clone(),
@@ -208,6 +207,9 @@ impl Standing {
             },
         )
         .await?;
+        if !told_of_above && ca::is_below_another(&store).await? {
+            warnings.push(NOT_TOLD_OF_ABOVE.to_owned());
+        }
         let trust = Announcements::open(
             store.clone(),
             Arc::clone(&authority),
@@ -228,6 +230,10 @@ impl Standing {
         })
     }
 }
+
+/// What a forgotten flag comes to.
+const NOT_TOLD_OF_ABOVE: &str = "the root's key is elsewhere, and neither `--root offline` nor `--upstream-…` says where: no \
+    next intermediate is asked for, and when this one ends nothing is issued any more";
 
 /// The store, wherever it is.
 async fn open(place: &StorePlace, data: &DataDir, drain: &Drain) -> Result<Store, StartError> {

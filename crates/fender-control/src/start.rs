@@ -293,7 +293,7 @@ pub enum StartError {
         written: TrustDomain,
     },
     #[error(
-        "this data directory is of the trust domain `{held}`, not `{wanted}`: a trust domain cannot change, \
+        "the registry is of the trust domain `{held}`, not `{wanted}`: a trust domain cannot change, \
          because every certificate carries it; use a new data directory"
     )]
     TrustDomainChanged {

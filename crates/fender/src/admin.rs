@@ -104,6 +104,10 @@ pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
         (None, Some(node)) => Bearer::Node(node),
         (None, None) => return Err(Failure::usage("name a workload, or a node with `--node`")),
     };
+    // A token whose file cannot be written would be out all the same.
+    if let Some(path) = args.out.as_deref() {
+        can_be_written(path)?;
+    }
     let mut control = connect(&args.admin).await?;
     let made = control
         .create_token(&bearer, args.ttl, Deadline::after(CALL_TIME))
@@ -296,6 +300,26 @@ pub(crate) fn show(output: Output, value: &Value, table: impl Fn(&Value) -> Stri
         Output::Json => print(&format!("{value:#}\n")),
         Output::Table => print(&table(&value)),
     }
+}
+
+/// What can be seen of a file's place before there is anything to write.
+pub(crate) fn can_be_written(path: &Path) -> Result<(), Failure> {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    if path.is_dir() {
+        return Err(Failure::usage(format!(
+            "`{}` is a directory: name a file in it",
+            path.display()
+        )));
+    }
+    if !directory.is_dir() {
+        return Err(Failure::usage(format!(
+            "there is no directory `{}` to write `{}` to: make it first",
+            directory.display(),
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// A file that never was readable by others, put in place whole.

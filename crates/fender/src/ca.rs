@@ -14,6 +14,7 @@ use fender_identity::certificates_from_pem;
 use fender_identity::tls::CaPin;
 use fender_runtime::clock;
 
+use crate::admin::can_be_written;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::{cli, print, render};
 
@@ -31,6 +32,16 @@ pub(crate) fn create_root(args: &cli::CaCreateRoot, sealing: &Sealing) -> Outcom
 }
 
 pub(crate) fn sign_intermediate(args: &cli::CaSignIntermediate, sealing: &Sealing) -> Outcome {
+    // Before anything is signed: a certificate that is not wanted cannot be taken back.
+    if let Some(out) = args.out.as_deref() {
+        can_be_written(out)?;
+        if out.exists() {
+            return Err(Failure::usage(format!(
+                "`{}` is there already, and nothing was signed: name another file with `--out`",
+                out.display()
+            )));
+        }
+    }
     let now = clock::system().now();
     let made = offline::sign_intermediate(&args.root, &args.request, args.lifetime, sealing, now)
         .map_err(failed)?;

@@ -45,6 +45,14 @@ pub(crate) fn tame(value: &Value) -> Value {
     }
 }
 
+/// `1 workload`, `2 workloads`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    }
+}
+
 /// What became of documents, or would.
 pub(crate) fn applied(answer: &Applied, trial: Trial) -> String {
     let mut out = String::new();
@@ -207,8 +215,12 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
     );
     let _ = writeln!(
         out,
-        "unrecoverable  {} if the control plane stays away: then it must attest anew",
-        text(status, "unrecoverable")
+        "unrecoverable  {} {}",
+        text(status, "unrecoverable"),
+        match status["standalone"].as_bool() {
+            Some(true) => "if the source of its certificate gives no other",
+            Some(false) | None => "if the control plane stays away: then it must attest anew",
+        }
     );
     let _ = writeln!(out, "snapshot       {}", status["snapshot_version"]);
     let _ = writeln!(out, "control plane  {}", text(status, "link"));

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::founding::{fender, line};
 use crate::telemetry::get;
 
+const USAGE: i32 = 64;
 const REFUSED: i32 = 77;
 const UNAVAILABLE: i32 = 69;
 
@@ -106,6 +107,11 @@ fn a_mesh_is_founded_and_goes_on_under_a_root_whose_key_is_offline() {
         assert!(err.contains(said), "{err}");
     }
     sign(home, "first.pem", "60s");
+    // What is signed cannot be taken back: nothing is where it could not be put.
+    let again = [&SIGN[..], &["--out", "first.pem"]].concat();
+    let (code, _, err) = fender(home, &again);
+    assert_eq!(code, USAGE, "{err}");
+    assert_eq!(fs::read_dir(home.join("root/signed")).unwrap().count(), 1);
     let (code, told, err) = init(home);
     assert_eq!(code, 0, "{told}{err}");
     let starts = line(&told, "fender control").join(" ");

@@ -83,6 +83,19 @@ fn a_token_used_twice_is_refused() {
 }
 
 #[test]
+fn no_token_is_made_for_a_file_that_cannot_be_written() {
+    let mesh = mesh();
+    for (out, said) in [(".", "is a directory"), ("nowhere/token", "nowhere")] {
+        let out = mesh.path(out).to_string_lossy().into_owned();
+        let (code, _, err) = mesh.fender(&["token", "create", "shop/orders", "--out", &out]);
+        assert_eq!(code, 64, "{err}");
+        assert!(err.contains(said), "{err}");
+    }
+    let (_, listed, _) = mesh.fender(&["token", "list"]);
+    assert_eq!(listed, "no join token is waiting to be used\n");
+}
+
+#[test]
 fn an_expired_token_is_refused() {
     let mesh = mesh();
     let token = mesh.token("shop/orders", "1s");

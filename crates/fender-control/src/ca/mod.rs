@@ -294,10 +294,25 @@ impl Authority {
         self.denied.send_replace(denied);
     }
 
+    /// What a join token pins, and until when there is a root to it.
+    pub(crate) fn dated_pins(&self) -> Vec<(CaPin, UnixTime)> {
+        let state = self.state();
+        let roots = state.bundle.roots().iter();
+        roots
+            .filter_map(|root| Some((CaPin::of(root), Facts::read(root).ok()?.validity.not_after)))
+            .collect()
+    }
+
     /// What a join token pins.
     pub(crate) fn pins(&self) -> Vec<CaPin> {
         self.state().bundle.roots().iter().map(CaPin::of).collect()
     }
+}
+
+/// Whether the key of the root that was made last is not here.
+pub(crate) async fn is_below_another(store: &Store) -> Result<bool, CaError> {
+    let rows = authorities::all(store).await?;
+    Ok(rotation::latest_root(&rows).is_some_and(is_elsewhere))
 }
 
 impl fmt::Debug for Authority {

@@ -173,7 +173,12 @@ impl Root {
 
 /// A request for an intermediate, from its file.
 pub(super) fn read_request(path: &Path) -> Result<AuthorityCsr, OfflineError> {
-    let der = fender_identity::request_from_pem(&read(path)?)?;
+    let der = fender_identity::request_from_pem(&read(path)?).map_err(|source| {
+        OfflineError::NotARequest {
+            path: path.to_owned(),
+            source,
+        }
+    })?;
     Ok(csr::parse_authority(&der)?)
 }
 
@@ -205,7 +210,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> OfflineError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OfflineError {
-    #[error("`{}`: {source}", path.display())]
+    #[error("read `{}`: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("`{}` is larger than {MAX_FILE} bytes", path.display())]
     TooLarge { path: PathBuf },
@@ -235,14 +240,21 @@ pub enum OfflineError {
     #[error("what was signed is not what was meant: nothing is given out")]
     NotAsMeant,
     #[error(
-        "no request of this control plane waits for an intermediate: it makes one at half of the life of the one in use, \
-         in `{}`", path.display()
+        "no request waits at `{}`: a control plane with `--root offline` lays one there at its first start, and at half of \
+         the life of the intermediate in use", path.display()
     )]
     NotAsked { path: PathBuf },
     #[error(
-        "the file holds no root after the intermediate, as `fender ca sign-intermediate` writes it"
+        "`{}` is no request for an intermediate: {source}; a control plane with `--root offline` lays one in \
+         `offline/request.pem` of its data directory", path.display()
     )]
-    NoRoot,
+    NotARequest { path: PathBuf, source: PemError },
+    #[error("`{}` is not what `fender ca sign-intermediate` writes: {source}", path.display())]
+    NotSigned { path: PathBuf, source: PemError },
+    #[error(
+        "`{}` holds no root after the intermediate, as `fender ca sign-intermediate` writes it", path.display()
+    )]
+    NoRoot { path: PathBuf },
     #[error("a certificate in the chain has ended, or has not begun")]
     OutOfTime,
     #[error(
@@ -267,18 +279,21 @@ impl OfflineError {
     pub fn exit_code(&self) -> u8 {
         use fender_api::code::{EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE};
         match self {
-            Self::File { .. } | Self::Directory(_) => EXIT_UNAVAILABLE,
-            Self::There { .. }
+            Self::Directory(_) => EXIT_UNAVAILABLE,
+            Self::File { .. }
+            | Self::There { .. }
             | Self::NoSealing
             | Self::TooLong
             | Self::TooLarge { .. }
+            | Self::NotARequest { .. }
+            | Self::NotSigned { .. }
+            | Self::NoRoot { .. }
             | Self::NotAsked { .. } => EXIT_USAGE,
             Self::NotARoot { .. }
             | Self::Ended { .. }
             | Self::NotBegun { .. }
             | Self::OtherTrustDomain { .. }
             | Self::NotAsMeant
-            | Self::NoRoot
             | Self::OutOfTime
             | Self::AnotherRoot { .. }
             | Self::Request(_)

@@ -8,12 +8,13 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, SanType, SignatureAlgorithm,
 };
 
+use fender_identity::tls::CaPin;
 use rustls::pki_types::CertificateDer;
 
 use super::upstream::notice;
 use super::*;
 use crate::offline::{AnotherRoot, Made, OfflineError, create_root, import, sign_intermediate};
-use crate::{CaError, OfflineUpstream, Sealing, UpstreamError, UpstreamPlace};
+use crate::{CaError, OfflineUpstream, Sealing, UpstreamError, UpstreamPlace, init};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -119,13 +120,17 @@ impl Machine {
         OfflineUpstream::in_data_dir(&self.data()).request()
     }
 
-    async fn start(&self, drain: &Drain) -> Result<Running, StartError> {
+    fn config(&self) -> ControlConfig {
         let documents = documents(self.directory.path(), "shop");
         let mut config = config(&self.data(), Some(documents));
         let place = OfflineUpstream::in_data_dir(&self.data());
         config.foundation.upstream = Some(UpstreamPlace::Offline(place));
         config.foundation.replica = self.replica.map(|name| name.parse().unwrap());
-        start(config, self.clock.clone(), drain.clone()).await
+        config
+    }
+
+    async fn start(&self, drain: &Drain) -> Result<Running, StartError> {
+        start(self.config(), self.clock.clone(), drain.clone()).await
     }
 
     /// Its first start, which finds nothing to sign with; the request is there afterwards.
@@ -408,9 +413,9 @@ async fn attack_what_is_brought_for_another_request_or_under_another_root_is_not
         path
     };
     let alone = refuse(&file(std::slice::from_ref(&intermediate)));
-    assert!(matches!(alone, OfflineError::NoRoot), "{alone}");
+    assert!(matches!(alone, OfflineError::NoRoot { .. }), "{alone}");
     let twice = refuse(&file(&[intermediate.clone(), intermediate.clone()]));
-    assert!(matches!(twice, OfflineError::NoRoot), "{twice}");
+    assert!(matches!(twice, OfflineError::NoRoot { .. }), "{twice}");
     let unsigned = refuse(&file(&[intermediate.clone(), foreign]));
     assert!(
         matches!(unsigned, OfflineError::Upstream(UpstreamError::OtherIssuer)),
@@ -477,6 +482,68 @@ async fn attack_an_intermediate_of_another_trust_domain_or_that_may_not_sign_is_
     // What another tool signed well is as good as what ours does.
     forge(|_| {}).unwrap();
     machine.world().await.attested("shop/orders").await;
+}
+
+#[tokio::test]
+async fn whoever_founds_is_told_when_the_root_ends_and_not_the_intermediate() {
+    let vault = Vault::new();
+    let machine = Machine::new();
+    machine.ask().await;
+    let signed = vault.signed("root", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    let founded = init(machine.config().foundation, machine.clock.clone()).await;
+    let [(pin, until)] = founded.unwrap().ca_pins[..] else {
+        panic!("there is one root");
+    };
+    let text = fs::read(vault.path("root/root.pem")).unwrap();
+    let root = fender_identity::certificates_from_pem(&text).unwrap();
+    assert_eq!(pin, CaPin::of(&root[0]));
+    assert!(until.as_secs() > NOW + 9 * YEAR.as_secs(), "{until:?}");
+}
+
+#[tokio::test]
+async fn whoever_forgets_to_say_where_the_root_is_is_told_at_the_start() {
+    let vault = Vault::new();
+    let machine = Machine::new();
+    machine.ask().await;
+    let signed = vault.signed("root", &machine.request(), NOW);
+    machine.import(&signed, AnotherRoot::Refused).unwrap();
+    let mut forgotten = machine.config();
+    forgotten.foundation.upstream = None;
+    for (config, told) in [(machine.config(), false), (forgotten, true)] {
+        let drain = Drain::new();
+        let running = start(config, machine.clock.clone(), drain.clone()).await;
+        let warnings = running.unwrap().warnings;
+        let offline = warnings
+            .iter()
+            .any(|text| text.contains("`--root offline`"));
+        assert_eq!(offline, told, "{warnings:?}");
+        assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_another_is_named_and_so_is_what_is_wanted_in_its_place() {
+    let vault = Vault::new();
+    let machine = Machine::new();
+    machine.ask().await;
+    let request = machine.request();
+    let signed = vault.signed("root", &request, NOW);
+    let brought = |path: &Path| machine.import(path, AnotherRoot::Refused).unwrap_err();
+    let asked = |path: &Path| vault.sign_at("root", path, NOW).unwrap_err();
+    let (root, gone) = (vault.path("root/root.pem"), vault.path("gone.pem"));
+    for (error, file, wanted) in [
+        (brought(&request), &request, "`fender ca sign-intermediate`"),
+        (brought(&root), &root, "`fender ca sign-intermediate`"),
+        (brought(&gone), &gone, "No such file"),
+        (asked(&signed), &signed, "offline/request.pem"),
+        (asked(&gone), &gone, "No such file"),
+    ] {
+        let text = error.to_string();
+        assert!(text.contains(&file.display().to_string()), "{text}");
+        assert!(text.contains(wanted), "{text}");
+        assert_eq!(error.exit_code(), 64, "{text}");
+    }
 }
 
 #[tokio::test]

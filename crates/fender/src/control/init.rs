@@ -33,11 +33,12 @@ fn told(args: &cli::Foundation, sealing: &Sealing, founded: &Founded) -> String 
     let _ = writeln!(out, "sealing key    {}", sealing_told(args, sealing));
     let _ = writeln!(
         out,
-        "documents      revision {}, {} workloads",
-        founded.revision, founded.workloads
+        "documents      revision {}, {}",
+        founded.revision,
+        render::counted(founded.workloads, "workload")
     );
-    for pin in &founded.ca_pins {
-        let until = moment(founded.authority_until);
+    for (pin, until) in &founded.ca_pins {
+        let until = moment(*until);
         let _ = writeln!(out, "CA pin         sha256:{pin}, until {until}");
     }
     let _ = writeln!(
@@ -54,7 +55,10 @@ fn told(args: &cli::Foundation, sealing: &Sealing, founded: &Founded) -> String 
     let _ = writeln!(out, "  fender control{}", flags(args));
     let _ = writeln!(out, "  fender status --admin {admin}");
     let _ = writeln!(out, "  fender apply --admin {admin} -f DIRECTORY");
-    let _ = writeln!(out, "  fender token create --admin {admin} NAMESPACE/NAME");
+    let _ = writeln!(
+        out,
+        "  fender token create --admin {admin} NAMESPACE/NAME --out FILE"
+    );
     out
 }
 

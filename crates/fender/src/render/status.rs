@@ -9,7 +9,7 @@ use fender_api::proto::control::v1 as proto;
 use serde_json::{Value, json};
 
 use super::table::{Row, Table, wrapped};
-use super::{array, authority_json, moment, strings, text};
+use super::{array, authority_json, counted, moment, strings, text};
 
 pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
     json!({
@@ -232,7 +232,7 @@ fn sidecars(status: &Value, width: Option<usize>, out: &mut String) {
             )));
         }
     }
-    let mut heading = format!("{connected} sidecars connected");
+    let mut heading = format!("{} connected", counted(connected, "sidecar"));
     for (number, what) in [
         (turned_away, "turned away"),
         (refusing, "refusing a Snapshot"),
@@ -278,7 +278,7 @@ fn workloads(status: &Value, width: Option<usize>, out: &mut String) {
             },
         ]));
     }
-    let _ = writeln!(out, "\n{known} workloads");
+    let _ = writeln!(out, "\n{}", counted(known, "workload"));
     table.render(width, out);
 }
 

@@ -114,6 +114,7 @@ impl Status {
             "serial": svid.serial().to_string(),
             "not_after": render::moment(not_after),
             "unrecoverable": render::moment(unrecoverable),
+            "standalone": self.session.is_none(),
             "snapshot_version": snapshot.version,
             "profile": match snapshot.profile {
                 Profile::Production => "production",

@@ -214,16 +214,23 @@ pub fn import(
         return Err(OfflineError::NotAsked { path: request });
     }
     let asked = read_request(&request)?;
-    let chain = certificates_from_pem(&read(signed)?)?;
+    let chain =
+        certificates_from_pem(&read(signed)?).map_err(|source| OfflineError::NotSigned {
+            path: signed.to_owned(),
+            source,
+        })?;
+    let no_root = || OfflineError::NoRoot {
+        path: signed.to_owned(),
+    };
     let [intermediate, .., root] = chain.as_slice() else {
-        return Err(OfflineError::NoRoot);
+        return Err(no_root());
     };
     let facts = Facts::read(intermediate)?;
     if facts.public_key != asked.public_key_der {
         return Err(UpstreamError::OtherKey.into());
     }
     facts.check(&asked.trust_domain)?;
-    signed_by(root, root).map_err(|_| OfflineError::NoRoot)?;
+    signed_by(root, root).map_err(|_| no_root())?;
     for pair in chain.windows(2) {
         if let [below, above] = pair {
             signed_by(below, above)?;
