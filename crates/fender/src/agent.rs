@@ -1,6 +1,7 @@
 //! `fender agent`: becomes a node's agent and serves the callers of its socket, until told to end.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fender_agent::{Agent, AgentConfig, Engine};
@@ -96,9 +97,22 @@ pub(crate) fn listen(address: &LocalAddress) -> Result<Listener, Failure> {
     let listener =
         Listener::bind(&address.into()).map_err(|error| Failure::new(Exit::Usage, error))?;
     if let LocalAddress::Path(path) = address {
+        if let Some(directory) = others_may_write(path) {
+            tracing::warn!(directory = %directory.display(), "others may write to the directory of the socket, and put one of their own in its place: `chmod go-w` it");
+        }
         rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(Failure::unavailable)?;
     }
     Ok(listener)
+}
+
+/// The directory of a socket, if somebody else may exchange what lies there. Sidecars look who listens before they say
+/// anything; other clients of the Workload API do not.
+fn others_may_write(socket: &Path) -> Option<PathBuf> {
+    let parent = socket.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    let mode = std::fs::metadata(directory).ok()?.mode();
+    // In a sticky one, as `/tmp`, only the owner of a file may remove it.
+    (mode & 0o022 != 0 && mode & 0o1000 == 0).then(|| directory.to_owned())
 }
 
 /// The engine of this host, if it is to be asked.
@@ -108,4 +122,28 @@ pub(crate) async fn engine(socket: Option<&Path>) -> Result<Option<Engine>, Fail
     };
     let engine = Engine::connect(socket).await;
     engine.map(Some).map_err(Failure::unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_in_which_others_may_exchange_the_socket_is_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        for (mode, open) in [
+            (0o755, false),
+            (0o700, false),
+            (0o777, true),
+            (0o770, true),
+            (0o1777, false),
+        ] {
+            fs::set_permissions(directory.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(others_may_write(&socket).is_some(), open, "{mode:o}");
+        }
+    }
 }

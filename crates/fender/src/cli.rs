@@ -25,7 +25,6 @@ Exit codes: 0 done, 64 bad usage or documents, 66 credential missing, 69 unavail
 
 #[derive(Parser, Debug)]
 #[command(name = "fender", version, about = "The security sidecar: credentials, TLS, identity and authorization beside an application", after_help = AFTER_HELP)]
-#[command(disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) log: Log,

@@ -16,7 +16,8 @@ const DEPTH_LIMIT: usize = 8;
 
 /// Reads what `path` names; file names in problems are as the person wrote them.
 pub(crate) fn documents(path: &Path) -> Result<Vec<Source>> {
-    let metadata = fs::metadata(path).with_context(|| format!("read `{}`", path.display()))?;
+    let metadata =
+        fs::metadata(path).with_context(|| format!("read documents from `{}`", path.display()))?;
     let mut files = Vec::new();
     if metadata.is_dir() {
         collect(path, 0, &mut files)?;

@@ -17,7 +17,8 @@ pub(crate) fn markdown() -> String {
 fn section(command: &Command, path: &str, out: &mut String) {
     let visible: Vec<_> = command
         .get_subcommands()
-        .filter(|sub| !sub.is_hide_set())
+        // `help` is clap's own, with a copy of every other command below it.
+        .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
         .collect();
     let arguments: Vec<_> = command
         .get_arguments()
