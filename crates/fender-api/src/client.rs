@@ -29,6 +29,7 @@ mod call;
 mod core;
 mod credential;
 mod evidence;
+mod freshness;
 mod renewal;
 mod socket;
 mod state;
@@ -48,6 +49,7 @@ pub use token::SignedToken;
 use call::{CALL, Identity, error_chain};
 use core::Core;
 use evidence::Expected;
+use freshness::{Confirmed, Freshness};
 use state::Stored;
 use stream::{Stream, Subscription};
 
@@ -233,20 +235,26 @@ async fn renewed(
     caller: &Caller,
     stored: Stored,
     deadline: Deadline,
-) -> Result<(Identity, Option<Snapshot>), OpenError> {
+) -> Result<(Identity, Option<(Snapshot, UnixTime)>), OpenError> {
     let Stored {
         svid,
         trust,
         renewal_grace,
         snapshot,
+        fresh,
     } = stored;
     let identity = Identity {
         svid: Arc::new(svid),
         trust,
         renewal_grace,
     };
-    let snapshot = snapshot.filter(|snapshot| snapshot.identity == *identity.svid.id());
-    if config.clock.now() < identity.svid.validity().not_after {
+    let now = config.clock.now();
+    // Nobody can have known in the future what is the newest.
+    let fresh = fresh.unwrap_or(now).min(now);
+    let snapshot = snapshot
+        .filter(|snapshot| snapshot.identity == *identity.svid.id())
+        .map(|snapshot| (snapshot, fresh));
+    if now < identity.svid.validity().not_after {
         return Ok((identity, snapshot));
     }
     tracing::info!(id = %identity.svid.id(), "the stored certificate has expired, renewing it with its key");
@@ -279,7 +287,7 @@ async fn begin(
     config: SessionConfig,
     caller: Caller,
     identity: Identity,
-    stored: Option<Snapshot>,
+    stored: Option<(Snapshot, UnixTime)>,
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
     let core = Core::new(
@@ -289,21 +297,29 @@ async fn begin(
         config.state,
         config.drain,
     );
+    let fresh = stored.as_ref().map(|(_, fresh)| *fresh);
+    let stored = stored.map(|(snapshot, _)| snapshot);
     let (snapshot, subscription) = first_snapshot(&core, stored, deadline).await?;
-    let link = match &subscription {
-        Some(_) => Link::Connected,
-        None => Link::Lost {
-            since: core.caller.clock.now(),
-            because: "not reached since the start".to_owned(),
-        },
+    let now = core.caller.clock.now();
+    let (link, confirmed) = match &subscription {
+        Some(_) => (Link::Connected, Confirmed::Now),
+        None => {
+            let link = Link::Lost {
+                since: now,
+                because: "not reached since the start".to_owned(),
+            };
+            (link, Confirmed::Until(fresh.unwrap_or(now)))
+        }
     };
 
-    let (snapshot, snapshots) = watch::channel(Arc::new(snapshot));
+    let clock = core.caller.clock.clone();
+    let (freshness, snapshots) = Freshness::new(clock, snapshot, confirmed);
+    core.drain.spawn(Arc::clone(&freshness).run(core.clone()));
     let (link, links) = watch::channel(link);
     let (reports, reported) = mpsc::channel(REPORTS);
     core.drain.spawn(renewal::run(core.clone()));
     core.drain
-        .spawn(Stream::new(core.clone(), snapshot, link, reported).run(subscription));
+        .spawn(Stream::new(core.clone(), freshness, link, reported).run(subscription));
     Ok(Session {
         svid: core.svid.subscribe(),
         snapshot: snapshots,

@@ -425,5 +425,6 @@ pub(crate) fn snapshot(version: u64, ca: &Authority) -> Snapshot {
         }),
         credentials: Vec::new(),
         drain: Duration::from_secs(10),
+        max_age: None,
     }
 }

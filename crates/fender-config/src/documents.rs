@@ -288,6 +288,8 @@ pub struct Mesh {
     pub root_namespace: String,
     pub lifetimes: Lifetimes,
     pub tls: TlsProfile,
+    /// How old a Snapshot may become.
+    pub snapshot_max_age: Duration,
     /// What holds for a workload that no ALLOW policy selects, unless it says otherwise itself.
     pub authorization: fender_policy::Default,
     /// None: the document does not say, which is not the same as nobody.

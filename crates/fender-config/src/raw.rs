@@ -58,6 +58,8 @@ pub(crate) struct Mesh {
     pub(crate) root_namespace: Option<At<String>>,
     pub(crate) lifetimes: Option<Box<Lifetimes>>,
     pub(crate) tls: Option<Tls>,
+    /// What sidecars run on.
+    pub(crate) snapshot: Option<SnapshotRules>,
     pub(crate) authorization: Option<Authorization>,
     /// Who may administer, and what. Not named: the first administrator, everything.
     pub(crate) administrators: Option<At<Vec<At<Administrator>>>>,
@@ -156,6 +158,14 @@ pub(crate) struct Lifetimes {
     /// How long one key signs JWT-SVIDs before the next one does: 1d to 90d, default 7d; from 10s in a development mesh.
     /// A token lives an hour at most, and no longer than this.
     pub(crate) jwt_key: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SnapshotRules {
+    /// A sidecar that has not heard for so long that what it runs on is the newest, or refuses what is newer, lets nobody
+    /// in and nothing out any more: 5m to 30d, default 24h; from 1s in a development mesh.
+    pub(crate) max_age: Option<At<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

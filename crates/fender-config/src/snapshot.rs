@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
 use fender_identity::{SpiffeId, Trust};
-use fender_policy::PolicySet;
+use fender_policy::{Action, Policy, PolicySet, Rule};
 
 use crate::address::{AppAddress, HostPort, ListenAddr};
 use crate::name::ObjectName;
@@ -32,7 +32,31 @@ pub struct Snapshot {
     pub credentials: Vec<CredentialSpec>,
     /// How long open connections may take to end once asked.
     pub drain: Duration,
+    /// How long it may be used after it was last known to be the newest. None where there is nobody to know.
+    pub max_age: Option<Duration>,
 }
+
+impl Snapshot {
+    /// What is left of one that has become too old: its ports, at which nobody is let in. The app's own way out is closed.
+    pub fn closed(&self) -> Self {
+        let policies = TOO_OLD.parse().map(|name| Policy {
+            name,
+            action: Action::Deny,
+            rules: vec![Rule::default()],
+        });
+        Self {
+            outbound: Vec::new(),
+            policies: Arc::new(PolicySet {
+                default: fender_policy::Default::Deny,
+                policies: policies.into_iter().collect(),
+            }),
+            ..self.clone()
+        }
+    }
+}
+
+/// As the policy is called that denies everybody then, so that each denial says why.
+const TOO_OLD: &str = "fender-system/snapshot-too-old";
 
 /// What a mesh may relax.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -212,6 +212,7 @@ impl Standalone {
             policies: Arc::new(policies),
             credentials: self.credentials.iter().map(Credential::spec).collect(),
             drain: sidecar.drain,
+            max_age: None,
         }
     }
 }

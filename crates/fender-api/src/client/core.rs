@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
 use fender_identity::{Svid, Trust};
+use fender_runtime::clock::UnixTime;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
 use tokio::sync::{Mutex, Notify, watch};
@@ -138,6 +139,16 @@ impl Core {
         let grace = *self.renewal_grace.borrow();
         if let Err(error) = on_disk(move || state.save_trust(&trust, grace)).await {
             tracing::error!(%error, "whom to believe could not be kept");
+        }
+    }
+
+    /// Keeps when the Snapshot was last known to be the newest.
+    pub(crate) async fn note_fresh(&self, moment: UnixTime) {
+        let Some(state) = self.state.clone() else {
+            return;
+        };
+        if let Err(error) = on_disk(move || state.save_fresh(moment)).await {
+            tracing::error!(%error, "how fresh the snapshot is could not be kept");
         }
     }
 

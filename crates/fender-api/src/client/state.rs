@@ -14,6 +14,7 @@ use std::time::Duration;
 use fender_config::snapshot::Snapshot;
 use fender_identity::csr::NewKey;
 use fender_identity::{Secret, Svid, Trust};
+use fender_runtime::clock::UnixTime;
 use prost::Message as _;
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
@@ -27,6 +28,8 @@ const LOCK: &str = "lock";
 const SVID: &str = "svid.pem";
 const TRUST: &str = "trust.pb";
 const SNAPSHOT: &str = "snapshot.pb";
+/// When the Snapshot was last known to be the newest, in seconds since 1970.
+const FRESH: &str = "snapshot.fresh";
 /// A key whose certificate was asked for and has not arrived: asking again with it is not a second use of a token.
 const PENDING: &str = "pending.key";
 
@@ -48,6 +51,8 @@ pub(crate) struct Stored {
     pub(crate) trust: Trust,
     pub(crate) renewal_grace: Duration,
     pub(crate) snapshot: Option<Snapshot>,
+    /// When it was last known to be the newest. None where nobody wrote it down.
+    pub(crate) fresh: Option<UnixTime>,
 }
 
 impl StateDir {
@@ -116,6 +121,7 @@ impl StateDir {
                 .ok_or_else(|| self.damaged(TRUST, "it says nothing"))?,
             renewal_grace: Duration::from_secs(trust.renewal_grace_seconds),
             snapshot: self.load_snapshot()?,
+            fresh: self.load_fresh()?,
         }))
     }
 
@@ -134,6 +140,22 @@ impl StateDir {
                 Ok(None)
             }
         }
+    }
+
+    fn load_fresh(&self) -> Result<Option<UnixTime>, StateError> {
+        let Some(bytes) = self.read(FRESH)? else {
+            return Ok(None);
+        };
+        let seconds = std::str::from_utf8(&bytes).ok();
+        let seconds = seconds.and_then(|text| text.trim().parse().ok());
+        let seconds = seconds.ok_or_else(|| self.damaged(FRESH, "it is not a number"))?;
+        Ok(Some(UnixTime::since_unix_epoch(Duration::from_secs(
+            seconds,
+        ))))
+    }
+
+    pub(crate) fn save_fresh(&self, moment: UnixTime) -> Result<(), StateError> {
+        self.write(FRESH, format!("{}\n", moment.as_secs()).as_bytes())
     }
 
     pub(crate) fn save_svid(&self, svid: &Svid) -> Result<(), StateError> {

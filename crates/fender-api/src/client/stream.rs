@@ -18,6 +18,7 @@ use tonic::Streaming;
 
 use super::call::{CALL, CallError, bounded, error_chain};
 use super::core::Core;
+use super::freshness::Freshness;
 use super::update::{Refused, judge, learn};
 use super::{Link, Report};
 use crate::code::Code;
@@ -237,7 +238,9 @@ fn refusal(version: u64, mut reason: String) -> proto::Nack {
 /// The worker.
 pub(crate) struct Stream {
     core: Arc<Core>,
-    snapshot: watch::Sender<Arc<Snapshot>>,
+    freshness: Arc<Freshness>,
+    /// Something newer than what is served was refused.
+    refusing: bool,
     link: watch::Sender<Link>,
     reports: mpsc::Receiver<Report>,
     running: Running,
@@ -257,13 +260,14 @@ enum Ended {
 impl Stream {
     pub(crate) fn new(
         core: Arc<Core>,
-        snapshot: watch::Sender<Arc<Snapshot>>,
+        freshness: Arc<Freshness>,
         link: watch::Sender<Link>,
         reports: mpsc::Receiver<Report>,
     ) -> Self {
         Self {
             core,
-            snapshot,
+            freshness,
+            refusing: false,
             link,
             reports,
             running: Running::default(),
@@ -354,6 +358,7 @@ impl Stream {
     }
 
     fn lost(&self, error: &CallError) {
+        self.freshness.confirm(false);
         self.core.channel.send_replace(None);
         let (code, because) = (error.code(), error_chain(error));
         let now = self.core.caller.clock.now();
@@ -386,6 +391,9 @@ impl Stream {
             *link = Link::Connected;
             was_lost
         });
+        // What is newer would arrive now, unless it was refused; and what was stored is sent anew before it counts.
+        self.freshness
+            .confirm(!self.refusing && self.running.snapshot.version != 0);
         if let Err(error) = self.repeat_generations(&mut subscription).await {
             return Ended::Lost(error);
         }
@@ -422,13 +430,16 @@ impl Stream {
             Ok(snapshot) => {
                 let (version, snapshot) = (snapshot.version, Arc::new(snapshot));
                 self.running.snapshot = Received { version, sha256 };
-                self.snapshot.send_replace(snapshot.clone());
+                self.freshness.put(snapshot.clone());
+                self.refusing = false;
                 self.core.keep(snapshot).await;
                 tracing::info!(version, "snapshot accepted");
                 subscription.send(ack(version)).await
             }
             Err(Refused { version, reason }) => {
                 tracing::error!(version, %reason, "snapshot refused, the old one stays");
+                self.refusing = true;
+                self.freshness.confirm(false);
                 subscription.send(nack(version, reason)).await
             }
         }
@@ -451,9 +462,7 @@ impl Stream {
         }
         if trust != known {
             // Before it is kept on disk: who is denied now must not have the time that takes.
-            self.snapshot.send_modify(|snapshot| {
-                Arc::make_mut(snapshot).trust = trust.clone();
-            });
+            self.freshness.believe(&trust);
         }
         subscription.learned(&self.core, trust, sha256, taken).await
     }

@@ -11,6 +11,7 @@ use super::*;
 mod agent;
 mod attest;
 mod credentials;
+mod freshness;
 mod renewal;
 mod replicas;
 mod resume;

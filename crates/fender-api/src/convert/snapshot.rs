@@ -37,6 +37,10 @@ impl TryFrom<proto::Snapshot> for domain::Snapshot {
             ),
             credentials: each("credentials", message.credentials, credential)?,
             drain: Duration::from_millis(message.drain_millis),
+            max_age: match message.max_age_millis {
+                0 => None,
+                millis => Some(Duration::from_millis(millis)),
+            },
         })
     }
 }
@@ -53,6 +57,9 @@ impl From<&domain::Snapshot> for proto::Snapshot {
             policies: Some((&*snapshot.policies).into()),
             credentials: snapshot.credentials.iter().map(from_credential).collect(),
             drain_millis: snapshot.drain.as_millis().try_into().unwrap_or(u64::MAX),
+            max_age_millis: snapshot
+                .max_age
+                .map_or(0, |age| age.as_millis().try_into().unwrap_or(u64::MAX)),
         }
     }
 }

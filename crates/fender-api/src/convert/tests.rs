@@ -310,6 +310,7 @@ prop_compose! {
         policies in policies(),
         credentials in vec(credential(), 0..3),
         drain in any::<u32>(),
+        max_age in option::of(1..=u32::MAX),
     ) -> domain::Snapshot {
         domain::Snapshot {
             version,
@@ -322,6 +323,7 @@ prop_compose! {
             policies: Arc::new(policies),
             credentials,
             drain: Duration::from_millis(drain.into()),
+            max_age: max_age.map(|millis| Duration::from_millis(millis.into())),
         }
     }
 }

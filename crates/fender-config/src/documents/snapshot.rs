@@ -49,6 +49,7 @@ impl Documents {
             policies: Arc::new(policies),
             credentials: credentials.map(Credential::spec).collect(),
             drain: workload.drain,
+            max_age: Some(mesh.snapshot_max_age),
         })
     }
 

@@ -29,6 +29,11 @@ const MAX_ROOT: Duration = Duration::from_secs(7300 * 24 * 60 * 60);
 const JWT_KEY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 const MIN_JWT_KEY_IN_DEVELOPMENT: Duration = Duration::from_secs(10);
 const MAX_JWT_KEY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// As long as the longest certificate: whoever loses the control plane is not closed any sooner by this.
+const SNAPSHOT_AGE: Duration = DAY;
+const MIN_SNAPSHOT_AGE: Duration = Duration::from_secs(5 * 60);
+const MIN_SNAPSHOT_AGE_IN_DEVELOPMENT: Duration = Duration::from_secs(1);
+const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Nothing is signed under a new root before every join token that was made before it has ended.
 const MIN_PUBLICATION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A root lives at least this often: its publication, and its intermediate.
@@ -72,6 +77,7 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         .unwrap_or_default();
     let lifetimes = lifetimes(reader, profile, spec.lifetimes.as_deref());
     let tls = tls(reader, spec.tls.as_ref());
+    let snapshot_max_age = max_age(reader, profile, spec.snapshot.as_ref());
     let authorization =
         fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
     if let (Some(at), fender_policy::Default::Allow | fender_policy::Default::Audit) = (
@@ -108,12 +114,28 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         root_namespace,
         lifetimes,
         tls,
+        snapshot_max_age,
         authorization,
         administrators,
         minimum_version,
         clusters,
         authorities,
     })
+}
+
+fn max_age(
+    reader: &mut Reader<'_>,
+    profile: Profile,
+    written: Option<&raw::SnapshotRules>,
+) -> Duration {
+    let shortest = match profile {
+        Profile::Production => MIN_SNAPSHOT_AGE,
+        Profile::Development => MIN_SNAPSHOT_AGE_IN_DEVELOPMENT,
+    };
+    let written = written.and_then(|snapshot| snapshot.max_age.as_ref());
+    written
+        .and_then(|at| duration(reader, "maxAge", at, shortest, MAX_SNAPSHOT_AGE))
+        .unwrap_or(SNAPSHOT_AGE)
 }
 
 fn lifetimes(

@@ -239,6 +239,7 @@ impl World {
             policies: everybody(),
             credentials: vec![],
             drain: Duration::from_secs(5),
+            max_age: None,
         }));
         let (sender, records) = mpsc::channel(64);
         let (inbound, outbound) = (Drain::new(), Drain::new());

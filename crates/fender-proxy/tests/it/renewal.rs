@@ -40,6 +40,7 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         policies: everybody(),
         credentials: vec![],
         drain: Duration::from_secs(5),
+        max_age: None,
     };
     change(&mut snapshot);
     let (svid, svids) = watch::channel(svid);
