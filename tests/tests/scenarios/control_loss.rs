@@ -229,6 +229,36 @@ fn a_sidecar_restarted_while_the_control_plane_is_away_serves_from_its_state() {
     assert_eq!(answer.status, 200);
 }
 
+/// DESIGN §5: `Mesh.snapshot.maxAge`. Its certificate would be good for an hour.
+#[test]
+fn a_sidecar_that_has_not_heard_for_too_long_lets_nobody_in_until_it_hears_again() {
+    let nginx_home = tempfile::tempdir().unwrap();
+    let nginx = Nginx::start(nginx_home.path());
+    let listen = fender_tests::process::free_address();
+    let documents = one_service("1h", listen, nginx.address);
+    let documents = documents.replace("lifetimes:", "snapshot: { maxAge: 3s }\n  lifetimes:");
+    let mut mesh = Mesh::start(&documents);
+    let sidecar = mesh.sidecar("shop/orders", &[]);
+    let client = mesh.client(listen);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let status = || runtime.block_on(client.get("/")).unwrap().status;
+    assert_eq!(status(), 200);
+
+    mesh.kill_control();
+    wait_until("nobody is let in any more", PATIENCE, || status() == 403);
+    // Neither by a restart.
+    drop(sidecar);
+    let mut again = mesh.start_sidecar("shop/orders", None, &[]);
+    mesh.wait_ready("shop/orders", &mut again);
+    assert_eq!(status(), 403);
+
+    mesh.start_control();
+    wait_until("the snapshot is confirmed", PATIENCE, || status() == 200);
+}
+
 /// What the sidecar says of its link to the control plane.
 fn link(mesh: &Mesh, socket: &std::path::Path) -> String {
     let status = mesh.fender_ok(&[

@@ -8,8 +8,8 @@ use fender_config::{
     Attestor, Change, Documents, KeySource, Kind, Reach, Role, Source, Vouching, What, parse,
     schema,
 };
-use fender_identity::{Bundles, WorkloadName};
-use fender_policy::{Action, Default};
+use fender_identity::{Bundles, Peer, WorkloadName};
+use fender_policy::{Action, Default, Facts, Verdict};
 
 use crate::{fixture, source};
 
@@ -392,4 +392,38 @@ spec:
         ["orders.internal"],
         "names are compared in lower case"
     );
+}
+
+#[test]
+fn a_snapshot_may_become_a_day_old_or_what_the_mesh_says_and_closed_lets_nobody_in_or_out() {
+    let shop = shop().snapshot(&name("shop/orders"), 7).unwrap();
+    assert_eq!(shop.max_age, Some(Duration::from_secs(24 * 3600)));
+    assert!(!shop.outbound.is_empty() && !shop.inbound.is_empty());
+
+    let mesh = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: mesh }\n\
+                spec: { trustDomain: acme.test, snapshot: { maxAge: 6h }, authorization: { default: allow } }\n---\n\
+                apiVersion: fender.dev/v1\nkind: Workload\nmetadata: { namespace: shop, name: web }\nspec: { attest: [ { token: {} } ] }\n";
+    let documents = parse(&[source("mesh.yaml", mesh)]).unwrap();
+    let snapshot = documents.snapshot(&name("shop/web"), 1).unwrap();
+    assert_eq!(snapshot.max_age, Some(Duration::from_secs(6 * 3600)));
+
+    let anybody = Facts {
+        peer: &Peer::Anonymous,
+        source_ip: None,
+        port: 8443,
+        http: None,
+    };
+    assert_eq!(snapshot.policies.decide(&anybody).verdict, Verdict::Allow);
+    for snapshot in [snapshot, shop] {
+        let closed = snapshot.closed();
+        let decision = closed.policies.decide(&anybody);
+        assert_eq!(decision.verdict, Verdict::Deny);
+        let by = format!("{:?}", decision.by);
+        assert!(by.contains("fender-system/snapshot-too-old"), "{by}");
+        assert!(closed.outbound.is_empty());
+        assert_eq!(
+            (closed.inbound, closed.trust),
+            (snapshot.inbound, snapshot.trust)
+        );
+    }
 }
