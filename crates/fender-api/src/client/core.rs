@@ -31,7 +31,7 @@ pub(crate) struct Core {
     /// Who changes what is believed keeps it before the next one does.
     believing: Mutex<()>,
     pub(crate) renewal_grace: watch::Sender<Duration>,
-    /// The certificate is good for nothing any more, and there is something to attest anew with.
+    /// The certificate is good for nothing any more, and there is a token to attest anew with.
     pub(crate) spoilt: Notify,
     /// Set while the stream is up.
     pub(crate) channel: watch::Sender<Option<Channel>>,
@@ -73,9 +73,11 @@ impl Core {
         }
     }
 
-    /// A certificate that was revoked has no half of its life to wait for, if there is evidence to get another by.
+    /// A certificate that was revoked has no half of its life to wait for, if somebody made a token to get another by.
+    /// Evidence that lasts was there before: whoever revokes has the time to take its entry out of the documents.
     pub(crate) fn was_refused(&self, code: Code) {
-        if code == Code::Revoked && self.evidence.as_ref().is_some_and(Evidence::at_hand) {
+        let given = |evidence: &Evidence| !evidence.lasts() && evidence.at_hand();
+        if code == Code::Revoked && self.evidence.as_ref().is_some_and(given) {
             self.spoilt.notify_one();
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! At half of its life, give or take a tenth of that, it asks for the next one; while that fails the old one stays and it
 //! tries again, slower and slower, jittered, but often enough for the time that is left. One that was revoked is asked for
-//! at once where there is evidence at hand.
+//! at once where there is a token at hand.
 
 use std::sync::Arc;
 use std::time::Duration;
