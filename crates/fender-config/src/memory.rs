@@ -454,4 +454,4 @@ fn is_idle(warning: &Problem, raw: &Raw) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -189,7 +189,7 @@ fn told(
 impl Gather {
     fn believed(&self, authorities: &[AuthorityRow], keys: &[JwtKeyRow]) -> Result<Trust, CaError> {
         let trust_domain = self.authority.trust_domain();
-        let bundle = ca::bundle(authorities, trust_domain, self.now)?;
+        let bundle = ca::bundle::living(authorities, trust_domain, self.now)?;
         Ok(Trust {
             jwt: self
                 .authority

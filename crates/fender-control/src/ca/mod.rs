@@ -5,6 +5,7 @@
 //! make an intermediate ([`make`]). Each replica signs with intermediates of its own and opens no other. Keys leave this
 //! module sealed or not at all.
 
+pub(crate) mod bundle;
 pub(crate) mod crl;
 pub(crate) mod horizon;
 pub(crate) mod issue;
@@ -19,7 +20,6 @@ pub(crate) mod upstream;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use fender_config::Lifetimes;
@@ -33,17 +33,13 @@ use tokio::sync::watch;
 use crate::store::authorities::{self, AuthorityRow, Role, Succeed, Succeeded};
 use crate::store::replicas::ReplicaName;
 use crate::store::{Store, StoreError, audit};
-use crate::time::{later, until};
+use crate::time::until;
 use horizon::Horizon;
 use make::{AuthorityKey, Workshop};
 use rotation::NoRoot;
 use seal::{SealError, SealingKey};
 use upstream::{Facts, Upstream, UpstreamError};
 
-/// The longest a certificate may renew itself after its end, whatever the documents say.
-const LONGEST_GRACE: Duration = Duration::from_secs(31 * 24 * 3600);
-/// Roots in a bundle; of too many, the youngest. More than rotation ever makes: a clock that jumps may.
-const MAX_ROOTS: usize = 32;
 /// Steps of one look: a root, an intermediate for whom it signs, one for the control plane, and each again if another
 /// process was faster.
 const STEPS: usize = 8;
@@ -420,8 +416,8 @@ impl State {
             Some(_) | None => Arc::clone(&issuing),
         };
         let trust_domain = &workshop.trust_domain;
-        let bundle = bundle(rows, trust_domain, now)?;
-        let lapsed = bundle_since(rows, trust_domain, now)?;
+        let bundle = bundle::living(rows, trust_domain, now)?;
+        let lapsed = bundle::with_ended(rows, trust_domain, now)?;
         let known = rows
             .iter()
             .filter(|row| row.validity.not_after > now)
@@ -490,45 +486,6 @@ impl Issuing {
             .chain(&self.path)
             .cloned()
     }
-}
-
-/// Every root that still lives, so that what an older one vouches for holds during a rotation, and what a newer one will
-/// vouch for is known before it does.
-pub(crate) fn bundle(
-    rows: &[AuthorityRow],
-    trust_domain: &TrustDomain,
-    now: UnixTime,
-) -> Result<Bundle, CaError> {
-    roots(rows, trust_domain, |validity| validity.not_after > now)
-}
-
-/// The same with those that have ended within the longest renewal grace.
-fn bundle_since(
-    rows: &[AuthorityRow],
-    trust_domain: &TrustDomain,
-    now: UnixTime,
-) -> Result<Bundle, CaError> {
-    roots(rows, trust_domain, |validity| {
-        later(validity.not_after, LONGEST_GRACE) > now
-    })
-}
-
-fn roots(
-    rows: &[AuthorityRow],
-    trust_domain: &TrustDomain,
-    counts: impl Fn(&Validity) -> bool,
-) -> Result<Bundle, CaError> {
-    let mut roots: Vec<_> = rows
-        .iter()
-        .filter(|row| row.role == Role::Root && counts(&row.validity))
-        .collect();
-    roots.sort_by_key(|row| row.signs_from);
-    let surplus = roots.len().saturating_sub(MAX_ROOTS);
-    let roots = roots.into_iter().skip(surplus);
-    Ok(Bundle::new(
-        trust_domain.clone(),
-        roots.map(|row| row.certificate.clone()).collect(),
-    )?)
 }
 
 fn describe(

@@ -1,5 +1,7 @@
 //! The pipeline's rules, each with what it stops.
 
+use std::time::Duration;
+
 use fender_identity::csr::{self, NewKey};
 use fender_runtime::drain::Drain;
 use tempfile::TempDir;
@@ -8,6 +10,7 @@ use super::issue::{Attested, Grant, IssueError};
 use super::make::random_serial;
 use super::*;
 use crate::evidence::Evidence;
+use crate::time::later;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -358,14 +361,14 @@ async fn two_who_decide_at_once_make_one_root() {
 #[test]
 fn of_too_many_roots_the_youngest_are_believed_which_sign_next() {
     let trust_domain: TrustDomain = "acme.test".parse().unwrap();
-    let rows: Vec<_> = (0..MAX_ROOTS as u64 + 3)
+    let rows: Vec<_> = (0..bundle::MAX_ROOTS as u64 + 3)
         .map(|number| {
             make::NewRoot::make(&trust_domain, 10 * YEAR, at(NOW + number), at(NOW))
                 .unwrap()
                 .row
         })
         .collect();
-    let bundle = roots(&rows, &trust_domain, |_| true).unwrap();
+    let bundle = bundle::living(&rows, &trust_domain, at(NOW)).unwrap();
     let believed: Vec<_> = rows[3..]
         .iter()
         .map(|row| row.certificate.clone())

@@ -100,6 +100,19 @@ struct World {
 }
 
 impl World {
+    /// The certificate that follows this one, by a new key.
+    async fn next(&self, svid: &Svid) -> Result<Svid, Status> {
+        let key = NewKey::generate().unwrap();
+        let request = proto::RenewRequest {
+            csr: key.csr_der(svid.id()).unwrap(),
+            expired: None,
+        };
+        let answer = IdentityClient::new(self.as_peer(svid).await)
+            .renew(request)
+            .await?;
+        Ok(key.into_svid(issued(answer.into_inner()).chain).unwrap())
+    }
+
     /// Two workloads, one credential for each; one workload nobody can attest to.
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();

@@ -89,18 +89,6 @@ impl World {
         Ok(key.into_svid(issued(answer.into_inner()).chain).unwrap())
     }
 
-    async fn next_of(&self, svid: &Svid) -> Result<Svid, Status> {
-        let key = NewKey::generate().unwrap();
-        let request = proto::RenewRequest {
-            csr: key.csr_der(svid.id()).unwrap(),
-            expired: None,
-        };
-        let answer = IdentityClient::new(self.as_peer(svid).await)
-            .renew(request)
-            .await?;
-        Ok(key.into_svid(issued(answer.into_inner()).chain).unwrap())
-    }
-
     async fn row(&self, svid: &Svid, column: &str) -> Option<String> {
         use sqlx::{ConnectOptions as _, Connection as _, Row as _};
         let file = self.path("data/control.db");
@@ -121,8 +109,8 @@ async fn what_was_attested_goes_along_with_every_renewal_of_its_line() {
     world.apply(mesh("edge", UNIX)).await;
     let agent = world.agent_of("edge-1").await;
     let first = world.vouched(&agent, process()).await.unwrap();
-    let second = world.next_of(&first).await.unwrap();
-    let third = world.next_of(&second).await.unwrap();
+    let second = world.next(&first).await.unwrap();
+    let third = world.next(&second).await.unwrap();
     let attested = world.row(&first, "attested").await.unwrap();
     assert!(
         attested.contains("edge-1") && attested.contains("1000"),
@@ -150,7 +138,7 @@ async fn attack_whoever_was_attested_once_does_not_renew_when_no_entry_admits_it
     world.apply(mesh("edge", UNIX)).await;
     let agent = world.agent_of("edge-1").await;
     let first = world.vouched(&agent, process()).await.unwrap();
-    let svid = world.next_of(&first).await.unwrap();
+    let svid = world.next(&first).await.unwrap();
     for (groups, orders, why) in [
         (
             "edge",
@@ -172,12 +160,12 @@ async fn attack_whoever_was_attested_once_does_not_renew_when_no_entry_admits_it
     ] {
         world.apply(mesh(groups, orders)).await;
         assert_eq!(
-            refused(world.next_of(&svid).await),
+            refused(world.next(&svid).await),
             Code::NotAttestable,
             "{why}"
         );
         assert_eq!(
-            refused(world.next_of(&first).await),
+            refused(world.next(&first).await),
             Code::NotAttestable,
             "{why}"
         );
@@ -187,11 +175,11 @@ async fn attack_whoever_was_attested_once_does_not_renew_when_no_entry_admits_it
     let without = all.replace("metadata: { name: edge-1 }", "metadata: { name: edge-9 }");
     assert_ne!(all, without);
     world.apply(without).await;
-    assert_eq!(refused(world.next_of(&svid).await), Code::NotAttestable);
+    assert_eq!(refused(world.next(&svid).await), Code::NotAttestable);
     // Another entry may admit what was attested by the first.
     let both = "{ token: {} }, { unix: { node: edge-1, uid: 1000, path: /usr/bin/orders } }";
     world.apply(mesh("", both)).await;
-    world.next_of(&svid).await.unwrap();
+    world.next(&svid).await.unwrap();
 }
 
 #[tokio::test]
@@ -211,11 +199,11 @@ async fn attack_a_container_does_not_renew_when_its_image_or_labels_are_not_aske
     world.apply(mesh("", &docker(A, "orders"))).await;
     let agent = world.agent_of("edge-1").await;
     let svid = world.vouched(&agent, container()).await.unwrap();
-    world.next_of(&svid).await.unwrap();
+    world.next(&svid).await.unwrap();
     for other in [docker(B, "orders"), docker(A, "web")] {
         world.apply(mesh("", &other)).await;
         assert_eq!(
-            refused(world.next_of(&svid).await),
+            refused(world.next(&svid).await),
             Code::NotAttestable,
             "{other}"
         );
@@ -223,9 +211,9 @@ async fn attack_a_container_does_not_renew_when_its_image_or_labels_are_not_aske
     // What a selector did not name when it was attested is not known now, and its agent must be asked.
     let narrower = docker(A, "orders").replace("orders }", "orders, password: hunter2 }");
     world.apply(mesh("", &narrower)).await;
-    assert_eq!(refused(world.next_of(&svid).await), Code::NotAttestable);
+    assert_eq!(refused(world.next(&svid).await), Code::NotAttestable);
     let anew = world.vouched(&agent, container()).await.unwrap();
-    world.next_of(&anew).await.unwrap();
+    world.next(&anew).await.unwrap();
 }
 
 #[tokio::test]
@@ -254,18 +242,18 @@ async fn attack_labels_that_no_document_names_are_not_on_record() {
 async fn attack_a_join_token_that_was_good_once_is_no_right_for_ever() {
     let world = World::new().await;
     let svid = world.attested("shop/orders").await;
-    let svid = world.next_of(&svid).await.unwrap();
+    let svid = world.next(&svid).await.unwrap();
     world.apply(mesh("edge", UNIX)).await;
-    assert_eq!(refused(world.next_of(&svid).await), Code::NotAttestable);
+    assert_eq!(refused(world.next(&svid).await), Code::NotAttestable);
     // An agent by its token as well.
     let agent = world.agent_of("edge-1").await;
-    world.next_of(&agent).await.unwrap();
+    world.next(&agent).await.unwrap();
     let closed = mesh("edge", UNIX).replace(
         "groups: [ edge ], attest: [ { token: {} } ]",
         "groups: [ edge ]",
     );
     world.apply(closed).await;
-    assert_eq!(refused(world.next_of(&agent).await), Code::NotAttestable);
+    assert_eq!(refused(world.next(&agent).await), Code::NotAttestable);
 }
 
 #[tokio::test]
@@ -277,7 +265,7 @@ async fn attack_a_revoked_node_keeps_nothing_of_what_its_agent_obtained() {
         world.agent_of("edge-2").await,
     );
     let there = world.vouched(&stolen, process()).await.unwrap();
-    let renewed = world.next_of(&there).await.unwrap();
+    let renewed = world.next(&there).await.unwrap();
     let elsewhere = world.vouched(&other, process()).await.unwrap();
     let mut stream = world.subscribe(&renewed, 0).await;
     stream.next().await.unwrap();
@@ -300,7 +288,7 @@ async fn attack_a_revoked_node_keeps_nothing_of_what_its_agent_obtained() {
     assert_eq!(revoked.unwrap().into_inner().certificates, 3);
     assert_eq!(refused(stream.next().await), Code::Revoked);
     for svid in [&there, &renewed, &stolen] {
-        assert_eq!(refused(world.next_of(svid).await), Code::Revoked);
+        assert_eq!(refused(world.next(svid).await), Code::Revoked);
     }
     assert_eq!(
         refused(world.vouched(&stolen, process()).await),
@@ -313,12 +301,12 @@ async fn attack_a_revoked_node_keeps_nothing_of_what_its_agent_obtained() {
         Code::Revoked,
         "a token made before does not bring it back"
     );
-    world.next_of(&elsewhere).await.unwrap();
+    world.next(&elsewhere).await.unwrap();
 
     // The host is set up anew, in the same minute.
     let clean = world.agent_of("edge-1").await;
     let svid = world.vouched(&clean, process()).await.unwrap();
-    world.next_of(&svid).await.unwrap();
+    world.next(&svid).await.unwrap();
     let told = world.subscribe(&elsewhere, 0).await.next_trust().await;
     let told: fender_identity::Trust = told.unwrap().try_into().unwrap();
     let peer = |svid: &Svid| {

@@ -28,18 +28,6 @@ impl World {
         key.into_svid(issued(answer.unwrap()).chain).unwrap()
     }
 
-    async fn next(&self, svid: &Svid) -> Result<Svid, Status> {
-        let key = NewKey::generate().unwrap();
-        let request = proto::RenewRequest {
-            csr: key.csr_der(svid.id()).unwrap(),
-            expired: None,
-        };
-        let answer = IdentityClient::new(self.as_peer(svid).await)
-            .renew(request)
-            .await?;
-        Ok(key.into_svid(issued(answer.into_inner()).chain).unwrap())
-    }
-
     /// As a version before this one recorded it.
     async fn forget_roots(&self, svid: &Svid) {
         let file = self.path("data/control.db");
