@@ -26,6 +26,11 @@ pub fn xfcc(data: &[u8]) {
     checks::xfcc(data);
 }
 
+/// A PROXY header in arbitrary bytes: see `checks::proxy`.
+pub fn proxy(data: &[u8]) {
+    checks::proxy(data);
+}
+
 /// A signed token, or a set of keys, in arbitrary bytes: see `identity::jwt`.
 pub fn jwt(data: &[u8]) {
     identity::jwt(data);

@@ -1,4 +1,4 @@
-//! Pure codecs of the HTTP/1 data plane: heads, bodies, paths and the identity header.
+//! Pure codecs of the data plane: HTTP/1 heads, bodies and paths, the identity header, the PROXY header.
 //!
 //! Everything here turns bytes into checked values or refuses them by name. Nothing here opens a
 //! socket, reads a clock, logs or decides who may call whom. What cannot be read in exactly one way
@@ -9,6 +9,7 @@
 //! - [`body`] decodes and encodes message bodies;
 //! - [`connection`] says which fields belong to one hop only;
 //! - [`path`] gives the one spelling of a path that is both matched and forwarded;
+//! - [`proxy`] reads and writes the header of the PROXY protocol, version 2;
 //! - [`xfcc`] writes and recognises the identity header;
 //! - [`mod@write`] builds heads that cannot carry an injected line.
 
@@ -19,6 +20,7 @@ pub mod fields;
 mod grammar;
 pub mod head;
 pub mod path;
+pub mod proxy;
 pub mod write;
 pub mod xfcc;
 

@@ -10,6 +10,7 @@ use fender_wire::{
     body::BodyError,
     head::TargetForm,
     path::{EscapedSlash, Exception, Exceptions, MergeSlashes, Rules, normalize, split_query},
+    proxy,
     write::HeadWriter,
     xfcc,
 };
@@ -398,4 +399,67 @@ pub(crate) fn xfcc(data: &[u8]) {
     expected.extend(subject.map(|subject| pair("Subject", subject)));
     expected.push(pair("URI", uri));
     assert_eq!(read[0], expected);
+}
+
+/// A PROXY header reads alike however it is cut, asks for no byte beyond itself, and what was read
+/// can be written and reads as itself.
+pub(crate) fn proxy(data: &[u8]) {
+    let (mut taken, mut asked) = (0, 0);
+    let whole = loop {
+        match proxy::read(&data[..taken]) {
+            Ok(proxy::Progress::Needs(more)) => {
+                assert!(more > 0);
+                taken += more;
+                asked = asked.max(taken);
+                if taken > data.len() {
+                    break None;
+                }
+            }
+            Ok(proxy::Progress::Complete(header)) => break Some(Ok(header)),
+            Err(error) => break Some(Err(error)),
+        }
+    };
+    assert!(
+        asked <= proxy::MAX_HEADER,
+        "the limit on bytes does not hold"
+    );
+    if let Some(Ok(_)) = whole {
+        let declared = usize::from(u16::from_be_bytes([data[14], data[15]]));
+        assert_eq!(
+            taken,
+            16 + declared,
+            "it asked for what is not the header's"
+        );
+        if let Some(beyond) = data.get(..=taken) {
+            assert_eq!(proxy::read(beyond), Err(proxy::ProxyError::Overreads));
+        }
+    }
+    // Byte by byte it ends the same, if not always as late.
+    let mut bytes = (0..=data.len().min(taken)).map(|taken| proxy::read(&data[..taken]));
+    let in_parts = bytes.find(|read| !matches!(read, Ok(proxy::Progress::Needs(_))));
+    let in_parts = in_parts.map(|read| {
+        read.map(|progress| match progress {
+            proxy::Progress::Complete(header) => header,
+            proxy::Progress::Needs(_) => unreachable!("these were passed over"),
+        })
+    });
+    if whole.is_some() {
+        assert_eq!(in_parts, whole);
+    }
+    if let Some(Ok(header)) = whole {
+        writes_as_it_reads(&header, taken);
+    }
+}
+
+fn writes_as_it_reads(header: &proxy::Header, taken: usize) {
+    const CHECKSUM: usize = 7;
+    match header.to_bytes() {
+        Ok(bytes) => {
+            assert!(bytes.len() <= proxy::MAX_HEADER);
+            let again = proxy::read(&bytes);
+            assert_eq!(again, Ok(proxy::Progress::Complete(header.clone())));
+        }
+        // It had no room for a checksum.
+        Err(proxy::Unwritable) => assert!(taken > proxy::MAX_HEADER - CHECKSUM),
+    }
 }

@@ -41,6 +41,11 @@ fn the_corpus_of_identity_headers_breaks_no_promise() {
 }
 
 #[test]
+fn the_corpus_of_proxy_headers_breaks_no_promise() {
+    replay("proxy", checks::proxy);
+}
+
+#[test]
 fn the_vectors_break_no_promise() {
     rows::<3>(REQUESTS)
         .iter()

@@ -11,6 +11,8 @@ mod parts;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod proxy;
+#[cfg(test)]
 mod table;
 #[cfg(test)]
 mod vectors;

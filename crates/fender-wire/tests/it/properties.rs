@@ -1,6 +1,8 @@
 //! The checks on generated input: vectors with a few bytes changed, and text made of the bytes that
 //! matter.
 
+use std::{fs, path::Path};
+
 use bytes::{Buf, Bytes};
 use fender_wire::{Encoder, Fields, Framing, body::EncodeError};
 use proptest::{collection::vec, prelude::*, sample};
@@ -56,6 +58,13 @@ fn paths() -> impl Strategy<Value = String> {
     vec(sample::select(pieces.to_vec()), 0..12).prop_map(|parts| format!("/{}", parts.concat()))
 }
 
+fn proxy_headers() -> impl Strategy<Value = Vec<u8>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/proxy");
+    let files = fs::read_dir(corpus).unwrap();
+    let seeds = files.map(|file| fs::read(file.unwrap().path()).unwrap());
+    mutated(short(seeds))
+}
+
 fn subjects() -> impl Strategy<Value = String> {
     let pieces = [
         "CN=a",
@@ -98,6 +107,11 @@ proptest! {
     #[test]
     fn identity_headers_read_as_they_were_meant(text in subjects()) {
         checks::xfcc(text.as_bytes());
+    }
+
+    #[test]
+    fn proxy_headers_read_alike_however_they_are_cut(data in proxy_headers()) {
+        checks::proxy(&data);
     }
 
     #[test]

@@ -1,0 +1,4 @@
+//! Fuzzes PROXY headers.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fender_fuzz::proxy(data));
