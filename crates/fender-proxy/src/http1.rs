@@ -34,7 +34,7 @@ use crate::fault::{Fault, PeerFault};
 use crate::node::Closing;
 use crate::relay::{Carried, poll_fill, relay};
 use crate::request::{Asked, Gate};
-use crate::tls::Stream;
+use crate::stream::Stream;
 use upload::{Borrowed, Rest, Returned, skip};
 use writer::{Persistence, Writer};
 

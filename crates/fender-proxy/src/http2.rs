@@ -28,7 +28,7 @@ use crate::fault::{Fault, PeerFault, find};
 use crate::http1::hangs_up;
 use crate::node::{Activity, Closing, Token};
 use crate::request::{Asked, Gate};
-use crate::tls::Stream;
+use crate::stream::Stream;
 
 const PROTOCOL: &str = "h2";
 

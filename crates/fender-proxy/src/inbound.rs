@@ -21,7 +21,8 @@ use crate::permit::{Ask, Caller};
 use crate::record::{ConnectionLine, Direction};
 use crate::relay::Carried;
 use crate::request::Gate;
-use crate::tls::{self, H2, InboundTerms, Stream};
+use crate::stream::Stream;
+use crate::tls::{self, H2, InboundTerms};
 use crate::{http1, http2, tcp};
 
 /// Takes connections until the drain stops.
@@ -159,7 +160,7 @@ impl Conn {
             }
             Protocol::Http => {
                 self.kind = Kind::Requests;
-                if stream.get_ref().1.alpn_protocol() == Some(H2) {
+                if stream.alpn() == Some(H2) {
                     self.line.protocol = "h2";
                     Box::pin(http2::serve(gate.clone(), stream, closing, &self.drain)).await
                 } else {

@@ -27,6 +27,7 @@ mod proxy;
 mod record;
 mod relay;
 mod request;
+mod stream;
 mod tcp;
 mod tls;
 

@@ -30,8 +30,9 @@ use crate::headers;
 use crate::node::Node;
 use crate::permit::Caller;
 use crate::record::{ConnectionLine, Direction};
-use crate::relay::{Carried, discard, poll_fill, relay};
-use crate::tls::{self, OutboundTerms, UpstreamStream};
+use crate::relay::{Carried, discard, relay};
+use crate::stream::{Fill, Stream};
+use crate::tls::{self, OutboundTerms};
 
 /// Takes connections of the app until the drain stops.
 pub(crate) async fn serve(mut accept: Accept, door: Arc<Door>, drain: Drain) {
@@ -178,7 +179,7 @@ impl Conn {
 /// Waits for a request to begin. Where nobody asks, there is nothing to answer.
 async fn asks(socket: &mut Socket, patience: Duration) -> bool {
     let mut request = BytesMut::new();
-    let first = poll_fn(|cx| poll_fill(socket, &mut request, cx));
+    let first = poll_fn(|cx| socket.poll_fill(cx, &mut request));
     matches!(Deadline::after(patience).bound(first).await, Ok(Ok(1..)))
 }
 
@@ -195,10 +196,7 @@ async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, left: 
 }
 
 /// A connection to the destination that has proven to be it: the first address that can be had.
-async fn reach(
-    terms: &OutboundTerms,
-    deadline: Deadline,
-) -> Result<(UpstreamStream, Peer), UpstreamFault> {
+async fn reach(terms: &OutboundTerms, deadline: Deadline) -> Result<(Stream, Peer), UpstreamFault> {
     let mut worst = None;
     for (address, left) in terms
         .addresses
@@ -233,7 +231,7 @@ fn graver(one: Option<UpstreamFault>, other: UpstreamFault) -> UpstreamFault {
 async fn reach_one(
     terms: &OutboundTerms,
     address: &HostPort,
-) -> Result<(UpstreamStream, Peer), UpstreamFault> {
+) -> Result<(Stream, Peer), UpstreamFault> {
     let unreachable = |error| UpstreamFault::Unreachable {
         address: address.to_string(),
         error,

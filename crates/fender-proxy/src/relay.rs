@@ -17,6 +17,8 @@ use fender_runtime::deadline::Deadline;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use crate::stream::Fill;
+
 const CHUNK: usize = 16 * 1024;
 
 /// What went through.
@@ -54,8 +56,8 @@ pub(crate) async fn relay<P, U>(
     moved: impl Fn(),
 ) -> Result<(), Broken>
 where
-    P: AsyncRead + AsyncWrite + Unpin,
-    U: AsyncRead + AsyncWrite + Unpin,
+    P: Fill + AsyncWrite + Unpin,
+    U: Fill + AsyncWrite + Unpin,
 {
     let (mut peer, mut upstream) = (peer, upstream);
     let (mut up, mut down) = (Flow::new(), Flow::new());
@@ -103,12 +105,12 @@ where
 /// in a reset: closing a socket with something unread resets it.
 pub(crate) async fn discard<S>(socket: &mut S, deadline: Deadline, mut left: usize)
 where
-    S: AsyncRead + Unpin,
+    S: Fill,
 {
     let mut rest = BytesMut::new();
     while left > 0 {
         rest.clear();
-        let more = poll_fn(|cx| poll_fill(socket, &mut rest, cx));
+        let more = poll_fn(|cx| socket.poll_fill(cx, &mut rest));
         match deadline.bound(more).await {
             Ok(Ok(read)) if read > 0 => left = left.saturating_sub(read),
             Ok(_) | Err(_) => return,
@@ -154,7 +156,7 @@ impl Flow {
         (to, to_side): (&mut W, Side),
     ) -> Poll<Result<(), Broken>>
     where
-        R: AsyncRead + Unpin,
+        R: Fill,
         W: AsyncWrite + Unpin,
     {
         let broke = |side| move |error| Broken { side, error };
@@ -182,7 +184,7 @@ impl Flow {
                     let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
                     self.state = State::Done;
                 }
-                State::Open => match poll_fill(from, &mut self.held, cx) {
+                State::Open => match from.poll_fill(cx, &mut self.held) {
                     Poll::Ready(Ok(0)) => self.state = State::Finishing,
                     Poll::Ready(Ok(read)) => {
                         self.carried = self.carried.saturating_add(read as u64);
@@ -218,9 +220,19 @@ pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+
+    impl Fill for DuplexStream {
+        fn poll_fill(
+            &mut self,
+            cx: &mut Context<'_>,
+            buffer: &mut BytesMut,
+        ) -> Poll<io::Result<usize>> {
+            poll_fill(self, buffer, cx)
+        }
+    }
 
     const LIMIT: Duration = Duration::from_secs(300);
 
@@ -332,12 +344,12 @@ mod tests {
     #[tokio::test]
     async fn a_failing_upstream_is_named() {
         struct Failing;
-        impl AsyncRead for Failing {
-            fn poll_read(
-                self: Pin<&mut Self>,
+        impl Fill for Failing {
+            fn poll_fill(
+                &mut self,
                 _: &mut Context<'_>,
-                _: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
+                _: &mut BytesMut,
+            ) -> Poll<io::Result<usize>> {
                 Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
             }
         }

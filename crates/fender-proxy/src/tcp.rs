@@ -10,7 +10,7 @@ use crate::permit::Ask;
 use crate::record::ConnectionLine;
 use crate::relay::relay;
 use crate::request::Gate;
-use crate::tls::Stream;
+use crate::stream::Stream;
 
 /// Not cancel safe: losing it ends the connection.
 pub(crate) async fn carry(
@@ -27,6 +27,7 @@ pub(crate) async fn carry(
     let permit = gate.policy.authorize(&ask)?; // may it
     line.notes = permit.notes();
     let app = gate.terms.app.connect(&permit, deadline).await?; // where
+    let app = Stream::plain(app);
 
     tokio::select! {
         biased; // a revoked peer loses even a race it was about to win

@@ -25,17 +25,12 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::Limits;
 use crate::app::App;
 use crate::fault::{PeerFault, UpstreamFault};
 use crate::relay::discard;
-
-/// A connection from a peer, once it is known who that is.
-pub(crate) type Stream = tokio_rustls::server::TlsStream<Socket>;
-/// A connection to another workload or an upstream, once it has proven what it must.
-pub(crate) type UpstreamStream = tokio_rustls::client::TlsStream<Socket>;
+use crate::stream::Stream;
 
 pub(crate) const H1: &[u8] = b"http/1.1";
 pub(crate) const H2: &[u8] = b"h2";
@@ -311,9 +306,7 @@ pub(crate) async fn accept(
     limits: &Limits,
     deadline: Deadline,
 ) -> Result<(Stream, Peer), PeerFault> {
-    let handshake = TlsAcceptor::from(terms.config.clone())
-        .accept(socket)
-        .into_fallible();
+    let handshake = Stream::accept(socket, terms.config.clone());
     let stream = match deadline.bound(handshake).await? {
         Ok(stream) => stream,
         Err((error, mut socket)) => {
@@ -324,7 +317,7 @@ pub(crate) async fn accept(
             return Err(PeerFault::handshake(&error));
         }
     };
-    let peer = tls::peer_of(stream.get_ref().1);
+    let peer = peer_of(&stream);
     Ok((stream, peer))
 }
 
@@ -333,10 +326,8 @@ pub(crate) async fn connect(
     socket: Socket,
     terms: &OutboundTerms,
     address: &HostPort,
-) -> Result<(UpstreamStream, Peer), UpstreamFault> {
-    let connector = TlsConnector::from(terms.config.clone());
-    let stream = connector
-        .connect(terms.server.clone(), socket)
+) -> Result<(Stream, Peer), UpstreamFault> {
+    let stream = Stream::connect(socket, terms.config.clone(), terms.server.clone())
         .await
         .map_err(|error| {
             let address = address.to_string();
@@ -349,8 +340,13 @@ pub(crate) async fn connect(
                 None => UpstreamFault::Unreachable { address, error },
             }
         })?;
-    let peer = tls::peer_of(stream.get_ref().1);
+    let peer = peer_of(&stream);
     Ok((stream, peer))
+}
+
+/// Whom the handshake proved; nobody, where there was none.
+fn peer_of(stream: &Stream) -> Peer {
+    stream.tls().map_or(Peer::Anonymous, tls::peer_of)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use super::{Asks, Dialect, Lent, Trailers, data, known_length};
 use crate::Limits;
 use crate::body::{CutShort, ResponseBody};
 use crate::fault::{Fault, OurFault, PeerFault};
-use crate::tls::Stream;
+use crate::stream::Stream;
 
 /// Gathered before it is written.
 const GATHER: usize = 64 * 1024;
