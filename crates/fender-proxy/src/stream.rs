@@ -7,31 +7,52 @@
 //!
 //! It decides nothing about who the peer is or what it may: `tls` does that before there is a `Stream`.
 
+mod scratch;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use fender_runtime::listen::Socket;
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
+use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::io::poll_read_buf;
 
-use crate::relay;
+use tls::Tls;
+
+/// Room for what a plain socket has: as much as TLS opens at once.
+const ROOM: usize = scratch::READ;
 
 /// A connection that carries data.
-#[derive(Debug)]
 pub(crate) struct Stream {
     inner: Inner,
 }
 
-#[derive(Debug)]
 enum Inner {
     Plain(Socket),
-    Server(Box<tokio_rustls::server::TlsStream<Socket>>),
-    Client(Box<tokio_rustls::client::TlsStream<Socket>>),
+    Server(Box<Tls<UnbufferedServerConnection>>),
+    Client(Box<Tls<UnbufferedClientConnection>>),
+}
+
+/// Runs the same on either side of TLS.
+macro_rules! on {
+    ($inner:expr, $plain:pat => $raw:expr, $tls:pat => $protected:expr) => {
+        match $inner {
+            Inner::Plain($plain) => $raw,
+            Inner::Server($tls) => $protected,
+            Inner::Client($tls) => $protected,
+        }
+    };
 }
 
 impl Stream {
@@ -48,10 +69,17 @@ impl Stream {
         socket: Socket,
         config: Arc<ServerConfig>,
     ) -> Result<Self, (io::Error, Socket)> {
-        let stream = TlsAcceptor::from(config).accept(socket).into_fallible();
-        Ok(Self {
-            inner: Inner::Server(Box::new(stream.await?)),
-        })
+        let session = match UnbufferedServerConnection::new(config) {
+            Ok(session) => session,
+            Err(error) => return Err((io::Error::other(error), socket)),
+        };
+        let mut tls = Box::new(Tls::new(socket, session));
+        match poll_fn(|cx| tls.poll_handshake(cx)).await {
+            Ok(()) => Ok(Self {
+                inner: Inner::Server(tls),
+            }),
+            Err(error) => Err((error, tls.into_socket())),
+        }
     }
 
     /// Begins TLS with the other side.
@@ -60,19 +88,17 @@ impl Stream {
         config: Arc<ClientConfig>,
         server: ServerName<'static>,
     ) -> io::Result<Self> {
-        let stream = TlsConnector::from(config).connect(server, socket).await?;
+        let session = UnbufferedClientConnection::new(config, server).map_err(io::Error::other)?;
+        let mut tls = Box::new(Tls::new(socket, session));
+        poll_fn(|cx| tls.poll_handshake(cx)).await?;
         Ok(Self {
-            inner: Inner::Client(Box::new(stream)),
+            inner: Inner::Client(tls),
         })
     }
 
     /// What the handshake agreed upon; nothing for a plain connection.
     pub(crate) fn tls(&self) -> Option<&CommonState> {
-        match &self.inner {
-            Inner::Plain(_) => None,
-            Inner::Server(stream) => Some(stream.get_ref().1),
-            Inner::Client(stream) => Some(stream.get_ref().1),
-        }
+        on!(&self.inner, _ => None, tls => Some(tls.state()))
     }
 
     /// The protocol that both sides agreed to speak, if they named any.
@@ -95,7 +121,7 @@ impl Fill for Stream {
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
-        relay::poll_fill(self, buffer, cx)
+        on!(&mut self.inner, socket => socket.poll_fill(cx, buffer), tls => tls.poll_fill(cx, buffer))
     }
 }
 
@@ -105,7 +131,10 @@ impl Fill for Socket {
         cx: &mut Context<'_>,
         buffer: &mut BytesMut,
     ) -> Poll<io::Result<usize>> {
-        relay::poll_fill(self, buffer, cx)
+        // Room is made when there is something to put into it.
+        ready!(self.poll_read_ready(cx))?;
+        buffer.reserve(ROOM);
+        poll_read_buf(Pin::new(self), cx, buffer)
     }
 }
 
@@ -123,13 +152,11 @@ impl AsyncRead for Stream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
+        place: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Inner::Server(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Inner::Client(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        on!(&mut self.get_mut().inner,
+            socket => Pin::new(socket).poll_read(cx, place),
+            tls => tls.poll_read(cx, place))
     }
 }
 
@@ -139,11 +166,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_write(cx, data),
-            Inner::Server(stream) => Pin::new(stream).poll_write(cx, data),
-            Inner::Client(stream) => Pin::new(stream).poll_write(cx, data),
-        }
+        on!(&mut self.get_mut().inner,
+            socket => Pin::new(socket).poll_write(cx, data),
+            tls => tls.poll_write(cx, &[IoSlice::new(data)]))
     }
 
     fn poll_write_vectored(
@@ -151,11 +176,9 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Inner::Server(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Inner::Client(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
+        on!(&mut self.get_mut().inner,
+            socket => Pin::new(socket).poll_write_vectored(cx, slices),
+            tls => tls.poll_write(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -163,19 +186,24 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_flush(cx),
-            Inner::Server(stream) => Pin::new(stream).poll_flush(cx),
-            Inner::Client(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        on!(&mut self.get_mut().inner,
+            socket => Pin::new(socket).poll_flush(cx),
+            tls => tls.poll_flush(cx))
     }
 
     /// Says that nothing follows; the other direction stays open.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            Inner::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
-            Inner::Server(stream) => Pin::new(stream).poll_shutdown(cx),
-            Inner::Client(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        on!(&mut self.get_mut().inner,
+            socket => Pin::new(socket).poll_shutdown(cx),
+            tls => tls.poll_shutdown(cx))
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match &self.inner {
+            Inner::Plain(_) => "Stream::Plain",
+            Inner::Server(_) | Inner::Client(_) => "Stream::Tls",
+        })
     }
 }

@@ -25,6 +25,14 @@ impl Socket {
             Self::Unix(_) => Ok(()),
         }
     }
+
+    /// Ready when there is something to read, as far as is known without asking the kernel.
+    pub fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(context),
+            Self::Unix(stream) => stream.poll_read_ready(context),
+        }
+    }
 }
 
 impl From<TcpStream> for Socket {
