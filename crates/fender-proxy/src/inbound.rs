@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use fender_config::snapshot::Protocol;
-use fender_identity::{Peer, PeerSvid};
+use fender_identity::{Peer, PeerSvid, Svid};
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -15,9 +15,10 @@ use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::node::{Closing, Node};
-use crate::permit::{Ask, Caller};
+use crate::permit::{Ask, Caller, Policy};
 use crate::record::{ConnectionLine, Direction};
 use crate::relay::Carried;
 use crate::request::Gate;
@@ -126,29 +127,32 @@ impl Conn {
 
         let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
         let expires = peer.svid().map(PeerSvid::not_after);
-        let caller = self.identified(peer);
-        let mut gate = Gate {
-            node: node.clone(),
-            listen: self.door.listen.clone(),
+        let caller = self.identified(peer, &current.svid)?;
+        let gate = Gate {
+            entrance: Entrance {
+                node: node.clone(),
+                listen: self.door.listen.clone(),
+                direction: Direction::Inbound,
+                caller: caller.clone(),
+            },
             terms,
-            svid: current.svid.clone(),
-            caller: caller.clone(),
-            policy: policy.clone(),
         };
+        let asked = policy.clone();
         let closing = Closing::new(self.drain.clone(), node.clock.clone(), expires);
         let drain = self.drain.clone();
 
         tokio::select! {
             biased; // a revoked peer loses even a race it was about to win
             cut = caller.cuts(&mut policy, &drain) => Err(cut.into()),
-            carried = self.converse(&mut gate, stream, deadline, &closing) => carried, // may it, where
+            carried = self.converse(gate, asked, stream, deadline, &closing) => carried, // may it, where
         }
     }
 
     /// Speaks what the port is for.
     async fn converse(
         &mut self,
-        gate: &mut Gate,
+        gate: Gate,
+        mut policy: Policy,
         stream: Stream,
         deadline: Deadline,
         closing: &Closing,
@@ -156,16 +160,23 @@ impl Conn {
         match gate.terms.protocol {
             Protocol::Tcp => {
                 self.line.protocol = "tcp";
-                Box::pin(tcp::carry(gate, stream, deadline, &mut self.line)).await
+                Box::pin(tcp::carry(
+                    &gate,
+                    &mut policy,
+                    stream,
+                    deadline,
+                    &mut self.line,
+                ))
+                .await
             }
             Protocol::Http => {
                 self.kind = Kind::Requests;
                 if stream.alpn() == Some(H2) {
                     self.line.protocol = "h2";
-                    Box::pin(http2::serve(gate.clone(), stream, closing, &self.drain)).await
+                    Box::pin(http2::serve(gate, policy, stream, closing)).await
                 } else {
                     self.line.protocol = "http/1.1";
-                    Box::pin(http1::serve(gate.clone(), stream, closing)).await
+                    Box::pin(http1::serve(gate, policy, stream, closing)).await
                 }
             }
         }
@@ -188,11 +199,14 @@ impl Conn {
         }
     }
 
-    fn identified(&mut self, peer: Peer) -> Arc<Caller> {
+    fn identified(&mut self, peer: Peer, own: &Svid) -> Result<Arc<Caller>, OurFault> {
         self.line.peer = peer.id().cloned();
-        let caller = Arc::new(Caller::new(peer, self.from, self.door.port));
+        let caller = Caller::new(peer, self.from, self.door.port)
+            .told_to_the_app(own.id())
+            .map_err(|error| OurFault::Unwritable(error.to_string()))?;
+        let caller = Arc::new(caller);
         self.caller = Some(caller.clone());
-        caller
+        Ok(caller)
     }
 
     fn record(&self, outcome: Result<(), Fault>) {

@@ -13,7 +13,8 @@
 #![forbid(unsafe_code)]
 
 mod app;
-mod body;
+mod call;
+mod exchange;
 mod fault;
 mod headers;
 mod http1;
@@ -22,7 +23,10 @@ mod inbound;
 mod limits;
 mod node;
 mod outbound;
+mod outgoing;
+mod patience;
 mod permit;
+mod pool;
 mod proxy;
 mod record;
 mod relay;

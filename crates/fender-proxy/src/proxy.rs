@@ -250,7 +250,7 @@ impl Worker {
                     self.swap();
                 }
                 _ = tick.tick() => {
-                    self.node.terms.load().inbound.values().for_each(|terms| terms.app.prune());
+                    self.node.terms.load().prune();
                     if self.unserved.is_some() {
                         self.swap();
                     }

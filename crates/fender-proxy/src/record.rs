@@ -186,24 +186,27 @@ impl ConnectionLine {
     }
 }
 
-/// The access line of one request, while it is being lived.
+/// The access line of one request, once it is over.
 #[derive(Debug)]
-pub(crate) struct RequestLine {
+pub(crate) struct RequestLine<'a> {
+    pub(crate) direction: Direction,
     pub(crate) protocol: &'static str,
-    pub(crate) listen: Arc<ListenAddress>,
+    pub(crate) listen: &'a ListenAddress,
     pub(crate) from: PeerAddr,
-    pub(crate) peer: Option<SpiffeId>,
-    pub(crate) method: String,
-    pub(crate) path: String,
+    /// Who the other side proved to be.
+    pub(crate) peer: Option<&'a SpiffeId>,
+    /// What an outbound request was for.
+    pub(crate) destination: Option<&'a str>,
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
     pub(crate) status: Option<u16>,
-    pub(crate) notes: Option<String>,
-    /// Shared with the request body, which counts it.
-    pub(crate) received: Arc<AtomicU64>,
+    pub(crate) notes: Option<&'a str>,
+    pub(crate) received: u64,
     pub(crate) sent: u64,
     pub(crate) began: Instant,
 }
 
-impl RequestLine {
+impl RequestLine<'_> {
     /// Writes the line. `fault` is the id the peer was told, if it was told one.
     pub(crate) fn write(&self, outcome: Result<(), &Fault>, fault: Option<OpaqueId>) {
         let Outcome {
@@ -213,18 +216,19 @@ impl RequestLine {
         } = Outcome::of(outcome);
         tracing::info!(
             target: "access",
-            direction = Direction::Inbound.label(),
+            direction = self.direction.label(),
             protocol = self.protocol,
             listen = %self.listen,
             source = %self.from,
-            peer = self.peer.as_ref().map(tracing::field::display),
+            peer = self.peer.map(tracing::field::display),
+            destination = self.destination,
             method = self.method,
             path = self.path,
             status = self.status,
-            received = self.received.load(Ordering::Relaxed),
+            received = self.received,
             sent = self.sent,
             duration_ms = milliseconds(self.began),
-            audit = self.notes.as_deref(),
+            audit = self.notes,
             decision = decision.map(tracing::field::display),
             fault = fault.map(tracing::field::display),
             reason = reason.map(tracing::field::display),
