@@ -73,7 +73,12 @@ impl TokioClock {
 
 impl Clock for TokioClock {
     fn now(&self) -> UnixTime {
-        at(START + self.jumped.load(Ordering::Relaxed) + self.began.elapsed().as_secs())
+        at(self.since_1970().as_secs())
+    }
+
+    fn since_1970(&self) -> Duration {
+        let jumped = START + self.jumped.load(Ordering::Relaxed);
+        Duration::from_secs(jumped) + self.began.elapsed()
     }
 }
 

@@ -19,6 +19,9 @@ const RECHECK: Duration = Duration::from_secs(30);
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// The present moment, to the second.
     fn now(&self) -> UnixTime;
+
+    /// How long 1970 is ago, as precisely as this clock knows it: for what is written down.
+    fn since_1970(&self) -> Duration;
 }
 
 /// A clock that many may hold.
@@ -33,12 +36,15 @@ impl Clock for SystemClock {
         clippy::disallowed_methods,
         reason = "the one place that reads the machine's clock"
     )]
-    fn now(&self) -> UnixTime {
+    fn since_1970(&self) -> Duration {
         // A clock before 1970 reads as 1970: every certificate is then not yet valid, and refused.
-        let since = SystemTime::now()
+        SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        UnixTime::since_unix_epoch(since)
+            .unwrap_or_default()
+    }
+
+    fn now(&self) -> UnixTime {
+        UnixTime::since_unix_epoch(self.since_1970())
     }
 }
 
@@ -76,9 +82,11 @@ impl TestClock {
 
 impl Clock for TestClock {
     fn now(&self) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_millis(
-            self.milliseconds.load(Ordering::Relaxed),
-        ))
+        UnixTime::since_unix_epoch(self.since_1970())
+    }
+
+    fn since_1970(&self) -> Duration {
+        Duration::from_millis(self.milliseconds.load(Ordering::Relaxed))
     }
 }
 

@@ -3,8 +3,8 @@
 //! What every server of the house needs and none should write twice: a listener that can be passed
 //! on ([`listen`]), an accept loop that neither spins nor dies ([`accept`]), tasks that end when
 //! they are told to ([`drain`]), one deadline for a whole establishment ([`deadline`]), jittered
-//! backoff ([`backoff`]), the wall clock as a value ([`clock`]), the log ([`telemetry`]) and
-//! what a monitoring system reads ([`metrics`]).
+//! backoff ([`backoff`]), the wall clock as a value ([`clock`]), the log ([`telemetry`]), lines written beside the work
+//! ([`lines`]) and what a monitoring system reads ([`metrics`]).
 //!
 //! It knows no certificate, policy or secret, and no other crate of the house.
 
@@ -14,6 +14,7 @@ pub mod clock;
 pub mod deadline;
 pub mod drain;
 pub mod id;
+pub mod lines;
 pub mod listen;
 pub mod metrics;
 mod random;
