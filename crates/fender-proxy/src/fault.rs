@@ -4,7 +4,6 @@
 //! is [`Fault::answer`], poorer, and nothing at all by default. An address, a policy's name or a
 //! library's words never cross over.
 
-use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
@@ -13,7 +12,6 @@ use fender_runtime::deadline::Elapsed;
 use fender_wire::HeadError;
 use fender_wire::body::BodyError;
 use fender_wire::path::PathError;
-use http::StatusCode;
 
 use crate::permit::{Cut, Denied};
 use crate::relay::{Broken, Side};
@@ -44,8 +42,6 @@ pub(crate) enum PeerFault {
     SendsHeadTooSlowly,
     #[error("path refused: {0}")]
     Path(#[from] PathError),
-    #[error("request refused: {0}")]
-    Request(&'static str),
     #[error("request body refused: {0}")]
     Body(#[from] BodyError),
     #[error("no byte moved for too long")]
@@ -126,25 +122,15 @@ impl Fault {
     }
 
     /// What an HTTP peer is told: a status and a few words. Nothing where nobody listens any more.
-    pub(crate) fn answer(&self) -> Option<(StatusCode, &'static str)> {
+    pub(crate) fn answer(&self) -> Option<(u16, &'static str)> {
         match self {
             Self::Peer(fault) => fault.answer(),
             Self::Upstream(fault) => Some(fault.answer()),
-            Self::Policy(_) => Some((StatusCode::FORBIDDEN, "denied")),
-            Self::Ours(OurFault::Drained | OurFault::Removed) => {
-                Some((StatusCode::SERVICE_UNAVAILABLE, "going away"))
-            }
-            Self::Ours(OurFault::Expired) => Some((
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the sidecar has no valid certificate",
-            )),
-            Self::Ours(OurFault::Crowded) => Some((
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests at a time",
-            )),
-            Self::Ours(OurFault::Unwritable(_)) => {
-                Some((StatusCode::INTERNAL_SERVER_ERROR, "internal error"))
-            }
+            Self::Policy(_) => Some((403, "denied")),
+            Self::Ours(OurFault::Drained | OurFault::Removed) => Some((503, "going away")),
+            Self::Ours(OurFault::Expired) => Some((503, "the sidecar has no valid certificate")),
+            Self::Ours(OurFault::Crowded) => Some((503, "too many requests at a time")),
+            Self::Ours(OurFault::Unwritable(_)) => Some((500, "internal error")),
         }
     }
 }
@@ -158,19 +144,11 @@ impl PeerFault {
         }
     }
 
-    fn answer(&self) -> Option<(StatusCode, &'static str)> {
+    fn answer(&self) -> Option<(u16, &'static str)> {
         match self {
-            Self::Head(error) => {
-                let status =
-                    StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
-                Some((status, "malformed request"))
-            }
-            Self::Path(_) | Self::Request(_) | Self::Body(_) => {
-                Some((StatusCode::BAD_REQUEST, "malformed request"))
-            }
-            Self::SendsHeadTooSlowly | Self::Stalls => {
-                Some((StatusCode::REQUEST_TIMEOUT, "request took too long"))
-            }
+            Self::Head(error) => Some((error.status(), "malformed request")),
+            Self::Path(_) | Self::Body(_) => Some((400, "malformed request")),
+            Self::SendsHeadTooSlowly | Self::Stalls => Some((408, "request took too long")),
             Self::Handshake(_)
             | Self::EstablishesTooSlowly
             | Self::Leaves(_)
@@ -181,17 +159,12 @@ impl PeerFault {
 }
 
 impl UpstreamFault {
-    fn answer(&self) -> (StatusCode, &'static str) {
+    fn answer(&self) -> (u16, &'static str) {
         match self {
-            Self::Unreachable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream unreachable"),
-            Self::TakesTooLong(_) | Self::StaysSilent => (
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream did not answer in time",
-            ),
-            Self::ProvesWrongIdentity { .. } => {
-                (StatusCode::BAD_GATEWAY, "upstream could not be verified")
-            }
-            Self::Breaks(_) | Self::Leaves(_) => (StatusCode::BAD_GATEWAY, "upstream failed"),
+            Self::Unreachable { .. } => (503, "upstream unreachable"),
+            Self::TakesTooLong(_) | Self::StaysSilent => (504, "upstream did not answer in time"),
+            Self::ProvesWrongIdentity { .. } => (502, "upstream could not be verified"),
+            Self::Breaks(_) | Self::Leaves(_) => (502, "upstream failed"),
         }
     }
 }
@@ -225,18 +198,4 @@ impl From<Broken> for Fault {
             (Side::Upstream, _) => UpstreamFault::Leaves(error).into(),
         }
     }
-}
-
-/// The error of this type among an error and its causes.
-pub(crate) fn find<'a, E: StdError + 'static>(
-    error: &'a (dyn StdError + 'static),
-) -> Option<&'a E> {
-    let mut current = Some(error);
-    while let Some(error) = current {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        current = error.source();
-    }
-    None
 }

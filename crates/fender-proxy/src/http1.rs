@@ -1,242 +1,267 @@
-//! HTTP/1 connections from peers, on our own head parser and body decoder (P4).
+//! HTTP/1 connections of those who ask, on our own head parser and body decoder (P4).
 //!
-//! One task, one request at a time, answers in the order of the requests. The half that reads is
-//! owned by whoever needs it: by the connection between requests, by the [`Upload`] while a body is
-//! on its way to the app, which hands it back with the last byte. So a second request cannot be read
-//! out of the first one's body, and a body is read only as fast as the app takes it.
+//! One task drives both directions of both connections, one request at a time; answers come in the
+//! order of the requests. A second request cannot be read out of the first one's body, and a body is
+//! read only as fast as the other side takes it.
 //!
 //! `100 Continue` is sent by us, after the decision and never before it. After a head or a body that
 //! could not be read in one way only, nothing else on the connection is believed: it is answered and
 //! closed.
 
-mod upload;
-mod writer;
+mod peer;
+mod turn;
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::pin::pin;
+use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
-use fender_runtime::deadline::Deadline;
-use fender_wire::body::Framing;
-use fender_wire::{Fields, HeadReader, RequestHead, Version, head, write};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use http_body::Body;
-use tokio::io::{AsyncWriteExt, ReadHalf};
-use tokio::sync::oneshot;
-
-pub(crate) use upload::Upload;
+use bytes::{BufMut, BytesMut};
+use fender_wire::write::{self, HeadWriter};
+use fender_wire::{Framing, RequestHead, ResponseHead, Version};
+use tokio::io::AsyncWriteExt;
 
 use crate::Limits;
-use crate::body::{RequestBody, ResponseBody};
-use crate::fault::{Fault, PeerFault};
+use crate::call::{Asks, Call};
+use crate::exchange::Answer;
+use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
+use crate::headers;
 use crate::node::Closing;
-use crate::relay::{Carried, poll_fill, relay};
-use crate::request::{Asked, Gate};
+use crate::permit::Policy;
+use crate::relay::{Carried, relay};
+use crate::request::{Admitted, AfterFault, Desk};
 use crate::stream::Stream;
-use upload::{Borrowed, Rest, Returned, skip};
-use writer::{Persistence, Writer};
+use peer::{Heard, Peer};
+use turn::{Body, Turn};
 
 pub(crate) const PROTOCOL: &str = "http/1.1";
 
-/// What is read ahead while a response is awaited, to notice a peer that left.
-const READ_AHEAD: usize = 16 * 1024;
-
 /// Serves the requests of one connection until either side ends it.
-pub(crate) async fn serve(mut gate: Gate, stream: Stream, closing: &Closing) -> Result<(), Fault> {
-    let limits = gate.node.limits.clone();
-    let (read, write) = tokio::io::split(stream);
-    let mut reader = Reader::new(read, &limits);
-    let mut writer = Writer::new(write, &limits);
-    let mut turn = Turn::First;
+pub(crate) async fn serve(
+    desk: impl Desk,
+    mut policy: Policy,
+    stream: Stream,
+    closing: &Closing,
+) -> Result<(), Fault> {
+    let limits = &desk.entrance().node.limits.clone();
+    let mut peer = Peer::new(stream, limits);
+    let mut last_call = pin!(closing.last_call(limits.last_call));
+    let mut heard = Heard::Nothing;
     loop {
-        let head = match reader.head(turn, &limits, closing).await {
+        let head = match peer.head(heard, limits, last_call.as_mut()).await {
             Ok(Some(head)) => head,
-            Ok(None) => return writer.close().await,
+            Ok(None) => return peer.close(limits).await,
             // There is nobody left to answer.
             Err(fault @ PeerFault::Leaves(_)) => return Err(fault.into()),
-            Err(fault) => return Box::pin(refuse(&gate, fault, reader, writer)).await,
+            Err(fault) => {
+                let answer = desk.refuse(fault, PROTOCOL);
+                return match peer
+                    .answer(&answer, Dialect::REFUSED, Then::Close, limits)
+                    .await
+                {
+                    Ok(_) => peer.linger(limits).await,
+                    // The request has its line.
+                    Err(_) => Ok(()),
+                };
+            }
         };
         // Boxed, so that a connection is small while it is idle.
-        let exchange = Box::pin(exchange(&mut gate, &head, reader, writer, closing, &limits));
-        match exchange.await? {
-            Next::Request(kept) => (reader, writer) = *kept,
-            Next::Close(rest) => return linger(rest.0, rest.1, &limits).await,
+        match Box::pin(exchange(
+            &desk,
+            &mut policy,
+            &mut peer,
+            head,
+            closing,
+            limits,
+        ))
+        .await
+        {
+            Next::Request => heard = Heard::Requests,
+            Next::Close => return peer.linger(limits).await,
             Next::Over => return Ok(()),
         }
-        turn = Turn::Kept;
-    }
-}
-
-/// Answers a head that could not be read, and ends the connection.
-async fn refuse(
-    gate: &Gate,
-    fault: PeerFault,
-    reader: Reader,
-    mut writer: Writer,
-) -> Result<(), Fault> {
-    let response = gate.refuse(fault);
-    let (close, lent) = (Persistence::Close, &mut None);
-    match writer
-        .respond(response, Dialect::REFUSED, close, lent)
-        .await
-    {
-        Some(_) => linger(reader, writer, &gate.node.limits).await,
-        None => Ok(()),
     }
 }
 
 /// What becomes of a connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    Request(Box<(Reader, Writer)>),
-    /// Something of the request is unread; the connection ends.
-    Close(Box<(Reader, Writer)>),
+    Request,
+    /// Something of the request may be unread; the connection ends.
+    Close,
     /// The connection ended with the exchange.
     Over,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    First,
-    Kept,
+/// Whether a connection is kept after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Keep,
+    Close,
 }
 
 /// One request and its response.
-async fn exchange(
-    gate: &mut Gate,
-    head: &RequestHead,
-    reader: Reader,
-    mut writer: Writer,
+async fn exchange<D: Desk>(
+    desk: &D,
+    policy: &mut Policy,
+    peer: &mut Peer,
+    head: RequestHead,
     closing: &Closing,
     limits: &Limits,
-) -> Result<Next, Fault> {
+) -> Next {
+    let dialect = Dialect::of(&head);
     let framing = head.framing();
-    let dialect = Dialect::of(head);
-    let persistence = || match head.keep_alive() && !closing.has_begun() {
-        true => Persistence::Keep,
-        false => Persistence::Close,
+    let (keep_alive, expects) = (head.keep_alive(), head.expect_continue());
+    let then = || match keep_alive && !closing.has_begun() {
+        true => Then::Keep,
+        false => Then::Close,
     };
-    let connection = head.connection();
-    let admitted = match gate.admit(asked(head), |name| connection.strips(name), None) {
+    let admitted = match desk.admit(head, PROTOCOL, policy) {
         Ok(admitted) => admitted,
-        Err(response) => {
-            let persistence = match framing {
-                Framing::None | Framing::Length(0) => persistence(),
+        Err(answer) => {
+            let then = match framing {
+                Framing::None | Framing::Length(0) => then(),
                 // Reading on would let the refused cost us as much as the admitted.
-                Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Persistence::Close,
+                Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Then::Close,
             };
-            let sent = writer
-                .respond(*response, dialect, persistence, &mut None)
-                .await;
-            return Ok(match sent {
-                Some(Persistence::Keep) => Next::Request(Box::new((reader, writer))),
-                Some(Persistence::Close) => Next::Close(Box::new((reader, writer))),
-                None => Next::Over,
-            });
+            return peer.answer(&answer, dialect, then, limits).await.into();
         }
     };
-    if head.expect_continue() && dialect.version == Version::Http11 {
-        writer.interim(write::CONTINUE).await?;
-    }
-
-    let (body, lent) = lend(reader, framing, limits);
-    let mut lent = Some(lent);
-    let response = {
-        let mut forward = pin!(gate.forward(admitted, body));
-        poll_fn(|cx| match forward.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Ok(response)),
-            Poll::Pending => Lent::poll_left(&mut lent, cx).map(Err),
-        })
-        .await
-    };
-    let response = match response {
-        Ok(response) => response,
-        // The exchange ended with its future and has written its line.
-        Err(_) => return Ok(Next::Over),
-    };
-    if let Some(lent) = &mut lent {
-        lent.settle();
-    }
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        tunnel(response, lent, writer, limits).await;
-        return Ok(Next::Over);
-    }
-
-    let wished = match &lent {
-        Some(Lent::Here(Returned {
-            rest: Rest::Broken, ..
-        })) => Persistence::Close,
-        Some(_) | None => persistence(),
-    };
-    let Some(persistence) = writer.respond(response, dialect, wished, &mut lent).await else {
-        return Ok(Next::Over);
-    };
-    let Some(Returned { mut reader, rest }) = Lent::back(lent).await else {
-        return Ok(Next::Over);
-    };
-    let keep = match (persistence, rest) {
-        (Persistence::Keep, Rest::Nothing) => true,
-        (Persistence::Keep, Rest::Unread(mut rest)) => {
-            skip(&mut rest, &mut reader, limits).await.is_ok()
+    let Admitted {
+        pass,
+        onward,
+        mut exchange,
+    } = admitted;
+    if expects && dialect.version == Version::Http11 {
+        peer.out.buffer().put_slice(write::CONTINUE);
+        if let Err(fault) = peer.write_out(limits).await {
+            exchange.fail(fault.into());
+            return Next::Over;
         }
-        (Persistence::Keep, Rest::Broken) | (Persistence::Close, _) => false,
+    }
+
+    let mut turn = Turn::new(peer, policy, &mut exchange, framing, limits);
+    let sent = desk.send(&pass, &onward, &mut turn).await;
+    let responded = match sent {
+        Ok((head, call)) if head.status() == SWITCHING_PROTOCOLS => {
+            if onward.upgrades {
+                tunnel(turn, &head, call, limits).await;
+                return Next::Over;
+            }
+            let why = "it changed protocols unasked".to_owned();
+            Err(UpstreamFault::Breaks(why).into())
+        }
+        Ok((head, call)) => Ok((head, call)),
+        Err(fault) => Err(fault),
     };
-    let both = Box::new((reader, writer));
-    Ok(if keep {
-        Next::Request(both)
-    } else {
-        Next::Close(both)
-    })
+    let then = match turn.body() {
+        Body::Broken => Then::Close,
+        Body::Open | Body::Done => then(),
+    };
+    match responded {
+        Ok((head, mut call)) => {
+            let responded = turn.respond(&head, &mut call, dialect, then).await;
+            let rest = turn.rest();
+            match responded {
+                Ok(then) => {
+                    exchange.succeed();
+                    after(then, peer, rest, limits).await
+                }
+                Err(fault) => {
+                    exchange.fail(fault);
+                    Next::Over
+                }
+            }
+        }
+        // Nobody waits for an answer.
+        Err(fault @ Fault::Peer(PeerFault::Abandons | PeerFault::Leaves(_))) => {
+            exchange.fail(fault);
+            Next::Over
+        }
+        Err(fault) => {
+            let rest = turn.rest();
+            let then = match D::AFTER_FAULT {
+                AfterFault::GoesOn => then,
+                AfterFault::Ends => Then::Close,
+            };
+            match peer
+                .answer(&exchange.answer(fault), dialect, then, limits)
+                .await
+            {
+                Ok(then) => after(then, peer, rest, limits).await,
+                Err(_) => Next::Over,
+            }
+        }
+    }
+}
+
+const SWITCHING_PROTOCOLS: u16 = 101;
+
+/// Reads an unwanted rest of the request and throws it away, if that is soon done: then the connection
+/// can be kept.
+async fn after(
+    then: Then,
+    peer: &mut Peer,
+    rest: Option<fender_wire::Decoder>,
+    limits: &Limits,
+) -> Next {
+    match (then, rest) {
+        (Then::Keep, None) => Next::Request,
+        (Then::Keep, Some(mut rest)) => match peer.skip(&mut rest, limits).await {
+            Ok(()) => Next::Request,
+            Err(_) => Next::Close,
+        },
+        (Then::Close, _) => Next::Close,
+    }
+}
+
+impl From<Result<Then, PeerFault>> for Next {
+    fn from(answered: Result<Then, PeerFault>) -> Self {
+        match answered {
+            Ok(Then::Keep) => Self::Request,
+            Ok(Then::Close) => Self::Close,
+            Err(_) => Self::Over,
+        }
+    }
 }
 
 /// After `101`: bytes both ways, for as long as the permission lasts.
-async fn tunnel(
-    response: Response<ResponseBody>,
-    lent: Option<Lent>,
-    mut writer: Writer,
-    limits: &Limits,
-) {
-    let (head, body) = response.into_parts();
-    // An upgrade comes without a body, so the reader was never lent away.
-    let (Some((app, mut exchange, revoked)), Some(Lent::Here(Returned { reader, .. }))) =
-        (body.into_tunnel(), lent)
-    else {
-        return;
-    };
-    if let Err(fault) = writer.switch(&head.headers).await {
+async fn tunnel(turn: Turn<'_>, head: &ResponseHead, call: Call, limits: &Limits) {
+    // An upgrade comes without a body, so nothing of the request is open.
+    let (peer, policy, exchange) = turn.into_parts();
+    exchange.answered(head.status());
+    if let Err(fault) = switch(peer, head, limits).await {
         return exchange.fail(fault);
     }
-    let mut peer = reader.io.unsplit(writer.into_io());
-    let mut app_socket = app.socket;
+    let Some(mut far) = call.into_tunnel() else {
+        return exchange.fail(UpstreamFault::Breaks("it is gone".to_owned()).into());
+    };
     let mut carried = Carried::default();
-    let both = async {
-        let ahead = async {
-            app_socket.write_all(&reader.buffer).await?;
-            peer.write_all(&app.read).await?;
-            peer.flush().await
+    let ended = {
+        let both = async {
+            let ahead = async {
+                far.io.write_all(&peer.read).await?;
+                far.io.flush().await?;
+                peer.io.write_all(&far.read).await?;
+                peer.io.flush().await
+            };
+            ahead.await.map_err(PeerFault::from)?;
+            relay(
+                &mut peer.io,
+                &mut far.io,
+                limits.half_closed,
+                &mut carried,
+                || exchange.moved(),
+            )
+            .await?;
+            Ok::<(), Fault>(())
         };
-        ahead.await.map_err(PeerFault::from)?;
-        relay(
-            &mut peer,
-            &mut app_socket,
-            limits.half_closed,
-            &mut carried,
-            || {},
-        )
-        .await?;
-        Ok::<(), Fault>(())
-    };
-    let revoked = async {
-        match revoked {
-            Some(revoked) => revoked.await,
-            None => std::future::pending().await,
-        }
-    };
-    let ended = tokio::select! {
-        biased;
-        denied = revoked => Err(denied.into()),
-        ended = both => ended,
+        let mut both = pin!(both);
+        poll_fn(|cx| match exchange.ended_by(policy) {
+            Some(fault) => Poll::Ready(Err(fault)),
+            None => both.as_mut().poll(cx),
+        })
+        .await
     };
     exchange.carried(carried);
     match ended {
@@ -245,45 +270,29 @@ async fn tunnel(
     }
 }
 
-/// The request in the form both versions share. What the head parser accepted fits these types.
-fn asked(head: &RequestHead) -> Asked<'_> {
-    let mut headers = HeaderMap::with_capacity(head.fields().len() + 4);
-    append(&mut headers, head.fields());
-    Asked {
-        method: Method::from_bytes(head.method().as_bytes()).unwrap_or_default(),
-        path: head.path(),
-        query: head.query(),
-        authority: head.authority().cloned(),
-        headers,
-        upgrade: head
-            .upgrade()
-            .and_then(|protocol| HeaderValue::try_from(protocol).ok()),
-    }
-}
-
-/// Adds parsed fields.
-fn append(headers: &mut HeaderMap, fields: &Fields) {
-    for field in fields.iter() {
-        let name = HeaderName::from_bytes(field.name().as_bytes());
-        let value = HeaderValue::from_bytes(field.value());
-        if let (Ok(name), Ok(value)) = (name, value) {
-            headers.append(name, value);
+/// Writes `101`; the connection is not ours to read from here on.
+async fn switch(peer: &mut Peer, head: &ResponseHead, limits: &Limits) -> Result<(), Fault> {
+    let mut writer = HeadWriter::response(peer.out.buffer(), head.status());
+    for field in head.fields().iter() {
+        if headers::returns(head, field.name()) && !field.is("content-length") {
+            writer.copy(field);
         }
     }
+    if let Some(protocol) = head.upgrade() {
+        writer
+            .upgrade(protocol)
+            .map_err(|error| OurFault::Unwritable(error.to_string()))?;
+    }
+    writer.end();
+    Ok(peer.write_out(limits).await?)
 }
 
-/// How a response to this request must be written.
+/// How a response to a request must be written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Dialect {
+struct Dialect {
     version: Version,
     asks: Asks,
     trailers: Trailers,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asks {
-    Whole,
-    HeadOnly,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,89 +316,31 @@ impl Dialect {
             .any(|value| value.split(',').any(|coding| coding.trim() == "trailers"));
         Self {
             version: head.version(),
-            asks: if head.method() == "HEAD" {
-                Asks::HeadOnly
-            } else {
-                Asks::Whole
+            asks: match head.method() {
+                "HEAD" => Asks::HeadOnly,
+                _ => Asks::Whole,
             },
-            trailers: if takes_trailers {
-                Trailers::Taken
-            } else {
-                Trailers::LeftOut
+            trailers: match takes_trailers {
+                true => Trailers::Taken,
+                false => Trailers::LeftOut,
             },
         }
     }
-}
 
-/// The half of a connection that reads, and what was read ahead.
-#[derive(Debug)]
-pub(crate) struct Reader {
-    io: ReadHalf<Stream>,
-    buffer: BytesMut,
-    heads: HeadReader,
-}
-
-impl Reader {
-    fn new(io: ReadHalf<Stream>, limits: &Limits) -> Self {
-        let heads = HeadReader::new(head::Limits {
-            bytes: limits.head_bytes,
-            headers: limits.head_fields,
-            target: limits.target_bytes,
-        });
-        Self {
-            io,
-            buffer: BytesMut::new(),
-            heads,
+    /// How the body of this response is framed on its way back.
+    fn framing(self, head: &ResponseHead) -> Framing {
+        match (head.framing(), self.version) {
+            (framing @ (Framing::None | Framing::Length(_)), _) => framing,
+            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
         }
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        poll_fill(&mut self.io, &mut self.buffer, cx)
-    }
-
-    async fn fill(&mut self) -> io::Result<usize> {
-        poll_fn(|cx| self.poll_fill(cx)).await
-    }
-
-    /// The next head, or nothing when the connection ends between two requests.
-    async fn head(
-        &mut self,
-        turn: Turn,
-        limits: &Limits,
-        closing: &Closing,
-    ) -> Result<Option<RequestHead>, PeerFault> {
-        if self.buffer.is_empty() {
-            // An idle connection holds no buffer.
-            self.buffer = BytesMut::new();
-            let patience = match turn {
-                Turn::First => limits.head_time,
-                Turn::Kept => limits.idle,
-            };
-            let filled = tokio::select! {
-                // A request that is already here is served, whatever else is about to end.
-                biased;
-                filled = self.fill() => match filled {
-                    Err(error) if hangs_up(&error) => 0,
-                    filled => filled?,
-                },
-                () = closing.last_call(limits.last_call), if turn == Turn::Kept => return Ok(None),
-                () = tokio::time::sleep(patience) => return Ok(None),
-            };
-            if filled == 0 {
-                return Ok(None);
-            }
-        }
-        let deadline = Deadline::after(limits.head_time);
-        loop {
-            if let Some(head) = self.heads.request(&mut self.buffer)? {
-                return Ok(Some(head));
-            }
-            match deadline.bound(self.fill()).await {
-                Ok(Ok(0)) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => return Err(PeerFault::SendsHeadTooSlowly),
-            }
+    /// What becomes of the connection.
+    fn then(self, wished: Then) -> Then {
+        match self.version {
+            Version::Http10 => Then::Close,
+            Version::Http11 => wished,
         }
     }
 }
@@ -402,105 +353,37 @@ pub(crate) fn hangs_up(error: &io::Error) -> bool {
     )
 }
 
-/// Where the reader is during an exchange.
-#[derive(Debug)]
-pub(crate) enum Lent {
-    Here(Returned),
-    /// With the body, which hands it back.
-    Away(oneshot::Receiver<Returned>),
-}
-
-/// Makes the request's body, which owns the reader until the body ends.
-fn lend(reader: Reader, framing: Framing, limits: &Limits) -> (RequestBody, Lent) {
-    match framing {
-        Framing::None | Framing::Length(0) => (
-            RequestBody::empty(),
-            Lent::Here(Returned {
-                reader,
-                rest: Rest::Nothing,
-            }),
-        ),
-        Framing::Length(_) | Framing::Chunked | Framing::UntilClose => {
-            let (back, away) = oneshot::channel();
-            let borrowed = Borrowed::new(reader, back);
-            (
-                RequestBody::http1(Upload::new(borrowed, framing, limits)),
-                Lent::Away(away),
-            )
+/// Writes the head of a response on its way back.
+fn write_head(out: &mut BytesMut, head: &ResponseHead, framing: Framing, then: Then) {
+    let mut writer = HeadWriter::response(out, head.status());
+    for field in head.fields().iter() {
+        // A 204 has no length (RFC 9110 §8.6): who believed one would wait for a body.
+        let replaced =
+            field.is("content-length") && (framing != Framing::None || head.status() == 204);
+        if !replaced && headers::returns(head, field.name()) {
+            writer.copy(field);
         }
     }
+    writer.framing(framing);
+    if then == Then::Close {
+        writer.close();
+    }
+    writer.end();
 }
 
-impl Lent {
-    /// Ready once the peer has closed or lost the connection. Reads a little ahead to know.
-    ///
-    /// While the body has the reader, the body notices.
-    pub(crate) fn poll_left(lent: &mut Option<Self>, cx: &mut Context<'_>) -> Poll<PeerFault> {
-        if let Some(Self::Away(away)) = lent {
-            *lent = ready!(Pin::new(away).poll(cx)).ok().map(Self::Here);
-        }
-        // An unread rest of the body stays unread until the answer is through.
-        let Some(Self::Here(Returned {
-            reader,
-            rest: Rest::Nothing,
-        })) = lent
-        else {
-            return Poll::Pending;
-        };
-        loop {
-            if reader.buffer.len() >= READ_AHEAD {
-                return Poll::Pending;
-            }
-            match ready!(reader.poll_fill(cx)) {
-                Ok(0) => return Poll::Ready(PeerFault::Abandons),
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(error.into()),
-            }
-        }
+/// Writes an answer of ours.
+fn write_answer(out: &mut BytesMut, answer: &Answer, asks: Asks, then: Then) {
+    let mut writer = HeadWriter::response(out, answer.status);
+    let (name, id) = &answer.field;
+    // Both are of our own making and fit.
+    let _ = writer.field("content-type", b"application/json");
+    let _ = writer.field(name, id.as_bytes());
+    writer.framing(Framing::Length(answer.text.len() as u64));
+    if then == Then::Close {
+        writer.close();
     }
-
-    /// Takes the reader back if the body has let go of it.
-    fn settle(&mut self) {
-        if let Self::Away(away) = self
-            && let Ok(returned) = away.try_recv()
-        {
-            *self = Self::Here(returned);
-        }
+    writer.end();
+    if asks == Asks::Whole {
+        out.put_slice(answer.text.as_bytes());
     }
-
-    /// The reader, once the exchange is over and nothing else holds its body.
-    async fn back(lent: Option<Self>) -> Option<Returned> {
-        match lent? {
-            Self::Here(returned) => Some(returned),
-            Self::Away(away) => away.await.ok(),
-        }
-    }
-}
-
-/// Ends a connection whose peer may still be sending: says so, then reads on for a moment, because a
-/// reset would take the answer away before it was read.
-async fn linger(mut reader: Reader, mut writer: Writer, limits: &Limits) -> Result<(), Fault> {
-    let deadline = Deadline::after(limits.linger);
-    let _ = deadline.bound(writer.shutdown()).await;
-    let mut left = limits.linger_bytes;
-    while left > 0 {
-        reader.buffer.clear();
-        match deadline.bound(reader.fill()).await {
-            Ok(Ok(read)) if read > 0 => left = left.saturating_sub(read),
-            Ok(_) | Err(_) => break,
-        }
-    }
-    Ok(())
-}
-
-/// Data ready to be framed.
-fn data(frame: http_body::Frame<Bytes>) -> Result<Bytes, HeaderMap> {
-    frame
-        .into_data()
-        .map_err(|frame| frame.into_trailers().unwrap_or_default())
-}
-
-/// The length of a response's body, if it is known from the start.
-fn known_length(body: &ResponseBody) -> Option<u64> {
-    body.size_hint().exact()
 }

@@ -7,19 +7,20 @@
 use std::sync::Arc;
 
 use fender_config::snapshot::Protocol;
-use fender_identity::{Peer, PeerSvid};
+use fender_identity::{Peer, PeerSvid, Svid};
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
-use rustls::CommonState;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use crate::access::ConnectionLine;
+use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::node::{Closing, Node};
-use crate::permit::{Ask, Caller};
-use crate::record::Direction;
+use crate::permit::{Ask, Caller, Policy};
+use crate::record::{ConnectionLine, Direction};
+use crate::relay::Carried;
 use crate::request::Gate;
 use crate::stream::Stream;
 use crate::tls::{self, H2, InboundTerms};
@@ -83,7 +84,17 @@ enum Kind {
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
         door.node.counters.connection();
-        let line = ConnectionLine::begin(Direction::Inbound, "tls", door.listen.clone(), from);
+        let line = ConnectionLine {
+            direction: Direction::Inbound,
+            protocol: "tls",
+            listen: door.listen.clone(),
+            from,
+            peer: None,
+            destination: None,
+            notes: None,
+            carried: Carried::default(),
+            began: Instant::now(),
+        };
         let (door, drain) = (door.clone(), drain.clone());
         Self {
             door,
@@ -116,40 +127,56 @@ impl Conn {
 
         let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
         let expires = peer.svid().map(PeerSvid::not_after);
-        let caller = self.identified(peer, &stream, terms.protocol);
-        let mut gate = Gate {
-            node: node.clone(),
+        let caller = self.identified(peer, &current.svid)?;
+        let gate = Gate {
+            entrance: Entrance {
+                node: node.clone(),
+                listen: self.door.listen.clone(),
+                direction: Direction::Inbound,
+                caller: caller.clone(),
+            },
             terms,
-            svid: current.svid.clone(),
-            caller: caller.clone(),
-            policy: policy.clone(),
         };
+        let asked = policy.clone();
         let closing = Closing::new(self.drain.clone(), node.clock.clone(), expires);
         let drain = self.drain.clone();
 
         tokio::select! {
             biased; // a revoked peer loses even a race it was about to win
             cut = caller.cuts(&mut policy, &drain) => Err(cut.into()),
-            carried = self.converse(&mut gate, stream, deadline, &closing) => carried, // may it, where
+            carried = self.converse(gate, asked, stream, deadline, &closing) => carried, // may it, where
         }
     }
 
     /// Speaks what the port is for.
     async fn converse(
         &mut self,
-        gate: &mut Gate,
+        gate: Gate,
+        mut policy: Policy,
         stream: Stream,
         deadline: Deadline,
         closing: &Closing,
     ) -> Result<(), Fault> {
         match gate.terms.protocol {
-            Protocol::Tcp => Box::pin(tcp::carry(gate, stream, deadline, &mut self.line)).await,
+            Protocol::Tcp => {
+                self.line.protocol = "tcp";
+                Box::pin(tcp::carry(
+                    &gate,
+                    &mut policy,
+                    stream,
+                    deadline,
+                    &mut self.line,
+                ))
+                .await
+            }
             Protocol::Http => {
                 self.kind = Kind::Requests;
                 if stream.alpn() == Some(H2) {
-                    Box::pin(http2::serve(gate.clone(), stream, closing, &self.drain)).await
+                    self.line.protocol = "h2";
+                    Box::pin(http2::serve(gate, policy, stream, closing)).await
                 } else {
-                    Box::pin(http1::serve(gate.clone(), stream, closing)).await
+                    self.line.protocol = "http/1.1";
+                    Box::pin(http1::serve(gate, policy, stream, closing)).await
                 }
             }
         }
@@ -172,27 +199,21 @@ impl Conn {
         }
     }
 
-    /// What the handshake has shown.
-    fn identified(&mut self, peer: Peer, stream: &Stream, protocol: Protocol) -> Arc<Caller> {
-        let origin = &mut self.line.origin;
-        origin.peer = peer.id().cloned();
-        origin.tls = stream.tls().and_then(CommonState::protocol_version);
-        origin.protocol = match protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Http if stream.alpn() == Some(H2) => http2::PROTOCOL,
-            Protocol::Http => http1::PROTOCOL,
-        };
-        let preamble = origin.preamble();
-        let caller = Arc::new(Caller::new(peer, self.from, self.door.port, preamble));
+    fn identified(&mut self, peer: Peer, own: &Svid) -> Result<Arc<Caller>, OurFault> {
+        self.line.peer = peer.id().cloned();
+        let caller = Caller::new(peer, self.from, self.door.port)
+            .told_to_the_app(own.id())
+            .map_err(|error| OurFault::Unwritable(error.to_string()))?;
+        let caller = Arc::new(caller);
         self.caller = Some(caller.clone());
-        caller
+        Ok(caller)
     }
 
     fn record(&self, outcome: Result<(), Fault>) {
         let node = &self.door.node;
         match outcome {
             Ok(()) if self.kind == Kind::Requests => {}
-            Ok(()) => self.line.write(&node.access, Ok(()), None),
+            Ok(()) => self.line.write(Ok(()), None),
             Err(fault) => {
                 node.counters.fault(fault.blame());
                 if let (Fault::Policy(denied), Some(caller)) = (&fault, &self.caller) {
@@ -211,7 +232,7 @@ impl Conn {
                         tracing::info!(suppressed, "lines about failed handshakes were held back");
                     }
                 }
-                self.line.write(&node.access, Err(&fault), None);
+                self.line.write(Err(&fault), None);
             }
         }
     }

@@ -12,19 +12,21 @@
 
 #![forbid(unsafe_code)]
 
-mod access;
 mod app;
-mod body;
+mod call;
+mod exchange;
 mod fault;
 mod headers;
 mod http1;
 mod http2;
 mod inbound;
-mod json;
 mod limits;
 mod node;
 mod outbound;
+mod outgoing;
+mod patience;
 mod permit;
+mod pool;
 mod proxy;
 mod record;
 mod relay;

@@ -18,9 +18,10 @@ pub struct Limits {
     /// How much of it a peer's handshake gets while no slot is free for others. 1 s: two round trips
     /// across the world still fit, a crowd of silent sockets must be renewed each second.
     pub handshake: Duration,
-    /// One request head, line ends included. 32 KiB: cookies and tokens fit, floods do not.
+    /// One head, of a request or a response, line ends included. 32 KiB: cookies and tokens fit, floods
+    /// do not.
     pub head_bytes: usize,
-    /// Fields of one request head. 100, as hyper and nginx.
+    /// Fields of one head. 100, as hyper and nginx.
     pub head_fields: usize,
     /// The request target. 8 KiB, as most servers.
     pub target_bytes: usize,
@@ -53,12 +54,17 @@ pub struct Limits {
     pub connection_window: u32,
     /// How often a silent HTTP/2 peer is pinged. 30 s, and as long to answer.
     pub ping: Duration,
-    /// Idle connections kept to one app. 64: bursts are served without connecting anew.
+    /// Idle connections kept to one app or one destination. 64: bursts are served without connecting anew.
     pub pool: usize,
     /// How long an idle connection to the app may be used again. 1 s: shorter than the keep-alive of
     /// any common server, so that it never closes under a request; a new one on loopback costs
     /// microseconds.
     pub pool_idle: Duration,
+    /// How long an idle connection to another workload may be used again. 60 s: its sidecar keeps them
+    /// for `idle`, and a handshake costs both sides a hundred times what a request does.
+    pub peer_idle: Duration,
+    /// The same for an upstream outside the mesh. 4 s: many servers close after five.
+    pub upstream_idle: Duration,
     /// What is read and thrown away of a refused request, so that the answer is not lost in a reset.
     /// 256 KiB.
     pub linger_bytes: usize,
@@ -91,6 +97,8 @@ impl Default for Limits {
             ping: Duration::from_secs(30),
             pool: 64,
             pool_idle: Duration::from_secs(1),
+            peer_idle: Duration::from_secs(60),
+            upstream_idle: Duration::from_secs(4),
             linger_bytes: 256 * 1024,
             linger: Duration::from_secs(1),
             handshake_lines: 10,

@@ -1,16 +1,13 @@
 //! What all connections of one proxy share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fender_runtime::clock::{Clock, SharedClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
-use tokio::sync::watch;
 
 use crate::Limits;
-use crate::access::AccessLog;
 use crate::fault::Blame;
 use crate::permit::Policy;
 use crate::record::{Pace, Records};
@@ -21,7 +18,6 @@ pub(crate) struct Node {
     pub(crate) limits: Limits,
     pub(crate) clock: SharedClock,
     pub(crate) records: Records,
-    pub(crate) access: AccessLog,
     /// What new connections are served with.
     pub(crate) terms: ArcSwap<Terms>,
     /// Where each connection begins to follow policy.
@@ -154,45 +150,5 @@ async fn retire(clock: &dyn Clock, moment: Option<UnixTime>) {
     match moment {
         Some(moment) => sleep_until(clock, moment).await,
         None => std::future::pending().await,
-    }
-}
-
-/// How many requests of one HTTP/2 connection are open.
-#[derive(Clone, Debug)]
-pub(crate) struct Activity(Arc<watch::Sender<usize>>);
-
-/// One open request.
-#[derive(Debug)]
-pub(crate) struct Token(Activity);
-
-impl Activity {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
-    }
-
-    pub(crate) fn enter(&self) -> Token {
-        self.0.send_modify(|open| *open += 1);
-        Token(self.clone())
-    }
-
-    /// Resolves when nothing has been open for `limit`.
-    pub(crate) async fn idle(&self, limit: Duration) {
-        let mut open = self.0.subscribe();
-        loop {
-            if open.wait_for(|open| *open == 0).await.is_err() {
-                return;
-            }
-            tokio::select! {
-                biased;
-                _ = open.changed() => {}
-                () = tokio::time::sleep(limit) => return,
-            }
-        }
-    }
-}
-
-impl Drop for Token {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|open| *open = open.saturating_sub(1));
     }
 }

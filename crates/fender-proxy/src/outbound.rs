@@ -3,37 +3,35 @@
 //!
 //! The other side must prove to be the expected one (M4): for a workload the exact SPIFFE ID, for an
 //! upstream its DNS name under the roots that were given. Addresses are tried in order within one
-//! deadline. What cannot be carried is said in the app's own protocol: an HTTP client gets a proper
-//! response with a fault id, and no address it did not know.
+//! deadline. A TCP connection is carried as it is, on a connection of its own. HTTP is carried request
+//! by request, on kept connections to the same destination, under the newest terms; what cannot be
+//! carried is said in HTTP, with a fault id and no address the app did not know.
 
-use std::future::poll_fn;
+mod reach;
+
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::BytesMut;
-use fender_config::HostPort;
 use fender_config::snapshot::Protocol;
 use fender_identity::Peer;
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
-use fender_runtime::id::OpaqueId;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
-use fender_wire::body::Framing;
-use fender_wire::write::HeadWriter;
-use rustls::CommonState;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, lookup_host};
+use fender_wire::{Fields, RequestHead, ResponseHead};
+use tokio::time::Instant;
 
-use crate::access::{ConnectionLine, Preamble};
-use crate::fault::{Fault, OurFault, UpstreamFault};
-use crate::headers;
-use crate::node::Node;
-use crate::permit::Caller;
-use crate::record::Direction;
-use crate::relay::{discard, relay};
-use crate::stream::{Fill, Stream};
-use crate::tls::{self, OutboundTerms};
+use crate::call::{Call, Near, Onward};
+use crate::exchange::{Answer, Entrance, Exchange};
+use crate::fault::{Fault, OurFault};
+use crate::node::{Closing, Node};
+use crate::permit::{AskedRequest, Caller, Policy};
+use crate::record::{ConnectionLine, Direction};
+use crate::relay::{Carried, relay};
+use crate::request::{Admitted, AfterFault, Desk, onward};
+use crate::stream::Stream;
+use crate::tls::OutboundTerms;
+use crate::{headers, http1};
+use reach::reach;
 
 /// Takes connections of the app until the drain stops.
 pub(crate) async fn serve(mut accept: Accept, door: Arc<Door>, drain: Drain) {
@@ -54,76 +52,127 @@ pub(crate) struct Door {
     pub(crate) listen: Arc<ListenAddress>,
 }
 
+impl Door {
+    /// What new calls are made with.
+    fn terms(&self) -> Result<Arc<OutboundTerms>, OurFault> {
+        let current = self.node.terms.load();
+        let terms = current.outbound.get(&*self.listen);
+        let terms = terms.ok_or(OurFault::Removed)?;
+        match current.has_expired(&*self.node.clock) {
+            true => Err(OurFault::Expired),
+            false => Ok(terms.clone()),
+        }
+    }
+}
+
 /// One connection.
 struct Conn {
     door: Arc<Door>,
     drain: Drain,
     from: PeerAddr,
     line: ConnectionLine,
-    /// The fault id the app was told.
-    told: Option<OpaqueId>,
 }
 
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
         door.node.counters.connection();
         door.node.counters.outbound();
-        let line = ConnectionLine::begin(Direction::Outbound, "tcp", door.listen.clone(), from);
+        let line = ConnectionLine {
+            direction: Direction::Outbound,
+            protocol: "tcp",
+            listen: door.listen.clone(),
+            from,
+            peer: None,
+            destination: None,
+            notes: None,
+            carried: Carried::default(),
+            began: Instant::now(),
+        };
         Self {
             door: door.clone(),
             drain: drain.clone(),
             from,
             line,
-            told: None,
         }
     }
 
     async fn run(mut self, socket: Socket) {
-        let outcome = self.carry(socket).await;
-        let node = &self.door.node;
-        if let Err(fault) = &outcome {
-            node.counters.fault(fault.blame());
+        let _ = socket.set_nodelay();
+        let protocol = match self.protocol() {
+            Ok(protocol) => protocol,
+            Err(fault) => return self.record(Err(fault.into())),
+        };
+        match protocol {
+            Protocol::Http => {
+                self.line.protocol = http1::PROTOCOL;
+                // A request has left a line of its own.
+                if let outcome @ Err(_) = self.converse(socket).await {
+                    self.record(outcome);
+                }
+            }
+            Protocol::Tcp => {
+                let outcome = self.carry(socket).await;
+                self.record(outcome);
+            }
         }
-        self.line
-            .write(&node.access, outcome.as_ref().copied(), self.told);
     }
 
+    /// What the listener is for, whether or not a call can be made at the moment.
+    fn protocol(&self) -> Result<Protocol, OurFault> {
+        let current = self.door.node.terms.load();
+        let terms = current.outbound.get(&*self.door.listen);
+        Ok(terms.ok_or(OurFault::Removed)?.protocol)
+    }
+
+    fn record(&self, outcome: Result<(), Fault>) {
+        if let Err(fault) = &outcome {
+            self.door.node.counters.fault(fault.blame());
+        }
+        self.line.write(outcome.as_ref().copied(), None);
+    }
+
+    /// Carries the requests of the connection, each to where it goes by then.
+    async fn converse(&self, socket: Socket) -> Result<(), Fault> {
+        let node = &self.door.node;
+        let mut policy = node.policy.clone();
+        let caller = Arc::new(Caller::new(Peer::Anonymous, self.from, 0));
+        let ambassador = Ambassador {
+            entrance: Entrance {
+                node: node.clone(),
+                listen: self.door.listen.clone(),
+                direction: Direction::Outbound,
+                caller: caller.clone(),
+            },
+            door: self.door.clone(),
+        };
+        let closing = Closing::new(self.drain.clone(), node.clock.clone(), None);
+        let stream = Stream::plain(socket);
+        let asked = policy.clone();
+        tokio::select! {
+            biased;
+            // Every snapshot wakes this task: the request that is open asks whether its server is denied.
+            cut = caller.cuts(&mut policy, &self.drain) => Err(cut.into()),
+            served = http1::serve(ambassador, asked, stream, &closing) => served,
+        }
+    }
+
+    /// Carries the bytes of the connection both ways.
     async fn carry(&mut self, mut socket: Socket) -> Result<(), Fault> {
         let node = self.door.node.clone();
         let deadline = Deadline::after(node.limits.establish); // one, for all steps to come
         let mut policy = node.policy.clone();
-        let current = node.terms.load_full();
-        let terms = current
-            .outbound
-            .get(&*self.door.listen)
-            .ok_or(OurFault::Removed)?
-            .clone();
-        self.line.destination = Some(terms.name.clone());
-        let _ = socket.set_nodelay();
+        let terms = self.door.terms()?;
+        self.line.destination = Some(terms.name.to_string());
 
-        if current.has_expired(&*node.clock) {
-            let fault = OurFault::Expired.into();
-            self.apologise(&terms, socket, &fault).await;
-            return Err(fault);
-        }
-        let reached = tokio::select! {
+        let (stream, peer) = tokio::select! {
             biased;
-            () = self.drain.forced() => Err(OurFault::Drained.into()),
-            reached = reach(&terms, deadline) => reached.map_err(Fault::from), // where, and who
+            () = self.drain.forced() => return Err(OurFault::Drained.into()),
+            reached = reach(&terms, deadline) => reached?, // where, and who
         };
-        let (stream, peer) = match reached {
-            Ok(reached) => reached,
-            Err(fault) => {
-                self.apologise(&terms, socket, &fault).await;
-                return Err(fault);
-            }
-        };
-        self.line.origin.peer = peer.id().cloned();
-        self.line.origin.tls = stream.tls().and_then(CommonState::protocol_version);
-        // It is asked nothing, so it has no lines but this one.
-        let server = Caller::new(peer, self.from, 0, Preamble::default());
+        self.line.peer = peer.id().cloned();
+        let server = Caller::new(peer, self.from, 0);
 
-        let carried = tokio::select! {
+        tokio::select! {
             biased; // a revoked server loses even a race it was about to win
             cut = server.cuts(&mut policy, &self.drain) => Err(cut.into()),
             carried = relay(
@@ -132,117 +181,58 @@ impl Conn {
                 node.limits.half_closed,
                 &mut self.line.carried,
                 || node.counters.outbound(),
-            ) => carried.map_err(Fault::from),
+            ) => Ok(carried?),
+        }
+    }
+}
+
+/// Who carries the app's requests.
+struct Ambassador {
+    entrance: Entrance,
+    door: Arc<Door>,
+}
+
+impl Desk for Ambassador {
+    type Pass = Arc<OutboundTerms>;
+
+    const AFTER_FAULT: AfterFault = AfterFault::Ends;
+
+    fn entrance(&self) -> &Entrance {
+        &self.entrance
+    }
+
+    /// Nothing is matched here, so nothing is rewritten: the other side decides.
+    fn admit(
+        &self,
+        head: RequestHead,
+        protocol: &'static str,
+        _: &mut Policy,
+    ) -> Result<Admitted<Arc<OutboundTerms>>, Answer> {
+        let request = Arc::new(AskedRequest::new(head, None));
+        let mut exchange = Exchange::begin(&self.entrance, Some(request.clone()), protocol);
+        let terms = match self.door.terms() {
+            Ok(terms) => terms,
+            Err(fault) => return Err(exchange.answer(fault.into())),
         };
-        if let Err(fault @ Fault::Upstream(_)) = &carried {
-            self.apologise(&terms, socket, fault).await;
-        }
-        carried
-    }
-
-    /// Tells an HTTP client what went wrong, if it was not told anything yet.
-    async fn apologise(&mut self, terms: &OutboundTerms, mut socket: Socket, fault: &Fault) {
-        if terms.protocol != Protocol::Http || self.line.carried.sent > 0 {
-            return;
-        }
-        let Some((status, error)) = fault.answer() else {
-            return;
-        };
-        let id = OpaqueId::random();
-        let text = format!("{{\"error\":\"{error}\",\"fault\":\"{id}\"}}\n");
-        let mut out = BytesMut::new();
-        let mut head = HeadWriter::response(&mut out, status.as_u16());
-        let written = head
-            .field("content-type", b"application/json")
-            .and_then(|()| head.field(headers::FAULT.as_str(), id.to_string().as_bytes()));
-        head.framing(Framing::Length(text.len() as u64));
-        head.close();
-        head.end();
-        if written.is_err() {
-            return;
-        }
-        out.extend_from_slice(text.as_bytes());
-        self.told = Some(id);
-        let limits = &self.door.node.limits;
-        if self.line.carried.received == 0 && !asks(&mut socket, limits.linger).await {
-            return;
-        }
-        answer(&mut socket, &out, limits.linger, limits.linger_bytes).await;
-    }
-}
-
-/// Waits for a request to begin. Where nobody asks, there is nothing to answer.
-async fn asks(socket: &mut Socket, patience: Duration) -> bool {
-    let mut request = BytesMut::new();
-    let first = poll_fn(|cx| socket.poll_fill(cx, &mut request));
-    matches!(Deadline::after(patience).bound(first).await, Ok(Ok(1..)))
-}
-
-/// Writes the answer and reads on for a moment, so that it is not lost in a reset.
-async fn answer(socket: &mut Socket, response: &[u8], patience: Duration, left: usize) {
-    let deadline = Deadline::after(patience);
-    let write = async {
-        socket.write_all(response).await?;
-        socket.shutdown().await
-    };
-    if matches!(deadline.bound(write).await, Ok(Ok(()))) {
-        discard(socket, deadline, left).await;
-    }
-}
-
-/// A connection to the destination that has proven to be it: the first address that can be had.
-async fn reach(terms: &OutboundTerms, deadline: Deadline) -> Result<(Stream, Peer), UpstreamFault> {
-    let mut worst = None;
-    for (address, left) in terms
-        .addresses
-        .iter()
-        .zip((1..=terms.addresses.len()).rev())
-    {
-        // A dead address may not eat the time of those after it.
-        let share = u32::try_from(left).map_or(Duration::ZERO, |left| deadline.remaining() / left);
-        match Deadline::after(share)
-            .bound(reach_one(terms, address))
-            .await
-        {
-            Ok(Ok(reached)) => return Ok(reached),
-            Ok(Err(fault)) => worst = Some(graver(worst, fault)),
-            Err(_) => {
-                let late = UpstreamFault::TakesTooLong(terms.addresses.len());
-                worst = Some(graver(worst, late));
-            }
+        exchange.goes_to(terms.name.clone());
+        let said = Fields::default();
+        match onward(request.head(), request.path(), &said, headers::passes_out) {
+            Ok(onward) => Ok(Admitted {
+                pass: terms,
+                onward,
+                exchange,
+            }),
+            Err(fault) => Err(exchange.answer(fault)),
         }
     }
-    Err(worst.unwrap_or(UpstreamFault::TakesTooLong(0)))
-}
 
-/// An impostor is worth more attention than a machine that is down.
-fn graver(one: Option<UpstreamFault>, other: UpstreamFault) -> UpstreamFault {
-    match one {
-        Some(one @ UpstreamFault::ProvesWrongIdentity { .. }) => one,
-        Some(_) | None => other,
+    async fn send(
+        &self,
+        terms: &Arc<OutboundTerms>,
+        onward: &Onward,
+        near: &mut (impl Near + Send),
+    ) -> Result<(ResponseHead, Call), Fault> {
+        let open = async |deadline| reach(terms, deadline).await;
+        terms.pool.send(onward, near, open).await
     }
-}
-
-async fn reach_one(
-    terms: &OutboundTerms,
-    address: &HostPort,
-) -> Result<(Stream, Peer), UpstreamFault> {
-    let unreachable = |error| UpstreamFault::Unreachable {
-        address: address.to_string(),
-        error,
-    };
-    let mut last = std::io::ErrorKind::NotFound.into();
-    for candidate in lookup_host((address.host(), address.port()))
-        .await
-        .map_err(unreachable)?
-    {
-        match TcpStream::connect(candidate).await {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(unreachable)?;
-                return tls::connect(stream.into(), terms, address).await;
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(unreachable(last))
 }

@@ -9,16 +9,17 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use fender_config::snapshot::Snapshot;
-use fender_identity::{Peer, PeerSvid};
+use fender_identity::{Peer, PeerSvid, SpiffeId};
 use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::listen::PeerAddr;
-use http::{HeaderMap, Method};
+use fender_wire::xfcc::Unwritable;
+use fender_wire::{Authority, Fields, RequestHead};
 use tokio::sync::watch;
 
-use crate::access::Preamble;
+use crate::headers;
 
 /// Who asks: one for each connection.
 #[derive(Debug)]
@@ -27,8 +28,8 @@ pub(crate) struct Caller {
     pub(crate) from: PeerAddr,
     /// The port it reached.
     pub(crate) port: u16,
-    /// What each of its access lines says.
-    pub(crate) preamble: Preamble,
+    /// What the app is told about it with each request.
+    said: Fields,
     cut: OnceLock<Cut>,
 }
 
@@ -49,52 +50,66 @@ pub(crate) struct Ask {
 /// The facts of one request as the app will see them.
 #[derive(Debug)]
 pub(crate) struct AskedRequest {
-    method: Method,
-    host: String,
-    path: String,
-    headers: HeaderMap,
+    head: RequestHead,
+    /// Where it is not as it was written.
+    path: Option<String>,
     /// Values that are not UTF-8, readable: one that were left out would escape a DENY rule.
     lossy: Vec<(String, String)>,
 }
 
 impl AskedRequest {
-    pub(crate) fn new(method: Method, host: String, path: String, headers: HeaderMap) -> Self {
-        let lossy = headers
+    /// `path` is the one spelling of the head's path, where that is another.
+    pub(crate) fn new(head: RequestHead, path: Option<String>) -> Self {
+        let lossy = head
+            .fields()
             .iter()
-            .filter(|(_, value)| std::str::from_utf8(value.as_bytes()).is_err())
-            .map(|(name, value)| {
+            .filter(|field| field.text().is_none())
+            .map(|field| {
                 (
-                    name.as_str().to_owned(),
-                    String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                    field.name().to_owned(),
+                    String::from_utf8_lossy(field.value()).into_owned(),
                 )
             })
             .collect();
-        Self {
-            method,
-            host,
-            path,
-            headers,
-            lossy,
-        }
+        Self { head, path, lossy }
+    }
+
+    pub(crate) fn head(&self) -> &RequestHead {
+        &self.head
     }
 
     pub(crate) fn method(&self) -> &str {
-        self.method.as_str()
+        self.head.method()
     }
 
     pub(crate) fn host(&self) -> &str {
-        &self.host
+        self.head.authority().map_or("", Authority::as_str)
     }
 
     pub(crate) fn path(&self) -> &str {
-        &self.path
+        self.path.as_deref().unwrap_or(self.head.path())
     }
 
-    /// Every value by itself (A7).
-    fn header(&self, name: &str) -> Vec<&str> {
-        let text = self.headers.get_all(name).into_iter();
-        let text = text.filter_map(|value| std::str::from_utf8(value.as_bytes()).ok());
-        let lossy = self.lossy.iter().filter(|(lossy, _)| lossy == name);
+    /// Every value by itself (A7), of the field as it goes on.
+    fn header<'a>(&'a self, name: &str, said: &'a Fields) -> Vec<&'a str> {
+        if name == "host" {
+            return self
+                .head
+                .authority()
+                .map(Authority::as_str)
+                .into_iter()
+                .collect();
+        }
+        let ours = said.iter().filter(|field| field.is(name));
+        let theirs = self
+            .head
+            .fields()
+            .iter()
+            .filter(|field| field.is(name) && headers::passes(&self.head, field.name()));
+        let text = ours.chain(theirs).filter_map(|field| field.text());
+        let lossy = self.lossy.iter().filter(|(lossy, _)| {
+            lossy.eq_ignore_ascii_case(name) && headers::passes(&self.head, lossy)
+        });
         text.chain(lossy.map(|(_, value)| value.as_str())).collect()
     }
 }
@@ -115,7 +130,7 @@ impl Ask {
                 http: None,
             }),
             Some(request) => {
-                let header = |name: &str| request.header(name);
+                let header = |name: &str| request.header(name, &self.caller.said);
                 let http = HttpFacts {
                     method: request.method(),
                     host: request.host(),
@@ -137,20 +152,18 @@ impl Ask {
 #[derive(Debug)]
 #[must_use = "a permit that leads nowhere was not needed"]
 pub(crate) struct Permit {
-    allowed: Allowed,
-}
-
-/// What said yes, for the access line.
-#[derive(Clone, Debug)]
-pub(crate) struct Allowed {
-    pub(crate) by: By,
-    /// AUDIT policies that matched.
-    pub(crate) audits: Vec<PolicyName>,
+    by: By,
+    audits: Vec<PolicyName>,
 }
 
 impl Permit {
-    pub(crate) fn allowed(&self) -> &Allowed {
-        &self.allowed
+    /// Notes for the access line: AUDIT policies that matched, and a default that only audits.
+    pub(crate) fn notes(&self) -> Option<String> {
+        let mut notes: Vec<String> = self.audits.iter().map(ToString::to_string).collect();
+        if self.by == By::Default(fender_policy::Default::Audit) {
+            notes.push("default".to_owned());
+        }
+        (!notes.is_empty()).then(|| notes.join(","))
     }
 
     /// Resolves when a newer policy says no to the same question.
@@ -217,10 +230,24 @@ impl Policy {
 
     /// Only takes the channel's lock when there is something new.
     pub(crate) fn newest(&mut self) -> &Arc<Snapshot> {
-        if self.feed.has_changed().unwrap_or(true) {
+        if self.has_news() {
             self.newest = self.feed.borrow_and_update().clone();
         }
         &self.newest
+    }
+
+    /// Whether there may be a newer policy than the one that was asked last. Costs next to nothing.
+    pub(crate) fn has_news(&self) -> bool {
+        match self.feed.has_changed() {
+            Ok(changed) => changed,
+            Err(_) => !Arc::ptr_eq(&self.feed.borrow(), &self.newest),
+        }
+    }
+
+    /// Whether the peer is on the newest deny list.
+    pub(crate) fn denies(&mut self, peer: &Peer) -> Option<Denied> {
+        let snapshot = self.newest();
+        is_denied(peer.svid(), snapshot).then(|| Denied::because(Why::Revoked, snapshot.clone()))
     }
 
     /// Answers a new question with the newest policy.
@@ -233,19 +260,17 @@ impl Policy {
     }
 
     /// Answers an old question with the newest policy.
-    fn uphold(&mut self, ask: &Ask) -> Result<Permit, Denied> {
-        let snapshot = self.newest().clone();
-        if is_denied(ask.caller.peer.svid(), &snapshot) {
-            return Err(Denied::because(Why::Revoked, snapshot));
+    pub(crate) fn uphold(&mut self, ask: &Ask) -> Result<Permit, Denied> {
+        let snapshot = self.newest();
+        if is_denied(ask.caller.peer.svid(), snapshot) {
+            return Err(Denied::because(Why::Revoked, snapshot.clone()));
         }
         let decision = ask.with_facts(|facts| snapshot.policies.decide(facts));
         if decision.is_allowed() {
             let Decision { by, audits, .. } = decision;
-            Ok(Permit {
-                allowed: Allowed { by, audits },
-            })
+            Ok(Permit { by, audits })
         } else {
-            Err(Denied::because(Why::Policy(decision), snapshot))
+            Err(Denied::because(Why::Policy(decision), snapshot.clone()))
         }
     }
 
@@ -274,14 +299,24 @@ impl Denied {
 }
 
 impl Caller {
-    pub(crate) fn new(peer: Peer, from: PeerAddr, port: u16, preamble: Preamble) -> Self {
+    pub(crate) fn new(peer: Peer, from: PeerAddr, port: u16) -> Self {
         Self {
             peer,
             from,
             port,
-            preamble,
+            said: Fields::default(),
             cut: OnceLock::new(),
         }
+    }
+
+    /// Somebody of whom the app is told, with each request, that they called `own`.
+    pub(crate) fn told_to_the_app(self, own: &SpiffeId) -> Result<Self, Unwritable> {
+        let said = headers::said_of(own, &self.peer, self.from.ip())?;
+        Ok(Self { said, ..self })
+    }
+
+    pub(crate) fn said(&self) -> &Fields {
+        &self.said
     }
 
     /// Why its connection was cut, if it was.

@@ -3,23 +3,20 @@
 //! A side that finishes sending still receives (half-close is kept). Neither side's silence ends a
 //! relay while both are open; once one has finished, the rest may stall no longer than the limit.
 //! A TLS peer that vanishes without `close_notify` has failed, not finished: what it sent may be cut short.
-//! An idle relay holds no buffer: data is read only when it is there, onto the stack.
+//! An idle relay holds no buffer: data is read only when it is there.
 
 use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use fender_runtime::deadline::Deadline;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use crate::stream::Fill;
-
-const CHUNK: usize = 16 * 1024;
 
 /// What went through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,22 +202,9 @@ impl Flow {
     }
 }
 
-/// Reads what is there to the end of `buffer`; 0 is the end. Holds no memory while there is nothing.
-pub(crate) fn poll_fill<R: AsyncRead + Unpin>(
-    from: &mut R,
-    buffer: &mut BytesMut,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<usize>> {
-    let mut space = [MaybeUninit::<u8>::uninit(); CHUNK];
-    let mut read = ReadBuf::uninit(&mut space);
-    ready!(Pin::new(from).poll_read(cx, &mut read))?;
-    buffer.extend_from_slice(read.filled());
-    Poll::Ready(Ok(read.filled().len()))
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
     use super::*;
 
@@ -230,7 +214,11 @@ mod tests {
             cx: &mut Context<'_>,
             buffer: &mut BytesMut,
         ) -> Poll<io::Result<usize>> {
-            poll_fill(self, buffer, cx)
+            let mut space = [0; 1024];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(Pin::new(self).poll_read(cx, &mut read))?;
+            buffer.extend_from_slice(read.filled());
+            Poll::Ready(Ok(read.filled().len()))
         }
     }
 

@@ -1,384 +1,191 @@
-//! One HTTP request, whatever version carried it: in order, what it is, may it, and on to the app.
+//! One HTTP request of a peer's, whatever version carried it: in order, what it is, may it, and on to
+//! the app.
 //!
-//! The path is brought into one spelling and the headers into their final form *before* the decision,
-//! so policy judges exactly what the app will see. Nothing reaches the app without a [`Permit`].
-//! Query strings are forwarded untouched, and neither matched nor logged (P2).
+//! The path is brought into one spelling and the fields are judged in their final form, so policy
+//! judges exactly what the app will see. Nothing reaches the app without a [`Permit`]. Query strings
+//! are forwarded untouched, and neither matched nor logged (P2).
 
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
-use bytes::Bytes;
-use fender_identity::Svid;
-use fender_runtime::id::OpaqueId;
-use fender_wire::{Authority, path};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
-use tokio::time::Instant;
+use bytes::{Bytes, BytesMut};
+use fender_wire::write::{HeadWriter, WriteError};
+use fender_wire::{Fields, Framing, RequestHead, ResponseHead, path};
 
-use crate::access::RequestLine;
-use crate::app::Answered;
-use crate::body::{Length, RequestBody, ResponseBody};
-use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
+use crate::call::{Asks, Call, Near, Onward};
+use crate::exchange::{Answer, Entrance, Exchange};
+use crate::fault::{Fault, OurFault, PeerFault};
 use crate::headers;
-use crate::node::{Node, Token};
-use crate::permit::{Ask, AskedRequest, Caller, Permit, Policy};
+use crate::permit::{AskedRequest, Permit, Policy};
 use crate::tls::InboundTerms;
 
-/// What every request of one connection goes through.
-#[derive(Clone, Debug)]
-pub(crate) struct Gate {
-    pub(crate) node: Arc<Node>,
-    pub(crate) terms: Arc<InboundTerms>,
-    /// The certificate this connection was served with.
-    pub(crate) svid: Arc<Svid>,
-    pub(crate) caller: Arc<Caller>,
-    pub(crate) policy: Policy,
+/// Room for most heads, in one allocation.
+const USUAL_HEAD: usize = 1024;
+
+/// The rules of one direction: what may go on, in which form, and where.
+pub(crate) trait Desk: Send + Sync {
+    /// The proof that a request may go on.
+    type Pass: Send + Sync;
+
+    /// What becomes of a connection after an answer of ours to a request that was let in.
+    const AFTER_FAULT: AfterFault;
+
+    fn entrance(&self) -> &Entrance;
+
+    /// Decides about one request. What is not admitted is answered.
+    fn admit(
+        &self,
+        head: RequestHead,
+        protocol: &'static str,
+        policy: &mut Policy,
+    ) -> Result<Admitted<Self::Pass>, Answer>;
+
+    /// Carries an admitted request on and waits for the head of the response.
+    ///
+    /// Dropping the future ends the request.
+    fn send(
+        &self,
+        pass: &Self::Pass,
+        onward: &Onward,
+        near: &mut (impl Near + Send),
+    ) -> impl Future<Output = Result<(ResponseHead, Call), Fault>> + Send;
+
+    /// Answers what could not even be read as a request.
+    fn refuse(&self, fault: PeerFault, protocol: &'static str) -> Answer {
+        Exchange::begin(self.entrance(), None, protocol).answer(fault.into())
+    }
 }
 
-/// A request as the peer put it, its body apart.
-#[derive(Debug)]
-pub(crate) struct Asked<'a> {
-    pub(crate) method: Method,
-    /// As it was written, without the query.
-    pub(crate) path: &'a str,
-    pub(crate) query: Option<&'a str>,
-    pub(crate) authority: Option<Authority>,
-    pub(crate) headers: HeaderMap,
-    /// Another protocol the peer asks for.
-    pub(crate) upgrade: Option<HeaderValue>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterFault {
+    GoesOn,
+    Ends,
 }
 
 /// A request that may go on, in the form in which it will.
 #[derive(Debug)]
-pub(crate) struct Admitted {
-    permit: Permit,
-    ask: Ask,
-    request: Request<()>,
-    upgrade: Upgrade,
-    exchange: Exchange,
+pub(crate) struct Admitted<P> {
+    pub(crate) pass: P,
+    pub(crate) onward: Onward,
+    pub(crate) exchange: Exchange,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Upgrade {
-    Asked,
-    NotAsked,
+/// What every request of one peer's connection goes through.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    pub(crate) entrance: Entrance,
+    pub(crate) terms: Arc<InboundTerms>,
 }
 
-impl Gate {
-    /// Decides about one request. What is not admitted is answered.
-    pub(crate) fn admit(
-        &mut self,
-        asked: Asked<'_>,
-        strips: impl Fn(&str) -> bool,
-        token: Option<Token>,
-    ) -> Result<Admitted, Box<Response<ResponseBody>>> {
-        let mut exchange = Exchange::begin(self, Some(&asked));
-        exchange.token = token;
-        match self.decide(asked, strips, &mut exchange) {
-            Ok((permit, ask, request, upgrade)) => Ok(Admitted {
-                permit,
-                ask,
-                request,
-                upgrade,
+impl Desk for Gate {
+    type Pass = Permit;
+
+    const AFTER_FAULT: AfterFault = AfterFault::GoesOn;
+
+    fn entrance(&self) -> &Entrance {
+        &self.entrance
+    }
+
+    fn admit(
+        &self,
+        head: RequestHead,
+        protocol: &'static str,
+        policy: &mut Policy,
+    ) -> Result<Admitted<Permit>, Answer> {
+        // 1. One spelling of the path (P1–P3).
+        let (path, refused) = match path::normalize(head.path(), &self.terms.paths) {
+            Ok(Cow::Borrowed(_)) => (None, None),
+            Ok(Cow::Owned(path)) => (Some(path), None),
+            Err(error) => (None, Some(PeerFault::from(error))),
+        };
+        let request = Arc::new(AskedRequest::new(head, path));
+        let mut exchange = Exchange::begin(&self.entrance, Some(request.clone()), protocol);
+        if let Some(fault) = refused {
+            return Err(exchange.answer(fault.into()));
+        }
+
+        // 2. May it: asked with what the app will see, of the newest policy.
+        let permit = match policy.authorize(&exchange.ask()) {
+            Ok(permit) => permit,
+            Err(denied) => return Err(exchange.answer(denied.into())),
+        };
+        exchange.note(permit.notes());
+
+        // 3. As it goes on: what the peer may say, and who it is, which we say (H1).
+        let said = self.entrance.caller.said();
+        match onward(request.head(), request.path(), said, headers::passes) {
+            Ok(onward) => Ok(Admitted {
+                pass: permit,
+                onward,
                 exchange,
             }),
-            Err(fault) => Err(Box::new(answer(fault, exchange))),
+            Err(fault) => Err(exchange.answer(fault)),
         }
     }
 
-    fn decide(
-        &mut self,
-        asked: Asked<'_>,
-        strips: impl Fn(&str) -> bool,
-        exchange: &mut Exchange,
-    ) -> Result<(Permit, Ask, Request<()>, Upgrade), Fault> {
-        let Asked {
-            method,
-            authority,
-            mut headers,
-            query,
-            upgrade,
-            ..
-        } = asked;
-
-        // 1. One spelling of the path (P1–P3).
-        let path = path::normalize(asked.path, &self.terms.paths).map_err(PeerFault::from)?;
-        exchange.line.path = path.clone().into_owned();
-        let uri = target(&path, query)?;
-
-        // 2. What the peer may say, and who it is: that we say (H1).
-        if headers
-            .keys()
-            .any(|name| headers::disguises_framing(name.as_str()))
-        {
-            return Err(PeerFault::Request("a field looks like one that frames the body").into());
-        }
-        headers::sanitise(&mut headers, strips);
-        let caller = &self.caller;
-        headers::identify(&mut headers, self.svid.id(), &caller.peer, caller.from.ip())
-            .map_err(|error| OurFault::Unwritable(error.to_string()))?;
-        let host = authority.as_ref().map_or("", Authority::as_str).to_owned();
-        match HeaderValue::try_from(host.as_str()) {
-            Ok(value) if authority.is_some() => headers.insert(HOST, value),
-            Ok(_) | Err(_) => headers.remove(HOST),
-        };
-
-        // 3. May it: asked with what the app will see, of the newest policy.
-        let facts = AskedRequest::new(method.clone(), host, path.into_owned(), headers.clone());
-        let ask = Ask {
-            caller: caller.clone(),
-            request: Some(Arc::new(facts)),
-        };
-        exchange.ask = Some(ask.clone());
-        let permit = self.policy.authorize(&ask)?;
-        exchange.line.allowed = Some(permit.allowed().clone());
-
-        // 4. As it goes on.
-        let mut request = Request::new(());
-        *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = headers;
-        let upgrade = match upgrade {
-            Some(protocol) => {
-                headers::upgrade(request.headers_mut(), &protocol);
-                Upgrade::Asked
-            }
-            None => Upgrade::NotAsked,
-        };
-        Ok((permit, ask, request, upgrade))
-    }
-
-    /// Carries an admitted request to the app and gives its answer, or ours if there is none.
-    ///
-    /// Dropping the future ends the request.
-    pub(crate) async fn forward(
+    async fn send(
         &self,
-        admitted: Admitted,
-        body: RequestBody,
-    ) -> Response<ResponseBody> {
-        let Admitted {
-            permit,
-            ask,
-            mut request,
-            upgrade,
-            mut exchange,
-        } = admitted;
-        let mut policy = self.policy.clone();
-        declare(request.headers_mut(), body.length());
-        exchange.line.received = body.received();
-        exchange.line.forwarded = Some(Instant::now());
-
-        let answered = tokio::select! {
-            biased;
-            denied = permit.revoked(&mut policy, &ask) => Err(denied.into()),
-            answered = tokio::time::timeout(
-                self.node.limits.response,
-                self.terms.app.send(&permit, request.map(|()| body)),
-            ) => answered.unwrap_or(Err(UpstreamFault::StaysSilent.into())),
-        };
-        let revoked = Box::pin(async move { permit.revoked(&mut policy, &ask).await });
-        match (answered, upgrade) {
-            (Ok(Answered::Response(response)), _) => {
-                let (mut head, body) = response.into_parts();
-                headers::sanitise_response(&mut head.headers);
-                exchange.answered(head.status);
-                let body = ResponseBody::app(body, exchange, revoked);
-                Response::from_parts(head, body)
-            }
-            (Ok(Answered::Upgraded(head, tunnel)), Upgrade::Asked) => {
-                let (mut head, ()) = head.into_parts();
-                let protocol = head.headers.remove(http::header::UPGRADE);
-                headers::sanitise_response(&mut head.headers);
-                if let Some(protocol) = protocol {
-                    head.headers.insert(http::header::UPGRADE, protocol);
-                }
-                exchange.answered(head.status);
-                let body = ResponseBody::tunnel(tunnel, exchange, revoked);
-                Response::from_parts(head, body)
-            }
-            (Ok(Answered::Upgraded(..)), Upgrade::NotAsked) => {
-                let fault = UpstreamFault::Breaks("it changed protocols unasked".to_owned());
-                answer(fault.into(), exchange)
-            }
-            (Err(fault), _) => answer(fault, exchange),
-        }
-    }
-
-    /// Answers what could not even be read as a request.
-    pub(crate) fn refuse(&self, fault: PeerFault) -> Response<ResponseBody> {
-        answer(fault.into(), Exchange::begin(self, None))
+        permit: &Permit,
+        onward: &Onward,
+        near: &mut (impl Near + Send),
+    ) -> Result<(ResponseHead, Call), Fault> {
+        self.terms.app.send(permit, onward, near).await
     }
 }
 
-/// The target as it goes on: the normalised path and the query as it came.
-fn target(path: &str, query: Option<&str>) -> Result<Uri, PeerFault> {
-    let text = match query {
-        Some(query) => Bytes::from(format!("{path}?{query}")),
-        None => Bytes::copy_from_slice(path.as_bytes()),
+/// Writes a head in the form in which it goes on: its own fields that pass, then what we say of it.
+pub(crate) fn onward(
+    head: &RequestHead,
+    path: &str,
+    said: &Fields,
+    passes: fn(&RequestHead, &str) -> bool,
+) -> Result<Onward, Fault> {
+    let framing = match head.framing() {
+        framing @ (Framing::None | Framing::Length(_)) => framing,
+        // Only a response may run until the end of its connection.
+        Framing::Chunked | Framing::UntilClose => Framing::Chunked,
     };
-    let target = PathAndQuery::from_maybe_shared(text);
-    let target = target.map_err(|_| PeerFault::Request("the target cannot be forwarded"))?;
-    if target.path() != path || target.query() != query {
-        return Err(PeerFault::Request(
-            "the target cannot be forwarded as it was matched",
-        ));
-    }
-    Ok(Uri::from(target))
+    let written = write(head, path, said, passes, framing);
+    Ok(Onward {
+        head: written.map_err(|error| OurFault::Unwritable(error.to_string()))?,
+        framing,
+        asks: match head.method() {
+            "HEAD" => Asks::HeadOnly,
+            _ => Asks::Whole,
+        },
+        idempotent: matches!(
+            head.method(),
+            "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
+        ),
+        upgrades: head.upgrade().is_some(),
+    })
 }
 
-/// Tells the app how long the body is: exactly one way of saying it.
-fn declare(headers: &mut HeaderMap, length: Length) {
-    headers.remove(TRANSFER_ENCODING);
-    let declared = headers.remove(CONTENT_LENGTH);
-    match length {
-        // Some apps insist on hearing it.
-        Length::None => {
-            if let Some(zero) = declared.filter(|declared| declared == "0") {
-                headers.insert(CONTENT_LENGTH, zero);
-            }
-        }
-        Length::Known(length) => {
-            headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        }
-        Length::Chunked => {
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
+fn write(
+    head: &RequestHead,
+    path: &str,
+    said: &Fields,
+    passes: fn(&RequestHead, &str) -> bool,
+    framing: Framing,
+) -> Result<Bytes, WriteError> {
+    let mut out = BytesMut::with_capacity(USUAL_HEAD);
+    let mut writer = HeadWriter::request(&mut out, head.method(), path, head.query())?;
+    if let Some(authority) = head.authority() {
+        writer.field("host", authority.as_str().as_bytes())?;
     }
-}
-
-/// Our own answer to a request that failed, and the end of its line. It names no policy, no address
-/// and no reason, only an id under which we wrote them down (A5).
-fn answer(fault: Fault, mut exchange: Exchange) -> Response<ResponseBody> {
-    let (status, error) = fault
-        .answer()
-        .unwrap_or((StatusCode::INTERNAL_SERVER_ERROR, "internal error"));
-    let (name, kind, id): (HeaderName, _, _) = match &fault {
-        Fault::Policy(denied) => (headers::DECISION, "decision", denied.id),
-        Fault::Peer(_) | Fault::Upstream(_) | Fault::Ours(_) => {
-            let id = OpaqueId::random();
-            exchange.told = Some(id);
-            (headers::FAULT, "fault", id)
-        }
-    };
-    exchange.line.status = Some(status.as_u16());
-    exchange.fail(fault);
-    let text = format!("{{\"error\":\"{error}\",\"{kind}\":\"{id}\"}}\n");
-    let mut response = Response::new(ResponseBody::ours(text.into(), exchange));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(id) = HeaderValue::try_from(id.to_string()) {
-        headers.insert(name, id);
-    }
-    response
-}
-
-/// One request from its first byte to its line in the access log, which is written exactly once:
-/// when it ends, however it ends.
-#[derive(Debug)]
-pub(crate) struct Exchange {
-    node: Arc<Node>,
-    line: RequestLine,
-    caller: Arc<Caller>,
-    ask: Option<Ask>,
-    /// The fault id the peer was told.
-    told: Option<OpaqueId>,
-    state: State,
-    /// Keeps the connection from being idle.
-    token: Option<Token>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Open,
-    Ended,
-}
-
-impl Exchange {
-    fn begin(gate: &Gate, asked: Option<&Asked<'_>>) -> Self {
-        let line = RequestLine {
-            method: asked.map(|asked| asked.method.clone()),
-            authority: asked.and_then(|asked| asked.authority.clone()),
-            path: asked.map_or_else(String::new, |asked| asked.path.to_owned()),
-            status: None,
-            allowed: None,
-            received: Arc::new(AtomicU64::new(0)),
-            sent: 0,
-            began: Instant::now(),
-            forwarded: None,
-            answered: None,
-        };
-        let node = gate.node.clone();
-        node.counters.request();
-        Self {
-            node,
-            line,
-            caller: gate.caller.clone(),
-            ask: None,
-            told: None,
-            state: State::Open,
-            token: None,
+    for field in head.fields().iter() {
+        // The length is said once, below.
+        if passes(head, field.name()) && !field.is("content-length") {
+            writer.copy(field);
         }
     }
-
-    /// The app has begun to answer.
-    fn answered(&mut self, status: StatusCode) {
-        self.line.answered = Some(Instant::now());
-        self.line.status = Some(status.as_u16());
+    for field in said.iter() {
+        writer.copy(field);
     }
-
-    /// Counts what goes to the peer, and says how much went before it.
-    pub(crate) fn sent(&mut self, bytes: usize) -> u64 {
-        let before = self.line.sent;
-        self.line.sent = before.saturating_add(bytes as u64);
-        before
+    if let Some(protocol) = head.upgrade() {
+        writer.upgrade(protocol)?;
     }
-
-    /// What a connection that changed protocols carried.
-    pub(crate) fn carried(&mut self, carried: crate::relay::Carried) {
-        self.line.sent = carried.sent;
-        self.line.received = Arc::new(AtomicU64::new(carried.received));
-    }
-
-    pub(crate) fn succeed(&mut self) {
-        if self.state == State::Open {
-            self.state = State::Ended;
-            self.token = None;
-            self.write(Ok(()));
-        }
-    }
-
-    pub(crate) fn fail(&mut self, fault: Fault) {
-        if self.state == State::Open {
-            self.state = State::Ended;
-            self.token = None;
-            self.node.counters.fault(fault.blame());
-            if let (Fault::Policy(denied), Some(ask)) = (&fault, &self.ask) {
-                self.node.records.leave(denied, ask);
-            }
-            self.write(Err(&fault));
-        }
-    }
-
-    fn write(&self, outcome: Result<(), &Fault>) {
-        let preamble = &self.caller.preamble;
-        self.line
-            .write(&self.node.access, preamble, outcome, self.told);
-    }
-}
-
-impl Drop for Exchange {
-    /// Nobody waited for the end: the connection was cut, or the peer has gone.
-    fn drop(&mut self) {
-        let fault = match self.caller.cut() {
-            // The record is the connection's to leave.
-            Some(cut) => {
-                self.ask = None;
-                cut.clone().into()
-            }
-            None => PeerFault::Abandons.into(),
-        };
-        self.fail(fault);
-    }
+    writer.framing(framing);
+    writer.end();
+    Ok(out.freeze())
 }

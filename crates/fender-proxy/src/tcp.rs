@@ -5,35 +5,35 @@
 
 use fender_runtime::deadline::Deadline;
 
-use crate::access::ConnectionLine;
 use crate::fault::Fault;
-use crate::permit::Ask;
+use crate::permit::{Ask, Policy};
+use crate::record::ConnectionLine;
 use crate::relay::relay;
 use crate::request::Gate;
 use crate::stream::Stream;
 
 /// Not cancel safe: losing it ends the connection.
 pub(crate) async fn carry(
-    gate: &mut Gate,
+    gate: &Gate,
+    policy: &mut Policy,
     stream: Stream,
     deadline: Deadline,
     line: &mut ConnectionLine,
 ) -> Result<(), Fault> {
     let ask = Ask {
-        caller: gate.caller.clone(),
+        caller: gate.entrance.caller.clone(),
         request: None,
     };
 
-    let permit = gate.policy.authorize(&ask)?; // may it
-    line.allowed = Some(permit.allowed().clone());
+    let permit = policy.authorize(&ask)?; // may it
+    line.notes = permit.notes();
     let app = gate.terms.app.connect(&permit, deadline).await?; // where
     let app = Stream::plain(app);
+    let half_closed = gate.entrance.node.limits.half_closed;
 
     tokio::select! {
         biased; // a revoked peer loses even a race it was about to win
-        denied = permit.revoked(&mut gate.policy, &ask) => Err(denied.into()),
-        carried = relay(stream, app, gate.node.limits.half_closed, &mut line.carried, || {}) => {
-            Ok(carried?)
-        }
+        denied = permit.revoked(policy, &ask) => Err(denied.into()),
+        carried = relay(stream, app, half_closed, &mut line.carried, || {}) => Ok(carried?),
     }
 }

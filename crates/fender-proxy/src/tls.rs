@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use crate::Limits;
 use crate::app::App;
 use crate::fault::{PeerFault, UpstreamFault};
+use crate::pool::{Keeping, Pool};
 use crate::relay::discard;
 use crate::stream::Stream;
 
@@ -47,6 +48,8 @@ pub(crate) struct Terms {
     pub(crate) outbound: BTreeMap<ListenAddress, Arc<OutboundTerms>>,
     /// One for each HTTP connection to an app, handed from terms to terms.
     links: Arc<Semaphore>,
+    /// The same for those to others.
+    outbound_links: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -60,10 +63,12 @@ pub(crate) struct InboundTerms {
 #[derive(Debug)]
 pub(crate) struct OutboundTerms {
     /// In words, for lines.
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) protocol: Protocol,
     /// Tried in this order.
     pub(crate) addresses: Vec<HostPort>,
+    /// Kept HTTP connections. They end with these terms: a new certificate is shown at once.
+    pub(crate) pool: Arc<Pool>,
     config: Arc<ClientConfig>,
     server: ServerName<'static>,
 }
@@ -90,6 +95,12 @@ impl Terms {
         self.svid.validity().not_after < clock.now()
     }
 
+    /// Closes the idle connections nobody will use any more.
+    pub(crate) fn prune(&self) {
+        self.inbound.values().for_each(|terms| terms.app.prune());
+        self.outbound.values().for_each(|terms| terms.pool.prune());
+    }
+
     /// Builds everything a snapshot asks for. Apps that stay where they were keep their connections.
     pub(crate) fn build(
         svid: &Arc<Svid>,
@@ -98,18 +109,17 @@ impl Terms {
         clock: &SharedClock,
         limits: &Limits,
     ) -> Result<Self, TermsError> {
+        let links = || {
+            let links = limits.connections.min(Semaphore::MAX_PERMITS);
+            Arc::new(Semaphore::new(links))
+        };
         let mut terms = Self {
             version: snapshot.version,
             svid: svid.clone(),
             inbound: BTreeMap::new(),
             outbound: BTreeMap::new(),
-            links: before.map_or_else(
-                || {
-                    let links = limits.connections.min(Semaphore::MAX_PERMITS);
-                    Arc::new(Semaphore::new(links))
-                },
-                |before| before.links.clone(),
-            ),
+            links: before.map_or_else(links, |before| before.links.clone()),
+            outbound_links: before.map_or_else(links, |before| before.outbound_links.clone()),
         };
         for inbound in &snapshot.inbound {
             let listen = listen_address(&inbound.listen);
@@ -130,6 +140,7 @@ impl Terms {
                 svid,
                 snapshot,
                 clock,
+                |lasts| Pool::new(terms.outbound_links.clone(), limits.clone(), lasts),
             )?;
             let listen = listen_address(&outbound.listen);
             let taken = terms.inbound.contains_key(&listen);
@@ -188,6 +199,7 @@ impl OutboundTerms {
         svid: &Svid,
         snapshot: &Snapshot,
         clock: &SharedClock,
+        pool: impl FnOnce(Keeping) -> Pool,
     ) -> Result<Self, TermsError> {
         let time = Arc::new(TlsClock(clock.clone()));
         let alpn = |protocol| -> &[&[u8]] {
@@ -206,7 +218,8 @@ impl OutboundTerms {
                 let config = tls::client(snapshot.tls, Some(svid), trust, id.clone(), alpn, time)
                     .map_err(tls_error)?;
                 Ok(Self {
-                    name: id.to_string(),
+                    name: id.as_str().into(),
+                    pool: Arc::new(pool(Keeping::Peer)),
                     protocol: *protocol,
                     addresses: addresses.clone(),
                     config,
@@ -244,7 +257,8 @@ impl OutboundTerms {
                 let server = ServerName::try_from(address.host().to_owned())
                     .map_err(|_| TermsError::Name(address.clone()))?;
                 Ok(Self {
-                    name: name.to_string(),
+                    name: name.to_string().into(),
+                    pool: Arc::new(pool(Keeping::Upstream)),
                     protocol: *protocol,
                     addresses: vec![address.clone()],
                     config,
@@ -334,7 +348,7 @@ pub(crate) async fn connect(
             match tls::refusal_of(&error) {
                 Some(refusal) => UpstreamFault::ProvesWrongIdentity {
                     address,
-                    expected: terms.name.clone(),
+                    expected: terms.name.to_string(),
                     reason: refusal.to_string(),
                 },
                 None => UpstreamFault::Unreachable { address, error },

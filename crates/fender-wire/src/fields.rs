@@ -82,6 +82,11 @@ impl Span {
         })
     }
 
+    /// Where its line begins.
+    pub(crate) fn start(self) -> usize {
+        self.name.0 as usize
+    }
+
     pub(crate) fn name(self, bytes: &[u8]) -> &[u8] {
         slice(bytes, self.name)
     }
@@ -211,7 +216,8 @@ impl Fields {
     }
 
     /// Part of the buffer, shared rather than copied; `part` must lie in it.
-    pub(crate) fn share(&self, part: &[u8]) -> Bytes {
+    #[must_use]
+    pub fn share(&self, part: &[u8]) -> Bytes {
         self.bytes.slice_ref(part)
     }
 

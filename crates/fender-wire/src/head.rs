@@ -11,6 +11,7 @@
 //! lower-case methods, `CONNECT`. A head that was refused is never partly usable: the connection
 //! answers with [`HeadError::status`] and closes.
 
+mod http2;
 mod request;
 mod response;
 
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use crate::grammar::{folds_to, folds_to_prefix, is_method};
+pub use http2::{Body as Http2Body, Http2Request};
 pub use request::{RequestHead, TargetForm};
 pub use response::ResponseHead;
 

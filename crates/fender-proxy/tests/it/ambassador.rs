@@ -1,6 +1,7 @@
 //! The app's own calls to other workloads.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::HostPort;
@@ -214,7 +215,7 @@ async fn an_external_upstream_is_verified_by_its_name_and_roots() {
         .unwrap()
         .self_signed(&key)
         .unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -224,7 +225,7 @@ async fn an_external_upstream_is_verified_by_its_name_and_roots() {
             rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
         )
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let app = raw_app(&tasks, move |socket| {
         let acceptor = acceptor.clone();
         async move {
@@ -255,4 +256,149 @@ async fn an_external_upstream_is_verified_by_its_name_and_roots() {
     let _ = soon(stream.read_to_end(&mut nothing)).await;
     assert!(nothing.is_empty());
     assert_eq!(heard, "secure");
+}
+
+/// Calls as an app that keeps its connection.
+async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    response(stream).await
+}
+
+#[tokio::test]
+async fn calls_of_many_connections_share_the_kept_ones_to_the_expected_workload() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    for turn in 0..5 {
+        let mut stream = TcpStream::connect(world.address()).await.unwrap();
+        for at in 0..5 {
+            let post =
+                format!("POST /{turn}/{at} HTTP/1.1\r\nhost: o\r\ncontent-length: 2\r\n\r\nhi");
+            let (head, seen) = ask(&mut stream, &post).await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            assert!(seen.starts_with(&format!("POST /{turn}/{at}\n")), "{seen}");
+            assert!(seen.ends_with("\n\nhi"), "{seen}");
+            assert!(seen.contains(&format!(";URI={WEB}\n")), "{seen}");
+        }
+    }
+    assert_eq!(server.running.status().counts.connections, 1);
+    let line = logs_line_of("\"direction\":\"outbound\"", "\"path\":\"/4/4\"").await;
+    assert!(
+        line.contains(&format!("\"destination\":\"{ORDERS}\"")) && line.contains("\"status\":200"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn a_kept_connection_to_a_workload_that_was_revoked_serves_nobody() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    assert!(
+        ask(&mut stream, &get("/before"))
+            .await
+            .0
+            .starts_with("HTTP/1.1 200")
+    );
+    let theirs = server.svid.borrow().serial().clone();
+    world.change(|snapshot| Arc::make_mut(&mut snapshot.trust.denied).deny_serial(theirs));
+    let (head, body) = ask(&mut stream, &get("/after")).await;
+    assert!(head.starts_with("HTTP/1.1 502"), "{head}");
+    assert!(
+        body.contains("could not be verified") || body.contains("failed"),
+        "{body}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_is_open_ends_when_its_server_is_revoked() {
+    let tasks = Drain::new();
+    let (app, _) = crate::lifetime::streaming_app(&tasks).await;
+    let server = World::http(app);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    stream.write_all(get("/events").as_bytes()).await.unwrap();
+    assert!(head(&mut stream).await.starts_with("HTTP/1.1 200"));
+    let theirs = server.svid.borrow().serial().clone();
+    world.change(|snapshot| Arc::make_mut(&mut snapshot.trust.denied).deny_serial(theirs));
+    let mut rest_of = Vec::new();
+    let _ = soon(stream.read_to_end(&mut rest_of)).await;
+    // Cut, not ended: no last chunk.
+    assert!(!rest_of.ends_with(b"0\r\n\r\n"), "{rest_of:?}");
+}
+
+#[tokio::test]
+async fn what_an_app_sends_is_held_to_the_rules_of_what_peers_send() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let smuggled = "GET /smuggled-out HTTP/1.1\r\nhost: o\r\n\r\n";
+    for fields in [
+        "content-length: 4\r\ntransfer-encoding: chunked\r\n",
+        "content-length: 4\r\ncontent-length: 5\r\n",
+        "transfer_encoding: chunked\r\n",
+        "x: a\r\n folded\r\n",
+        "x: a\nsmuggled: b\r\n",
+        "connection: host\r\n",
+    ] {
+        let request = format!("POST / HTTP/1.1\r\nhost: o\r\n{fields}\r\n0\r\n\r\n{smuggled}");
+        let answer = call(&world, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{fields:?}: {answer}");
+        assert!(answer.contains("x-fender-fault: "), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    }
+    assert!(logged("/smuggled-out").is_empty());
+    // What is for this hop only stays on it; what the app says of itself it says to the other side.
+    let request = "GET /hop HTTP/1.1\r\nhost: Orders\r\nconnection: close, x-hop\r\nx-hop: 1\r\n\
+                   keep-alive: 5\r\nx-own: 2\r\n\r\n";
+    let seen = call(&world, request).await;
+    assert!(
+        seen.contains("host: orders\n") && seen.contains("x-own: 2\n"),
+        "{seen}"
+    );
+    assert!(
+        !seen.contains("x-hop") && !seen.contains("keep-alive"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_that_its_server_closed_meanwhile_fails_no_call() {
+    let tasks = Drain::new();
+    // Promises keep-alive and closes at once after every second response.
+    let app = raw_app(&tasks, move |mut socket| async move {
+        for _ in 0..2 {
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") {
+                match socket.read_u8().await {
+                    Ok(byte) => seen.push(byte),
+                    Err(_) => return,
+                }
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            socket.write_all(answer).await.unwrap();
+        }
+    })
+    .await;
+    let server = World::http(app);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    for turn in 0..100 {
+        let (head, body) = ask(&mut stream, &get("/turn")).await;
+        assert!(
+            head.starts_with("HTTP/1.1 200") && body == "ok",
+            "{turn}: {head}"
+        );
+    }
 }

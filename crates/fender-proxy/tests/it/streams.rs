@@ -176,14 +176,15 @@ async fn an_early_answer_reaches_a_peer_that_is_still_sending() {
 #[tokio::test]
 async fn a_peer_that_leaves_ends_its_request_at_the_app() {
     let tasks = Drain::new();
-    let (left, mut leaves) = watch::channel(false);
-    let left = Arc::new(left);
+    let (step, mut steps) = watch::channel("");
+    let step = Arc::new(step);
     let app = raw_app(&tasks, move |mut socket| {
-        let left = left.clone();
+        let step = step.clone();
         async move {
-            let mut all = Vec::new();
-            let _ = socket.read_to_end(&mut all).await;
-            left.send_replace(true);
+            head(&mut socket).await;
+            step.send_replace("asked");
+            let _ = socket.read_to_end(&mut Vec::new()).await;
+            step.send_replace("left");
         }
     })
     .await;
@@ -194,8 +195,9 @@ async fn a_peer_that_leaves_ends_its_request_at_the_app() {
         .await
         .unwrap();
     stream.flush().await.unwrap();
+    soon(steps.wait_for(|step| *step == "asked")).await.unwrap();
     drop(stream);
-    soon(leaves.wait_for(|left| *left)).await.unwrap();
+    soon(steps.wait_for(|step| *step == "left")).await.unwrap();
     assert!(
         logs_line("/left-line")
             .await

@@ -195,15 +195,15 @@ impl Line {
 }
 
 /// A request target, taken apart.
-struct Target {
-    form: TargetForm,
-    authority: Option<Authority>,
-    path: Bytes,
-    query: Option<Bytes>,
+pub(super) struct Target {
+    pub(super) form: TargetForm,
+    pub(super) authority: Option<Authority>,
+    pub(super) path: Bytes,
+    pub(super) query: Option<Bytes>,
 }
 
 impl Target {
-    fn parse(target: Bytes, method: &[u8]) -> Result<Self, HeadError> {
+    pub(super) fn parse(target: Bytes, method: &[u8]) -> Result<Self, HeadError> {
         if target.starts_with(b"/") {
             let (path, query) = split_query(target);
             return Ok(Self {
@@ -287,7 +287,7 @@ fn authority(
 }
 
 /// RFC 9110 §10.1.1: HTTP/1.0 expectations are ignored, unknown ones refused.
-fn expects_continue(fields: &Fields, version: Version) -> Result<bool, HeadError> {
+pub(super) fn expects_continue(fields: &Fields, version: Version) -> Result<bool, HeadError> {
     if version == Version::Http10 {
         return Ok(false);
     }

@@ -164,12 +164,15 @@ impl Line {
 }
 
 /// RFC 9112 §6.3. A response that has no body may not announce one: whoever believes the
-/// announcement reads the next response as its body.
+/// announcement reads the next response as its body. A 204 with a length is common enough to be
+/// forgiven: it ends with its head, and the length is not passed on.
 fn framing(declared: Declared, status: u16, method: &str) -> Result<Framing, HeadError> {
     if matches!(status, 100..=199 | 204) {
-        return match declared {
-            Declared::Nothing | Declared::Length(0) => Ok(Framing::None),
-            Declared::Length(_) | Declared::Chunked => Err(HeadError::FramesBodiless),
+        return match (declared, status) {
+            (Declared::Nothing | Declared::Length(0), _) | (Declared::Length(_), 204) => {
+                Ok(Framing::None)
+            }
+            (Declared::Length(_) | Declared::Chunked, _) => Err(HeadError::FramesBodiless),
         };
     }
     if method == "HEAD" || status == 304 {

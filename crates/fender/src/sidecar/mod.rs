@@ -34,7 +34,6 @@ use fender_providers::Generation;
 use fender_proxy::{Inputs, Limits, Proxy};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
-use fender_runtime::lines::{self, Lines};
 use fender_runtime::listen::Listeners;
 use fender_runtime::sys;
 use tokio::sync::{mpsc, watch};
@@ -169,13 +168,9 @@ async fn serve(
     hang_up: HangUp,
 ) -> Outcome {
     let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
-    // Its writer goes last: whatever ends below leaves its line first.
-    let (access, _writer) = lines::open(&args.telemetry.access_log)
-        .context("open the access log")
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
     let started = tokio::select! {
-        started = start(&args, listeners, access, &drains) => started,
+        started = start(&args, listeners, &drains) => started,
         () = stop.requested() => {
             tracing::info!("stopped before it was ready");
             drains.abandon().await;
@@ -273,7 +268,6 @@ impl Serving {
 async fn start(
     args: &cli::Sidecar,
     listeners: Listeners,
-    access: Lines,
     drains: &Drains,
 ) -> Result<Serving, Failure> {
     let clock = clock::system();
@@ -358,7 +352,6 @@ async fn start(
         outbound: drains.outbound.clone(),
         listeners,
         records,
-        access,
         limits: Limits::default(),
     })
     .map_err(Failure::unavailable)?;
@@ -472,9 +465,6 @@ fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
         .chain(&args.workload_api.workload_api)
     {
         reach.sockets.push(Reach::parent(socket));
-    }
-    if let lines::Destination::File(path) = &args.telemetry.access_log {
-        reach.logs.push(Reach::parent(path));
     }
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;

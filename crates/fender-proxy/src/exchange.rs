@@ -1,0 +1,243 @@
+//! One request from its first byte to its line in the access log, which is written exactly once: when
+//! it ends, however it ends.
+
+use std::sync::Arc;
+
+use fender_identity::{Peer, SpiffeId};
+use fender_runtime::id::OpaqueId;
+use fender_runtime::listen::ListenAddress;
+use tokio::time::Instant;
+
+use crate::fault::{Fault, PeerFault};
+use crate::headers;
+use crate::node::Node;
+use crate::permit::{Ask, AskedRequest, Caller, Policy};
+use crate::record::{Direction, RequestLine};
+
+/// Where a request came in.
+#[derive(Clone, Debug)]
+pub(crate) struct Entrance {
+    pub(crate) node: Arc<Node>,
+    pub(crate) listen: Arc<ListenAddress>,
+    pub(crate) direction: Direction,
+    pub(crate) caller: Arc<Caller>,
+}
+
+/// One request, while it is being lived.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    entrance: Entrance,
+    protocol: &'static str,
+    /// None where it could not even be read.
+    request: Option<Arc<AskedRequest>>,
+    /// What the app called, as it is named in the documents.
+    destination: Option<Arc<str>>,
+    /// Who answers a call of the app's.
+    server: Option<Arc<Peer>>,
+    status: Option<u16>,
+    notes: Option<String>,
+    received: u64,
+    sent: u64,
+    began: Instant,
+    /// The fault id the peer was told.
+    told: Option<OpaqueId>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Ended,
+}
+
+impl Exchange {
+    pub(crate) fn begin(
+        entrance: &Entrance,
+        request: Option<Arc<AskedRequest>>,
+        protocol: &'static str,
+    ) -> Self {
+        entrance.node.counters.request();
+        let exchange = Self {
+            entrance: entrance.clone(),
+            protocol,
+            request,
+            destination: None,
+            server: None,
+            status: None,
+            notes: None,
+            received: 0,
+            sent: 0,
+            began: Instant::now(),
+            told: None,
+            state: State::Open,
+        };
+        exchange.moved();
+        exchange
+    }
+
+    /// The request as policy is asked about it.
+    pub(crate) fn ask(&self) -> Ask {
+        Ask {
+            caller: self.entrance.caller.clone(),
+            request: self.request.clone(),
+        }
+    }
+
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub(crate) fn note(&mut self, notes: Option<String>) {
+        self.notes = notes;
+    }
+
+    pub(crate) fn answered(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    pub(crate) fn goes_to(&mut self, destination: Arc<str>) {
+        self.destination = Some(destination);
+    }
+
+    pub(crate) fn reaches(&mut self, server: Arc<Peer>) {
+        self.server = Some(server);
+    }
+
+    /// What no longer holds by the newest policy: the permission of who asked, or the trust in who
+    /// answers. Asks only where there is a newer policy than was asked last; every snapshot wakes the
+    /// task of a connection ([`Caller::cuts`]).
+    pub(crate) fn ended_by(&self, policy: &mut Policy) -> Option<Fault> {
+        if !policy.has_news() {
+            return None;
+        }
+        match self.entrance.direction {
+            Direction::Inbound => policy.uphold(&self.ask()).err().map(Fault::from),
+            Direction::Outbound => {
+                let server = self.server.as_deref()?;
+                policy.denies(server).map(Fault::from)
+            }
+        }
+    }
+
+    /// Counts what comes from who asked.
+    pub(crate) fn received(&mut self, bytes: usize) {
+        self.received = self.received.saturating_add(bytes as u64);
+        self.moved();
+    }
+
+    /// Counts what goes to who asked.
+    pub(crate) fn sent(&mut self, bytes: usize) {
+        self.sent = self.sent.saturating_add(bytes as u64);
+        self.moved();
+    }
+
+    /// What a connection that changed protocols carried.
+    pub(crate) fn carried(&mut self, carried: crate::relay::Carried) {
+        self.sent = carried.sent;
+        self.received = carried.received;
+    }
+
+    /// The app uses its way out.
+    pub(crate) fn moved(&self) {
+        if self.entrance.direction == Direction::Outbound {
+            self.entrance.node.counters.outbound();
+        }
+    }
+
+    pub(crate) fn succeed(&mut self) {
+        if self.state == State::Open {
+            self.end(Ok(()));
+        }
+    }
+
+    pub(crate) fn fail(&mut self, fault: Fault) {
+        if self.state == State::Open {
+            let node = &self.entrance.node;
+            node.counters.fault(fault.blame());
+            if let Fault::Policy(denied) = &fault
+                && self.entrance.direction == Direction::Inbound
+                && self.request.is_some()
+            {
+                node.records.leave(denied, &self.ask());
+            }
+            self.end(Err(&fault));
+        }
+    }
+
+    fn end(&mut self, outcome: Result<(), &Fault>) {
+        self.state = State::Ended;
+        let line = RequestLine {
+            direction: self.entrance.direction,
+            protocol: self.protocol,
+            listen: &self.entrance.listen,
+            from: self.entrance.caller.from,
+            peer: self.peer(),
+            destination: self.destination.as_deref(),
+            method: self.request.as_deref().map_or("", AskedRequest::method),
+            path: self.request.as_deref().map_or("", AskedRequest::path),
+            status: self.status,
+            notes: self.notes.as_deref(),
+            received: self.received,
+            sent: self.sent,
+            began: self.began,
+        };
+        line.write(outcome, self.told);
+    }
+
+    /// Who the other side proved to be.
+    fn peer(&self) -> Option<&SpiffeId> {
+        match self.entrance.direction {
+            Direction::Inbound => self.entrance.caller.peer.id(),
+            Direction::Outbound => self.server.as_deref().and_then(Peer::id),
+        }
+    }
+
+    /// Our own answer to a request that failed, and the end of its line. It names no policy, no
+    /// address and no reason, only an id under which we wrote them down (A5).
+    pub(crate) fn answer(mut self, fault: Fault) -> Answer {
+        let (status, error) = fault.answer().unwrap_or((500, "internal error"));
+        let (name, kind, id) = match &fault {
+            Fault::Policy(denied) => (headers::DECISION, "decision", denied.id),
+            Fault::Peer(_) | Fault::Upstream(_) | Fault::Ours(_) => {
+                let id = OpaqueId::random();
+                self.told = Some(id);
+                (headers::FAULT, "fault", id)
+            }
+        };
+        self.answered(status);
+        self.fail(fault);
+        Answer {
+            status,
+            field: (name, id.to_string()),
+            text: format!("{{\"error\":\"{error}\",\"{kind}\":\"{id}\"}}\n"),
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// Nobody waited for the end: the connection was cut, or the peer has gone.
+    fn drop(&mut self) {
+        if self.state == State::Ended {
+            return;
+        }
+        match self.entrance.caller.cut() {
+            // The record is the connection's to leave.
+            Some(cut) => {
+                let fault = Fault::from(cut.clone());
+                self.entrance.node.counters.fault(fault.blame());
+                self.end(Err(&fault));
+            }
+            None => self.fail(PeerFault::Abandons.into()),
+        }
+    }
+}
+
+/// A response of ours.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// The id under which we wrote down why.
+    pub(crate) field: (&'static str, String),
+    /// JSON.
+    pub(crate) text: String,
+}

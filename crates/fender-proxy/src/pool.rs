@@ -1,0 +1,177 @@
+//! Kept connections to one place, and requests on them.
+//!
+//! A kept connection has no task: it lies still in the pool. It is used again only within the time it
+//! is kept for, sooner than the other side closes it, and after a look whether it is still open.
+//!
+//! A request is sent a second time only when nothing of it was written, or when a kept connection
+//! ended before a word of response to a request that is idempotent and has no body (RFC 9110 §9.2.2).
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use fender_identity::Peer;
+use fender_runtime::deadline::Deadline;
+use fender_wire::ResponseHead;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::Limits;
+use crate::call::{Call, Fate, Link, Near, Onward};
+use crate::fault::{Fault, OurFault, UpstreamFault};
+use crate::stream::Stream;
+
+/// The idle connections to one place.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    idle: Mutex<VecDeque<Idle>>,
+    links: Arc<Semaphore>,
+    limits: Limits,
+    /// How long an idle connection may be used again.
+    lasts: Duration,
+}
+
+/// To whom connections are kept, and so for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    App,
+    /// Another workload, behind a sidecar like this one.
+    Peer,
+    /// Whatever is outside the mesh.
+    Upstream,
+}
+
+#[derive(Debug)]
+struct Idle {
+    link: Box<Link>,
+    since: Instant,
+}
+
+impl Pool {
+    /// `links` bounds the connections of all pools that share it.
+    pub(crate) fn new(links: Arc<Semaphore>, limits: Limits, keeping: Keeping) -> Self {
+        let lasts = match keeping {
+            Keeping::App => limits.pool_idle,
+            Keeping::Peer => limits.peer_idle,
+            Keeping::Upstream => limits.upstream_idle,
+        };
+        Self {
+            idle: Mutex::default(),
+            links,
+            limits,
+            lasts,
+        }
+    }
+
+    /// Sends one request on a kept connection, or on one that `open` makes, and waits for the head of
+    /// its response.
+    ///
+    /// Dropping the future ends the request and its connection.
+    pub(crate) async fn send<N, O>(
+        self: &Arc<Self>,
+        onward: &Onward,
+        near: &mut N,
+        open: impl FnOnce(Deadline) -> O,
+    ) -> Result<(ResponseHead, Call), Fault>
+    where
+        N: Near,
+        O: Future<Output = Result<(Stream, Peer), UpstreamFault>>,
+    {
+        let mut begun = None;
+        if let Some(link) = self.take(near) {
+            let mut call = Call::new(self.clone(), link, onward);
+            match poll_fn(|cx| call.poll_head(near, cx)).await {
+                Ok(head) => return Ok((head, call)),
+                Err(failed) => match failed.fate {
+                    Fate::Unsent => begun = Some(call),
+                    Fate::Lost if onward.repeats() => {}
+                    Fate::Lost | Fate::Other => return Err(failed.fault),
+                },
+            }
+        }
+        let link = self.open(near, open).await?;
+        let mut call = match begun {
+            Some(mut call) => {
+                call.resume(link);
+                call
+            }
+            None => Call::new(self.clone(), link, onward),
+        };
+        let head = poll_fn(|cx| call.poll_head(near, cx)).await;
+        head.map(|head| (head, call)).map_err(|failed| failed.fault)
+    }
+
+    async fn open<N, O>(
+        &self,
+        near: &mut N,
+        open: impl FnOnce(Deadline) -> O,
+    ) -> Result<Box<Link>, Fault>
+    where
+        N: Near,
+        O: Future<Output = Result<(Stream, Peer), UpstreamFault>>,
+    {
+        let deadline = Deadline::after(self.limits.establish);
+        let opened = async {
+            let slot = match deadline.bound(self.links.clone().acquire_owned()).await {
+                Ok(Ok(slot)) => slot,
+                Ok(Err(_)) | Err(_) => return Err(OurFault::Crowded.into()),
+            };
+            let (io, far) = open(deadline).await?;
+            Ok(Box::new(Link::new(io, Arc::new(far), slot, &self.limits)))
+        };
+        let mut opened = pin!(opened);
+        let link = poll_fn(|cx| match near.poll_end(cx) {
+            Poll::Ready(fault) => Poll::Ready(Err(fault)),
+            Poll::Pending => opened.as_mut().poll(cx),
+        })
+        .await?;
+        match near.takes(link.far()) {
+            true => Ok(link),
+            false => Err(UpstreamFault::Breaks("its certificate was revoked".to_owned()).into()),
+        }
+    }
+
+    /// The youngest idle connection that is still open.
+    fn take(&self, near: &mut impl Near) -> Option<Box<Link>> {
+        let mut idle = self.idle();
+        while let Some(Idle { mut link, since }) = idle.pop_back() {
+            if since.elapsed() >= self.lasts {
+                // All others are older.
+                idle.clear();
+                return None;
+            }
+            if link.is_open() && near.takes(link.far()) {
+                return Some(link);
+            }
+        }
+        None
+    }
+
+    /// Takes a connection back on which nothing is open.
+    pub(crate) fn keep(&self, link: Box<Link>) {
+        // Somebody may be waiting for the slot.
+        if self.links.available_permits() == 0 {
+            return;
+        }
+        let mut idle = self.idle();
+        if idle.len() >= self.limits.pool {
+            idle.pop_front();
+        }
+        idle.push_back(Idle {
+            link,
+            since: Instant::now(),
+        });
+    }
+
+    /// Closes the idle connections nobody will use any more.
+    pub(crate) fn prune(&self) {
+        self.idle().retain(|idle| idle.since.elapsed() < self.lasts);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
