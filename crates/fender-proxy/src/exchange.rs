@@ -3,22 +3,21 @@
 
 use std::sync::Arc;
 
-use fender_identity::{Peer, SpiffeId};
+use fender_identity::Peer;
 use fender_runtime::id::OpaqueId;
-use fender_runtime::listen::ListenAddress;
 use tokio::time::Instant;
 
+use crate::access::{Asked, RequestLine};
 use crate::fault::{Fault, PeerFault};
 use crate::headers;
 use crate::node::Node;
-use crate::permit::{Ask, AskedRequest, Caller, Policy};
-use crate::record::{Direction, RequestLine};
+use crate::permit::{Allowed, Ask, AskedRequest, Caller, Policy};
+use crate::record::Direction;
 
 /// Where a request came in.
 #[derive(Clone, Debug)]
 pub(crate) struct Entrance {
     pub(crate) node: Arc<Node>,
-    pub(crate) listen: Arc<ListenAddress>,
     pub(crate) direction: Direction,
     pub(crate) caller: Arc<Caller>,
 }
@@ -35,10 +34,12 @@ pub(crate) struct Exchange {
     /// Who answers a call of the app's.
     server: Option<Arc<Peer>>,
     status: Option<u16>,
-    notes: Option<String>,
+    allowed: Option<Allowed>,
     received: u64,
     sent: u64,
     began: Instant,
+    /// When the head of the response was there.
+    answered: Option<Instant>,
     /// The fault id the peer was told.
     told: Option<OpaqueId>,
     state: State,
@@ -64,10 +65,11 @@ impl Exchange {
             destination: None,
             server: None,
             status: None,
-            notes: None,
+            allowed: None,
             received: 0,
             sent: 0,
             began: Instant::now(),
+            answered: None,
             told: None,
             state: State::Open,
         };
@@ -87,12 +89,15 @@ impl Exchange {
         self.began
     }
 
-    pub(crate) fn note(&mut self, notes: Option<String>) {
-        self.notes = notes;
+    /// Policy said yes.
+    pub(crate) fn let_in(&mut self, allowed: Allowed) {
+        self.allowed = Some(allowed);
     }
 
+    /// Whoever was asked has begun to answer.
     pub(crate) fn answered(&mut self, status: u16) {
         self.status = Some(status);
+        self.answered = Some(Instant::now());
     }
 
     pub(crate) fn goes_to(&mut self, destination: Arc<str>) {
@@ -167,29 +172,23 @@ impl Exchange {
     fn end(&mut self, outcome: Result<(), &Fault>) {
         self.state = State::Ended;
         let line = RequestLine {
-            direction: self.entrance.direction,
             protocol: self.protocol,
-            listen: &self.entrance.listen,
-            from: self.entrance.caller.from,
-            peer: self.peer(),
+            preamble: self.entrance.caller.preamble(),
+            server: self.server.as_deref().and_then(Peer::id),
             destination: self.destination.as_deref(),
-            method: self.request.as_deref().map_or("", AskedRequest::method),
-            path: self.request.as_deref().map_or("", AskedRequest::path),
+            asked: self.request.as_deref().map(|request| Asked {
+                method: request.method(),
+                authority: request.authority(),
+                path: request.path(),
+            }),
             status: self.status,
-            notes: self.notes.as_deref(),
+            allowed: self.allowed.as_ref(),
             received: self.received,
             sent: self.sent,
-            began: self.began,
+            took: self.began.elapsed(),
+            first_byte: self.answered.map(|answered| answered - self.began),
         };
-        line.write(outcome, self.told);
-    }
-
-    /// Who the other side proved to be.
-    fn peer(&self) -> Option<&SpiffeId> {
-        match self.entrance.direction {
-            Direction::Inbound => self.entrance.caller.peer.id(),
-            Direction::Outbound => self.server.as_deref().and_then(Peer::id),
-        }
+        line.write(&self.entrance.node.access, outcome, self.told);
     }
 
     /// Our own answer to a request that failed, and the end of its line. It names no policy, no
@@ -204,7 +203,7 @@ impl Exchange {
                 (headers::FAULT, "fault", id)
             }
         };
-        self.answered(status);
+        self.status = Some(status);
         self.fail(fault);
         Answer {
             status,

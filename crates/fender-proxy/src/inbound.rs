@@ -12,15 +12,15 @@ use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
+use rustls::CommonState;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
+use crate::access::ConnectionLine;
 use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::node::{Closing, Node};
 use crate::permit::{Ask, Caller, Policy};
-use crate::record::{ConnectionLine, Direction};
-use crate::relay::Carried;
+use crate::record::Direction;
 use crate::request::Gate;
 use crate::stream::Stream;
 use crate::tls::{self, H2, InboundTerms};
@@ -84,17 +84,7 @@ enum Kind {
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
         door.node.counters.connection();
-        let line = ConnectionLine {
-            direction: Direction::Inbound,
-            protocol: "tls",
-            listen: door.listen.clone(),
-            from,
-            peer: None,
-            destination: None,
-            notes: None,
-            carried: Carried::default(),
-            began: Instant::now(),
-        };
+        let line = ConnectionLine::begin(Direction::Inbound, "tls", door.listen.clone(), from);
         let (door, drain) = (door.clone(), drain.clone());
         Self {
             door,
@@ -127,11 +117,10 @@ impl Conn {
 
         let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
         let expires = peer.svid().map(PeerSvid::not_after);
-        let caller = self.identified(peer, &current.svid)?;
+        let caller = self.identified(peer, &stream, &current.svid)?;
         let gate = Gate {
             entrance: Entrance {
                 node: node.clone(),
-                listen: self.door.listen.clone(),
                 direction: Direction::Inbound,
                 caller: caller.clone(),
             },
@@ -199,9 +188,18 @@ impl Conn {
         }
     }
 
-    fn identified(&mut self, peer: Peer, own: &Svid) -> Result<Arc<Caller>, OurFault> {
-        self.line.peer = peer.id().cloned();
+    /// What the handshake has shown.
+    fn identified(
+        &mut self,
+        peer: Peer,
+        stream: &Stream,
+        own: &Svid,
+    ) -> Result<Arc<Caller>, OurFault> {
+        let origin = &mut self.line.origin;
+        origin.peer = peer.id().cloned();
+        origin.tls = stream.tls().and_then(CommonState::protocol_version);
         let caller = Caller::new(peer, self.from, self.door.port)
+            .written_down(origin.preamble())
             .told_to_the_app(own.id())
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;
         let caller = Arc::new(caller);
@@ -213,7 +211,7 @@ impl Conn {
         let node = &self.door.node;
         match outcome {
             Ok(()) if self.kind == Kind::Requests => {}
-            Ok(()) => self.line.write(Ok(()), None),
+            Ok(()) => self.line.write(&node.access, Ok(()), None),
             Err(fault) => {
                 node.counters.fault(fault.blame());
                 if let (Fault::Policy(denied), Some(caller)) = (&fault, &self.caller) {
@@ -232,7 +230,7 @@ impl Conn {
                         tracing::info!(suppressed, "lines about failed handshakes were held back");
                     }
                 }
-                self.line.write(Err(&fault), None);
+                self.line.write(&node.access, Err(&fault), None);
             }
         }
     }

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod app;
 mod call;
 mod exchange;
@@ -20,6 +21,7 @@ mod headers;
 mod http1;
 mod http2;
 mod inbound;
+mod json;
 mod limits;
 mod node;
 mod outbound;

@@ -8,6 +8,7 @@ use fender_runtime::clock::{Clock, SharedClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
 
 use crate::Limits;
+use crate::access::AccessLog;
 use crate::fault::Blame;
 use crate::permit::Policy;
 use crate::record::{Pace, Records};
@@ -18,6 +19,7 @@ pub(crate) struct Node {
     pub(crate) limits: Limits,
     pub(crate) clock: SharedClock,
     pub(crate) records: Records,
+    pub(crate) access: AccessLog,
     /// What new connections are served with.
     pub(crate) terms: ArcSwap<Terms>,
     /// Where each connection begins to follow policy.

@@ -18,15 +18,16 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
 use fender_wire::{Fields, RequestHead, ResponseHead};
-use tokio::time::Instant;
+use rustls::CommonState;
 
+use crate::access::ConnectionLine;
 use crate::call::{Call, Near, Onward};
 use crate::exchange::{Answer, Entrance, Exchange};
 use crate::fault::{Fault, OurFault};
 use crate::node::{Closing, Node};
 use crate::permit::{AskedRequest, Caller, Policy};
-use crate::record::{ConnectionLine, Direction};
-use crate::relay::{Carried, relay};
+use crate::record::Direction;
+use crate::relay::relay;
 use crate::request::{Admitted, AfterFault, Desk, onward};
 use crate::stream::Stream;
 use crate::tls::OutboundTerms;
@@ -77,17 +78,7 @@ impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
         door.node.counters.connection();
         door.node.counters.outbound();
-        let line = ConnectionLine {
-            direction: Direction::Outbound,
-            protocol: "tcp",
-            listen: door.listen.clone(),
-            from,
-            peer: None,
-            destination: None,
-            notes: None,
-            carried: Carried::default(),
-            began: Instant::now(),
-        };
+        let line = ConnectionLine::begin(Direction::Outbound, "tcp", door.listen.clone(), from);
         Self {
             door: door.clone(),
             drain: drain.clone(),
@@ -125,21 +116,23 @@ impl Conn {
     }
 
     fn record(&self, outcome: Result<(), Fault>) {
+        let node = &self.door.node;
         if let Err(fault) = &outcome {
-            self.door.node.counters.fault(fault.blame());
+            node.counters.fault(fault.blame());
         }
-        self.line.write(outcome.as_ref().copied(), None);
+        self.line
+            .write(&node.access, outcome.as_ref().copied(), None);
     }
 
     /// Carries the requests of the connection, each to where it goes by then.
     async fn converse(&self, socket: Socket) -> Result<(), Fault> {
         let node = &self.door.node;
         let mut policy = node.policy.clone();
-        let caller = Arc::new(Caller::new(Peer::Anonymous, self.from, 0));
+        let caller = Caller::new(Peer::Anonymous, self.from, 0);
+        let caller = Arc::new(caller.written_down(self.line.origin.preamble()));
         let ambassador = Ambassador {
             entrance: Entrance {
                 node: node.clone(),
-                listen: self.door.listen.clone(),
                 direction: Direction::Outbound,
                 caller: caller.clone(),
             },
@@ -162,14 +155,15 @@ impl Conn {
         let deadline = Deadline::after(node.limits.establish); // one, for all steps to come
         let mut policy = node.policy.clone();
         let terms = self.door.terms()?;
-        self.line.destination = Some(terms.name.to_string());
+        self.line.destination = Some(terms.name.clone());
 
         let (stream, peer) = tokio::select! {
             biased;
             () = self.drain.forced() => return Err(OurFault::Drained.into()),
             reached = reach(&terms, deadline) => reached?, // where, and who
         };
-        self.line.peer = peer.id().cloned();
+        self.line.origin.peer = peer.id().cloned();
+        self.line.origin.tls = stream.tls().and_then(CommonState::protocol_version);
         let server = Caller::new(peer, self.from, 0);
 
         tokio::select! {

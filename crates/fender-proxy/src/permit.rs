@@ -19,6 +19,7 @@ use fender_wire::xfcc::Unwritable;
 use fender_wire::{Authority, Fields, RequestHead};
 use tokio::sync::watch;
 
+use crate::access::Preamble;
 use crate::headers;
 
 /// Who asks: one for each connection.
@@ -30,6 +31,8 @@ pub(crate) struct Caller {
     pub(crate) port: u16,
     /// What the app is told about it with each request.
     said: Fields,
+    /// What each of its access lines says.
+    preamble: Preamble,
     cut: OnceLock<Cut>,
 }
 
@@ -76,6 +79,10 @@ impl AskedRequest {
 
     pub(crate) fn head(&self) -> &RequestHead {
         &self.head
+    }
+
+    pub(crate) fn authority(&self) -> Option<&str> {
+        self.head.authority().map(Authority::as_str)
     }
 
     pub(crate) fn method(&self) -> &str {
@@ -152,18 +159,20 @@ impl Ask {
 #[derive(Debug)]
 #[must_use = "a permit that leads nowhere was not needed"]
 pub(crate) struct Permit {
-    by: By,
-    audits: Vec<PolicyName>,
+    allowed: Allowed,
+}
+
+/// What said yes, for the access line.
+#[derive(Clone, Debug)]
+pub(crate) struct Allowed {
+    pub(crate) by: By,
+    /// AUDIT policies that matched.
+    pub(crate) audits: Vec<PolicyName>,
 }
 
 impl Permit {
-    /// Notes for the access line: AUDIT policies that matched, and a default that only audits.
-    pub(crate) fn notes(&self) -> Option<String> {
-        let mut notes: Vec<String> = self.audits.iter().map(ToString::to_string).collect();
-        if self.by == By::Default(fender_policy::Default::Audit) {
-            notes.push("default".to_owned());
-        }
-        (!notes.is_empty()).then(|| notes.join(","))
+    pub(crate) fn allowed(&self) -> &Allowed {
+        &self.allowed
     }
 
     /// Resolves when a newer policy says no to the same question.
@@ -268,7 +277,9 @@ impl Policy {
         let decision = ask.with_facts(|facts| snapshot.policies.decide(facts));
         if decision.is_allowed() {
             let Decision { by, audits, .. } = decision;
-            Ok(Permit { by, audits })
+            Ok(Permit {
+                allowed: Allowed { by, audits },
+            })
         } else {
             Err(Denied::because(Why::Policy(decision), snapshot.clone()))
         }
@@ -305,6 +316,7 @@ impl Caller {
             from,
             port,
             said: Fields::default(),
+            preamble: Preamble::default(),
             cut: OnceLock::new(),
         }
     }
@@ -313,6 +325,15 @@ impl Caller {
     pub(crate) fn told_to_the_app(self, own: &SpiffeId) -> Result<Self, Unwritable> {
         let said = headers::said_of(own, &self.peer, self.from.ip())?;
         Ok(Self { said, ..self })
+    }
+
+    /// Somebody whose requests leave lines.
+    pub(crate) fn written_down(self, preamble: Preamble) -> Self {
+        Self { preamble, ..self }
+    }
+
+    pub(crate) fn preamble(&self) -> &Preamble {
+        &self.preamble
     }
 
     pub(crate) fn said(&self) -> &Fields {

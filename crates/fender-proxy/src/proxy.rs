@@ -19,9 +19,11 @@ use fender_runtime::accept::Accept;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, Listener, Listeners};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::access::AccessLog;
 use crate::node::{Counters, Counts, Node};
 use crate::permit::Policy;
 use crate::record::{Direction, Pace, Record, Records};
@@ -43,6 +45,8 @@ pub struct Inputs {
     pub listeners: Listeners,
     /// Bounded; what does not fit is counted and dropped.
     pub records: mpsc::Sender<Record>,
+    /// The access log.
+    pub access: Lines,
     pub limits: Limits,
 }
 
@@ -63,6 +67,7 @@ impl Proxy {
             outbound,
             listeners,
             records,
+            access,
             limits,
         } = inputs;
         let policy = Policy::new(snapshot.clone(), clock.clone());
@@ -80,6 +85,10 @@ impl Proxy {
         let (inbound_slots, outbound_slots) = (slots(), slots());
         let node = Arc::new(Node {
             records: Records::new(records, clock.clone()),
+            access: AccessLog {
+                lines: access,
+                clock: clock.clone(),
+            },
             terms: ArcSwap::from_pointee(terms),
             policy,
             counters: Counters::default(),
@@ -146,6 +155,7 @@ impl Running {
             problem: report.problem.clone(),
             counts: self.node.counters.read(),
             records_dropped: self.node.records.dropped(),
+            access_lines_dropped: self.node.access.lines.dropped(),
         }
     }
 
@@ -179,6 +189,8 @@ pub struct Status {
     pub counts: Counts,
     /// Decision records that nobody took in time.
     pub records_dropped: u64,
+    /// Access lines that could not be written in time.
+    pub access_lines_dropped: u64,
 }
 
 /// An open listener.

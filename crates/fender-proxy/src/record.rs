@@ -1,25 +1,19 @@
-//! What a connection or a request leaves behind: one access line, and a decision record if it was
-//! denied.
+//! What a denial leaves behind: a decision record.
 //!
-//! Access lines have the target `access`. Decision records go into a bounded channel; when nobody
-//! takes them they are counted and dropped, because a flood of denials must not cost memory.
-//! Query strings, header values and anything secret never get here.
+//! Records go into a bounded channel; when nobody takes them they are counted and dropped, because a flood of denials
+//! must not cost memory. Query strings, header values and anything secret never get here.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fender_identity::{Serial, SpiffeId};
 use fender_policy::Explanation;
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::id::OpaqueId;
-use fender_runtime::listen::{ListenAddress, PeerAddr};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::fault::Fault;
 use crate::permit::{Ask, Denied, Why};
-use crate::relay::Carried;
 
 /// One denial, for whoever asks *why was I denied?* A peer only ever learns its `id`.
 #[derive(Clone, Debug)]
@@ -139,133 +133,6 @@ impl Direction {
             Self::Outbound => "outbound",
         }
     }
-}
-
-/// The access line of one connection, while it is being lived.
-#[derive(Debug)]
-pub(crate) struct ConnectionLine {
-    pub(crate) direction: Direction,
-    pub(crate) protocol: &'static str,
-    pub(crate) listen: Arc<ListenAddress>,
-    pub(crate) from: PeerAddr,
-    /// Who the other side proved to be.
-    pub(crate) peer: Option<SpiffeId>,
-    /// What an outbound connection was for.
-    pub(crate) destination: Option<String>,
-    pub(crate) notes: Option<String>,
-    pub(crate) carried: Carried,
-    pub(crate) began: Instant,
-}
-
-impl ConnectionLine {
-    /// Writes the line. `fault` is the id the peer was told, if it was told one.
-    pub(crate) fn write(&self, outcome: Result<(), &Fault>, fault: Option<OpaqueId>) {
-        let Outcome {
-            outcome,
-            reason,
-            decision,
-        } = Outcome::of(outcome);
-        tracing::info!(
-            target: "access",
-            direction = self.direction.label(),
-            protocol = self.protocol,
-            listen = %self.listen,
-            source = %self.from,
-            peer = self.peer.as_ref().map(tracing::field::display),
-            destination = self.destination.as_deref(),
-            received = self.carried.received,
-            sent = self.carried.sent,
-            duration_ms = milliseconds(self.began),
-            audit = self.notes.as_deref(),
-            decision = decision.map(tracing::field::display),
-            fault = fault.map(tracing::field::display),
-            reason = reason.map(tracing::field::display),
-            outcome,
-            "connection"
-        );
-    }
-}
-
-/// The access line of one request, once it is over.
-#[derive(Debug)]
-pub(crate) struct RequestLine<'a> {
-    pub(crate) direction: Direction,
-    pub(crate) protocol: &'static str,
-    pub(crate) listen: &'a ListenAddress,
-    pub(crate) from: PeerAddr,
-    /// Who the other side proved to be.
-    pub(crate) peer: Option<&'a SpiffeId>,
-    /// What an outbound request was for.
-    pub(crate) destination: Option<&'a str>,
-    pub(crate) method: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) status: Option<u16>,
-    pub(crate) notes: Option<&'a str>,
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
-    pub(crate) began: Instant,
-}
-
-impl RequestLine<'_> {
-    /// Writes the line. `fault` is the id the peer was told, if it was told one.
-    pub(crate) fn write(&self, outcome: Result<(), &Fault>, fault: Option<OpaqueId>) {
-        let Outcome {
-            outcome,
-            reason,
-            decision,
-        } = Outcome::of(outcome);
-        tracing::info!(
-            target: "access",
-            direction = self.direction.label(),
-            protocol = self.protocol,
-            listen = %self.listen,
-            source = %self.from,
-            peer = self.peer.map(tracing::field::display),
-            destination = self.destination,
-            method = self.method,
-            path = self.path,
-            status = self.status,
-            received = self.received,
-            sent = self.sent,
-            duration_ms = milliseconds(self.began),
-            audit = self.notes,
-            decision = decision.map(tracing::field::display),
-            fault = fault.map(tracing::field::display),
-            reason = reason.map(tracing::field::display),
-            outcome,
-            "request"
-        );
-    }
-}
-
-struct Outcome<'a> {
-    outcome: &'static str,
-    reason: Option<&'a Fault>,
-    decision: Option<OpaqueId>,
-}
-
-impl<'a> Outcome<'a> {
-    fn of(result: Result<(), &'a Fault>) -> Self {
-        match result {
-            Ok(()) => Self {
-                outcome: "ok",
-                reason: None,
-                decision: None,
-            },
-            Err(fault) => Self {
-                outcome: fault.blame().label(),
-                reason: Some(fault),
-                decision: match fault {
-                    Fault::Policy(denied) => Some(denied.id),
-                    Fault::Peer(_) | Fault::Upstream(_) | Fault::Ours(_) => None,
-                },
-            },
-        }
-    }
-}
-
-fn milliseconds(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Lets so many lines a second through and counts the rest.

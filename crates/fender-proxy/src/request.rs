@@ -109,7 +109,7 @@ impl Desk for Gate {
             Ok(permit) => permit,
             Err(denied) => return Err(exchange.answer(denied.into())),
         };
-        exchange.note(permit.notes());
+        exchange.let_in(permit.allowed().clone());
 
         // 3. As it goes on: what the peer may say, and who it is, which we say (H1).
         let said = self.entrance.caller.said();

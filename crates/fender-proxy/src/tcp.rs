@@ -5,9 +5,9 @@
 
 use fender_runtime::deadline::Deadline;
 
+use crate::access::ConnectionLine;
 use crate::fault::Fault;
 use crate::permit::{Ask, Policy};
-use crate::record::ConnectionLine;
 use crate::relay::relay;
 use crate::request::Gate;
 use crate::stream::Stream;
@@ -26,7 +26,7 @@ pub(crate) async fn carry(
     };
 
     let permit = policy.authorize(&ask)?; // may it
-    line.notes = permit.notes();
+    line.allowed = Some(permit.allowed().clone());
     let app = gate.terms.app.connect(&permit, deadline).await?; // where
     let app = Stream::plain(app);
     let half_closed = gate.entrance.node.limits.half_closed;

@@ -1,14 +1,13 @@
 //! The log: one stream of lines on standard error, text or JSON.
 //!
-//! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log, target
-//! [`ACCESS`], is always written: it is a record and not a level of detail.
+//! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log is none of it: it is a record
+//! and not a level of detail ([`crate::lines`]).
 
 use std::fmt;
 use std::io;
 use std::str::FromStr;
 
 use tracing::field::Field;
-use tracing::level_filters::LevelFilter;
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
@@ -17,9 +16,6 @@ use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
-
-/// The target of the access log.
-pub const ACCESS: &str = "access";
 
 /// How a line of the log reads.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -91,9 +87,8 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
 }
 
 fn targets(directive: &str) -> Result<Targets, TelemetryError> {
-    let targets = Targets::from_str(directive)
-        .map_err(|error| TelemetryError::Directive(directive.to_owned(), error.to_string()))?;
-    Ok(targets.with_target(ACCESS, LevelFilter::TRACE))
+    Targets::from_str(directive)
+        .map_err(|error| TelemetryError::Directive(directive.to_owned(), error.to_string()))
 }
 
 /// Why there is no log.
@@ -146,16 +141,6 @@ mod tests {
             text.contains("heard") && !text.contains("unheard"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn the_access_log_cannot_be_silenced() {
-        for directive in ["off", "error", "info,access=off"] {
-            let text = logged(LogFormat::Json, directive, || {
-                tracing::info!(target: ACCESS, status = 200, "request");
-            });
-            assert!(text.contains(r#""status":200"#), "{directive}: {text}");
-        }
     }
 
     #[test]

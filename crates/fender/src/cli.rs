@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_runtime::clock::UnixTime;
+use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 use fender_runtime::telemetry::LogFormat;
 
@@ -185,6 +186,21 @@ fn local_address(text: &str) -> Result<LocalAddress, String> {
         }
         named @ LocalAddress::Abstract(_) => named,
     })
+}
+
+/// A relative path begins where this process does now.
+fn access_log(text: &str) -> Result<lines::Destination, String> {
+    let destination: lines::Destination = text
+        .parse()
+        .map_err(|error: lines::InvalidDestination| error.to_string())?;
+    match &destination {
+        lines::Destination::File(path) => std::path::absolute(path)
+            .map(lines::Destination::File)
+            .map_err(|error| error.to_string()),
+        lines::Destination::StandardError
+        | lines::Destination::StandardOutput
+        | lines::Destination::Nowhere => Ok(destination),
+    }
 }
 
 /// Documents name absolute paths, so a directory is compared as one.

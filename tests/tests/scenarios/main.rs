@@ -10,6 +10,7 @@
     reason = "a scenario fails loudly and prints what it measured"
 )]
 
+mod access_log;
 mod agent;
 mod agent_api;
 mod agent_embedded;

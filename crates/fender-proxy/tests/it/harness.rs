@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use fender_policy::{Action, Default as PolicyDefault, Operation, Policy, PolicyS
 use fender_proxy::{Inputs, Limits, Proxy, Record, Running};
 use fender_runtime::clock::{TestClock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
+use fender_runtime::lines::{self, Lines, Writer};
 use fender_runtime::listen::{ListenAddress, Listeners};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -251,6 +252,7 @@ impl World {
             outbound: outbound.clone(),
             listeners: Listeners::none(),
             records: sender,
+            access: access_log(),
             limits,
         })
         .unwrap();
@@ -469,6 +471,13 @@ fn logs() {
     ONCE.call_once(|| {
         tracing_subscriber::fmt().json().with_writer(|| Logs).init();
     });
+}
+
+/// All proxies of the tests write into one, beside the log.
+pub(crate) fn access_log() -> Lines {
+    static ACCESS: OnceLock<(Lines, Writer)> = OnceLock::new();
+    let (lines, _) = ACCESS.get_or_init(|| lines::start(Logs).unwrap());
+    lines.clone()
 }
 
 /// Every line logged so far that contains `text`.

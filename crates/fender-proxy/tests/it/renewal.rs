@@ -10,6 +10,7 @@ use fender_identity::{Bundle, Bundles, Svid};
 use fender_proxy::{Inputs, Limits, Proxy, Running};
 use fender_runtime::clock::{SharedClock, system};
 use fender_runtime::drain::Drain;
+use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, Listeners};
 use rcgen::KeyPair;
 use tokio::io::AsyncWriteExt;
@@ -54,6 +55,7 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         outbound: Drain::new(),
         listeners: Listeners::none(),
         records,
+        access: Lines::off(),
         limits: Limits::default(),
     })
     .unwrap();

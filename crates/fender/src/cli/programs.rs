@@ -10,9 +10,10 @@ use fender_config::HttpsUrl;
 use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain, WorkloadName};
+use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
-use super::{ca_pin, directory, duration, local_address, unix_url};
+use super::{access_log, ca_pin, directory, duration, local_address, unix_url};
 
 #[derive(Args, Debug, Clone)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -213,6 +214,8 @@ pub(crate) struct Sidecar {
     pub(crate) admin_socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) workload_api: WorkloadApi,
+    #[command(flatten)]
+    pub(crate) telemetry: Telemetry,
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
@@ -222,6 +225,21 @@ pub(crate) struct Sidecar {
     /// The application to start once the sidecar is ready
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// What a sidecar tells of its work.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Telemetry {
+    /// Where the access log goes, a line of JSON for each request: stderr, stdout, a file with its directory, or off; a file that was renamed is made anew
+    #[arg(
+        long,
+        value_name = "WHERE",
+        env = "FENDER_ACCESS_LOG",
+        default_value = "stderr",
+        value_parser = access_log
+    )]
+    pub(crate) access_log: lines::Destination,
 }
 
 /// Who beside the proxy may have the workload's identity.

@@ -31,6 +31,8 @@ pub(super) struct Reach {
     pub(super) write: Vec<PathBuf>,
     /// Directories in which sockets are made and replaced.
     pub(super) sockets: Vec<PathBuf>,
+    /// Directories in which files are made and appended to.
+    pub(super) logs: Vec<PathBuf>,
     /// Directories of files that are read once and removed.
     pub(super) consume: Vec<PathBuf>,
 }
@@ -77,6 +79,9 @@ pub(super) fn confine(reach: &Reach) -> Result<()> {
     }
     for path in &reach.sockets {
         ruleset = allow(ruleset, path, AccessFs::MakeSock | AccessFs::RemoveFile)?;
+    }
+    for path in &reach.logs {
+        ruleset = allow(ruleset, path, AccessFs::MakeReg | AccessFs::WriteFile)?;
     }
     for path in &reach.consume {
         ruleset = allow(ruleset, path, read | AccessFs::RemoveFile)?;

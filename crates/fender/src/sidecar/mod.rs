@@ -34,6 +34,7 @@ use fender_providers::Generation;
 use fender_proxy::{Inputs, Limits, Proxy};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
+use fender_runtime::lines::{self, Lines};
 use fender_runtime::listen::Listeners;
 use fender_runtime::sys;
 use tokio::sync::{mpsc, watch};
@@ -168,9 +169,13 @@ async fn serve(
     hang_up: HangUp,
 ) -> Outcome {
     let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
+    // Its writer goes last: whatever ends below leaves its line first.
+    let (access, _writer) = lines::open(&args.telemetry.access_log)
+        .context("open the access log")
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
     let started = tokio::select! {
-        started = start(&args, listeners, &drains) => started,
+        started = start(&args, listeners, access, &drains) => started,
         () = stop.requested() => {
             tracing::info!("stopped before it was ready");
             drains.abandon().await;
@@ -268,6 +273,7 @@ impl Serving {
 async fn start(
     args: &cli::Sidecar,
     listeners: Listeners,
+    access: Lines,
     drains: &Drains,
 ) -> Result<Serving, Failure> {
     let clock = clock::system();
@@ -352,6 +358,7 @@ async fn start(
         outbound: drains.outbound.clone(),
         listeners,
         records,
+        access,
         limits: Limits::default(),
     })
     .map_err(Failure::unavailable)?;
@@ -465,6 +472,9 @@ fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
         .chain(&args.workload_api.workload_api)
     {
         reach.sockets.push(Reach::parent(socket));
+    }
+    if let lines::Destination::File(path) = &args.telemetry.access_log {
+        reach.logs.push(Reach::parent(path));
     }
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;

@@ -131,6 +131,7 @@ impl Status {
                 "upstream_faults": proxy.counts.upstream_faults,
                 "own_faults": proxy.counts.own_faults,
                 "records_dropped": proxy.records_dropped,
+                "access_lines_dropped": proxy.access_lines_dropped,
             })),
             "credentials": holdings.iter().flatten().map(|(name, holding)| {
                 let (state, why) = describe(holding);
