@@ -4,10 +4,12 @@
 //! the measured proxy has the other. Load modes print `BEGIN <ns>` when the
 //! warm-up is over and `END <ns>` when the window closes (CLOCK_MONOTONIC), so
 //! that the driver can sample the proxy's CPU time around exactly the counted
-//! work; one JSON line with the results follows.
+//! work; one JSON line with the results follows. With `--count` they do exactly
+//! so many units instead, without a warm-up, for whoever counts instructions.
 
 mod backend;
 mod client;
+mod limits;
 mod net;
 mod opts;
 mod probe;
@@ -19,17 +21,19 @@ const USAGE: &str = "\
 usage: tlsload MODE [--key value]...
 
 load modes (common: --addr HOST:PORT [--plain] [--cert F --key F] [--conns N]
-            [--warmup S] [--duration S] [--kx x25519|p256|mlkem] [--sni NAME])
+            [--warmup S] [--duration S | --count N] [--kx x25519|p256|mlkem] [--sni NAME])
   h1         keep-alive HTTP/1.1  [--path P] [--header 'K: V']... [--rate R]
   h2         HTTP/2               [--streams N] and as h1
   hbone      HTTP/1.1 inside HTTP/2 CONNECT tunnels  --target HOST:PORT
   handshake  full TLS 1.3 handshakes  [--resume] [--request] [--alpn P|--no-alpn]
   stream     raw bytes through the proxy  --dir down|up
   idle       open --conns connections, print READY, hold until stdin closes
-             [--request: one request on each first]
-  probe      retry until one handshake (and, with --request, one 200) succeeds
+             [--request: one request on each first; --unanswered: that nobody answers]
+  probe      retry until one handshake (and, with --request, one 200 or --expect STATUS
+             [--contains TEXT]) succeeds
 
 other
+  limits     rustls in memory, no sockets  --pki DIR [--seconds S] [--kx ...]
   backend    --http A:P  [--https A:P --cert F --key F --ca F]
 ";
 
@@ -42,6 +46,9 @@ fn main() {
     };
     if mode == "probe" {
         return probe::run(&opts);
+    }
+    if mode == "limits" {
+        return limits::run(&opts).unwrap_or_else(|e| fail(&e.to_string()));
     }
     let rt = tokio::runtime::Builder::new_current_thread()
         .enable_all()
