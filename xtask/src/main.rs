@@ -31,7 +31,20 @@ usage: cargo xtask TASK
   test [ARG…]      install what the tests need, then run all of them; ARG… go to `cargo test`
   layers           check that the crates' dependencies follow the map in ARCHITECTURE.md
   docs [--check]   generate docs/reference; with --check only fail if it is stale
-  bench [--quick]  size and memory of the release binary, and its speed beside nginx and HAProxy
+  bench [OPTION…]  what Fender costs beside nginx, HAProxy and Envoy; kept in bench/results
+    --quick        one short round: does everything still work?
+    --peers all    beside Pingora, stunnel, hitch and Caddy, too
+    -t TEST,… -s SUBJECT,…   only these; --list says which there are
+    --fender FILE  measure this binary instead of building one
+    --rounds N --seconds S   how many samples, and how long each is
+    --quiet PERCENT --patience MINUTES
+                   retake what others disturbed by more of a core [20], for so long in all [5]
+    --priority     run before all other programs; needs root
+    --name NAME    keep also what is not a whole run, under this name
+    --crosscheck   compare the load generator with wrk and h2load instead
+    --instructions count the instructions of Fender instead: the same on a busy machine
+  bench --show FILE
+                   print the tables of these results
   bench control [--quick] [--store URL]
                    10,000 simulated sidecars on one control plane: memory, issuance, cost of a change
 ";
@@ -58,16 +71,7 @@ fn run(arguments: Vec<String>) -> Result<()> {
         ("layers", []) => layers::run(&root),
         ("docs", []) => docs::write(&root),
         ("docs", ["--check"]) => docs::check(&root),
-        ("bench", []) => bench::run(&root, bench::Extent::Full),
-        ("bench", ["--quick"]) => bench::run(&root, bench::Extent::Quick),
-        ("bench", ["control"]) => bench::control::run(&root, bench::Extent::Full, None),
-        ("bench", ["control", "--quick"]) => bench::control::run(&root, bench::Extent::Quick, None),
-        ("bench", ["control", "--store", store]) => {
-            bench::control::run(&root, bench::Extent::Full, Some(store))
-        }
-        ("bench", ["control", "--quick", "--store", store]) => {
-            bench::control::run(&root, bench::Extent::Quick, Some(store))
-        }
+        ("bench", rest) => bench::run(&root, rest),
         _ => bail!("`{}` is not a task\n\n{USAGE}", arguments.join(" ")),
     }
 }

