@@ -31,7 +31,7 @@ use crate::stream::{Fill, Stream};
 #[derive(Debug)]
 pub(crate) struct Onward {
     /// Its head, to the empty line.
-    pub(crate) head: Bytes,
+    pub(crate) head: BytesMut,
     /// How its body is framed; a body without a known end is sent in chunks.
     pub(crate) framing: Framing,
     pub(crate) asks: Asks,
@@ -122,7 +122,7 @@ impl Link {
         let mut cx = Context::from_waker(Waker::noop());
         // A task that has used up its turn would see nothing to read, whatever is there.
         let look = unconstrained(std::future::poll_fn(|cx| {
-            self.io.poll_fill(cx, &mut self.read)
+            self.io.poll_fill_some(cx, &mut self.read)
         }));
         pin!(look).poll(&mut cx).is_pending()
     }
@@ -304,7 +304,7 @@ impl Call {
                 let lost = is_loss(&error);
                 return Poll::Ready(Err((UpstreamFault::Leaves(error).into(), lost)));
             }
-            match ready!(link.io.poll_fill(cx, &mut link.read)) {
+            match ready!(link.io.poll_fill_some(cx, &mut link.read)) {
                 Ok(0) => {
                     let fault = breaks("connection closed before the response was complete");
                     return Poll::Ready(Err((fault, true)));

@@ -35,27 +35,26 @@ fn names_a_proxy(name: &[u8]) -> bool {
 /// Says whether a peer's field goes on to the app as it is: nothing that is for one hop, by rule or by
 /// the peer's `Connection`, nothing that is ours to say, no host (it is written canonically) and no
 /// expectation (it is answered here, after the decision).
-pub(crate) fn passes(head: &RequestHead, name: &str) -> bool {
-    let bytes = name.as_bytes();
+pub(crate) fn passes(head: &RequestHead, name: &[u8]) -> bool {
     !(head.connection().strips(name)
-        || is_ours(bytes)
-        || names_a_proxy(bytes)
-        || name.eq_ignore_ascii_case("host")
-        || name.eq_ignore_ascii_case("expect"))
+        || is_ours(name)
+        || names_a_proxy(name)
+        || name.eq_ignore_ascii_case(b"host")
+        || name.eq_ignore_ascii_case(b"expect"))
 }
 
 /// Says whether a field of the app's own request goes on to another workload.
-pub(crate) fn passes_out(head: &RequestHead, name: &str) -> bool {
+pub(crate) fn passes_out(head: &RequestHead, name: &[u8]) -> bool {
     !(head.connection().strips(name)
-        || name.eq_ignore_ascii_case("host")
-        || name.eq_ignore_ascii_case("expect"))
+        || name.eq_ignore_ascii_case(b"host")
+        || name.eq_ignore_ascii_case(b"expect"))
 }
 
 /// Says whether a field of a response goes back: nothing for one hop, and nothing only we may set.
-pub(crate) fn returns(head: &ResponseHead, name: &str) -> bool {
+pub(crate) fn returns(head: &ResponseHead, name: &[u8]) -> bool {
     !(head.connection().strips(name)
-        || name.eq_ignore_ascii_case(DECISION)
-        || name.eq_ignore_ascii_case(FAULT))
+        || name.eq_ignore_ascii_case(DECISION.as_bytes())
+        || name.eq_ignore_ascii_case(FAULT.as_bytes()))
 }
 
 /// The trailers of a request that pass: they may be merged with the headers by whoever receives them.

@@ -274,7 +274,7 @@ async fn tunnel(turn: Turn<'_>, head: &ResponseHead, call: Call, limits: &Limits
 async fn switch(peer: &mut Peer, head: &ResponseHead, limits: &Limits) -> Result<(), Fault> {
     let mut writer = HeadWriter::response(peer.out.buffer(), head.status());
     for field in head.fields().iter() {
-        if headers::returns(head, field.name()) && !field.is("content-length") {
+        if headers::returns(head, field.name_bytes()) && !field.is("content-length") {
             writer.copy(field);
         }
     }
@@ -360,7 +360,7 @@ fn write_head(out: &mut BytesMut, head: &ResponseHead, framing: Framing, then: T
         // A 204 has no length (RFC 9110 §8.6): who believed one would wait for a body.
         let replaced =
             field.is("content-length") && (framing != Framing::None || head.status() == 204);
-        if !replaced && headers::returns(head, field.name()) {
+        if !replaced && headers::returns(head, field.name_bytes()) {
             writer.copy(field);
         }
     }

@@ -15,6 +15,8 @@ use tokio::io::AsyncWrite;
 const GATHER: usize = 16 * 1024;
 /// A piece up to this size is gathered rather than written from where it lies.
 const SMALL: usize = 4 * 1024;
+/// Room for most messages.
+const USUAL: usize = 1024;
 /// What is kept of the memory while a connection is busy.
 const KEPT: usize = 4 * 1024;
 
@@ -32,6 +34,9 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     /// Where a head or a piece that is already framed is put. Only while there is room.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        if self.gathered.capacity() == 0 {
+            self.gathered.reserve(USUAL);
+        }
         &mut self.gathered
     }
 
@@ -43,7 +48,7 @@ impl Outgoing {
     /// Adds a piece of a body. Only while there is room.
     pub(crate) fn put(&mut self, piece: Encoded) {
         if piece.remaining() <= SMALL {
-            self.gathered.put(piece);
+            self.buffer().put(piece);
         } else {
             self.large = Some(piece);
         }

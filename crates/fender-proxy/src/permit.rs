@@ -112,10 +112,10 @@ impl AskedRequest {
             .head
             .fields()
             .iter()
-            .filter(|field| field.is(name) && headers::passes(&self.head, field.name()));
+            .filter(|field| field.is(name) && headers::passes(&self.head, field.name_bytes()));
         let text = ours.chain(theirs).filter_map(|field| field.text());
         let lossy = self.lossy.iter().filter(|(lossy, _)| {
-            lossy.eq_ignore_ascii_case(name) && headers::passes(&self.head, lossy)
+            lossy.eq_ignore_ascii_case(name) && headers::passes(&self.head, lossy.as_bytes())
         });
         text.chain(lossy.map(|(_, value)| value.as_str())).collect()
     }

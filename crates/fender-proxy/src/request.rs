@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use fender_wire::write::{HeadWriter, WriteError};
 use fender_wire::{Fields, Framing, RequestHead, ResponseHead, path};
 
@@ -138,7 +138,7 @@ pub(crate) fn onward(
     head: &RequestHead,
     path: &str,
     said: &Fields,
-    passes: fn(&RequestHead, &str) -> bool,
+    passes: fn(&RequestHead, &[u8]) -> bool,
 ) -> Result<Onward, Fault> {
     let framing = match head.framing() {
         framing @ (Framing::None | Framing::Length(_)) => framing,
@@ -165,9 +165,9 @@ fn write(
     head: &RequestHead,
     path: &str,
     said: &Fields,
-    passes: fn(&RequestHead, &str) -> bool,
+    passes: fn(&RequestHead, &[u8]) -> bool,
     framing: Framing,
-) -> Result<Bytes, WriteError> {
+) -> Result<BytesMut, WriteError> {
     let mut out = BytesMut::with_capacity(USUAL_HEAD);
     let mut writer = HeadWriter::request(&mut out, head.method(), path, head.query())?;
     if let Some(authority) = head.authority() {
@@ -175,7 +175,7 @@ fn write(
     }
     for field in head.fields().iter() {
         // The length is said once, below.
-        if passes(head, field.name()) && !field.is("content-length") {
+        if passes(head, field.name_bytes()) && !field.is("content-length") {
             writer.copy(field);
         }
     }
@@ -187,5 +187,5 @@ fn write(
     }
     writer.framing(framing);
     writer.end();
-    Ok(out.freeze())
+    Ok(out)
 }

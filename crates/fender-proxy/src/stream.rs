@@ -32,6 +32,8 @@ use tls::Tls;
 
 /// Room for what a plain socket has: as much as TLS opens at once.
 const ROOM: usize = scratch::READ;
+/// Room for one message of those that are many.
+const ROOM_FOR_ONE: usize = 4096;
 
 /// A connection that carries data.
 pub(crate) struct Stream {
@@ -104,6 +106,26 @@ impl Stream {
     /// The protocol that both sides agreed to speak, if they named any.
     pub(crate) fn alpn(&self) -> Option<&[u8]> {
         self.tls().and_then(CommonState::alpn_protocol)
+    }
+}
+
+impl Stream {
+    /// Like [`Fill::poll_fill`], for a message that is probably small: where nothing is protected, a
+    /// reader who makes no room in the buffer has it made for this much.
+    pub(crate) fn poll_fill_some(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.inner {
+            Inner::Plain(socket) => {
+                ready!(socket.poll_read_ready(cx))?;
+                buffer.reserve(ROOM_FOR_ONE);
+                poll_read_buf(Pin::new(socket), cx, buffer)
+            }
+            Inner::Server(tls) => tls.poll_fill(cx, buffer),
+            Inner::Client(tls) => tls.poll_fill(cx, buffer),
+        }
     }
 }
 

@@ -120,12 +120,13 @@ impl Connection {
 
     /// Says whether the field `name` stays on this hop.
     #[must_use]
-    pub fn strips(&self, name: &str) -> bool {
-        is_hop_by_hop(name.as_bytes())
+    pub fn strips(&self, name: impl AsRef<[u8]>) -> bool {
+        let name = name.as_ref();
+        is_hop_by_hop(name)
             || self
                 .named
                 .iter()
-                .any(|named| named.eq_ignore_ascii_case(name.as_bytes()))
+                .any(|named| named.eq_ignore_ascii_case(name))
     }
 
     /// The fields the sender declared to be for this hop only, beyond those that always are.

@@ -123,6 +123,12 @@ impl<'a> Field<'a> {
         grammar::ascii(self.name)
     }
 
+    /// The same as bytes, where a look at each of them is one too many.
+    #[must_use]
+    pub fn name_bytes(&self) -> &'a [u8] {
+        self.name
+    }
+
     #[must_use]
     pub fn value(&self) -> &'a [u8] {
         self.value

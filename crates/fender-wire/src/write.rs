@@ -68,8 +68,9 @@ impl<'a> HeadWriter<'a> {
         } else {
             500
         };
+        out.reserve(USUAL_HEAD);
         out.put_slice(b"HTTP/1.1 ");
-        out.put_slice(status.to_string().as_bytes());
+        put_number(out, status.into());
         out.put_u8(b' ');
         out.put_slice(reason(status).as_bytes());
         out.put_slice(b"\r\n");
@@ -82,7 +83,7 @@ impl<'a> HeadWriter<'a> {
     /// [`Connection`](crate::connection::Connection) does not strip, and no `content-length` where
     /// [`HeadWriter::framing`] declares the body anew.
     pub fn copy(&mut self, field: Field<'_>) {
-        put_field(self.out, field.name().as_bytes(), field.value());
+        put_field(self.out, field.name_bytes(), field.value());
     }
 
     /// Writes a field made here.
@@ -102,7 +103,9 @@ impl<'a> HeadWriter<'a> {
         match framing {
             Framing::None | Framing::UntilClose => {}
             Framing::Length(length) => {
-                put_field(self.out, b"content-length", length.to_string().as_bytes());
+                self.out.put_slice(b"content-length: ");
+                put_number(self.out, length);
+                self.out.put_slice(b"\r\n");
             }
             Framing::Chunked => put_field(self.out, b"transfer-encoding", b"chunked"),
         }
@@ -123,6 +126,25 @@ impl<'a> HeadWriter<'a> {
     pub fn end(self) {
         self.out.put_slice(b"\r\n");
     }
+}
+
+/// Room for most heads of responses.
+const USUAL_HEAD: usize = 512;
+
+/// Writes a number in decimal digits.
+fn put_number(out: &mut BytesMut, number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut rest = number;
+    for (index, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        at = index;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.put_slice(digits.get(at..).unwrap_or_default());
 }
 
 /// Writes one line whose parts are known to be clean.
@@ -231,5 +253,19 @@ pub fn reason(status: u16) -> &'static str {
         507 => "Insufficient Storage",
         511 => "Network Authentication Required",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_everybody_writes_them() {
+        for number in [0, 7, 10, 99, 100, 1_048_576, u64::MAX - 1, u64::MAX] {
+            let mut out = BytesMut::new();
+            put_number(&mut out, number);
+            assert_eq!(grammar::ascii(&out), number.to_string());
+        }
     }
 }

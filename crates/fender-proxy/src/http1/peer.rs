@@ -82,7 +82,7 @@ impl Peer {
                 }
                 // A request that is already here is served, whatever else is about to end.
                 let begun = !self.read.is_empty();
-                match self.io.poll_fill(cx, &mut self.read) {
+                match self.io.poll_fill_some(cx, &mut self.read) {
                     Poll::Ready(Ok(0)) if begun => {
                         let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
                         return Poll::Ready(Err(cut.into()));

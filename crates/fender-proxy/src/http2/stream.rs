@@ -304,12 +304,12 @@ fn response(head: &ResponseHead) -> Result<Response<()>, Fault> {
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status())
         .map_err(|error| OurFault::Unwritable(error.to_string()))?;
+    *response.headers_mut() = HeaderMap::with_capacity(head.fields().len());
     let map = response.headers_mut();
-    map.reserve(head.fields().len());
     for field in head.fields().iter() {
         // A 204 has no length (RFC 9110 §8.6).
         let void = head.status() == StatusCode::NO_CONTENT && field.is("content-length");
-        if headers::returns(head, field.name()) && !void {
+        if headers::returns(head, field.name_bytes()) && !void {
             append(map, head.fields(), field);
         }
     }
@@ -318,7 +318,7 @@ fn response(head: &ResponseHead) -> Result<Response<()>, Fault> {
 
 /// Adds a parsed field, whose value stays where it is. What the parser accepted fits.
 fn append(map: &mut HeaderMap, fields: &Fields, field: fender_wire::Field<'_>) {
-    let name = HeaderName::from_bytes(field.name().as_bytes());
+    let name = HeaderName::from_bytes(field.name_bytes());
     let value = HeaderValue::from_maybe_shared(fields.share(field.value()));
     if let (Ok(name), Ok(value)) = (name, value) {
         map.append(name, value);

@@ -53,15 +53,21 @@ impl RequestHead {
         {
             return Err(HeadError::BreaksTarget);
         }
+        let named = request.authority.unwrap_or_default();
         let mut bytes = BytesMut::with_capacity(USUAL_BYTES);
         bytes.extend_from_slice(method.as_bytes());
         bytes.extend_from_slice(target.as_bytes());
+        bytes.extend_from_slice(named.as_bytes());
         let spans = append(&mut bytes, fields, limits)?;
         let bytes = bytes.freeze();
         let fields = Fields::new(bytes.clone(), spans);
 
+        let target_end = method.len() + target.len();
+        let named = request
+            .authority
+            .map(|named| bytes.slice(target_end..target_end + named.len()));
+        let target = bytes.slice(method.len()..target_end);
         let method = bytes.slice(..method.len());
-        let target = bytes.slice(method.len()..method.len() + target.len());
         let target = Target::parse(target, &method)?;
         if target.form == TargetForm::Absolute {
             return Err(HeadError::MisfitsTarget);
@@ -79,7 +85,7 @@ impl RequestHead {
             query: target.query,
             form: target.form,
             version: Version::Http11,
-            authority: Some(authority(&fields, request.authority)?),
+            authority: Some(authority(&fields, named)?),
             // The framing layer refuses what would be for this hop only.
             connection: Connection::default(),
             framing,
@@ -129,14 +135,14 @@ fn append<'a>(
 }
 
 /// The one host a request is for: `:authority`, and `Host` only if it says the same.
-fn authority(fields: &Fields, named: Option<&str>) -> Result<Authority, HeadError> {
+fn authority(fields: &Fields, named: Option<Bytes>) -> Result<Authority, HeadError> {
     let mut hosts = fields.all("host");
     let (host, second) = (hosts.next(), hosts.next());
     if second.is_some() {
         return Err(HeadError::RepeatsHost);
     }
     let host = host.map(|host| Authority::parse(fields.share(host)));
-    let named = named.map(|named| Authority::parse(Bytes::copy_from_slice(named.as_bytes())));
+    let named = named.map(Authority::parse);
     match (named.transpose()?, host.transpose()?) {
         (Some(named), Some(host)) if named != host => Err(HeadError::DisagreesOnHost),
         (Some(authority), _) | (None, Some(authority)) => Ok(authority),
