@@ -60,8 +60,12 @@ pub(crate) trait Near {
     /// The next piece of the request's body. Not asked again after its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>>;
 
+    /// Why the request must end by what policy says now. It is asked first, so that who was denied
+    /// loses even a race, and costs next to nothing.
+    fn ended(&mut self) -> Option<Fault>;
+
     /// Ready when the request must end: its permission ended, its time is over, nobody waits for the
-    /// answer any more.
+    /// answer any more. It is asked whenever something is waited for.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Fault>;
 
     /// Whether a connection to this one may serve the request. It is asked before anything is sent.
@@ -211,7 +215,10 @@ impl Call {
     ) -> Poll<Result<ResponseHead, Failed>> {
         let read = match self.poll_drive(near, cx) {
             Err(fault) => Err((fault, false)),
-            Ok(()) => ready!(self.poll_read_head(cx)),
+            Ok(()) => match self.poll_read_head(cx) {
+                Poll::Ready(read) => read,
+                Poll::Pending => Err((ready!(near.poll_end(cx)), false)),
+            },
         };
         Poll::Ready(read.map_err(|(fault, lost)| Failed {
             fate: match lost {
@@ -225,7 +232,7 @@ impl Call {
 
     /// What ends the request first, then its way out.
     fn poll_drive(&mut self, near: &mut impl Near, cx: &mut Context<'_>) -> Result<(), Fault> {
-        if let Poll::Ready(fault) = near.poll_end(cx) {
+        if let Some(fault) = near.ended() {
             return Err(fault);
         }
         match self.poll_send(near, cx) {
@@ -356,7 +363,11 @@ impl Call {
                 Ok(Frame::NeedMore) => {}
                 Err(error) => return Poll::Ready(Err(breaks(&error.to_string()))),
             }
-            match ready!(link.io.poll_fill(cx, &mut link.read)) {
+            let filled = match link.io.poll_fill(cx, &mut link.read) {
+                Poll::Ready(filled) => filled,
+                Poll::Pending => return near.poll_end(cx).map(Err),
+            };
+            match filled {
                 Ok(0) => {
                     if let Err(error) = self.decoder.end_of_stream() {
                         return Poll::Ready(Err(breaks(&error.to_string())));
@@ -376,7 +387,7 @@ impl Call {
     ) -> Poll<Fault> {
         match self.poll_drive(near, cx) {
             Err(fault) => Poll::Ready(fault),
-            Ok(()) => Poll::Pending,
+            Ok(()) => near.poll_end(cx),
         }
     }
 

@@ -383,8 +383,8 @@ fn declared(fields: &Fields, version: Version) -> Result<Declared, HeadError> {
         } else if field.is("transfer-encoding") {
             codings += 1;
             coding = Some(field.value());
-        } else if folds_to(field.name().as_bytes(), b"content-length")
-            || folds_to(field.name().as_bytes(), b"transfer-encoding")
+        } else if folds_to(field.name_bytes(), b"content-length")
+            || folds_to(field.name_bytes(), b"transfer-encoding")
         {
             return Err(HeadError::DisguisesFraming);
         }

@@ -239,8 +239,12 @@ impl Near for Turn<'_> {
         Poll::Ready(Ok(step))
     }
 
+    fn ended(&mut self) -> Option<Fault> {
+        self.exchange.ended_by(self.policy)
+    }
+
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
-        if let Some(fault) = self.exchange.ended_by(self.policy) {
+        if let Some(fault) = self.ended() {
             return Poll::Ready(fault);
         }
         if let Poll::Ready(fault) = self.poll_left(cx) {

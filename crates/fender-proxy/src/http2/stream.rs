@@ -53,6 +53,7 @@ pub(super) async fn serve(
     let mut turn = Turn {
         respond_by: exchange.began().checked_add(limits.response),
         exchange: &mut exchange,
+        policy: &mut policy,
         revoked: revoked.as_mut(),
         body: has_body.then_some(body),
         way: Way::Unanswered(&mut respond),
@@ -126,6 +127,7 @@ fn answer(respond: &mut SendResponse<Bytes>, answer: &Answer) {
 /// One request's turn on its stream.
 struct Turn<'a, R> {
     exchange: &'a mut Exchange,
+    policy: &'a mut Policy,
     revoked: Pin<&'a mut R>,
     /// Until it is taken.
     body: Option<RecvStream>,
@@ -269,6 +271,12 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         Poll::Ready(Ok(Step::End(trailers.map_or_else(Fields::default, fields))))
     }
 
+    fn ended(&mut self) -> Option<Fault> {
+        self.exchange.ended_by(self.policy)
+    }
+
+    /// Every stream hears of a newer policy by itself: the task of the connection wakes only those
+    /// that have something to do.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
         if let Poll::Ready(denied) = self.revoked.as_mut().poll(cx) {
             return Poll::Ready(denied.into());
