@@ -12,6 +12,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fender_identity::Peer;
@@ -20,6 +21,7 @@ use fender_wire::{Fields, Frame, HeadReader, ResponseHead, head};
 use http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
+use tokio::time::Instant;
 
 use crate::Limits;
 use crate::fault::{Fault, OurFault, UpstreamFault};
@@ -90,6 +92,7 @@ pub(crate) struct Link {
     read: BytesMut,
     heads: HeadReader,
     slot: OwnedSemaphorePermit,
+    since: Instant,
 }
 
 impl Link {
@@ -110,7 +113,12 @@ impl Link {
             read: BytesMut::new(),
             heads,
             slot,
+            since: Instant::now(),
         }
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     pub(crate) fn far(&self) -> &Arc<Peer> {
@@ -468,7 +476,7 @@ mod tests {
         assert!(link.is_open());
         drop(theirs);
         // The end of the connection has arrived once the reactor has had a turn.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         poll_fn(|cx| {
             while let Poll::Ready(step) = poll_proceed(cx) {
                 step.made_progress();

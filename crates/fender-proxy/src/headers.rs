@@ -50,11 +50,18 @@ pub(crate) fn passes_out(head: &RequestHead, name: &[u8]) -> bool {
         || name.eq_ignore_ascii_case(b"expect"))
 }
 
-/// Says whether a field of a response goes back: nothing for one hop, and nothing only we may set.
+/// Says whether a field of an app's response goes back: nothing for one hop, and nothing only we may
+/// set.
 pub(crate) fn returns(head: &ResponseHead, name: &[u8]) -> bool {
     !(head.connection().strips(name)
         || name.eq_ignore_ascii_case(DECISION.as_bytes())
         || name.eq_ignore_ascii_case(FAULT.as_bytes()))
+}
+
+/// Says whether a field of another workload's response goes back to the app. What its sidecar says of
+/// a refusal is meant for whoever asked.
+pub(crate) fn returns_in(head: &ResponseHead, name: &[u8]) -> bool {
+    !head.connection().strips(name)
 }
 
 /// The trailers of a request that pass: they may be merged with the headers by whoever receives them.

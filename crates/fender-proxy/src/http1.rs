@@ -25,7 +25,6 @@ use crate::Limits;
 use crate::call::{Asks, Call};
 use crate::exchange::Answer;
 use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
-use crate::headers;
 use crate::node::Closing;
 use crate::permit::Policy;
 use crate::relay::{Carried, relay};
@@ -82,6 +81,9 @@ pub(crate) async fn serve(
         }
     }
 }
+
+/// Which fields of a response go back.
+type Returns = fn(&ResponseHead, &[u8]) -> bool;
 
 /// What becomes of a connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +147,7 @@ async fn exchange<D: Desk>(
     let responded = match sent {
         Ok((head, call)) if head.status() == SWITCHING_PROTOCOLS => {
             if onward.upgrades {
-                tunnel(turn, &head, call, limits).await;
+                tunnel(turn, &head, call, D::RETURNS, limits).await;
                 return Next::Over;
             }
             let why = "it changed protocols unasked".to_owned();
@@ -160,7 +162,9 @@ async fn exchange<D: Desk>(
     };
     match responded {
         Ok((head, mut call)) => {
-            let responded = turn.respond(&head, &mut call, dialect, then).await;
+            let responded = turn
+                .respond(&head, &mut call, D::RETURNS, dialect, then)
+                .await;
             let rest = turn.rest();
             match responded {
                 Ok(then) => {
@@ -226,11 +230,17 @@ impl From<Result<Then, PeerFault>> for Next {
 }
 
 /// After `101`: bytes both ways, for as long as the permission lasts.
-async fn tunnel(turn: Turn<'_>, head: &ResponseHead, call: Call, limits: &Limits) {
+async fn tunnel(
+    turn: Turn<'_>,
+    head: &ResponseHead,
+    call: Call,
+    returns: Returns,
+    limits: &Limits,
+) {
     // An upgrade comes without a body, so nothing of the request is open.
     let (peer, policy, exchange) = turn.into_parts();
     exchange.answered(head.status());
-    if let Err(fault) = switch(peer, head, limits).await {
+    if let Err(fault) = switch(peer, head, returns, limits).await {
         return exchange.fail(fault);
     }
     let Some(mut far) = call.into_tunnel() else {
@@ -271,10 +281,15 @@ async fn tunnel(turn: Turn<'_>, head: &ResponseHead, call: Call, limits: &Limits
 }
 
 /// Writes `101`; the connection is not ours to read from here on.
-async fn switch(peer: &mut Peer, head: &ResponseHead, limits: &Limits) -> Result<(), Fault> {
+async fn switch(
+    peer: &mut Peer,
+    head: &ResponseHead,
+    returns: Returns,
+    limits: &Limits,
+) -> Result<(), Fault> {
     let mut writer = HeadWriter::response(peer.out.buffer(), head.status());
     for field in head.fields().iter() {
-        if headers::returns(head, field.name_bytes()) && !field.is("content-length") {
+        if returns(head, field.name_bytes()) && !field.is("content-length") {
             writer.copy(field);
         }
     }
@@ -354,13 +369,19 @@ pub(crate) fn hangs_up(error: &io::Error) -> bool {
 }
 
 /// Writes the head of a response on its way back.
-fn write_head(out: &mut BytesMut, head: &ResponseHead, framing: Framing, then: Then) {
+fn write_head(
+    out: &mut BytesMut,
+    head: &ResponseHead,
+    returns: Returns,
+    framing: Framing,
+    then: Then,
+) {
     let mut writer = HeadWriter::response(out, head.status());
     for field in head.fields().iter() {
         // A 204 has no length (RFC 9110 §8.6): who believed one would wait for a body.
         let replaced =
             field.is("content-length") && (framing != Framing::None || head.status() == 204);
-        if !replaced && headers::returns(head, field.name_bytes()) {
+        if !replaced && returns(head, field.name_bytes()) {
             writer.copy(field);
         }
     }

@@ -65,6 +65,9 @@ pub struct Limits {
     pub peer_idle: Duration,
     /// The same for an upstream outside the mesh. 4 s: many servers close after five.
     pub upstream_idle: Duration,
+    /// How long a connection to another workload or an upstream takes new requests at all. 30 s: whoever
+    /// does not sever whom it stopped to believe asks again at the next handshake.
+    pub link_age: Duration,
     /// What is read and thrown away of a refused request, so that the answer is not lost in a reset.
     /// 256 KiB.
     pub linger_bytes: usize,
@@ -99,6 +102,7 @@ impl Default for Limits {
             pool_idle: Duration::from_secs(1),
             peer_idle: Duration::from_secs(60),
             upstream_idle: Duration::from_secs(4),
+            link_age: Duration::from_secs(30),
             linger_bytes: 256 * 1024,
             linger: Duration::from_secs(1),
             handshake_lines: 10,

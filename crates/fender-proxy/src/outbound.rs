@@ -189,6 +189,7 @@ struct Ambassador {
 impl Desk for Ambassador {
     type Pass = Arc<OutboundTerms>;
 
+    const RETURNS: fn(&ResponseHead, &[u8]) -> bool = headers::returns_in;
     const AFTER_FAULT: AfterFault = AfterFault::Ends;
 
     fn entrance(&self) -> &Entrance {

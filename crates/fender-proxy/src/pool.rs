@@ -32,6 +32,8 @@ pub(crate) struct Pool {
     limits: Limits,
     /// How long an idle connection may be used again.
     lasts: Duration,
+    /// How old a connection may be that is used again.
+    ages: Duration,
 }
 
 /// To whom connections are kept, and so for how long.
@@ -53,16 +55,18 @@ struct Idle {
 impl Pool {
     /// `links` bounds the connections of all pools that share it.
     pub(crate) fn new(links: Arc<Semaphore>, limits: Limits, keeping: Keeping) -> Self {
-        let lasts = match keeping {
-            Keeping::App => limits.pool_idle,
-            Keeping::Peer => limits.peer_idle,
-            Keeping::Upstream => limits.upstream_idle,
+        let (lasts, ages) = match keeping {
+            // It proves nothing, so there is nothing to prove anew.
+            Keeping::App => (limits.pool_idle, Duration::MAX),
+            Keeping::Peer => (limits.peer_idle, limits.link_age),
+            Keeping::Upstream => (limits.upstream_idle, limits.link_age),
         };
         Self {
             idle: Mutex::default(),
             links,
             limits,
             lasts,
+            ages,
         }
     }
 
@@ -143,7 +147,7 @@ impl Pool {
                 idle.clear();
                 return None;
             }
-            if link.is_open() && near.takes(link.far()) {
+            if link.age() < self.ages && link.is_open() && near.takes(link.far()) {
                 return Some(link);
             }
         }
@@ -153,7 +157,7 @@ impl Pool {
     /// Takes a connection back on which nothing is open.
     pub(crate) fn keep(&self, link: Box<Link>) {
         // Somebody may be waiting for the slot.
-        if self.links.available_permits() == 0 {
+        if self.links.available_permits() == 0 || link.age() >= self.ages {
             return;
         }
         let mut idle = self.idle();

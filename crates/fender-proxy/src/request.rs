@@ -27,6 +27,9 @@ pub(crate) trait Desk: Send + Sync {
     /// The proof that a request may go on.
     type Pass: Send + Sync;
 
+    /// Which fields of a response go back.
+    const RETURNS: fn(&ResponseHead, &[u8]) -> bool;
+
     /// What becomes of a connection after an answer of ours to a request that was let in.
     const AFTER_FAULT: AfterFault;
 
@@ -80,6 +83,7 @@ pub(crate) struct Gate {
 impl Desk for Gate {
     type Pass = Permit;
 
+    const RETURNS: fn(&ResponseHead, &[u8]) -> bool = headers::returns;
     const AFTER_FAULT: AfterFault = AfterFault::GoesOn;
 
     fn entrance(&self) -> &Entrance {

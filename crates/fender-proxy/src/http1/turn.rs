@@ -11,7 +11,7 @@ use fender_wire::{BodyLimits, Decoder, Encoder, Fields, Frame, Framing, Response
 use tokio::time::Instant;
 
 use super::peer::Peer;
-use super::{Dialect, Then, Trailers, hangs_up, write_head};
+use super::{Dialect, Returns, Then, Trailers, hangs_up, write_head};
 use crate::Limits;
 use crate::call::{Call, Near, Step};
 use crate::exchange::Exchange;
@@ -93,13 +93,14 @@ impl<'a> Turn<'a> {
         &mut self,
         head: &ResponseHead,
         call: &mut Call,
+        returns: Returns,
         dialect: Dialect,
         wished: Then,
     ) -> Result<Then, Fault> {
         self.respond_by = None;
         self.exchange.answered(head.status());
         let (framing, then) = (dialect.framing(head), dialect.then(wished));
-        write_head(self.peer.out.buffer(), head, framing, then);
+        write_head(self.peer.out.buffer(), head, returns, framing, then);
         let unwritable = |error: EncodeError| OurFault::Unwritable(error.to_string());
         let mut encoder = Encoder::new(framing);
         let mut ended = false;

@@ -27,13 +27,12 @@ pub(crate) fn service(expected: &str, addresses: Vec<HostPort>, protocol: Protoc
 
 /// Our app's side of `server`, under the same authority.
 pub(crate) fn beside(server: &World, to: Destination) -> World {
+    beside_with(server, to, Limits::default())
+}
+
+fn beside_with(server: &World, to: Destination, limits: Limits) -> World {
     // The authority is the server's; a second one would be another mesh.
-    let world = World::with(
-        Authority::new(),
-        vec![],
-        vec![outbound(to)],
-        Limits::default(),
-    );
+    let world = World::with(Authority::new(), vec![], vec![outbound(to)], limits);
     world.change(|snapshot| {
         snapshot.trust.bundles = server.authority.bundles();
         snapshot.identity = id(WEB);
@@ -401,4 +400,38 @@ async fn a_connection_that_its_server_closed_meanwhile_fails_no_call() {
             "{turn}: {head}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_kept_connection_is_made_anew_when_it_is_old() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let limits = Limits {
+        link_age: Duration::ZERO,
+        ..Limits::default()
+    };
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside_with(&server, to, limits);
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    for _ in 0..3 {
+        let (head, _) = ask(&mut stream, &get("/")).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    }
+    assert_eq!(server.running.status().counts.connections, 3);
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_the_app_with_the_id_of_the_decision() {
+    let tasks = Drain::new();
+    let mut server = World::http(echo_app(&tasks).await);
+    server.change(|snapshot| snapshot.policies = policies(vec![]));
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let answer = call(&world, &last_get("/")).await;
+    let record = soon(server.records.recv()).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    let id = format!("x-fender-decision: {}\r\n", record.id);
+    assert!(answer.contains(&id), "{answer}");
 }
