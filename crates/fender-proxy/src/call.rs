@@ -17,13 +17,12 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use fender_identity::Peer;
 use fender_wire::body::{BodyLimits, Decoder, Encoder, Framing};
-use fender_wire::{Fields, Frame, HeadReader, ResponseHead, head};
+use fender_wire::{Fields, Frame, HeadReader, ResponseHead};
 use http::StatusCode;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
-use crate::Limits;
 use crate::fault::{Fault, OurFault, UpstreamFault};
 use crate::outgoing::Outgoing;
 use crate::pool::Pool;
@@ -100,13 +99,8 @@ impl Link {
         io: Stream,
         far: Arc<Peer>,
         slot: OwnedSemaphorePermit,
-        limits: &Limits,
+        heads: HeadReader,
     ) -> Self {
-        let heads = HeadReader::new(head::Limits {
-            bytes: limits.head_bytes,
-            headers: limits.head_fields,
-            target: limits.target_bytes,
-        });
         Self {
             io,
             far,
@@ -472,7 +466,8 @@ mod tests {
         let (theirs, _) = listener.accept().await.unwrap();
         let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let io = Stream::plain(Socket::Tcp(ours));
-        let mut link = Link::new(io, Arc::new(Peer::Anonymous), slot, &Limits::default());
+        let heads = HeadReader::new(fender_wire::Limits::default());
+        let mut link = Link::new(io, Arc::new(Peer::Anonymous), slot, heads);
         assert!(link.is_open());
         drop(theirs);
         // The end of the connection has arrived once the reactor has had a turn.

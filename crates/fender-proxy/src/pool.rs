@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use fender_identity::Peer;
 use fender_runtime::deadline::Deadline;
-use fender_wire::ResponseHead;
+use fender_wire::{HeadReader, ResponseHead, head};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -30,6 +30,7 @@ pub(crate) struct Pool {
     idle: Mutex<VecDeque<Idle>>,
     links: Arc<Semaphore>,
     limits: Limits,
+    keeping: Keeping,
     /// How long an idle connection may be used again.
     lasts: Duration,
     /// How old a connection may be that is used again.
@@ -65,6 +66,7 @@ impl Pool {
             idle: Mutex::default(),
             links,
             limits,
+            keeping,
             lasts,
             ages,
         }
@@ -124,7 +126,7 @@ impl Pool {
                 Ok(Err(_)) | Err(_) => return Err(OurFault::Crowded.into()),
             };
             let (io, far) = open(deadline).await?;
-            Ok(Box::new(Link::new(io, Arc::new(far), slot, &self.limits)))
+            Ok(Box::new(Link::new(io, Arc::new(far), slot, self.heads())))
         };
         let mut opened = pin!(opened);
         let link = poll_fn(|cx| match near.poll_end(cx) {
@@ -173,6 +175,19 @@ impl Pool {
     /// Closes the idle connections nobody will use any more.
     pub(crate) fn prune(&self) {
         self.idle().retain(|idle| idle.since.elapsed() < self.lasts);
+    }
+
+    /// What reads the responses.
+    fn heads(&self) -> HeadReader {
+        let heads = HeadReader::new(head::Limits {
+            bytes: self.limits.head_bytes,
+            headers: self.limits.head_fields,
+            target: self.limits.target_bytes,
+        });
+        match self.keeping {
+            Keeping::App => heads.forgiving_applications(),
+            Keeping::Peer | Keeping::Upstream => heads,
+        }
     }
 
     fn idle(&self) -> MutexGuard<'_, VecDeque<Idle>> {

@@ -163,8 +163,16 @@ impl HeadError {
 #[derive(Debug)]
 pub struct HeadReader {
     limits: Limits,
+    bare: BareLineFeed,
     place: Place,
     refused: Option<HeadError>,
+}
+
+/// What becomes of a line of a response that ends in a bare line feed. In a request it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BareLineFeed {
+    Refused,
+    EndsLine,
 }
 
 /// How far a head has been read.
@@ -211,8 +219,19 @@ impl HeadReader {
         };
         Self {
             limits,
+            bare: BareLineFeed::Refused,
             place: Place::default(),
             refused: None,
+        }
+    }
+
+    /// Takes a bare line feed for the end of a line of a response (RFC 9112 §2.2), for one's own
+    /// application: CGI programs write them. It is written anew with proper line ends in any case.
+    #[must_use]
+    pub fn forgiving_applications(self) -> Self {
+        Self {
+            bare: BareLineFeed::EndsLine,
+            ..self
         }
     }
 
@@ -278,8 +297,10 @@ impl HeadReader {
             let place = &mut self.place;
             let start = place.line;
             let line = buffer.get(start..line_feed).unwrap_or_default();
-            let Some(line) = line.strip_suffix(b"\r") else {
-                return Err(HeadError::EndsLineBare);
+            let line = match (line.strip_suffix(b"\r"), kind, self.bare) {
+                (Some(line), _, _) => line,
+                (None, Kind::Response, BareLineFeed::EndsLine) => line,
+                (None, _, _) => return Err(HeadError::EndsLineBare),
             };
             place.line = line_feed + 1;
             place.scanned = place.line;

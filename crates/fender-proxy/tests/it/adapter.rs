@@ -427,3 +427,21 @@ async fn bytes_are_carried_on_a_tcp_port_and_a_denied_peer_is_closed() {
         None
     );
 }
+
+#[tokio::test]
+async fn an_app_that_writes_bare_line_feeds_is_heard_with_proper_ones() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        head(&mut socket).await;
+        let answer = b"HTTP/1.0 200 OK\nContent-Type: text/plain\n\nby a script";
+        let _ = socket.write_all(answer).await;
+    })
+    .await;
+    let world = World::http(app);
+    let answer = world.raw(&last_get("/cgi-bin/x")).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"),
+        "{answer}"
+    );
+    assert!(answer.contains("by a script"), "{answer}");
+}

@@ -362,3 +362,23 @@ fn an_authority_is_canonical_and_shares_what_is_canonical_already() {
         ("[2001:db8::1]", None)
     );
 }
+
+#[test]
+fn an_applications_bare_line_feeds_end_lines_of_its_responses_and_of_nothing_else() {
+    let text = "HTTP/1.0 200 OK\nContent-Type: text/plain\r\nX-A: b\n\nbody";
+    let mut reader = HeadReader::new(Limits::default()).forgiving_applications();
+    let mut buffer = BytesMut::from(text);
+    let head = reader.response(&mut buffer, "GET").unwrap().unwrap();
+    assert_eq!(head.status(), 200);
+    assert_eq!(head.fields().first("x-a"), Some(&b"b"[..]));
+    assert_eq!(&buffer[..], b"body");
+
+    let strict = HeadReader::new(Limits::default()).response(&mut BytesMut::from(text), "GET");
+    assert_eq!(strict.unwrap_err(), HeadError::EndsLineBare);
+    let mut reader = HeadReader::new(Limits::default()).forgiving_applications();
+    let request = reader.request(&mut BytesMut::from("GET / HTTP/1.1\nHost: a\n\n"));
+    assert_eq!(request.unwrap_err(), HeadError::EndsLineBare);
+    let mut reader = HeadReader::new(Limits::default()).forgiving_applications();
+    let bare = reader.response(&mut BytesMut::from("HTTP/1.1 200 OK\nX: a\rb\n\n"), "GET");
+    assert!(bare.is_err());
+}
