@@ -6,16 +6,19 @@
 //!
 //! <https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md>
 
+mod remembered;
+
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustls::SignatureScheme;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
-use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::certificate::{Certificate, MAX_CERTIFICATE, Malformed};
 use crate::{Believed, PeerSvid, Serial, SpiffeId, SpiffeIdError, TrustDomain, Validity};
+use remembered::Remembering;
 
 /// Certificates in a chain, leaf included.
 pub const MAX_CHAIN: usize = 6;
@@ -254,6 +257,19 @@ pub(crate) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
     *ALGORITHMS
 }
 
+/// The same, for the signatures of a chain, which come again with every connection of a peer.
+fn chain_algorithms() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
+    static ALGORITHMS: LazyLock<Vec<&'static dyn SignatureVerificationAlgorithm>> =
+        LazyLock::new(|| {
+            let all = signature_algorithms().all.iter();
+            all.map(|algorithm| -> &'static dyn SignatureVerificationAlgorithm {
+                Box::leak(Box::new(Remembering(*algorithm)))
+            })
+            .collect()
+        });
+    &ALGORITHMS
+}
+
 pub(crate) fn split<'a, 'd>(
     chain: &'a [CertificateDer<'d>],
 ) -> Result<(&'a CertificateDer<'d>, &'a [CertificateDer<'d>]), Refusal> {
@@ -315,11 +331,10 @@ pub(crate) fn find_path(
         Role::Server => KeyUsage::server_auth(),
     };
     let vouched = |path: &VerifiedPath<'_>| check_path(path, anchors, now);
-    let algorithms = signature_algorithms();
     EndEntityCert::try_from(leaf)
         .and_then(|leaf| {
             let path = leaf.verify_for_usage(
-                algorithms.all,
+                chain_algorithms(),
                 anchors.anchors,
                 intermediates,
                 now,
