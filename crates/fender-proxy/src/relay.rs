@@ -3,7 +3,7 @@
 //! A side that finishes sending still receives (half-close is kept). Neither side's silence ends a
 //! relay while both are open; once one has finished, the rest may stall no longer than the limit.
 //! A TLS peer that vanishes without `close_notify` has failed, not finished: what it sent may be cut short.
-//! An idle relay holds no buffer: data is read only when it is there.
+//! An idle relay holds no buffer: room is made when there is something to read, and kept while more comes.
 
 use std::future::poll_fn;
 use std::io;
@@ -117,7 +117,7 @@ where
 
 /// One direction.
 struct Flow {
-    /// Read and not yet written; empty while idle.
+    /// Read and not yet written; no memory while idle.
     held: BytesMut,
     state: State,
     carried: u64,
@@ -170,9 +170,6 @@ impl Flow {
                 }
                 self.held.advance(written);
                 self.unflushed = true;
-                if self.held.is_empty() {
-                    self.held = BytesMut::new();
-                }
             }
             match self.state {
                 State::Done => return Poll::Ready(Ok(())),
@@ -182,7 +179,10 @@ impl Flow {
                     self.state = State::Done;
                 }
                 State::Open => match from.poll_fill(cx, &mut self.held) {
-                    Poll::Ready(Ok(0)) => self.state = State::Finishing,
+                    Poll::Ready(Ok(0)) => {
+                        self.held = BytesMut::new();
+                        self.state = State::Finishing;
+                    }
                     Poll::Ready(Ok(read)) => {
                         self.carried = self.carried.saturating_add(read as u64);
                     }
@@ -190,6 +190,7 @@ impl Flow {
                         return Poll::Ready(Err(broke(from_side)(error)));
                     }
                     Poll::Pending => {
+                        self.held = BytesMut::new();
                         if self.unflushed {
                             ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(broke(to_side))?;
                             self.unflushed = false;

@@ -95,6 +95,8 @@ impl Drain {
     {
         let registration = self.register();
         let force = self.inner.force.clone();
+        // In a place of its own: taken as it is, it would have room twice, where it came and where it runs.
+        let task = Box::pin(task);
         tokio::spawn(async move {
             let _registration = registration;
             let cut = async {
