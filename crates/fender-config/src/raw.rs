@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 
 use crate::administrators::Role;
 use crate::snapshot::{
-    ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
+    AppProxyProtocol, ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
 };
 use crate::yaml::{At, Choice, Word};
 
@@ -303,7 +303,23 @@ pub(crate) struct Inbound {
     pub(crate) advertise: Option<At<String>>,
     pub(crate) client_certificate: Option<At<Word<ClientCertificate>>>,
     pub(crate) paths: Option<At<Paths>>,
+    /// Balancers that pass connections on and say by a PROXY header where each comes from.
+    pub(crate) proxy_protocol: Option<At<ProxyProtocol>>,
+    /// Tells the app by a PROXY header who each connection comes from.
+    pub(crate) app_proxy_protocol: Option<At<Word<AppProxyProtocol>>>,
 }
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProxyProtocol {
+    pub(crate) version: At<Word<ProxyVersion>>,
+    /// The addresses of the balancers: each connection from them must begin with a header, and none from elsewhere may.
+    pub(crate) from: At<Vec<At<String>>>,
+}
+
+/// The one version that is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProxyVersion;
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -536,14 +552,13 @@ pub(crate) struct RuleSource {
     pub(crate) not_service_accounts: Texts,
     pub(crate) ip_blocks: Texts,
     pub(crate) not_ip_blocks: Texts,
+    /// The client behind a balancer that speaks the PROXY protocol; without one, as `ipBlocks`.
+    pub(crate) remote_ip_blocks: Texts,
+    pub(crate) not_remote_ip_blocks: Texts,
     #[schemars(skip)]
     pub(crate) request_principals: Option<At<IgnoredAny>>,
     #[schemars(skip)]
     pub(crate) not_request_principals: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) remote_ip_blocks: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) not_remote_ip_blocks: Option<At<IgnoredAny>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -587,6 +602,8 @@ words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
 words!(Fallback: "deny" => Self::Deny, "allow" => Self::Allow, "audit" => Self::Audit);
 words!(Protocol: "http" => Self::Http, "tcp" => Self::Tcp);
 words!(ClientCertificate: "require" => Self::Require, "accept" => Self::Accept, "ignore" => Self::Ignore);
+words!(ProxyVersion: "v2" => Self);
+words!(AppProxyProtocol: "v2" => Self::V2);
 words!(EscapedSlash: "reject" => Self::Reject, "keep" => Self::Keep, "decode" => Self::Decode);
 words!(OwnCertificate: "present" => Self::Present, "withhold" => Self::Withhold);
 words!(Verify: "full" => Self);

@@ -4,6 +4,7 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use fender_identity::tls::TlsProfile;
 use fender_identity::{SpiffeId, Trust};
 use fender_policy::{Action, Policy, PolicySet, Rule};
+use ipnet::IpNet;
 
 use crate::address::{AppAddress, HostPort, ListenAddr};
 use crate::name::ObjectName;
@@ -75,6 +77,33 @@ pub struct Inbound {
     pub protocol: Protocol,
     pub client_certificate: ClientCertificate,
     pub paths: PathRules,
+    /// Who passes connections on and says whom for.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    pub app_proxy_protocol: AppProxyProtocol,
+}
+
+/// The senders whose PROXY headers are believed. A connection from one of them begins with a header, one from anybody else
+/// does not: either is refused otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyProtocol {
+    /// Never empty.
+    pub from: Vec<IpNet>,
+}
+
+impl ProxyProtocol {
+    /// Whether the one who connects from this address is a sender.
+    pub fn lists(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.from.iter().any(|block| block.contains(&ip))
+    }
+}
+
+/// Whether the app is told by a PROXY header, before the first byte, who a connection comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AppProxyProtocol {
+    #[default]
+    Absent,
+    V2,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -188,11 +188,30 @@ fn identity_changes(before: Option<&Workload>, after: Option<&Workload>) -> Opti
             "`dnsNames` go into the certificate, and are believed by clients that verify names",
         );
     }
+    if believes_more(before, after) {
+        return Some("`proxyProtocol` says who is believed to come from anywhere");
+    }
     let open_before = before.map(open_ports).unwrap_or_default();
     let opened = open_ports(after)
         .into_iter()
         .any(|(listen, asked)| open_before.get(listen) != Some(&asked));
     opened.then_some("`clientCertificate` lets callers in who prove nothing")
+}
+
+/// Whether a sender of PROXY headers is named that was not one on the same port.
+fn believes_more(before: Option<&Workload>, after: &Workload) -> bool {
+    let senders = |workload: &'_ Workload, listen: &ListenAddr| {
+        let mut ports = workload.inbound.iter();
+        let port = ports.find(|port| port.listen == *listen);
+        port.and_then(|port| port.proxy_protocol.clone())
+    };
+    after.inbound.iter().any(|port| {
+        let was = before.and_then(|before| senders(before, &port.listen));
+        let is_new = |block| !was.as_ref().is_some_and(|was| was.from.contains(block));
+        port.proxy_protocol
+            .as_ref()
+            .is_some_and(|senders| senders.from.iter().any(is_new))
+    })
 }
 
 /// Ports that do not require a certificate of their clients.

@@ -2,7 +2,10 @@
 //!
 //! A clause never decides what *cannot be evaluated* means; the action of its policy does (A3).
 
+use std::net::IpAddr;
+
 use fender_identity::WorkloadName;
+use ipnet::IpNet;
 
 use crate::facts::Seen;
 use crate::{Action, Condition, Operation, Source, TextMatch};
@@ -44,10 +47,12 @@ pub(crate) enum SourceClause {
     NotServiceAccounts,
     IpBlocks,
     NotIpBlocks,
+    RemoteIpBlocks,
+    NotRemoteIpBlocks,
 }
 
 impl SourceClause {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Principals,
         Self::NotPrincipals,
         Self::Namespaces,
@@ -56,6 +61,8 @@ impl SourceClause {
         Self::NotServiceAccounts,
         Self::IpBlocks,
         Self::NotIpBlocks,
+        Self::RemoteIpBlocks,
+        Self::NotRemoteIpBlocks,
     ];
 }
 
@@ -108,13 +115,11 @@ impl Source {
             SourceClause::NotServiceAccounts => {
                 none_of(&self.not_service_accounts, seen.account(), account)
             }
-            SourceClause::IpBlocks => one_of(&self.ip_blocks, seen.source_ip, |block, ip| {
-                block.contains(&ip)
-            }),
-            SourceClause::NotIpBlocks => {
-                none_of(&self.not_ip_blocks, seen.source_ip, |block, ip| {
-                    block.contains(&ip)
-                })
+            SourceClause::IpBlocks => one_of(&self.ip_blocks, seen.source_ip, block),
+            SourceClause::NotIpBlocks => none_of(&self.not_ip_blocks, seen.source_ip, block),
+            SourceClause::RemoteIpBlocks => one_of(&self.remote_ip_blocks, seen.remote_ip, block),
+            SourceClause::NotRemoteIpBlocks => {
+                none_of(&self.not_remote_ip_blocks, seen.remote_ip, block)
             }
         }
     }
@@ -176,8 +181,12 @@ impl Condition {
                 )
             }
             Self::SourceIp { values, not_values } => both(
-                one_of(values, seen.source_ip, |block, ip| block.contains(&ip)),
-                none_of(not_values, seen.source_ip, |block, ip| block.contains(&ip)),
+                one_of(values, seen.source_ip, block),
+                none_of(not_values, seen.source_ip, block),
+            ),
+            Self::RemoteIp { values, not_values } => both(
+                one_of(values, seen.remote_ip, block),
+                none_of(not_values, seen.remote_ip, block),
             ),
             Self::SourceNamespace { values, not_values } => both(
                 one_of(values, seen.namespace(), text),
@@ -238,6 +247,10 @@ fn both(values: Option<Outcome>, not_values: Option<Outcome>) -> Outcome {
 
 fn text(pattern: &TextMatch, value: &str) -> bool {
     pattern.matches(value)
+}
+
+fn block(block: &IpNet, ip: IpAddr) -> bool {
+    block.contains(&ip)
 }
 
 fn account(wanted: &WorkloadName, (namespace, name): (&str, &str)) -> bool {

@@ -280,6 +280,18 @@ impl Source {
                 none_of(&self.not_ip_blocks),
                 NO_ADDRESS,
             ),
+            SourceClause::RemoteIpBlocks => (
+                "remoteIpBlocks",
+                remote_ip(seen),
+                one_of(&self.remote_ip_blocks),
+                NO_ADDRESS,
+            ),
+            SourceClause::NotRemoteIpBlocks => (
+                "notRemoteIpBlocks",
+                remote_ip(seen),
+                none_of(&self.not_remote_ip_blocks),
+                NO_ADDRESS,
+            ),
         };
         Clause {
             place: format!("{place}.{field}"),
@@ -331,6 +343,7 @@ impl Condition {
         let (saw, lacks) = match self {
             Self::Header { name, .. } => (header(name, seen), NOT_HTTP),
             Self::SourceIp { .. } => (source_ip(seen), NO_ADDRESS),
+            Self::RemoteIp { .. } => (remote_ip(seen), NO_ADDRESS),
             Self::SourceNamespace { .. } => (namespace(seen), lacks_workload(seen)),
             Self::SourcePrincipal { .. } => (principal(seen), NO_IDENTITY),
             Self::SourceServiceAccount { .. } => (account(seen), lacks_workload(seen)),
@@ -388,6 +401,13 @@ fn source_ip(seen: &Seen<'_>) -> String {
     match seen.source_ip {
         Some(ip) => format!("the source address is `{ip}`"),
         None => "there is no source address".to_owned(),
+    }
+}
+
+fn remote_ip(seen: &Seen<'_>) -> String {
+    match seen.remote_ip {
+        Some(ip) => format!("the remote address is `{ip}`"),
+        None => "there is no remote address".to_owned(),
     }
 }
 

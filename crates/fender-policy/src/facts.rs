@@ -10,8 +10,10 @@ use fender_identity::Peer;
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     pub peer: &'a Peer,
-    /// None on a Unix socket.
+    /// Of the connection itself. None on a Unix socket.
     pub source_ip: Option<IpAddr>,
+    /// Whom the connection comes from: another than `source_ip` only where one who may be believed passed it on.
+    pub remote_ip: Option<IpAddr>,
     /// The port the peer reached: the one the inbound listens on.
     pub port: u16,
     /// None on a `tcp` port.
@@ -49,6 +51,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) caller: Option<Caller<'a>>,
     /// An IPv4 address in IPv6 clothes is the IPv4 address.
     pub(crate) source_ip: Option<IpAddr>,
+    pub(crate) remote_ip: Option<IpAddr>,
     pub(crate) port: u16,
     pub(crate) http: Option<HttpFacts<'a>>,
 }
@@ -70,6 +73,7 @@ impl<'a> Seen<'a> {
                 Peer::Anonymous => None,
             },
             source_ip: facts.source_ip.map(|ip| ip.to_canonical()),
+            remote_ip: facts.remote_ip.map(|ip| ip.to_canonical()),
             port: facts.port,
             http: facts.http,
         }

@@ -130,6 +130,12 @@ fn source(source: &Source, seen: &Seen<'_>) -> Vec<Option<bool>> {
             seen.source_ip,
             |block, ip| block.contains(&ip),
         ),
+        field(
+            &source.remote_ip_blocks,
+            &source.not_remote_ip_blocks,
+            seen.remote_ip,
+            |block, ip| block.contains(&ip),
+        ),
     ]
 }
 
@@ -192,6 +198,11 @@ fn condition(condition: &Condition, seen: &Seen<'_>) -> Option<bool> {
         }
         Condition::SourceIp { values, not_values } => {
             field(values, not_values, seen.source_ip, |block, ip| {
+                block.contains(&ip)
+            })
+        }
+        Condition::RemoteIp { values, not_values } => {
+            field(values, not_values, seen.remote_ip, |block, ip| {
                 block.contains(&ip)
             })
         }
@@ -258,6 +269,7 @@ fn decide(set: &PolicySet, seen: &Seen<'_>) -> Verdict {
 struct World {
     id: Option<&'static str>,
     ip: Option<&'static str>,
+    remote: Option<&'static str>,
     port: u16,
     http: Option<(&'static str, &'static str, &'static str, Vec<&'static str>)>,
 }
@@ -279,6 +291,7 @@ impl World {
         ask(&Seen {
             caller: self.id.map(Caller::of),
             source_ip: self.ip.map(|ip| ip.parse::<IpAddr>().unwrap()),
+            remote_ip: self.remote.map(|ip| ip.parse::<IpAddr>().unwrap()),
             port: self.port,
             http: self.http.as_ref().map(|(method, host, path, _)| HttpFacts {
                 method,
@@ -300,10 +313,17 @@ fn world() -> impl Strategy<Value = World> {
     (
         prop::option::of(select(&IDS[..])),
         prop::option::of(select(&IPS[..])),
+        prop::option::of(select(&IPS[..])),
         select(&PORTS[..]),
         prop::option::weighted(0.7, http),
     )
-        .prop_map(|(id, ip, port, http)| World { id, ip, port, http })
+        .prop_map(|(id, ip, remote, port, http)| World {
+            id,
+            ip,
+            remote,
+            port,
+            http,
+        })
 }
 
 /// Often nothing, otherwise a few patterns made from the words by cutting them.
@@ -346,8 +366,9 @@ fn any_source() -> impl Strategy<Value = Source> {
         (texts(&NAMESPACES), texts(&NAMESPACES)),
         (some(&ACCOUNTS), some(&ACCOUNTS)),
         (some(&BLOCKS), some(&BLOCKS)),
+        (some(&BLOCKS), some(&BLOCKS)),
     )
-        .prop_map(|(p, n, a, i)| Source {
+        .prop_map(|(p, n, a, i, r)| Source {
             principals: p.0,
             not_principals: p.1,
             namespaces: n.0,
@@ -356,6 +377,8 @@ fn any_source() -> impl Strategy<Value = Source> {
             not_service_accounts: a.1,
             ip_blocks: i.0,
             not_ip_blocks: i.1,
+            remote_ip_blocks: r.0,
+            not_remote_ip_blocks: r.1,
         })
 }
 
@@ -425,6 +448,9 @@ fn any_condition() -> impl Strategy<Value = Condition> {
         exact(&BLOCKS)
             .prop_filter("empty", filled)
             .prop_map(of("source.ip")),
+        exact(&BLOCKS)
+            .prop_filter("empty", filled)
+            .prop_map(of("remote.ip")),
         exact(&ACCOUNTS)
             .prop_filter("empty", filled)
             .prop_map(of("source.serviceAccount")),

@@ -64,6 +64,8 @@ pub struct Source {
     pub not_service_accounts: Vec<WorkloadName>,
     pub ip_blocks: Vec<IpNet>,
     pub not_ip_blocks: Vec<IpNet>,
+    pub remote_ip_blocks: Vec<IpNet>,
+    pub not_remote_ip_blocks: Vec<IpNet>,
 }
 
 /// Every non-empty list must hold: a list holds if one of its entries matches, a `not` list if none
@@ -91,6 +93,11 @@ pub enum Condition {
     },
     /// `source.ip`
     SourceIp {
+        values: Vec<IpNet>,
+        not_values: Vec<IpNet>,
+    },
+    /// `remote.ip`
+    RemoteIp {
         values: Vec<IpNet>,
         not_values: Vec<IpNet>,
     },
@@ -146,18 +153,12 @@ impl Condition {
         }
         match key {
             "source.ip" => Ok(Self::SourceIp {
-                values: exact(
-                    key,
-                    values,
-                    "an IP address or block such as `10.0.0.0/8`",
-                    ip_block,
-                )?,
-                not_values: exact(
-                    key,
-                    not_values,
-                    "an IP address or block such as `10.0.0.0/8`",
-                    ip_block,
-                )?,
+                values: exact(key, values, IP_BLOCK, ip_block)?,
+                not_values: exact(key, not_values, IP_BLOCK, ip_block)?,
+            }),
+            "remote.ip" => Ok(Self::RemoteIp {
+                values: exact(key, values, IP_BLOCK, ip_block)?,
+                not_values: exact(key, not_values, IP_BLOCK, ip_block)?,
             }),
             "source.namespace" => Ok(Self::SourceNamespace { values, not_values }),
             "source.principal" => Ok(Self::SourcePrincipal { values, not_values }),
@@ -180,6 +181,7 @@ impl Condition {
         match self {
             Self::Header { name, .. } => format!("request.headers[{name}]"),
             Self::SourceIp { .. } => "source.ip".to_owned(),
+            Self::RemoteIp { .. } => "remote.ip".to_owned(),
             Self::SourceNamespace { .. } => "source.namespace".to_owned(),
             Self::SourcePrincipal { .. } => "source.principal".to_owned(),
             Self::SourceServiceAccount { .. } => "source.serviceAccount".to_owned(),
@@ -192,7 +194,7 @@ impl Condition {
             Self::Header { values, .. }
             | Self::SourceNamespace { values, .. }
             | Self::SourcePrincipal { values, .. } => values.clone(),
-            Self::SourceIp { values, .. } => written(values),
+            Self::SourceIp { values, .. } | Self::RemoteIp { values, .. } => written(values),
             Self::SourceServiceAccount { values, .. } => written(values),
             Self::DestinationPort { values, .. } => written(values),
         }
@@ -203,7 +205,9 @@ impl Condition {
             Self::Header { not_values, .. }
             | Self::SourceNamespace { not_values, .. }
             | Self::SourcePrincipal { not_values, .. } => not_values.clone(),
-            Self::SourceIp { not_values, .. } => written(not_values),
+            Self::SourceIp { not_values, .. } | Self::RemoteIp { not_values, .. } => {
+                written(not_values)
+            }
             Self::SourceServiceAccount { not_values, .. } => written(not_values),
             Self::DestinationPort { not_values, .. } => written(not_values),
         }
@@ -238,6 +242,8 @@ fn exact<T>(
         })
         .collect()
 }
+
+const IP_BLOCK: &str = "an IP address or block such as `10.0.0.0/8`";
 
 /// An address alone is the block of that one address.
 fn ip_block(text: &str) -> Option<IpNet> {

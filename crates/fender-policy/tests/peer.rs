@@ -49,6 +49,7 @@ fn a_verified_peer_is_matched_by_principal_namespace_and_service_account() {
     let facts = Facts {
         peer: &peer,
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: None,
     };
@@ -89,6 +90,7 @@ fn a_verified_peer_is_named_in_the_explanation() {
     let facts = Facts {
         peer: &peer,
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: None,
     };

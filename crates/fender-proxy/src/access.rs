@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::fault::Fault;
 use crate::json::Object;
 use crate::permit::{Allowed, Why};
+use crate::provenance::Provenance;
 use crate::record::Direction;
 use crate::relay::Carried;
 
@@ -46,7 +47,7 @@ impl AccessLog {
 pub(crate) struct Origin {
     pub(crate) direction: Direction,
     pub(crate) listen: Arc<ListenAddress>,
-    pub(crate) from: PeerAddr,
+    pub(crate) provenance: Provenance,
     /// Who the other side proved to be.
     pub(crate) peer: Option<SpiffeId>,
     pub(crate) tls: Option<ProtocolVersion>,
@@ -63,7 +64,10 @@ impl Origin {
     fn write(&self, line: &mut Object<'_>) {
         line.text("direction", self.direction.label());
         line.display("listen", &self.listen);
-        line.display("source", self.from);
+        line.display("source", self.provenance.remote());
+        if let Some(via) = self.provenance.via() {
+            line.display("via", via);
+        }
         if let Some(peer) = &self.peer {
             line.text("peer", peer.as_str());
         }
@@ -111,7 +115,7 @@ impl ConnectionLine {
             origin: Origin {
                 direction,
                 listen,
-                from,
+                provenance: from.into(),
                 peer: None,
                 tls: None,
             },

@@ -10,12 +10,14 @@ use fender_identity::Peer;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::listen::Socket;
 use fender_wire::ResponseHead;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::Limits;
 use crate::call::{Call, Near, Onward};
 use crate::fault::{Fault, UpstreamFault};
+use crate::introduction::Introduction;
 use crate::permit::Permit;
 use crate::pool::{Keeping, Pool};
 use crate::stream::Stream;
@@ -41,13 +43,21 @@ impl App {
         &self.address
     }
 
-    /// A connection of its own.
+    /// A connection of its own, with what the app is to be told of it already on its way.
     pub(crate) async fn connect(
         &self,
         _: &Permit,
+        introduction: Option<&Introduction>,
         deadline: Deadline,
     ) -> Result<Socket, UpstreamFault> {
-        match deadline.bound(dial(&self.address)).await {
+        let dial = async {
+            let mut socket = dial(&self.address).await?;
+            if let Some(introduction) = introduction {
+                socket.write_all(introduction.header()).await?;
+            }
+            Ok(socket)
+        };
+        match deadline.bound(dial).await {
             Ok(Ok(socket)) => Ok(socket),
             Ok(Err(error)) => Err(UpstreamFault::Unreachable {
                 address: self.address.to_string(),
@@ -63,14 +73,15 @@ impl App {
     pub(crate) async fn send(
         &self,
         permit: &Permit,
+        introduction: Option<&Introduction>,
         onward: &Onward,
         near: &mut impl Near,
     ) -> Result<(ResponseHead, Call), Fault> {
         let open = async |deadline| {
-            let socket = self.connect(permit, deadline).await?;
+            let socket = self.connect(permit, introduction, deadline).await?;
             Ok((Stream::plain(socket), Peer::Anonymous))
         };
-        self.pool.send(onward, near, open).await
+        self.pool.send(onward, near, introduction, open).await
     }
 
     /// Closes the idle connections nobody will use any more.

@@ -24,6 +24,7 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
 use crate::fault::{Fault, OurFault, UpstreamFault};
+use crate::introduction::Introduction;
 use crate::outgoing::Outgoing;
 use crate::pool::Pool;
 use crate::stream::{Fill, Stream};
@@ -88,6 +89,8 @@ pub(crate) struct Link {
     io: Stream,
     /// Who is at its other end.
     far: Arc<Peer>,
+    /// For whom it was made, if the other side was told.
+    introduced: Option<Introduction>,
     read: BytesMut,
     heads: HeadReader,
     slot: OwnedSemaphorePermit,
@@ -98,12 +101,14 @@ impl Link {
     pub(crate) fn new(
         io: Stream,
         far: Arc<Peer>,
+        introduced: Option<Introduction>,
         slot: OwnedSemaphorePermit,
         heads: HeadReader,
     ) -> Self {
         Self {
             io,
             far,
+            introduced,
             read: BytesMut::new(),
             heads,
             slot,
@@ -117,6 +122,10 @@ impl Link {
 
     pub(crate) fn far(&self) -> &Arc<Peer> {
         &self.far
+    }
+
+    pub(crate) fn introduced(&self) -> Option<&Introduction> {
+        self.introduced.as_ref()
     }
 
     /// Whether the other side has not closed it and has sent nothing unasked, as far as can be known.
@@ -467,7 +476,7 @@ mod tests {
         let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let io = Stream::plain(Socket::Tcp(ours));
         let heads = HeadReader::new(fender_wire::Limits::default());
-        let mut link = Link::new(io, Arc::new(Peer::Anonymous), slot, heads);
+        let mut link = Link::new(io, Arc::new(Peer::Anonymous), None, slot, heads);
         assert!(link.is_open());
         drop(theirs);
         // The end of the connection has arrived once the reactor has had a turn.

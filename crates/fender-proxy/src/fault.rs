@@ -12,6 +12,7 @@ use fender_runtime::deadline::Elapsed;
 use fender_wire::HeadError;
 use fender_wire::body::BodyError;
 use fender_wire::path::PathError;
+use fender_wire::proxy::ProxyError;
 
 use crate::permit::{Cut, Denied};
 use crate::relay::{Broken, Side};
@@ -34,6 +35,12 @@ pub(crate) enum Fault {
 pub(crate) enum PeerFault {
     #[error("handshake refused: {0}")]
     Handshake(String),
+    #[error("a sender listed in `proxyProtocol` is refused: {0}")]
+    Introduction(ProxyError),
+    #[error("a sender listed in `proxyProtocol` is refused: its header names no TCP client")]
+    NamesNobody,
+    #[error("a PROXY header from an address that `proxyProtocol` does not list")]
+    IsNoSender,
     #[error("handshake or decision took too long")]
     EstablishesTooSlowly,
     #[error("request head refused: {0}")]
@@ -150,6 +157,9 @@ impl PeerFault {
             Self::Path(_) | Self::Body(_) => Some((400, "malformed request")),
             Self::SendsHeadTooSlowly | Self::Stalls => Some((408, "request took too long")),
             Self::Handshake(_)
+            | Self::Introduction(_)
+            | Self::NamesNobody
+            | Self::IsNoSender
             | Self::EstablishesTooSlowly
             | Self::Leaves(_)
             | Self::Abandons

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use fender_config::snapshot::Protocol;
+use fender_config::snapshot::{AppProxyProtocol, Protocol};
 use fender_identity::{Peer, PeerSvid, Svid};
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
@@ -15,11 +15,14 @@ use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
 use rustls::CommonState;
 use tokio::sync::Semaphore;
 
+use crate::Limits;
 use crate::access::ConnectionLine;
 use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
+use crate::introduction::{self, Introduction};
 use crate::node::{Closing, Node};
 use crate::permit::{Ask, Caller, Policy};
+use crate::provenance::{self, Provenance};
 use crate::record::Direction;
 use crate::request::Gate;
 use crate::stream::Stream;
@@ -67,7 +70,6 @@ impl Door {
 struct Conn {
     door: Arc<Door>,
     drain: Drain,
-    from: PeerAddr,
     line: ConnectionLine,
     /// Known once the handshake is over.
     caller: Option<Arc<Caller>>,
@@ -89,7 +91,6 @@ impl Conn {
         Self {
             door,
             drain,
-            from,
             line,
             caller: None,
             kind: Kind::Bytes,
@@ -115,7 +116,17 @@ impl Conn {
             return Err(OurFault::Expired.into());
         }
 
-        let (stream, peer) = self.accept(socket, &terms, deadline).await?; // who
+        let local = introduction::local_address(&socket);
+        let accept = self.accept(socket, &terms, deadline);
+        let (accepted, named) = introduction::hearing(accept).await;
+        let (stream, peer) = accepted?; // who
+        let provenance = &self.line.origin.provenance;
+        let introduction = match terms.app_proxy_protocol {
+            AppProxyProtocol::Absent => None,
+            AppProxyProtocol::V2 => {
+                Some(Introduction::of(provenance, local, &stream, named, &peer)?)
+            }
+        };
         let expires = peer.svid().map(PeerSvid::not_after);
         let caller = self.identified(peer, &stream, &current.svid)?;
         let gate = Gate {
@@ -125,6 +136,7 @@ impl Conn {
                 caller: caller.clone(),
             },
             terms,
+            introduction,
         };
         let asked = policy.clone();
         let closing = Closing::new(self.drain.clone(), node.clock.clone(), expires);
@@ -172,18 +184,19 @@ impl Conn {
     }
 
     async fn accept(
-        &self,
+        &mut self,
         socket: Socket,
         terms: &InboundTerms,
         deadline: Deadline,
     ) -> Result<(Stream, Peer), Fault> {
         // Small answers are not held back; a socket that refuses this is about to fail anyway.
         let _ = socket.set_nodelay();
+        let (provenance, limits) = (&mut self.line.origin.provenance, &self.door.node.limits);
         tokio::select! {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),
             // Boxed, like whatever an open connection does not need later.
-            accepted = Box::pin(tls::accept(socket, terms, &self.door.node.limits, deadline)) => Ok(accepted?),
+            accepted = Box::pin(establish(socket, provenance, terms, limits, deadline)) => Ok(accepted?),
             () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
         }
     }
@@ -198,7 +211,7 @@ impl Conn {
         let origin = &mut self.line.origin;
         origin.peer = peer.id().cloned();
         origin.tls = stream.tls().and_then(CommonState::protocol_version);
-        let caller = Caller::new(peer, self.from, self.door.port)
+        let caller = Caller::new(peer, origin.provenance, self.door.port)
             .written_down(origin.preamble())
             .told_to_the_app(own.id())
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;
@@ -236,10 +249,30 @@ impl Conn {
     }
 }
 
+/// Whom it comes from, and then who that is.
+async fn establish(
+    mut socket: Socket,
+    provenance: &mut Provenance,
+    terms: &InboundTerms,
+    limits: &Limits,
+    deadline: Deadline,
+) -> Result<(Stream, Peer), PeerFault> {
+    let (from, senders) = (provenance.remote(), terms.senders.as_ref());
+    *provenance = deadline
+        .bound(provenance::find(&mut socket, from, senders))
+        .await??;
+    tls::accept(socket, terms, limits, deadline).await
+}
+
 fn is_handshake(fault: &Fault) -> bool {
     matches!(
         fault,
-        Fault::Peer(PeerFault::Handshake(_) | PeerFault::EstablishesTooSlowly)
-            | Fault::Ours(OurFault::Expired)
+        Fault::Peer(
+            PeerFault::Handshake(_)
+                | PeerFault::Introduction(_)
+                | PeerFault::NamesNobody
+                | PeerFault::IsNoSender
+                | PeerFault::EstablishesTooSlowly
+        ) | Fault::Ours(OurFault::Expired)
     )
 }

@@ -70,7 +70,6 @@ impl Door {
 struct Conn {
     door: Arc<Door>,
     drain: Drain,
-    from: PeerAddr,
     line: ConnectionLine,
 }
 
@@ -82,7 +81,6 @@ impl Conn {
         Self {
             door: door.clone(),
             drain: drain.clone(),
-            from,
             line,
         }
     }
@@ -128,7 +126,7 @@ impl Conn {
     async fn converse(&self, socket: Socket) -> Result<(), Fault> {
         let node = &self.door.node;
         let mut policy = node.policy.clone();
-        let caller = Caller::new(Peer::Anonymous, self.from, 0);
+        let caller = Caller::new(Peer::Anonymous, self.line.origin.provenance, 0);
         let caller = Arc::new(caller.written_down(self.line.origin.preamble()));
         let ambassador = Ambassador {
             entrance: Entrance {
@@ -164,7 +162,7 @@ impl Conn {
         };
         self.line.origin.peer = peer.id().cloned();
         self.line.origin.tls = stream.tls().and_then(CommonState::protocol_version);
-        let server = Caller::new(peer, self.from, 0);
+        let server = Caller::new(peer, self.line.origin.provenance, 0);
 
         tokio::select! {
             biased; // a revoked server loses even a race it was about to win
@@ -228,6 +226,6 @@ impl Desk for Ambassador {
         near: &mut (impl Near + Send),
     ) -> Result<(ResponseHead, Call), Fault> {
         let open = async |deadline| reach(terms, deadline).await;
-        terms.pool.send(onward, near, open).await
+        terms.pool.send(onward, near, None, open).await
     }
 }

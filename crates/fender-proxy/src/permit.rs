@@ -14,19 +14,19 @@ use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
-use fender_runtime::listen::PeerAddr;
 use fender_wire::xfcc::Unwritable;
 use fender_wire::{Authority, Fields, RequestHead};
 use tokio::sync::watch;
 
 use crate::access::Preamble;
 use crate::headers;
+use crate::provenance::Provenance;
 
 /// Who asks: one for each connection.
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) peer: Peer,
-    pub(crate) from: PeerAddr,
+    pub(crate) provenance: Provenance,
     /// The port it reached.
     pub(crate) port: u16,
     /// What the app is told about it with each request.
@@ -123,16 +123,22 @@ impl AskedRequest {
 
 impl Ask {
     pub(crate) fn source_ip(&self) -> Option<IpAddr> {
-        self.caller.from.ip()
+        self.caller.provenance.source_ip()
+    }
+
+    pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
+        self.caller.provenance.remote().ip()
     }
 
     /// The question as policy takes it.
     pub(crate) fn with_facts<R>(&self, judge: impl FnOnce(&Facts<'_>) -> R) -> R {
-        let (peer, source_ip, port) = (&self.caller.peer, self.source_ip(), self.caller.port);
+        let (peer, port) = (&self.caller.peer, self.caller.port);
+        let (source_ip, remote_ip) = (self.source_ip(), self.remote_ip());
         match &self.request {
             None => judge(&Facts {
                 peer,
                 source_ip,
+                remote_ip,
                 port,
                 http: None,
             }),
@@ -147,6 +153,7 @@ impl Ask {
                 judge(&Facts {
                     peer,
                     source_ip,
+                    remote_ip,
                     port,
                     http: Some(http),
                 })
@@ -310,10 +317,10 @@ impl Denied {
 }
 
 impl Caller {
-    pub(crate) fn new(peer: Peer, from: PeerAddr, port: u16) -> Self {
+    pub(crate) fn new(peer: Peer, provenance: Provenance, port: u16) -> Self {
         Self {
             peer,
-            from,
+            provenance,
             port,
             said: Fields::default(),
             preamble: Preamble::default(),
@@ -323,7 +330,7 @@ impl Caller {
 
     /// Somebody of whom the app is told, with each request, that they called `own`.
     pub(crate) fn told_to_the_app(self, own: &SpiffeId) -> Result<Self, Unwritable> {
-        let said = headers::said_of(own, &self.peer, self.from.ip())?;
+        let said = headers::said_of(own, &self.peer, self.provenance.remote().ip())?;
         Ok(Self { said, ..self })
     }
 

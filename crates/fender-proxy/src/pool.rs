@@ -3,6 +3,9 @@
 //! A kept connection has no task: it lies still in the pool. It is used again only within the time it
 //! is kept for, sooner than the other side closes it, and after a look whether it is still open.
 //!
+//! One that was made for a connection of a peer's, and whose other side was told so ([`Introduction`]), serves that connection
+//! alone.
+//!
 //! A request is sent a second time only when nothing of it was written, or when a kept connection
 //! ended before a word of response to a request that is idempotent and has no body (RFC 9110 §9.2.2).
 
@@ -22,6 +25,7 @@ use tokio::time::Instant;
 use crate::Limits;
 use crate::call::{Call, Fate, Link, Near, Onward};
 use crate::fault::{Fault, OurFault, UpstreamFault};
+use crate::introduction::Introduction;
 use crate::stream::Stream;
 
 /// The idle connections to one place.
@@ -80,6 +84,7 @@ impl Pool {
         self: &Arc<Self>,
         onward: &Onward,
         near: &mut N,
+        introduction: Option<&Introduction>,
         open: impl FnOnce(Deadline) -> O,
     ) -> Result<(ResponseHead, Call), Fault>
     where
@@ -87,7 +92,7 @@ impl Pool {
         O: Future<Output = Result<(Stream, Peer), UpstreamFault>>,
     {
         let mut begun = None;
-        if let Some(link) = self.take(near) {
+        if let Some(link) = self.take(near, introduction) {
             let mut call = Call::new(self.clone(), link, onward);
             match poll_fn(|cx| call.poll_head(near, cx)).await {
                 Ok(head) => return Ok((head, call)),
@@ -98,7 +103,7 @@ impl Pool {
                 },
             }
         }
-        let link = self.open(near, open).await?;
+        let link = self.open(near, introduction, open).await?;
         let mut call = match begun {
             Some(mut call) => {
                 call.resume(link);
@@ -113,6 +118,7 @@ impl Pool {
     async fn open<N, O>(
         &self,
         near: &mut N,
+        introduction: Option<&Introduction>,
         open: impl FnOnce(Deadline) -> O,
     ) -> Result<Box<Link>, Fault>
     where
@@ -126,7 +132,9 @@ impl Pool {
                 Ok(Err(_)) | Err(_) => return Err(OurFault::Crowded.into()),
             };
             let (io, far) = open(deadline).await?;
-            Ok(Box::new(Link::new(io, Arc::new(far), slot, self.heads())))
+            let (far, introduced) = (Arc::new(far), introduction.cloned());
+            let link = Link::new(io, far, introduced, slot, self.heads());
+            Ok(Box::new(link))
         };
         let mut opened = pin!(opened);
         let link = poll_fn(|cx| match near.poll_end(cx) {
@@ -140,20 +148,22 @@ impl Pool {
         }
     }
 
-    /// The youngest idle connection that is still open.
-    fn take(&self, near: &mut impl Near) -> Option<Box<Link>> {
+    /// The youngest idle connection that is still open, of those that were made for nobody else.
+    fn take(&self, near: &mut impl Near, introduction: Option<&Introduction>) -> Option<Box<Link>> {
         let mut idle = self.idle();
-        while let Some(Idle { mut link, since }) = idle.pop_back() {
+        let is_ours = |idle: &Idle| idle.link.introduced() == introduction;
+        loop {
+            let youngest = idle.iter().rposition(is_ours)?;
+            let Idle { mut link, since } = idle.remove(youngest)?;
             if since.elapsed() >= self.lasts {
-                // All others are older.
-                idle.clear();
+                // All before it are older.
+                idle.drain(..youngest);
                 return None;
             }
             if link.age() < self.ages && link.is_open() && near.takes(link.far()) {
                 return Some(link);
             }
         }
-        None
     }
 
     /// Takes a connection back on which nothing is open.

@@ -34,7 +34,10 @@ pub struct RecordedFacts {
     /// None: the peer was anonymous.
     pub peer: Option<SpiffeId>,
     pub serial: Option<Serial>,
+    /// Of the connection itself.
     pub source_ip: Option<IpAddr>,
+    /// Of the one it comes from: another where a balancer passed it on.
+    pub remote_ip: Option<IpAddr>,
     pub port: u16,
     /// None on a `tcp` port.
     pub request: Option<RecordedRequest>,
@@ -105,6 +108,7 @@ impl Records {
                 peer: svid.map(|svid| svid.id().clone()),
                 serial: svid.map(|svid| svid.serial().clone()),
                 source_ip: ask.source_ip(),
+                remote_ip: ask.remote_ip(),
                 port: ask.caller.port,
                 request,
             },

@@ -16,6 +16,7 @@ use crate::call::{Asks, Call, Near, Onward};
 use crate::exchange::{Answer, Entrance, Exchange};
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::headers;
+use crate::introduction::Introduction;
 use crate::permit::{AskedRequest, Permit, Policy};
 use crate::tls::InboundTerms;
 
@@ -78,6 +79,8 @@ pub(crate) struct Admitted<P> {
 pub(crate) struct Gate {
     pub(crate) entrance: Entrance,
     pub(crate) terms: Arc<InboundTerms>,
+    /// What the app is told of this connection before anything else.
+    pub(crate) introduction: Option<Introduction>,
 }
 
 impl Desk for Gate {
@@ -133,7 +136,11 @@ impl Desk for Gate {
         onward: &Onward,
         near: &mut (impl Near + Send),
     ) -> Result<(ResponseHead, Call), Fault> {
-        self.terms.app.send(permit, onward, near).await
+        let introduction = self.introduction.as_ref();
+        self.terms
+            .app
+            .send(permit, introduction, onward, near)
+            .await
     }
 }
 

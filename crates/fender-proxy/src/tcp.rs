@@ -27,7 +27,8 @@ pub(crate) async fn carry(
 
     let permit = policy.authorize(&ask)?; // may it
     line.allowed = Some(permit.allowed().clone());
-    let app = gate.terms.app.connect(&permit, deadline).await?; // where
+    let (app, introduction) = (&gate.terms.app, gate.introduction.as_ref());
+    let app = app.connect(&permit, introduction, deadline).await?; // where
     let app = Stream::plain(app);
     let half_closed = gate.entrance.node.limits.half_closed;
 

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fender_config::snapshot::{
-    ClientCertificate, Destination, EscapedSlash, Inbound, OwnCertificate, PathRules, Protocol,
-    Snapshot, UpstreamRoots,
+    AppProxyProtocol, ClientCertificate, Destination, EscapedSlash, Inbound, OwnCertificate,
+    PathRules, Protocol, ProxyProtocol, Snapshot, UpstreamRoots,
 };
 use fender_config::{HostPort, ListenAddr};
 use fender_identity::tls::{self, TlsError};
@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 use crate::Limits;
 use crate::app::App;
 use crate::fault::{PeerFault, UpstreamFault};
+use crate::introduction;
 use crate::pool::{Keeping, Pool};
 use crate::relay::discard;
 use crate::stream::Stream;
@@ -57,6 +58,10 @@ pub(crate) struct InboundTerms {
     pub(crate) protocol: Protocol,
     pub(crate) paths: path::Rules,
     pub(crate) app: Arc<App>,
+    /// Who passes connections on.
+    pub(crate) senders: Option<ProxyProtocol>,
+    /// Whether the app hears of each connection who it comes from.
+    pub(crate) app_proxy_protocol: AppProxyProtocol,
     config: Arc<ServerConfig>,
 }
 
@@ -179,6 +184,10 @@ impl InboundTerms {
                     source,
                 }
             })?;
+        let config = match inbound.app_proxy_protocol {
+            AppProxyProtocol::Absent => config,
+            AppProxyProtocol::V2 => Arc::new(introduction::listening(&config)),
+        };
         let app = match before.map(|before| &before.app) {
             Some(app) if *app.address() == inbound.app => app.clone(),
             Some(_) | None => Arc::new(new_app()),
@@ -187,6 +196,8 @@ impl InboundTerms {
             protocol: inbound.protocol,
             paths: rules(inbound.paths),
             app,
+            senders: inbound.proxy_protocol.clone(),
+            app_proxy_protocol: inbound.app_proxy_protocol,
             config,
         })
     }

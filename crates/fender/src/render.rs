@@ -114,6 +114,7 @@ pub(crate) fn decision_json(record: &DecisionRecord) -> Value {
         "verdict": match record.verdict { Verdict::Allow => "allow", Verdict::Deny => "deny" },
         "peer": record.peer.as_ref().map(ToString::to_string),
         "source_ip": record.source_ip.map(|ip| ip.to_string()),
+        "remote_ip": record.remote_ip.map(|ip| ip.to_string()),
         "port": record.port,
         "http": record.http.as_ref().map(|http| json!({
             "method": http.method, "host": http.host, "path": http.path,
@@ -130,7 +131,7 @@ pub(crate) fn decision_text(decision: &Value) -> String {
         "" => "an anonymous caller",
         peer => peer,
     };
-    let source = text(decision, "source_ip");
+    let (source, remote) = (text(decision, "source_ip"), text(decision, "remote_ip"));
     let verdict = if text(decision, "verdict") == "allow" {
         "allowed"
     } else {
@@ -145,10 +146,10 @@ pub(crate) fn decision_text(decision: &Value) -> String {
     let _ = writeln!(
         out,
         "caller     {caller}{}",
-        if source.is_empty() {
-            String::new()
-        } else {
-            format!(" from {source}")
+        match (source, remote) {
+            ("", _) => String::new(),
+            (_, remote) if remote.is_empty() || remote == source => format!(" from {source}"),
+            _ => format!(" from {remote}, behind {source}"),
         }
     );
     match decision.get("http") {

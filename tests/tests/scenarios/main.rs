@@ -29,6 +29,7 @@ mod envoy;
 mod faults;
 mod founding;
 mod offline_root;
+mod protocols;
 mod renewal;
 mod replicas;
 mod revocation;

@@ -79,7 +79,7 @@ fn watch_plain(mut stream: TcpStream) -> JoinHandle<Instant> {
     })
 }
 
-fn serial(certificate: &Path) -> String {
+pub(crate) fn serial(certificate: &Path) -> String {
     let chain = fender_tests::client::certificates(certificate);
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
     leaf.raw_serial()

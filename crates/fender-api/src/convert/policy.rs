@@ -91,6 +91,8 @@ fn source(message: proto::Source) -> Result<domain::Source, InvalidField> {
         not_service_accounts: parse_all("not_service_accounts", &message.not_service_accounts)?,
         ip_blocks: parse_all("ip_blocks", &message.ip_blocks)?,
         not_ip_blocks: parse_all("not_ip_blocks", &message.not_ip_blocks)?,
+        remote_ip_blocks: parse_all("remote_ip_blocks", &message.remote_ip_blocks)?,
+        not_remote_ip_blocks: parse_all("not_remote_ip_blocks", &message.not_remote_ip_blocks)?,
     })
 }
 
@@ -104,6 +106,8 @@ fn from_source(source: &domain::Source) -> proto::Source {
         not_service_accounts: texts(&source.not_service_accounts),
         ip_blocks: texts(&source.ip_blocks),
         not_ip_blocks: texts(&source.not_ip_blocks),
+        remote_ip_blocks: texts(&source.remote_ip_blocks),
+        not_remote_ip_blocks: texts(&source.not_remote_ip_blocks),
     }
 }
 

@@ -116,6 +116,23 @@ fn inbound(message: proto::Inbound) -> Result<domain::Inbound, InvalidField> {
             }
         },
         paths: paths(required("paths", message.paths)?)?,
+        proxy_protocol: message.proxy_protocol.map(proxy_protocol).transpose()?,
+        app_proxy_protocol: match proto::AppProxyProtocol::try_from(message.app_proxy_protocol) {
+            Ok(proto::AppProxyProtocol::Absent) => domain::AppProxyProtocol::Absent,
+            Ok(proto::AppProxyProtocol::V2) => domain::AppProxyProtocol::V2,
+            Ok(proto::AppProxyProtocol::Unspecified) | Err(_) => {
+                return Err(unknown("app_proxy_protocol", message.app_proxy_protocol));
+            }
+        },
+    })
+}
+
+fn proxy_protocol(message: proto::ProxyProtocol) -> Result<domain::ProxyProtocol, InvalidField> {
+    if message.from.is_empty() {
+        return Err(InvalidField::new("proxy_protocol.from", "lists nobody"));
+    }
+    Ok(domain::ProxyProtocol {
+        from: parse_all("proxy_protocol.from", &message.from)?,
     })
 }
 
@@ -131,6 +148,17 @@ fn from_inbound(inbound: &domain::Inbound) -> proto::Inbound {
         protocol: from_protocol(inbound.protocol),
         paths: Some(from_paths(inbound.paths)),
         client_certificate: client_certificate.into(),
+        proxy_protocol: inbound
+            .proxy_protocol
+            .as_ref()
+            .map(|senders| proto::ProxyProtocol {
+                from: texts(&senders.from),
+            }),
+        app_proxy_protocol: match inbound.app_proxy_protocol {
+            domain::AppProxyProtocol::Absent => proto::AppProxyProtocol::Absent,
+            domain::AppProxyProtocol::V2 => proto::AppProxyProtocol::V2,
+        }
+        .into(),
     }
 }
 

@@ -74,9 +74,20 @@ fn inbound() -> impl Strategy<Value = domain::Inbound> {
         certificate,
         slash,
         any::<bool>(),
+        vec(block().prop_map(|text| text.parse().unwrap()), 0..3),
+        any::<bool>(),
     )
         .prop_map(
-            |(listen, app, protocol, client_certificate, escaped_slash, merge_slashes)| {
+            |(
+                listen,
+                app,
+                protocol,
+                client_certificate,
+                escaped_slash,
+                merge_slashes,
+                from,
+                tells,
+            )| {
                 let paths = domain::PathRules {
                     escaped_slash,
                     merge_slashes,
@@ -87,6 +98,11 @@ fn inbound() -> impl Strategy<Value = domain::Inbound> {
                     protocol,
                     client_certificate,
                     paths,
+                    proxy_protocol: (!from.is_empty()).then_some(domain::ProxyProtocol { from }),
+                    app_proxy_protocol: match tells {
+                        true => domain::AppProxyProtocol::V2,
+                        false => domain::AppProxyProtocol::Absent,
+                    },
                 }
             },
         )
@@ -166,18 +182,20 @@ fn source() -> impl Strategy<Value = policy::Source> {
         texts(),
         accounts(),
         accounts(),
-        blocks(),
-        blocks(),
+        (blocks(), blocks()),
+        (blocks(), blocks()),
     )
-        .prop_map(|(p, np, n, nn, s, ns, i, ni)| policy::Source {
+        .prop_map(|(p, np, n, nn, s, ns, i, r)| policy::Source {
             principals: p,
             not_principals: np,
             namespaces: n,
             not_namespaces: nn,
             service_accounts: s,
             not_service_accounts: ns,
-            ip_blocks: i,
-            not_ip_blocks: ni,
+            ip_blocks: i.0,
+            not_ip_blocks: i.1,
+            remote_ip_blocks: r.0,
+            not_remote_ip_blocks: r.1,
         })
 }
 
@@ -216,6 +234,7 @@ fn condition() -> impl Strategy<Value = policy::Condition> {
         text().prop_map(move |text| of("source.namespace", text)),
         text().prop_map(move |text| of("source.principal", text)),
         block().prop_map(move |text| of("source.ip", policy::TextMatch::Exact(text))),
+        block().prop_map(move |text| of("remote.ip", policy::TextMatch::Exact(text))),
         (1..=u16::MAX).prop_map(move |port| {
             of(
                 "destination.port",
@@ -399,6 +418,10 @@ fn refused(change: impl FnOnce(&mut proto::Snapshot)) -> String {
             merge_slashes: false,
         }),
         client_certificate: proto::ClientCertificate::Require.into(),
+        proxy_protocol: Some(proto::ProxyProtocol {
+            from: vec!["10.0.0.0/8".to_owned()],
+        }),
+        app_proxy_protocol: proto::AppProxyProtocol::V2.into(),
     });
     message.policies = Some(proto::PolicySet {
         default: proto::Default::Deny.into(),
@@ -467,6 +490,14 @@ fn what_is_not_said_is_never_guessed() {
     assert_eq!(
         refused(|m| m.inbound[0].protocol = 0),
         "inbound[0].protocol"
+    );
+    assert_eq!(
+        refused(|m| m.inbound[0].app_proxy_protocol = 0),
+        "inbound[0].app_proxy_protocol"
+    );
+    assert_eq!(
+        refused(|m| m.inbound[0].proxy_protocol = Some(proto::ProxyProtocol::default())),
+        "inbound[0].proxy_protocol.from"
     );
     assert_eq!(refused(|m| m.policies = None), "policies");
     assert_eq!(

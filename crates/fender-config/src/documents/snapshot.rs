@@ -77,6 +77,8 @@ impl InboundPort {
             protocol: self.protocol,
             client_certificate: self.client_certificate,
             paths: self.paths,
+            proxy_protocol: self.proxy_protocol.clone(),
+            app_proxy_protocol: self.app_proxy_protocol,
         }
     }
 }

@@ -131,11 +131,8 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
     let raw = &at.value;
     const JWT: &str =
         "JWTs are not evaluated yet; use `principals`, `namespaces` or `serviceAccounts`";
-    const REMOTE: &str = "use `ipBlocks`, the address of the connection itself";
     reader.unsupported("requestPrincipals", &raw.request_principals, JWT);
     reader.unsupported("notRequestPrincipals", &raw.not_request_principals, JWT);
-    reader.unsupported("remoteIpBlocks", &raw.remote_ip_blocks, REMOTE);
-    reader.unsupported("notRemoteIpBlocks", &raw.not_remote_ip_blocks, REMOTE);
     let source = Source {
         principals: list(reader, "principals", &raw.principals, principal),
         not_principals: list(reader, "notPrincipals", &raw.not_principals, principal),
@@ -155,6 +152,13 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
         ),
         ip_blocks: list(reader, "ipBlocks", &raw.ip_blocks, ip_block),
         not_ip_blocks: list(reader, "notIpBlocks", &raw.not_ip_blocks, ip_block),
+        remote_ip_blocks: list(reader, "remoteIpBlocks", &raw.remote_ip_blocks, ip_block),
+        not_remote_ip_blocks: list(
+            reader,
+            "notRemoteIpBlocks",
+            &raw.not_remote_ip_blocks,
+            ip_block,
+        ),
     };
     let lists = [
         &raw.principals,
@@ -165,13 +169,10 @@ fn source(reader: &mut Reader<'_>, at: &At<raw::RuleSource>, namespace: Option<&
         &raw.not_service_accounts,
         &raw.ip_blocks,
         &raw.not_ip_blocks,
-    ];
-    let unsupported = [
-        &raw.request_principals,
-        &raw.not_request_principals,
         &raw.remote_ip_blocks,
         &raw.not_remote_ip_blocks,
     ];
+    let unsupported = [&raw.request_principals, &raw.not_request_principals];
     if lists.iter().all(|list| list.is_none()) && unsupported.iter().all(|field| field.is_none()) {
         reader.wrong(
             at,
@@ -392,7 +393,7 @@ fn account(
     )
 }
 
-fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
+pub(super) fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
     let address = || at.value.parse::<std::net::IpAddr>().ok().map(IpNet::from);
     let block = at.value.parse::<IpNet>().ok().or_else(address);
     match block {
@@ -424,8 +425,9 @@ fn ip_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
 }
 
 /// Keys that can be evaluated, for "did you mean".
-const KEYS: [&str; 5] = [
+const KEYS: [&str; 6] = [
     "source.ip",
+    "remote.ip",
     "source.namespace",
     "source.principal",
     "source.serviceAccount",

@@ -1,11 +1,14 @@
 //! Listeners: what they are, and that no two of them want the same address.
 
+use ipnet::IpNet;
+
 use super::HOST_HELP;
+use super::policy::ip_block;
 use crate::documents::InboundPort;
 use crate::problem::{Place, Problem};
 use crate::raw;
-use crate::snapshot::{ClientCertificate, PathRules, Protocol};
-use crate::yaml::{At, Reader};
+use crate::snapshot::{AppProxyProtocol, ClientCertificate, PathRules, Protocol, ProxyProtocol};
+use crate::yaml::{At, Reader, Word};
 use crate::{AppAddress, HostPort, ListenAddr};
 
 const LISTEN_HELP: &str = "write `0.0.0.0:8443`, `[::]:8443` or `unix:/run/orders.sock`";
@@ -124,6 +127,9 @@ pub(super) fn inbound(
             reader.choose("clientCertificate", at)
         });
     let paths = paths(reader, inbound.paths.as_ref(), protocol);
+    let proxy_protocol = proxy_protocol(reader, inbound.proxy_protocol.as_ref(), listen.as_ref());
+    let app_proxy_protocol =
+        app_proxy_protocol(reader, inbound.app_proxy_protocol.as_ref(), listen.as_ref());
     let advertise = match &inbound.advertise {
         Some(at) => reader.parse(at, "fender::bad-address", HOST_HELP),
         None => found_by
@@ -140,7 +146,78 @@ pub(super) fn inbound(
         advertise,
         client_certificate: client_certificate?,
         paths,
+        proxy_protocol: proxy_protocol?,
+        app_proxy_protocol: app_proxy_protocol?,
     })
+}
+
+/// The inner option is whether there is one; the outer, whether it is right.
+fn proxy_protocol(
+    reader: &mut Reader<'_>,
+    written: Option<&At<raw::ProxyProtocol>>,
+    listen: Option<&ListenAddr>,
+) -> Option<Option<ProxyProtocol>> {
+    let Some(at) = written else {
+        return Some(None);
+    };
+    refuse_unix(reader, at, "proxyProtocol", listen);
+    let raw::ProxyProtocol { version, from } = &at.value;
+    let raw::ProxyVersion = reader.choose("version", version)?;
+    if from.value.is_empty() {
+        reader.wrong(
+            from,
+            "fender::empty-list",
+            "`from` is an empty list: nobody could connect with a PROXY header",
+            "list the addresses of the balancers, or remove `proxyProtocol`",
+        );
+        return None;
+    }
+    let blocks: Vec<Option<IpNet>> = from
+        .value
+        .iter()
+        .map(|at| sender_block(reader, at))
+        .collect();
+    let from = blocks.into_iter().collect::<Option<_>>()?;
+    Some(Some(ProxyProtocol { from }))
+}
+
+/// A sender says where its connections come from, so whoever is one is believed to be anywhere.
+fn sender_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
+    let block = ip_block(reader, at)?;
+    if block.prefix_len() == 0 {
+        reader.wrong(
+            at,
+            "fender::everybody-is-believed",
+            format!("`{block}` lets everybody say that they come from anywhere"),
+            "list the addresses of the balancers and no others",
+        );
+        return None;
+    }
+    Some(block)
+}
+
+fn app_proxy_protocol(
+    reader: &mut Reader<'_>,
+    written: Option<&At<Word<AppProxyProtocol>>>,
+    listen: Option<&ListenAddr>,
+) -> Option<AppProxyProtocol> {
+    let Some(at) = written else {
+        return Some(AppProxyProtocol::Absent);
+    };
+    refuse_unix(reader, at, "appProxyProtocol", listen);
+    reader.choose("appProxyProtocol", at)
+}
+
+/// Who comes over a Unix socket has no address: none that could be listed, none that could be passed on.
+fn refuse_unix<T>(reader: &mut Reader<'_>, at: &At<T>, field: &str, listen: Option<&ListenAddr>) {
+    if let Some(listen @ ListenAddr::Unix(_)) = listen {
+        reader.wrong(
+            at,
+            "fender::no-address",
+            format!("`{field}` is about addresses, and who connects to `{listen}` has none"),
+            format!("listen on `IP:PORT`, or remove `{field}`"),
+        );
+    }
 }
 
 fn app(reader: &mut Reader<'_>, at: &At<String>) -> Option<AppAddress> {

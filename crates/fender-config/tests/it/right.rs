@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fender_config::snapshot::{CredentialSource, Delivery, Destination, Profile, Protocol};
+use fender_config::snapshot::{
+    AppProxyProtocol, CredentialSource, Delivery, Destination, Profile, Protocol,
+};
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
     Attestor, Change, Documents, KeySource, Kind, Reach, Role, Source, Vouching, What, parse,
@@ -19,6 +21,24 @@ fn shop() -> Documents {
 
 fn name(text: &str) -> WorkloadName {
     text.parse().unwrap()
+}
+
+#[test]
+fn a_port_names_whose_proxy_headers_are_believed() {
+    let snapshot = shop().snapshot(&name("shop/reports"), 7).unwrap();
+    let [first, second] = &snapshot.inbound[..] else {
+        panic!("{:?}", snapshot.inbound)
+    };
+    assert_eq!(first.proxy_protocol, None);
+    assert_eq!(first.app_proxy_protocol, AppProxyProtocol::Absent);
+    assert_eq!(second.app_proxy_protocol, AppProxyProtocol::V2);
+    let senders = second.proxy_protocol.as_ref().unwrap();
+    for listed in ["10.0.0.5", "::ffff:10.0.0.5", "2001:db8::7"] {
+        assert!(senders.lists(listed.parse().unwrap()), "{listed}");
+    }
+    for other in ["10.0.0.6", "::1", "2001:db8:0:1::7"] {
+        assert!(!senders.lists(other.parse().unwrap()), "{other}");
+    }
 }
 
 #[test]
@@ -410,6 +430,7 @@ fn a_snapshot_may_become_a_day_old_or_what_the_mesh_says_and_closed_lets_nobody_
     let anybody = Facts {
         peer: &Peer::Anonymous,
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: None,
     };

@@ -112,6 +112,8 @@ fn attack_an_operator_gives_nobody_an_identity() {
         "{ attest: [ { token: {} } ] }",
         "{ dnsNames: [ ledger.bank.internal ] }",
         "{ inbound: [ { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, clientCertificate: ignore } ] }",
+        "{ inbound: [ { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, \
+         proxyProtocol: { version: v2, from: [ 10.0.0.1 ] } } ] }",
     ] {
         let changed = [mesh(""), workload("shop", "orders", spec)];
         assert_eq!(

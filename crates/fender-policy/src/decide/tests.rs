@@ -69,6 +69,7 @@ fn http(set: &PolicySet, id: Option<&str>, method: &str, path: &str, team: &[&st
     let seen = Seen {
         caller: id.map(Caller::of),
         source_ip: Some([10, 0, 0, 7].into()),
+        remote_ip: Some([10, 0, 0, 7].into()),
         port: 8443,
         http: Some(http),
     };
@@ -79,6 +80,7 @@ fn tcp(set: &PolicySet, id: Option<&str>) -> Verdict {
     let seen = Seen {
         caller: id.map(Caller::of),
         source_ip: Some([10, 0, 0, 7].into()),
+        remote_ip: Some([10, 0, 0, 7].into()),
         port: 8443,
         http: None,
     };
@@ -259,6 +261,7 @@ fn an_address_condition_over_a_unix_socket_denies() {
     let seen = Seen {
         caller: WEB.map(Caller::of),
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: None,
     };
@@ -270,6 +273,57 @@ fn an_address_condition_over_a_unix_socket_denies() {
         only(Action::Deny, rule).decide_seen(&seen).verdict,
         Verdict::Deny
     );
+}
+
+/// A balancer's own address is not that of its client, nor the other way round.
+#[test]
+fn the_remote_address_and_that_of_the_connection_are_two_facts() {
+    let (balancer, client) = ("10.0.0.1", "192.0.2.7");
+    let seen = Seen {
+        caller: WEB.map(Caller::of),
+        source_ip: Some(balancer.parse().unwrap()),
+        remote_ip: Some(client.parse().unwrap()),
+        port: 8443,
+        http: None,
+    };
+    let block = |ip: &str| vec![format!("{ip}/32").parse().unwrap()];
+    let allowed = |source: Source| {
+        let verdict = only(Action::Allow, from(source)).decide_seen(&seen).verdict;
+        verdict == Verdict::Allow
+    };
+    for (ip, is_source) in [(balancer, true), (client, false)] {
+        let (ip_blocks, remote_ip_blocks) = (block(ip), block(ip));
+        assert_eq!(
+            is_source,
+            allowed(Source {
+                ip_blocks,
+                ..Source::default()
+            })
+        );
+        assert_eq!(
+            !is_source,
+            allowed(Source {
+                remote_ip_blocks,
+                ..Source::default()
+            })
+        );
+        let not_remote_ip_blocks = block(ip);
+        assert_eq!(
+            is_source,
+            allowed(Source {
+                not_remote_ip_blocks,
+                ..Source::default()
+            })
+        );
+        let condition = |key| Condition::new(key, texts(&[ip]), Vec::new()).unwrap();
+        let when = |condition| Rule {
+            when: vec![condition],
+            ..Rule::default()
+        };
+        let rule = when(condition("remote.ip"));
+        let verdict = only(Action::Deny, rule).decide_seen(&seen).verdict;
+        assert_eq!(!is_source, verdict == Verdict::Deny);
+    }
 }
 
 #[test]
@@ -287,6 +341,7 @@ fn a_request_that_names_no_host_is_denied_by_rules_about_hosts_and_allowed_by_no
     let seen = Seen {
         caller: WEB.map(Caller::of),
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: Some(HttpFacts {
             method: "GET",
@@ -358,6 +413,7 @@ fn a_decision_names_policy_and_rule_and_the_audits_that_matched() {
     let seen = Seen {
         caller: None,
         source_ip: None,
+        remote_ip: None,
         port: 8443,
         http: None,
     };
@@ -384,6 +440,7 @@ fn an_ipv4_peer_in_ipv6_clothes_is_matched_as_ipv4() {
     let facts = crate::Facts {
         peer: &peer,
         source_ip: Some("::ffff:10.0.0.7".parse().unwrap()),
+        remote_ip: Some("::ffff:10.0.0.7".parse().unwrap()),
         port: 1,
         http: None,
     };

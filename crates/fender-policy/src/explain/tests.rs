@@ -41,6 +41,7 @@ fn request<T>(id: Option<&str>, method: &str, path: &str, ask: impl FnOnce(&Seen
     ask(&Seen {
         caller: id.map(Caller::of),
         source_ip: Some("10.0.0.7".parse().unwrap()),
+        remote_ip: Some("10.0.0.7".parse().unwrap()),
         port: 8443,
         http: Some(HttpFacts {
             method,

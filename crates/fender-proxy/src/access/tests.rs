@@ -15,7 +15,7 @@ fn origin(peer: Option<&str>) -> Origin {
     Origin {
         direction: Direction::Inbound,
         listen: Arc::new("10.0.0.1:8443".parse().unwrap()),
-        from: PeerAddr::Tcp("10.0.0.2:4711".parse().unwrap()),
+        provenance: PeerAddr::Tcp("10.0.0.2:4711".parse().unwrap()).into(),
         peer: peer.map(|peer| peer.parse().unwrap()),
         tls: Some(ProtocolVersion::TLSv1_3),
     }

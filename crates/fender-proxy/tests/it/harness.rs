@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::snapshot::{
-    ClientCertificate, Destination, Inbound, Outbound, PathRules, Profile, Protocol, Snapshot,
+    AppProxyProtocol, ClientCertificate, Destination, Inbound, Outbound, PathRules, Profile,
+    Protocol, Snapshot,
 };
 use fender_config::{AppAddress, ListenAddr};
 use fender_identity::tls::{self, TlsProfile};
@@ -193,6 +194,8 @@ pub(crate) fn inbound(app: SocketAddr, protocol: Protocol) -> Inbound {
         protocol,
         client_certificate: ClientCertificate::Require,
         paths: PathRules::default(),
+        proxy_protocol: None,
+        app_proxy_protocol: AppProxyProtocol::Absent,
     }
 }
 
@@ -306,6 +309,17 @@ impl World {
         svid: &Svid,
         alpn: &[&[u8]],
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address()).await?;
+        self.handshake(stream, svid, alpn).await
+    }
+
+    /// Begins TLS on a connection that is there.
+    pub(crate) async fn handshake(
+        &self,
+        stream: TcpStream,
+        svid: &Svid,
+        alpn: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let clock = Arc::new(TlsClock(self.clock.clone()));
         let config = tls::client(
             TlsProfile::default(),
@@ -316,7 +330,6 @@ impl World {
             clock,
         )
         .unwrap();
-        let stream = TcpStream::connect(self.address()).await?;
         soon(TlsConnector::from(config).connect(tls::server_name(&id(ORDERS)), stream)).await
     }
 

@@ -72,6 +72,7 @@ fn decision(record: Record) -> Option<DecisionRecord> {
         verdict: Verdict::Deny,
         peer: record.facts.peer,
         source_ip: record.facts.source_ip,
+        remote_ip: record.facts.remote_ip,
         port: record.facts.port,
         http: record.facts.request.map(|request| HttpRequest {
             method: request.method,
