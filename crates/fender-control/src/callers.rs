@@ -175,7 +175,7 @@ pub(crate) async fn on_record(peer: &PeerSvid, store: &Store) -> Result<Known, S
     let known = certificates::find(store.reads(), &peer.serial().to_string())
         .await
         .map_err(failed)?
-        .filter(|known| known.leaf == *peer.leaf_der() && known.identity == *peer.id())
+        .filter(|known| peer.showed(&known.leaf) && known.identity == *peer.id())
         .ok_or_else(|| Code::Denied.status("this certificate is not on record here"))?;
     match known.standing {
         Standing::Good => Ok(known),

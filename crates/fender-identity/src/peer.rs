@@ -33,7 +33,7 @@ pub struct PeerSvid {
     id: SpiffeId,
     serial: Serial,
     validity: Validity,
-    leaf: CertificateDer<'static>,
+    /// The leaf itself is not kept: there is one for each open connection.
     fingerprint: [u8; 32],
 }
 
@@ -42,15 +42,13 @@ impl PeerSvid {
         id: SpiffeId,
         serial: Serial,
         validity: Validity,
-        leaf: CertificateDer<'static>,
+        leaf: &CertificateDer<'_>,
     ) -> Self {
-        let fingerprint = sha256(&leaf);
         Self {
             id,
             serial,
             validity,
-            leaf,
-            fingerprint,
+            fingerprint: sha256(leaf),
         }
     }
 
@@ -75,7 +73,8 @@ impl PeerSvid {
         self.fingerprint
     }
 
-    pub fn leaf_der(&self) -> &CertificateDer<'static> {
-        &self.leaf
+    /// Whether it is this very certificate that was shown.
+    pub fn showed(&self, leaf: &CertificateDer<'_>) -> bool {
+        self.fingerprint == sha256(leaf)
     }
 }

@@ -246,8 +246,7 @@ impl Leaf {
     }
 
     pub(crate) fn into_peer(self, der: &CertificateDer<'_>) -> PeerSvid {
-        let leaf = der.clone().into_owned();
-        PeerSvid::new(self.id, self.serial, self.validity, leaf)
+        PeerSvid::new(self.id, self.serial, self.validity, der)
     }
 }
 

@@ -49,22 +49,12 @@ pub(crate) async fn serve(
     loop {
         let head = match peer.head(heard, limits, last_call.as_mut()).await {
             Ok(Some(head)) => head,
-            Ok(None) => return peer.close(limits).await,
+            Ok(None) => return Box::pin(peer.close(limits)).await,
             // There is nobody left to answer.
             Err(fault @ PeerFault::Leaves(_)) => return Err(fault.into()),
-            Err(fault) => {
-                let answer = desk.refuse(fault, PROTOCOL);
-                return match peer
-                    .answer(&answer, Dialect::REFUSED, Then::Close, limits)
-                    .await
-                {
-                    Ok(_) => peer.linger(limits).await,
-                    // The request has its line.
-                    Err(_) => Ok(()),
-                };
-            }
+            Err(fault) => return Box::pin(refuse(&desk, fault, peer, limits)).await,
         };
-        // Boxed, so that a connection is small while it is idle.
+        // Boxed, as all that is not needed between requests, so that a connection is small while it is idle.
         match Box::pin(exchange(
             &desk,
             &mut policy,
@@ -76,7 +66,7 @@ pub(crate) async fn serve(
         .await
         {
             Next::Request => heard = Heard::Requests,
-            Next::Close => return peer.linger(limits).await,
+            Next::Close => return Box::pin(peer.linger(limits)).await,
             Next::Over => return Ok(()),
         }
     }
@@ -84,6 +74,24 @@ pub(crate) async fn serve(
 
 /// Which fields of a response go back.
 type Returns = fn(&ResponseHead, &[u8]) -> bool;
+
+/// Answers a head that could not be read, and ends the connection.
+async fn refuse(
+    desk: &impl Desk,
+    fault: PeerFault,
+    mut peer: Peer,
+    limits: &Limits,
+) -> Result<(), Fault> {
+    let answer = desk.refuse(fault, PROTOCOL);
+    match peer
+        .answer(&answer, Dialect::REFUSED, Then::Close, limits)
+        .await
+    {
+        Ok(_) => peer.linger(limits).await,
+        // The request has its line.
+        Err(_) => Ok(()),
+    }
+}
 
 /// What becomes of a connection after an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use fender_config::snapshot::{AppProxyProtocol, Protocol};
 use fender_identity::{Peer, PeerSvid, Svid};
-use fender_runtime::accept::Accept;
+use fender_runtime::accept::{Accept, Slot};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
@@ -33,10 +33,7 @@ use crate::{http1, http2, tcp};
 pub(crate) async fn serve(mut accept: Accept, door: Arc<Door>, drain: Drain) {
     while let Some((socket, from, slot)) = accept.next(&drain).await {
         let conn = Conn::new(&door, &drain, from);
-        drain.spawn(async move {
-            conn.run(socket).await;
-            drop(slot);
-        });
+        drain.spawn(conn.run(socket, slot));
     }
 }
 
@@ -97,9 +94,15 @@ impl Conn {
         }
     }
 
-    async fn run(mut self, socket: Socket) {
-        let outcome = self.carry(socket).await;
-        self.record(outcome); // the one line and the decision record
+    /// The slot is free when all is over.
+    // Not an `async fn`: that would have room for its arguments twice.
+    #[expect(clippy::manual_async_fn, reason = "smaller")]
+    fn run(mut self, socket: Socket, slot: Slot) -> impl Future<Output = ()> {
+        async move {
+            let outcome = self.carry(socket).await;
+            self.record(outcome); // the one line and the decision record
+            drop(slot);
+        }
     }
 
     async fn carry(&mut self, socket: Socket) -> Result<(), Fault> {
@@ -117,8 +120,9 @@ impl Conn {
         }
 
         let local = introduction::local_address(&socket);
-        let accept = self.accept(socket, &terms, deadline);
-        let (accepted, named) = introduction::hearing(accept).await;
+        let accept = introduction::hearing(self.accept(socket, &terms, deadline));
+        // Boxed, like whatever an open connection does not need later.
+        let (accepted, named) = Box::pin(accept).await;
         let (stream, peer) = accepted?; // who
         let provenance = &self.line.origin.provenance;
         let introduction = match terms.app_proxy_protocol {
@@ -195,8 +199,7 @@ impl Conn {
         tokio::select! {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),
-            // Boxed, like whatever an open connection does not need later.
-            accepted = Box::pin(establish(socket, provenance, terms, limits, deadline)) => Ok(accepted?),
+            accepted = establish(socket, provenance, terms, limits, deadline) => Ok(accepted?),
             () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
         }
     }
@@ -275,4 +278,27 @@ fn is_handshake(fault: &Fault) -> bool {
                 | PeerFault::EstablishesTooSlowly
         ) | Fault::Ours(OurFault::Expired)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes of what an open connection holds for as long as it is open, without what is on the heap.
+    /// They are a budget: what makes them larger makes every idle connection larger.
+    #[test]
+    fn an_open_connection_is_small() {
+        fn conn<F>(_: impl Fn(Conn, Socket, Slot) -> F) -> usize {
+            size_of::<F>()
+        }
+        fn serve<F>(_: impl Fn(Gate, Policy, Stream, &'static Closing) -> F) -> usize {
+            size_of::<F>()
+        }
+        let conn = conn(Conn::run);
+        assert!(conn <= 1536, "a connection: {conn} bytes");
+        let http1 = serve(http1::serve);
+        assert!(http1 <= 1536, "HTTP/1 between requests: {http1} bytes");
+        let tls = crate::stream::SERVER_SIZE;
+        assert!(tls <= 1344, "TLS: {tls} bytes");
+    }
 }

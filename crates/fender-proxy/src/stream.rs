@@ -229,3 +229,7 @@ impl fmt::Debug for Stream {
         })
     }
 }
+
+/// What TLS takes for each connection from a peer, without what rustls has on the heap.
+#[cfg(test)]
+pub(crate) const SERVER_SIZE: usize = size_of::<Tls<UnbufferedServerConnection>>();
