@@ -435,3 +435,33 @@ async fn a_refusal_reaches_the_app_with_the_id_of_the_decision() {
     let id = format!("x-fender-decision: {}\r\n", record.id);
     assert!(answer.contains(&id), "{answer}");
 }
+
+#[tokio::test]
+async fn a_call_that_changes_protocols_is_carried_both_ways() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        head(&mut socket).await;
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello";
+        socket.write_all(switch.as_bytes()).await.unwrap();
+        let (mut read, mut write) = socket.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let server = World::http(app);
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(&server, to);
+    ready(&world).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    let request =
+        "GET /chat HTTP/1.1\r\nhost: o\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nping";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let answer = head(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
+    let mut heard = [0; 9];
+    soon(stream.read_exact(&mut heard)).await.unwrap();
+    assert_eq!(&heard, b"helloping");
+    stream.write_all(b"more").await.unwrap();
+    soon(stream.read_exact(&mut heard[..4])).await.unwrap();
+    assert_eq!(&heard[..4], b"more");
+}

@@ -543,3 +543,59 @@ async fn what_an_app_sends_after_a_head_response_answers_nobody_elses_request() 
     let (_, seen) = response(&mut victim).await;
     assert_eq!(seen, "clean");
 }
+
+#[tokio::test]
+async fn a_response_that_can_be_read_in_two_ways_is_502_and_none_of_it_is_passed_on() {
+    let tasks = Drain::new();
+    let heads = [
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        "content-length: 5\r\ncontent-length: 5\r\n",
+        "content-length: 5, 5\r\n",
+        "content-length: +5\r\n",
+        "transfer-encoding: chunked, chunked\r\n",
+        "transfer-encoding: gzip\r\n",
+        "transfer_encoding: chunked\r\n",
+        "content-length : 5\r\n",
+        "x: a\r\n folded\r\n",
+        "x: a\rcontent-length: 5\r\n",
+    ];
+    for fields in heads {
+        let app = raw_app(&tasks, move |mut socket| async move {
+            head(&mut socket).await;
+            let answer = format!("HTTP/1.1 200 OK\r\n{fields}\r\n5\r\nsplit\r\n0\r\n\r\n");
+            let _ = socket.write_all(answer.as_bytes()).await;
+        })
+        .await;
+        let world = World::http(app);
+        let answer = world.raw(&last_get("/split")).await;
+        assert!(answer.starts_with("HTTP/1.1 502"), "{fields:?}: {answer}");
+        assert!(!answer.contains("split"), "{fields:?}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn what_an_app_sends_behind_a_response_answers_nobody_elses_request() {
+    let tasks = Drain::new();
+    let app = raw_app(&tasks, |mut socket| async move {
+        loop {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = socket.read_u8().await else {
+                    return;
+                };
+                request.push(byte);
+            }
+            let ours = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nclean";
+            let poison = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned";
+            let answer = [&ours[..], poison].concat();
+            let _ = socket.write_all(&answer).await;
+        }
+    })
+    .await;
+    let world = World::http(app);
+    let mut stream = world.web().await;
+    for _ in 0..5 {
+        stream.write_all(get("/mine").as_bytes()).await.unwrap();
+        assert_eq!(response(&mut stream).await.1, "clean");
+    }
+}
