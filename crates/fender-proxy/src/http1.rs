@@ -42,7 +42,8 @@ pub(crate) async fn serve(
     stream: Stream,
     closing: &Closing,
 ) -> Result<(), Fault> {
-    let limits = &desk.entrance().node.limits.clone();
+    let node = desk.entrance().node.clone();
+    let limits = &node.limits;
     let mut peer = Peer::new(stream, limits);
     let mut last_call = pin!(closing.last_call(limits.last_call));
     let mut heard = Heard::Nothing;

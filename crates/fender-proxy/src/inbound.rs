@@ -297,7 +297,7 @@ mod tests {
         let conn = conn(Conn::run);
         assert!(conn <= 1536, "a connection: {conn} bytes");
         let http1 = serve(http1::serve);
-        assert!(http1 <= 1536, "HTTP/1 between requests: {http1} bytes");
+        assert!(http1 <= 1280, "HTTP/1 between requests: {http1} bytes");
         let tls = crate::stream::SERVER_SIZE;
         assert!(tls <= 1344, "TLS: {tls} bytes");
     }

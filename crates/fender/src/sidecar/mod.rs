@@ -198,6 +198,10 @@ async fn serve(
         superior.ready().map_err(Failure::unavailable)?;
     }
     tracing::info!(identity = %serving.feed.svid.borrow().id(), "ready");
+    // The start is over, and most of the program was for it. If not, it only stays where it is.
+    if let Err(error) = sys::release_code() {
+        tracing::debug!(%error, "cannot give back the pages of the program");
+    }
 
     tokio::select! {
         () = stop.requested() => {}
