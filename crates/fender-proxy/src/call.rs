@@ -152,6 +152,8 @@ pub(crate) struct Call {
     out: Outgoing,
     encoder: Encoder,
     sending: Sending,
+    /// The other side takes no more of it. It may have answered all the same.
+    refused: Option<io::Error>,
     /// Something of the response has come.
     heard: bool,
     asks: Asks,
@@ -159,12 +161,11 @@ pub(crate) struct Call {
     afterwards: Afterwards,
 }
 
-#[derive(Debug)]
+/// How much of the request's body was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
     Open,
     Done,
-    /// The other side takes no more of it. It may have answered all the same.
-    Refused(io::Error),
 }
 
 /// What becomes of a connection after a response.
@@ -200,6 +201,7 @@ impl Call {
             out: Outgoing::default(),
             encoder: Encoder::new(onward.framing),
             sending: Sending::Open,
+            refused: None,
             heard: false,
             asks: onward.asks,
             decoder: Decoder::new(Framing::None, BodyLimits::default()),
@@ -213,9 +215,7 @@ impl Call {
     /// Begins once more on another connection; only after [`Fate::Unsent`].
     pub(crate) fn resume(&mut self, link: Box<Link>) {
         self.link = Some(link);
-        if let Sending::Refused(_) = self.sending {
-            self.sending = Sending::Open;
-        }
+        self.refused = None;
     }
 
     /// Sends what there is to send, and waits for the final head of the response.
@@ -257,10 +257,13 @@ impl Call {
         let Some(link) = &mut self.link else {
             return Poll::Ready(Ok(()));
         };
+        if self.refused.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         let unwritable =
             |error: fender_wire::body::EncodeError| OurFault::Unwritable(error.to_string());
         loop {
-            while matches!(self.sending, Sending::Open) && self.out.has_room() {
+            while self.sending == Sending::Open && self.out.has_room() {
                 match near.poll_body(cx)? {
                     Poll::Ready(Step::Data(data)) => {
                         self.out.put(self.encoder.data(data).map_err(unwritable)?);
@@ -276,7 +279,7 @@ impl Call {
             if self.out.is_empty() {
                 return match self.sending {
                     Sending::Open => Poll::Pending,
-                    Sending::Done | Sending::Refused(_) => Poll::Ready(Ok(())),
+                    Sending::Done => Poll::Ready(Ok(())),
                 };
             }
             if let Err(error) = ready!(self.out.poll_write(&mut link.io, cx)) {
@@ -284,7 +287,7 @@ impl Call {
                 if self.out.written() > 0 {
                     self.out.abandon();
                 }
-                self.sending = Sending::Refused(error);
+                self.refused = Some(error);
                 return Poll::Ready(Ok(()));
             }
         }
@@ -315,10 +318,9 @@ impl Call {
                 }
             }
             // Where nothing was written nothing is answered.
-            if let Sending::Refused(error) = &mut self.sending
-                && self.out.written() == 0
+            if self.out.written() == 0
+                && let Some(error) = self.refused.take()
             {
-                let error = std::mem::replace(error, io::ErrorKind::BrokenPipe.into());
                 let lost = is_loss(&error);
                 return Poll::Ready(Err((UpstreamFault::Leaves(error).into(), lost)));
             }
@@ -409,7 +411,7 @@ impl Call {
 
     /// The response is complete: the connection may serve another request.
     fn finish(&mut self) {
-        let sent = matches!(self.sending, Sending::Done) && self.out.is_empty();
+        let sent = self.sending == Sending::Done && self.out.is_empty() && self.refused.is_none();
         if let Some(mut link) = self.link.take()
             && self.afterwards == Afterwards::Keep
             && sent
@@ -460,6 +462,7 @@ mod tests {
     use std::future::poll_fn;
 
     use fender_runtime::listen::Socket;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::Semaphore;
     use tokio::task::coop::poll_proceed;
@@ -469,14 +472,7 @@ mod tests {
     #[tokio::test]
     async fn a_closed_connection_is_seen_to_be_closed_even_by_a_task_that_used_up_its_turn() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (theirs, _) = listener.accept().await.unwrap();
-        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        let io = Stream::plain(Socket::Tcp(ours));
-        let heads = HeadReader::new(fender_wire::Limits::default());
-        let mut link = Link::new(io, Arc::new(Peer::Anonymous), None, slot, heads);
+        let (mut link, theirs) = pair(&listener).await;
         assert!(link.is_open());
         drop(theirs);
         // The end of the connection has arrived once the reactor has had a turn.
@@ -489,5 +485,72 @@ mod tests {
             Poll::Ready(())
         })
         .await;
+    }
+
+    /// A request without a body, whose sender stays.
+    struct Patient;
+
+    impl Near for Patient {
+        fn poll_body(&mut self, _: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
+            Poll::Ready(Ok(Step::End(Fields::default())))
+        }
+
+        fn ended(&mut self) -> Option<Fault> {
+            None
+        }
+
+        fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<Fault> {
+            Poll::Pending
+        }
+
+        fn takes(&mut self, _: &Arc<Peer>) -> bool {
+            true
+        }
+    }
+
+    async fn pair(listener: &TcpListener) -> (Box<Link>, TcpStream) {
+        let ours = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (theirs, _) = listener.accept().await.unwrap();
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        let io = Stream::plain(Socket::Tcp(ours));
+        let heads = HeadReader::new(fender_wire::Limits::default());
+        let link = Link::new(io, Arc::new(Peer::Anonymous), None, slot, heads);
+        (Box::new(link), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_request_of_which_nothing_could_be_written_is_sent_whole_on_another_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stale, gone) = pair(&listener).await;
+        gone.set_zero_linger().unwrap();
+        drop(gone);
+        let onward = Onward {
+            head: BytesMut::from("POST / HTTP/1.1\r\nhost: a\r\n\r\n"),
+            framing: Framing::None,
+            asks: Asks::Whole,
+            idempotent: false,
+            upgrades: false,
+        };
+        let links = Arc::new(Semaphore::new(1));
+        let keeping = crate::pool::Keeping::App;
+        let pool = Arc::new(Pool::new(links, crate::Limits::default(), keeping));
+        let mut call = Call::new(pool, stale, &onward);
+        let failed = poll_fn(|cx| call.poll_head(&mut Patient, cx)).await;
+        assert_eq!(failed.unwrap_err().fate, Fate::Unsent);
+
+        let (fresh, mut app) = pair(&listener).await;
+        call.resume(fresh);
+        let answer = async {
+            let mut request = vec![0; onward.head.len()];
+            app.read_exact(&mut request).await.unwrap();
+            assert_eq!(request, onward.head);
+            let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
+            app.write_all(answer).await.unwrap();
+        };
+        let heard = poll_fn(|cx| call.poll_head(&mut Patient, cx));
+        let (heard, ()) = tokio::join!(heard, answer);
+        assert_eq!(heard.unwrap().status(), 204);
     }
 }
