@@ -128,12 +128,20 @@ impl Link {
         self.introduced.as_ref()
     }
 
+    /// Lets go of its buffer, if nothing unasked is in it.
+    fn rests(&mut self) -> bool {
+        let rests = self.read.is_empty();
+        if rests {
+            self.read = BytesMut::new();
+        }
+        rests
+    }
+
     /// Whether the other side has not closed it and has sent nothing unasked, as far as can be known.
     pub(crate) fn is_open(&mut self) -> bool {
-        if !self.read.is_empty() {
+        if !self.rests() {
             return false;
         }
-        self.read = BytesMut::new();
         let mut cx = Context::from_waker(Waker::noop());
         // A task that has used up its turn would see nothing to read, whatever is there.
         let look = unconstrained(std::future::poll_fn(|cx| {
@@ -409,13 +417,14 @@ impl Call {
         self.decoder.is_done()
     }
 
-    /// The response is complete: the connection may serve another request.
+    /// The response is complete: the connection may serve another request. Whoever takes it looks
+    /// whether it is still open.
     fn finish(&mut self) {
         let sent = self.sending == Sending::Done && self.out.is_empty() && self.refused.is_none();
         if let Some(mut link) = self.link.take()
             && self.afterwards == Afterwards::Keep
             && sent
-            && link.is_open()
+            && link.rests()
         {
             self.pool.keep(link);
         }
