@@ -9,6 +9,7 @@ pub mod clock;
 pub mod docker;
 pub mod mesh;
 pub mod network;
+pub mod openssl;
 pub mod pki;
 pub mod postgres;
 pub mod process;

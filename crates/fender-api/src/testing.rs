@@ -253,7 +253,7 @@ impl Control {
             unreachable!()
         };
         let config = fender_identity::tls::server(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             &self.svid,
             self.ca.bundles(),
             ClientCertificate::Accept,

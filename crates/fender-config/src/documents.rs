@@ -2,7 +2,9 @@
 
 mod attest;
 mod diff;
+mod mtls;
 pub(crate) mod snapshot;
+mod tls;
 mod touched;
 mod vouching;
 
@@ -10,6 +12,9 @@ pub use attest::{
     Attestor, DockerSelector, Image, KubernetesSelector, On, Sha256, UnixSelector, X509Selector,
 };
 pub use diff::{Change, What};
+pub(crate) use mtls::Scope;
+pub use mtls::{MtlsMode, PeerAuthentication};
+pub use tls::{TlsParameters, TlsProfiles, TlsRule};
 pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +48,7 @@ pub struct Documents {
     pub upstreams: Objects<ObjectName, Upstream>,
     pub credentials: Objects<ObjectName, Credential>,
     pub policies: Objects<PolicyName, SelectingPolicy>,
+    pub peer_authentications: Objects<PolicyName, PeerAuthentication>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
 }
@@ -57,6 +63,7 @@ impl Documents {
             Kind::Upstream => !self.upstreams.is_empty(),
             Kind::Credential => !self.credentials.is_empty(),
             Kind::AuthorizationPolicy => !self.policies.is_empty(),
+            Kind::PeerAuthentication => !self.peer_authentications.is_empty(),
             Kind::Sidecar => false,
         }
     }
@@ -70,6 +77,7 @@ impl Documents {
             Kind::Upstream => self.upstreams.is_named(name),
             Kind::Credential => self.credentials.is_named(name),
             Kind::AuthorizationPolicy => self.policies.is_named(name),
+            Kind::PeerAuthentication => self.peer_authentications.is_named(name),
             Kind::Sidecar => false,
         }
     }
@@ -83,6 +91,7 @@ impl Documents {
                 Kind::Upstream => self.upstreams.remove(name),
                 Kind::Credential => self.credentials.remove(name),
                 Kind::AuthorizationPolicy => self.policies.remove(name),
+                Kind::PeerAuthentication => self.peer_authentications.remove(name),
                 Kind::Mesh | Kind::Sidecar => {}
             }
         }
@@ -96,6 +105,7 @@ impl Documents {
             + self.upstreams.len()
             + self.credentials.len()
             + self.policies.len()
+            + self.peer_authentications.len()
     }
 }
 
@@ -119,6 +129,7 @@ pub(crate) fn read_upon(
     } = loaded;
     let mut documents = upon.documents.clone();
     let (mut workloads, mut nodes, mut policies) = (Vec::new(), Vec::new(), Vec::new());
+    let mut peer_authentications = Vec::new();
     let mut vouching = read::Names::default();
     for (page, raw) in pages {
         let reader = &mut Reader { page, report };
@@ -140,6 +151,7 @@ pub(crate) fn read_upon(
             ),
             Raw::Node(raw) => nodes.extend(read::node(reader, raw).map(|read| (page, read))),
             Raw::AuthorizationPolicy(raw) => policies.push((page, raw)),
+            Raw::PeerAuthentication(raw) => peer_authentications.push((page, raw)),
             Raw::Sidecar(_) => report.add(
                 Problem::new(
                     page.start(),
@@ -174,18 +186,27 @@ pub(crate) fn read_upon(
         node.attest = read::resolve_attest(reader, &known, &whom, entries);
         documents.nodes.insert(node.name.clone(), node);
     }
-    let ports = Ports::of(&workloads, upon);
-    let mut read_here = Vec::new();
-    for unresolved in workloads {
-        let workload = unresolved.resolve(&known, &ports, &whom, report);
-        read_here.push(workload.name.clone());
-        documents.workloads.insert(workload.name.clone(), workload);
-    }
     let root_namespace = documents
         .mesh
         .as_ref()
         .map_or(ROOT_NAMESPACE, |mesh| &mesh.root_namespace)
         .to_owned();
+    for (page, raw) in peer_authentications {
+        let reader = &mut Reader { page, report };
+        read::add_peer_authentication(
+            reader,
+            &mut documents.peer_authentications,
+            raw,
+            &root_namespace,
+        );
+    }
+    let ports = Ports::of(&workloads, upon);
+    let mut read_here = Vec::new();
+    for unresolved in workloads {
+        let workload = unresolved.resolve(&known, &ports, &whom, &documents, report);
+        read_here.push(workload.name.clone());
+        documents.workloads.insert(workload.name.clone(), workload);
+    }
     let mut doubtful = upon.doubtful.clone();
     for (page, raw) in policies {
         let at = page.place(raw.metadata.value.name.location);
@@ -200,6 +221,7 @@ pub(crate) fn read_upon(
         documents.warn_of_idle_policies(doubtful, report);
     }
     documents.refuse_deliveries_over_each_other(&read_here, report, &known);
+    documents.judge_clients(&read_here, report, &known);
     (documents, whom)
 }
 
@@ -256,6 +278,18 @@ impl Documents {
     }
 }
 
+impl Documents {
+    /// How clients come in at the ports of these workloads must be possible there.
+    fn judge_clients(&self, workloads: &[WorkloadName], report: &mut Report, known: &Known<'_>) {
+        for workload in workloads.iter().filter_map(|name| self.workloads.get(name)) {
+            let name = workload.name.to_string();
+            let place = known.place(Kind::Workload, &name);
+            let selecting: Vec<_> = self.peer_authentications_of(workload).collect();
+            read::judge_clients(report, &place, &name, &workload.inbound, &selecting);
+        }
+    }
+}
+
 /// Pairs of deliveries to the same place.
 pub(crate) fn collisions<'a>(
     credentials: impl Iterator<Item = &'a Credential>,
@@ -288,7 +322,10 @@ pub struct Mesh {
     /// Policies in this namespace select workloads of every namespace.
     pub root_namespace: String,
     pub lifetimes: Lifetimes,
-    pub tls: TlsProfile,
+    pub tls: TlsRule,
+    pub tls_profiles: TlsProfiles,
+    /// What holds in one namespace instead of everywhere, by its name.
+    pub namespaces: BTreeMap<String, Namespace>,
     /// How old a Snapshot may become.
     pub snapshot_max_age: Duration,
     /// What holds for a workload that no ALLOW policy selects, unless it says otherwise itself.
@@ -300,6 +337,23 @@ pub struct Mesh {
     pub clusters: BTreeMap<String, Cluster>,
     /// Whose certificates count at attestation, by name.
     pub authorities: BTreeMap<String, IssuingAuthority>,
+}
+
+/// What holds in one namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    pub tls: TlsRule,
+}
+
+impl Mesh {
+    /// What connections of this namespace must be, unless a workload or a port says otherwise.
+    pub(crate) fn tls_of(&self, namespace: &str) -> TlsProfile {
+        let mesh = self.tls.over(&self.tls_profiles, &TlsProfile::default());
+        match self.namespaces.get(namespace) {
+            Some(namespace) => namespace.tls.over(&self.tls_profiles, &mesh),
+            None => mesh,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,6 +385,8 @@ pub struct Workload {
     pub drain: Duration,
     /// Instead of the mesh's.
     pub authorization: Option<fender_policy::Default>,
+    /// Over the mesh's and the namespace's.
+    pub tls: TlsRule,
 }
 
 /// A host whose agent may speak for what runs there.
@@ -349,7 +405,10 @@ pub struct InboundPort {
     pub protocol: Protocol,
     /// Where other workloads find it, if that is known.
     pub advertise: Option<HostPort>,
-    pub client_certificate: ClientCertificate,
+    /// What is asked of clients in TLS, which is then the only way in. None: as PeerAuthentications say.
+    pub client_certificate: Option<ClientCertificate>,
+    /// Over the workload's.
+    pub tls: TlsRule,
     pub paths: PathRules,
     pub proxy_protocol: Option<ProxyProtocol>,
     pub app_proxy_protocol: AppProxyProtocol,
@@ -444,6 +503,7 @@ pub enum Kind {
     Upstream,
     Credential,
     AuthorizationPolicy,
+    PeerAuthentication,
     Sidecar,
 }
 
@@ -456,6 +516,7 @@ impl fmt::Display for Kind {
             Self::Upstream => "Upstream",
             Self::Credential => "Credential",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
             Self::Sidecar => "Sidecar",
         })
     }

@@ -28,9 +28,10 @@ pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, Lo
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
     Attestor, Change, Cluster, Credential, CredentialFrom, DockerSelector, Documents, Image,
-    InboundPort, IssuingAuthority, KeySource, Kind, KubernetesSelector, Lifetimes, Mesh, Node, On,
-    OutboundPort, OutboundTo, SelectingPolicy, Selector, Sha256, TokenReview, UnixSelector,
-    Upstream, Vouching, What, Workload, X509Selector, parse,
+    InboundPort, IssuingAuthority, KeySource, Kind, KubernetesSelector, Lifetimes, Mesh, MtlsMode,
+    Namespace, Node, On, OutboundPort, OutboundTo, PeerAuthentication, SelectingPolicy, Selector,
+    Sha256, TlsParameters, TlsProfiles, TlsRule, TokenReview, UnixSelector, Upstream, Vouching,
+    What, Workload, X509Selector, parse,
 };
 pub use memory::Memory;
 pub use name::{InvalidName, ObjectName};

@@ -397,7 +397,7 @@ struct Changed {
 }
 
 impl Changed {
-    /// None for what is said of everybody: the `Mesh`, and the groups of a `Node`.
+    /// None for what is said of everybody: the `Mesh`, the groups of a `Node`, and how clients come in.
     fn of<'a>(changed: impl Iterator<Item = &'a Raw>) -> Option<Self> {
         let mut all = Self::default();
         for raw in changed {
@@ -415,7 +415,7 @@ impl Changed {
                     all.objects.insert((kind, name));
                 }
                 Kind::AuthorizationPolicy => {}
-                Kind::Mesh | Kind::Node | Kind::Sidecar => return None,
+                Kind::Mesh | Kind::Node | Kind::PeerAuthentication | Kind::Sidecar => return None,
             }
         }
         Some(all)

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use fender_identity::tls::TlsVersion;
+use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsVersion};
 use fender_policy::{Action, Default as Fallback};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::administrators::Role;
+use crate::documents::MtlsMode;
 use crate::snapshot::{
     AppProxyProtocol, ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
 };
@@ -57,7 +58,14 @@ pub(crate) struct Mesh {
     /// Policies here select workloads of every namespace. Default: fender-system.
     pub(crate) root_namespace: Option<At<String>>,
     pub(crate) lifetimes: Option<Box<Lifetimes>>,
-    pub(crate) tls: Option<Tls>,
+    /// What every connection must be, unless a namespace, a workload or a port says otherwise.
+    pub(crate) tls: Option<At<Tls>>,
+    /// TLS parameters under a name, to be named wherever `tls` is.
+    #[serde(default)]
+    pub(crate) tls_profiles: Vec<At<TlsProfile>>,
+    /// What holds in one namespace instead of everywhere.
+    #[serde(default)]
+    pub(crate) namespaces: Vec<At<Namespace>>,
     /// What sidecars run on.
     pub(crate) snapshot: Option<SnapshotRules>,
     pub(crate) authorization: Option<Authorization>,
@@ -170,8 +178,35 @@ pub(crate) struct SnapshotRules {
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(crate) struct Namespace {
+    pub(crate) name: At<String>,
+    pub(crate) tls: Option<At<Tls>>,
+}
+
+/// What is left out is as it is around it: a port is in a workload, that in a namespace, that in the mesh.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Tls {
+    /// One of `tlsProfiles`. What is written beside it wins.
+    pub(crate) profile: Option<At<String>>,
+    /// Default: 1.3.
     pub(crate) minimum: Option<At<Word<TlsVersion>>>,
+    /// At least one of TLS 1.3. Default: all.
+    pub(crate) cipher_suites: Option<At<Vec<At<Word<CipherSuite>>>>>,
+    /// How keys are agreed upon, the best one first. Default: X25519MLKEM768, X25519, P-256, P-384.
+    pub(crate) groups: Option<At<Vec<At<Word<Group>>>>>,
+    /// Whether a client may go on with its session in a later connection. Default: tickets.
+    pub(crate) resumption: Option<At<Word<SessionResumption>>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct TlsProfile {
+    pub(crate) name: At<String>,
+    pub(crate) minimum: Option<At<Word<TlsVersion>>>,
+    pub(crate) cipher_suites: Option<At<Vec<At<Word<CipherSuite>>>>>,
+    pub(crate) groups: Option<At<Vec<At<Word<Group>>>>>,
+    pub(crate) resumption: Option<At<Word<SessionResumption>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -199,6 +234,8 @@ pub(crate) struct Workload {
     /// How long open connections may take to end. Default 30s.
     pub(crate) drain: Option<At<String>>,
     pub(crate) authorization: Option<Authorization>,
+    /// For its ports, and for what it calls.
+    pub(crate) tls: Option<At<Tls>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -301,7 +338,9 @@ pub(crate) struct Inbound {
     pub(crate) protocol: At<Word<Protocol>>,
     /// Where other workloads find it. Default: the first of dnsNames and the port of `listen`.
     pub(crate) advertise: Option<At<String>>,
+    /// What is asked of clients in TLS. Default: what PeerAuthentication documents say, and require where none does.
     pub(crate) client_certificate: Option<At<Word<ClientCertificate>>>,
+    pub(crate) tls: Option<At<Tls>>,
     pub(crate) paths: Option<At<Paths>>,
     /// Balancers that pass connections on and say by a PROXY header where each comes from.
     pub(crate) proxy_protocol: Option<At<ProxyProtocol>>,
@@ -433,11 +472,15 @@ pub(crate) struct Environment {
 
 /// A sidecar without a control plane.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Sidecar {
     /// Not needed by `fender exec`, which talks to nobody.
     pub(crate) identity: Option<At<Identity>>,
-    pub(crate) tls: Option<Tls>,
+    /// For its ports, and for what it calls.
+    pub(crate) tls: Option<At<Tls>>,
+    /// TLS parameters under a name, to be named wherever `tls` is.
+    #[serde(default)]
+    pub(crate) tls_profiles: Vec<At<TlsProfile>>,
     #[serde(default)]
     pub(crate) inbound: Vec<At<Inbound>>,
     #[serde(default)]
@@ -484,13 +527,13 @@ pub(crate) struct Direct {
 /// Istio's, with what a cluster adds to it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct IstioDocument {
+pub(crate) struct IstioDocument<S> {
     #[serde(rename = "apiVersion")]
     _api_version: String,
     #[serde(rename = "kind")]
     _kind: String,
     pub(crate) metadata: At<IstioMetadata>,
-    pub(crate) spec: Option<At<AuthorizationPolicy>>,
+    pub(crate) spec: Option<At<S>>,
     #[serde(rename = "status")]
     #[schemars(skip)]
     _status: Option<IgnoredAny>,
@@ -501,6 +544,24 @@ pub(crate) struct IstioDocument {
 pub(crate) struct IstioMetadata {
     pub(crate) namespace: Option<At<String>>,
     pub(crate) name: At<String>,
+}
+
+/// Istio's.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PeerAuthentication {
+    /// Without it the document is for its namespace, or in the root namespace for the mesh.
+    pub(crate) selector: Option<At<Selector>>,
+    pub(crate) mtls: Option<At<MutualTls>>,
+    /// By the port that clients reach. Only with `selector`.
+    pub(crate) port_level_mtls: Option<At<BTreeMap<String, At<MutualTls>>>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MutualTls {
+    /// Default: UNSET, which is whatever holds further out, and STRICT where nothing does.
+    pub(crate) mode: Option<At<Word<Option<MtlsMode>>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -598,15 +659,25 @@ macro_rules! words {
 
 words!(Profile: "production" => Self::Production, "development" => Self::Development);
 words!(Role: "viewer" => Self::Viewer, "operator" => Self::Operator, "security" => Self::Security);
+words!(SessionResumption: "tickets" => Self::Tickets, "never" => Self::Never);
 words!(TlsVersion: "1.2" => Self::Tls12, "1.3" => Self::Tls13);
 words!(Fallback: "deny" => Self::Deny, "allow" => Self::Allow, "audit" => Self::Audit);
 words!(Protocol: "http" => Self::Http, "tcp" => Self::Tcp);
 words!(ClientCertificate: "require" => Self::Require, "accept" => Self::Accept, "ignore" => Self::Ignore);
 words!(ProxyVersion: "v2" => Self);
 words!(AppProxyProtocol: "v2" => Self::V2);
+words!(Option<MtlsMode>: "UNSET" => None, "STRICT" => Some(MtlsMode::Strict), "PERMISSIVE" => Some(MtlsMode::Permissive), "DISABLE" => Some(MtlsMode::Disable));
 words!(EscapedSlash: "reject" => Self::Reject, "keep" => Self::Keep, "decode" => Self::Decode);
 words!(OwnCertificate: "present" => Self::Present, "withhold" => Self::Withhold);
 words!(Verify: "full" => Self);
 words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
+
+impl Choice for CipherSuite {
+    const WORDS: &'static [(&'static str, Self)] = Self::NAMED;
+}
+
+impl Choice for Group {
+    const WORDS: &'static [(&'static str, Self)] = Self::NAMED;
+}

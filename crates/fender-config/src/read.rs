@@ -8,9 +8,11 @@ mod attest;
 mod credential;
 mod mesh;
 mod node;
+mod peer_authentication;
 mod policy;
 mod port;
 mod sidecar;
+mod tls;
 mod upstream;
 mod vouching;
 mod workload;
@@ -28,6 +30,7 @@ pub(crate) use attest::{Whom, resolve as resolve_attest};
 pub(crate) use credential::credential;
 pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
 pub(crate) use node::node;
+pub(crate) use peer_authentication::{add as add_peer_authentication, judge as judge_clients};
 pub(crate) use policy::policy;
 pub(crate) use sidecar::{Alone, DirectPort, sidecar};
 pub(crate) use upstream::upstream;
@@ -52,7 +55,8 @@ pub(crate) enum Raw {
     Node(Document<raw::Node>),
     Upstream(Document<raw::Upstream>),
     Credential(Document<raw::Credential>),
-    AuthorizationPolicy(IstioDocument),
+    AuthorizationPolicy(IstioDocument<raw::AuthorizationPolicy>),
+    PeerAuthentication(IstioDocument<raw::PeerAuthentication>),
     Sidecar(Document<raw::Sidecar>),
 }
 
@@ -65,6 +69,7 @@ impl Raw {
             Self::Upstream(_) => Kind::Upstream,
             Self::Credential(_) => Kind::Credential,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::Sidecar(_) => Kind::Sidecar,
         }
     }
@@ -78,10 +83,8 @@ impl Raw {
             Self::Upstream(document) => named(&document.metadata),
             Self::Credential(document) => named(&document.metadata),
             Self::Sidecar(document) => named(&document.metadata),
-            Self::AuthorizationPolicy(document) => (
-                document.metadata.value.namespace.as_ref(),
-                &document.metadata.value.name,
-            ),
+            Self::AuthorizationPolicy(document) => istio_named(&document.metadata),
+            Self::PeerAuthentication(document) => istio_named(&document.metadata),
         }
     }
 }
@@ -101,6 +104,10 @@ impl Raw {
 }
 
 fn named(metadata: &At<raw::Metadata>) -> (Option<&At<String>>, &At<String>) {
+    (metadata.value.namespace.as_ref(), &metadata.value.name)
+}
+
+fn istio_named(metadata: &At<raw::IstioMetadata>) -> (Option<&At<String>>, &At<String>) {
     (metadata.value.namespace.as_ref(), &metadata.value.name)
 }
 
@@ -290,14 +297,15 @@ fn too_large(source: &Source) -> Problem {
 }
 
 const FENDER: &str = "fender.dev/v1";
-const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
-const KINDS: [&str; 7] = [
+pub(crate) const ISTIO: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+const KINDS: [&str; 8] = [
     "Mesh",
     "Workload",
     "Node",
     "Upstream",
     "Credential",
     "AuthorizationPolicy",
+    "PeerAuthentication",
     "Sidecar",
 ];
 
@@ -343,14 +351,17 @@ pub(crate) fn read(page: &Page<'_>) -> Result<Raw, Problem> {
         "AuthorizationPolicy" => {
             wants(&ISTIO).and_then(|()| page.read().map(Raw::AuthorizationPolicy))
         }
+        "PeerAuthentication" => {
+            wants(&ISTIO).and_then(|()| page.read().map(Raw::PeerAuthentication))
+        }
         other => {
             let problem =
                 |message| Problem::new(page.place(kind.location), "fender::unknown-kind", message);
             Err(match nearest(other, KINDS) {
                 _ if version.value.contains("istio.io/") => {
                     problem(format!("Istio's `{other}` is not supported")).help(
-                        "of Istio's kinds, `AuthorizationPolicy` is; remove this document, and \
-                        what it asked for with it",
+                        "of Istio's kinds, `AuthorizationPolicy` and `PeerAuthentication` are; remove this \
+                        document, and what it asked for with it",
                     )
                 }
                 Some(meant) => problem(format!("unknown kind `{other}`"))
@@ -517,15 +528,6 @@ fn fallback(
 ) -> Option<fender_policy::Default> {
     let at = authorization?.default.as_ref()?;
     reader.choose("default", at)
-}
-
-fn tls(reader: &mut Reader<'_>, tls: Option<&raw::Tls>) -> fender_identity::tls::TlsProfile {
-    let minimum = tls
-        .and_then(|tls| tls.minimum.as_ref())
-        .and_then(|at| reader.choose("minimum", at));
-    fender_identity::tls::TlsProfile {
-        minimum: minimum.unwrap_or(fender_identity::tls::TlsVersion::Tls13),
-    }
 }
 
 const DRAIN: Duration = Duration::from_secs(30);

@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use crate::raw;
+use crate::read::ISTIO;
 
 /// JSON Schema of all kinds.
 pub fn schema() -> Value {
@@ -18,10 +19,8 @@ pub fn schema() -> Value {
         of::<raw::Document<raw::Upstream>>("Upstream", &["fender.dev/v1"]),
         of::<raw::Document<raw::Credential>>("Credential", &["fender.dev/v1"]),
         of::<raw::Document<raw::Sidecar>>("Sidecar", &["fender.dev/v1"]),
-        of::<raw::IstioDocument>(
-            "AuthorizationPolicy",
-            &["security.istio.io/v1", "security.istio.io/v1beta1"],
-        ),
+        of::<raw::IstioDocument<raw::AuthorizationPolicy>>("AuthorizationPolicy", &ISTIO),
+        of::<raw::IstioDocument<raw::PeerAuthentication>>("PeerAuthentication", &ISTIO),
     ];
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

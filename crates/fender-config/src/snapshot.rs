@@ -26,6 +26,7 @@ pub struct Snapshot {
     /// Travels apart from all the rest, which does not change with it. The control plane leaves it empty:
     /// it is filled in where it arrives.
     pub trust: Trust,
+    /// For what it calls.
     pub tls: TlsProfile,
     pub inbound: Vec<Inbound>,
     pub outbound: Vec<Outbound>,
@@ -69,13 +70,14 @@ pub enum Profile {
     Development,
 }
 
-/// A port of the workload: TLS outside, the app on loopback inside.
+/// A port of the workload: TLS outside, unless it says otherwise, the app on loopback inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
     pub listen: ListenAddr,
     pub app: AppAddress,
     pub protocol: Protocol,
-    pub client_certificate: ClientCertificate,
+    pub mtls: Mtls,
+    pub tls: TlsProfile,
     pub paths: PathRules,
     /// Who passes connections on and says whom for.
     pub proxy_protocol: Option<ProxyProtocol>,
@@ -112,6 +114,17 @@ pub enum Protocol {
     Http,
     /// Bytes both ways; only facts of the connection are authorized.
     Tcp,
+}
+
+/// M1: how clients come in at a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mtls {
+    /// Over TLS only; what is asked of them there.
+    Strict(ClientCertificate),
+    /// Over TLS, with a certificate that is right or with none; or in the clear. Without a certificate they are nobody.
+    Permissive,
+    /// In the clear only, and nobody.
+    Disabled,
 }
 
 /// What is asked of a client in the TLS handshake.

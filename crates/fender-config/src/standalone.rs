@@ -1,6 +1,6 @@
 //! A sidecar alone: `fender sidecar --config FILE`, no control plane.
 //!
-//! The file holds one `Sidecar`, and the `AuthorizationPolicy` and `Credential` documents it needs.
+//! The file holds one `Sidecar`, and the `AuthorizationPolicy`, `PeerAuthentication` and `Credential` documents it needs.
 //! Who the sidecar is comes from its certificate, so a [`Snapshot`] can be made only once that was
 //! read.
 
@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fender_identity::{SpiffeId, Trust};
-use fender_policy::PolicySet;
+use fender_policy::{PolicyName, PolicySet};
 
 use crate::documents::snapshot::selected;
-use crate::documents::{Credential, CredentialFrom, Kind, SelectingPolicy, collisions};
+use crate::documents::{
+    Credential, CredentialFrom, Kind, PeerAuthentication, SelectingPolicy, collisions,
+};
+use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw, Upon};
 use crate::snapshot::{CredentialSpec, Destination, Outbound, Profile, Snapshot};
@@ -54,6 +57,7 @@ pub struct Standalone {
     pub warnings: Vec<Problem>,
     sidecar: Alone,
     policies: Vec<SelectingPolicy>,
+    peer_authentications: Objects<PolicyName, PeerAuthentication>,
     credentials: Vec<Credential>,
 }
 
@@ -71,23 +75,31 @@ pub fn parse(sources: &[Source]) -> Result<Standalone, Problems> {
         report
             .add(problem.help("a sidecar without a control plane is described by `kind: Sidecar`"));
     }
-    let (warnings, (sidecar, policies, credentials)) = report.finish(sources, read)?;
+    let (warnings, (sidecar, policies, peer_authentications, credentials)) =
+        report.finish(sources, read)?;
     Ok(Standalone {
         identity: sidecar.identity.clone(),
         warnings,
         sidecar,
         policies,
+        peer_authentications,
         credentials,
     })
 }
 
-type Parts = (Alone, Vec<SelectingPolicy>, Vec<Credential>);
+type Parts = (
+    Alone,
+    Vec<SelectingPolicy>,
+    Objects<PolicyName, PeerAuthentication>,
+    Vec<Credential>,
+);
 
 fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
     let nothing = Upon::default();
     let structure = |page: &Page<'_>| read::read(page).map(Arc::new);
     let Loaded { documents, known } = read::load(sources, &nothing, structure, report);
     let (mut sidecar, mut policies, mut all) = (None, Vec::new(), BTreeMap::new());
+    let mut peer_authentications = Objects::default();
     for (page, raw) in documents {
         let kind = raw.kind();
         let reader = &mut Reader { page, report };
@@ -98,6 +110,10 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
                 policies.extend(
                     read::policy(reader, raw, ROOT_NAMESPACE).map(|policy| (place, policy)),
                 );
+            }
+            Raw::PeerAuthentication(raw) => {
+                let all = &mut peer_authentications;
+                read::add_peer_authentication(reader, all, raw, ROOT_NAMESPACE);
             }
             Raw::Credential(raw) => {
                 let credential = read::credential(reader, raw);
@@ -110,8 +126,8 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
                     format!("a `{kind}` belongs to a control plane"),
                 )
                 .help(
-                    "a sidecar alone has one `Sidecar`, and the `AuthorizationPolicy` and \
-                        `Credential` documents it needs",
+                    "a sidecar alone has one `Sidecar`, and the `AuthorizationPolicy`, `PeerAuthentication` \
+                        and `Credential` documents it needs",
                 ),
             ),
         }
@@ -134,6 +150,16 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
             ),
         );
     }
+    let selects = |one: &PeerAuthentication| {
+        one.selector
+            .selects_labels(sidecar.name.namespace(), &sidecar.labels)
+    };
+    let selecting: Vec<_> = peer_authentications
+        .values()
+        .filter(|one| selects(one))
+        .collect();
+    let (place, name) = (known.place(Kind::Sidecar, ""), sidecar.name.to_string());
+    read::judge_clients(report, &place, &name, &sidecar.inbound, &selecting);
     let mut credentials = Vec::new();
     for credential in sidecar
         .credentials
@@ -164,6 +190,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
     Some((
         sidecar,
         policies.into_iter().map(|(_, policy)| policy).collect(),
+        peer_authentications,
         credentials,
     ))
 }
@@ -201,13 +228,22 @@ impl Standalone {
                 identity.trust_domain(),
             ),
         };
+        let listener = |port: &InboundPort| {
+            let selecting = self.peer_authentications.values().filter(|one| {
+                let selector = &one.selector;
+                selector.selects_labels(sidecar.name.namespace(), &sidecar.labels)
+            });
+            let mtls = port.mtls(selecting);
+            port.listener(&sidecar.tls_profiles, &sidecar.tls, mtls)
+        };
+        let inbound = sidecar.inbound.iter().map(listener);
         Snapshot {
             version,
             identity: identity.clone(),
             profile: Profile::Production,
             trust: trust.into(),
-            tls: sidecar.tls,
-            inbound: sidecar.inbound.iter().map(InboundPort::listener).collect(),
+            tls: sidecar.tls.clone(),
+            inbound: inbound.collect(),
             outbound: sidecar.outbound.iter().map(DirectPort::outbound).collect(),
             policies: Arc::new(policies),
             credentials: self.credentials.iter().map(Credential::spec).collect(),

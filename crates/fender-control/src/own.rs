@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fender_api::tls::ALPN;
 use fender_identity::csr::{self, CsrError, KeyError, NewKey};
-use fender_identity::tls::{self, ClientCertificate, TlsError, TlsProfile};
+use fender_identity::tls::{self, ClientCertificate, SessionResumption, TlsError, TlsProfile};
 use fender_identity::{SpiffeId, Svid, SvidError, Validity};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, TlsClock};
@@ -163,8 +163,13 @@ async fn issue(
     chain.push(state.serving.root.clone());
 
     let svid = key.into_svid(chain)?;
+    // Who is revoked is asked with each call here, and not by the trust of a configuration.
+    let profile = TlsProfile {
+        resumption: SessionResumption::Never,
+        ..TlsProfile::default()
+    };
     let config = tls::server(
-        TlsProfile::default(),
+        &profile,
         &svid,
         Arc::clone(&state.bundles),
         ClientCertificate::Accept,

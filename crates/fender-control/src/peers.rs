@@ -172,7 +172,7 @@ impl Control {
         let id = SpiffeId::control(self.authority.trust_domain());
         let trust = self.trust.follow().borrow().trust.clone();
         let config = tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             Some(&*self.own.svid()),
             trust,
             id.clone(),

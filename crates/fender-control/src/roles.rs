@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use fender_config::snapshot::ClientCertificate;
+use fender_config::snapshot::{ClientCertificate, Mtls};
 use fender_config::{
-    Change, CredentialFrom, Documents, Kind, ListenAddr, Mesh, ObjectName, Reach, Role, What,
-    Workload,
+    Change, CredentialFrom, Documents, Kind, ListenAddr, Mesh, ObjectName, Reach, Role,
+    TlsParameters, What, Workload,
 };
 use fender_identity::WorkloadName;
 
@@ -131,12 +131,10 @@ fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'sta
     match change.kind {
         Kind::Mesh => security("the `Mesh` holds for everybody"),
         Kind::Workload => match change.name.parse::<WorkloadName>() {
-            Ok(name) => {
-                match identity_changes(before.workloads.get(&name), after.workloads.get(&name)) {
-                    Some(why) => security(why),
-                    None => operator,
-                }
-            }
+            Ok(name) => match identity_changes(&name, before, after) {
+                Some(why) => security(why),
+                None => operator,
+            },
             Err(_) => security("it has no name"),
         },
         Kind::Credential => match change.name.parse::<ObjectName>() {
@@ -156,15 +154,18 @@ fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'sta
             }
             Err(_) => security("it has no name"),
         },
-        Kind::AuthorizationPolicy => {
-            let everywhere = [before, after]
-                .iter()
-                .filter_map(|documents| documents.mesh.as_ref())
-                .any(|mesh| mesh.root_namespace == namespace(change));
-            match everywhere {
-                true => {
-                    security("a policy of the root namespace selects workloads of every namespace")
-                }
+        Kind::AuthorizationPolicy => match is_root(change, before, after) {
+            true => security("a policy of the root namespace selects workloads of every namespace"),
+            false => operator,
+        },
+        Kind::PeerAuthentication => {
+            if is_root(change, before, after) {
+                return security("a PeerAuthentication of the root namespace is for everybody");
+            }
+            let concerned = after.workloads.values();
+            let mut concerned = concerned.filter(|one| one.name.namespace() == namespace(change));
+            match concerned.any(|one| opens(&one.name, before, after)) {
+                true => security(OPENED),
                 false => operator,
             }
         }
@@ -176,8 +177,13 @@ fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'sta
 
 /// What of a workload's identity differs, or of how its callers prove theirs. To take a workload away is not to say who
 /// it is.
-fn identity_changes(before: Option<&Workload>, after: Option<&Workload>) -> Option<&'static str> {
-    let after = after?;
+fn identity_changes(
+    name: &WorkloadName,
+    all_before: &Documents,
+    all_after: &Documents,
+) -> Option<&'static str> {
+    let before = all_before.workloads.get(name);
+    let after = all_after.workloads.get(name)?;
     let attest = before.map(|workload| &workload.attest);
     if attest.map_or(!after.attest.is_empty(), |attest| *attest != after.attest) {
         return Some("`attest` says who gets this identity");
@@ -191,11 +197,35 @@ fn identity_changes(before: Option<&Workload>, after: Option<&Workload>) -> Opti
     if believes_more(before, after) {
         return Some("`proxyProtocol` says who is believed to come from anywhere");
     }
-    let open_before = before.map(open_ports).unwrap_or_default();
-    let opened = open_ports(after)
+    if opens(name, all_before, all_after) {
+        return Some(OPENED);
+    }
+    let written_before = before.map(written_out).unwrap_or_default();
+    let written = written_out(after)
         .into_iter()
-        .any(|(listen, asked)| open_before.get(listen) != Some(&asked));
-    opened.then_some("`clientCertificate` lets callers in who prove nothing")
+        .any(|(place, parameters)| written_before.get(&place) != Some(&parameters));
+    written.then_some(
+        "TLS parameters that are written out may be weaker than any profile; naming one of the Mesh's `tlsProfiles` takes less",
+    )
+}
+
+/// The TLS parameters that it writes out itself, for everything or at one port.
+fn written_out(workload: &Workload) -> BTreeMap<Option<&ListenAddr>, &TlsParameters> {
+    let ports = workload.inbound.iter();
+    let ports = ports.map(|port| (Some(&port.listen), &port.tls.parameters));
+    std::iter::once((None, &workload.tls.parameters))
+        .chain(ports)
+        .filter(|(_, parameters)| **parameters != TlsParameters::default())
+        .collect()
+}
+
+const OPENED: &str = "it lets callers in who prove nothing";
+
+/// Whether callers get in at any port of this workload who proved something before, or did not get in.
+fn opens(name: &WorkloadName, before: &Documents, after: &Documents) -> bool {
+    let open_before = open_ports(name, before);
+    let mut open = open_ports(name, after).into_iter();
+    open.any(|(listen, mtls)| open_before.get(listen) != Some(&mtls))
 }
 
 /// Whether a sender of PROXY headers is named that was not one on the same port.
@@ -215,13 +245,24 @@ fn believes_more(before: Option<&Workload>, after: &Workload) -> bool {
 }
 
 /// Ports that do not require a certificate of their clients.
-fn open_ports(workload: &Workload) -> BTreeMap<&ListenAddr, ClientCertificate> {
+fn open_ports<'a>(name: &WorkloadName, documents: &'a Documents) -> BTreeMap<&'a ListenAddr, Mtls> {
+    let Some(workload) = documents.workloads.get(name) else {
+        return BTreeMap::new();
+    };
     workload
         .inbound
         .iter()
-        .filter(|port| port.client_certificate != ClientCertificate::Require)
-        .map(|port| (&port.listen, port.client_certificate))
+        .map(|port| (&port.listen, documents.mtls(workload, port)))
+        .filter(|(_, mtls)| *mtls != Mtls::Strict(ClientCertificate::Require))
         .collect()
+}
+
+/// Whether what changes lies in the root namespace, now or before.
+fn is_root(change: &Change, before: &Documents, after: &Documents) -> bool {
+    [before, after]
+        .iter()
+        .filter_map(|documents| documents.mesh.as_ref())
+        .any(|mesh| mesh.root_namespace == namespace(change))
 }
 
 /// Workloads that nobody can be any more: their document is gone, or nobody may attest to it.

@@ -1,10 +1,12 @@
 //! TLS configurations: who we are, whom we believe, and nothing else to decide in a handshake.
 //!
 //! Verifiers and their roots are built here, whenever an SVID or a bundle changes; a handshake only
-//! reads them. Sessions are never resumed, so every connection proves the peer anew, and no ticket
-//! key outlives a rotation. What the peer learns from a refusal is a TLS alert; what we learn is a
+//! reads them. Our servers let sessions go on by tickets that open nothing which a full handshake would refuse;
+//! our clients never ask for it. What the peer learns from a refusal is a TLS alert; what we learn is a
 //! [`Refusal`], which [`refusal_of`] takes back out of the error.
 
+mod profile;
+mod tickets;
 mod verifier;
 
 use std::error::Error as StdError;
@@ -13,33 +15,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{
-    ClientConfig, CommonState, RootCertStore, ServerConfig, SupportedProtocolVersion, version,
-};
+use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, DnsName, ServerName};
 
 use crate::certificate::{from_hex, sha256};
 use crate::verify::{Leaf, Refusal};
 use crate::{Peer, SpiffeId, Svid, Trust, TrustDomain};
+pub use profile::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion, Unusable};
+use tickets::Tickets;
 use verifier::{AnyMeshClient, ExpectedServer};
-
-/// What a connection must at least be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct TlsProfile {
-    pub minimum: TlsVersion,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TlsVersion {
-    Tls12,
-    #[default]
-    Tls13,
-}
 
 /// What a server does about a client's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,16 +41,22 @@ pub enum ClientCertificate {
 
 /// For a server of the mesh. `trust` says which clients can prove themselves.
 pub fn server(
-    profile: TlsProfile,
+    profile: &TlsProfile,
     svid: &Svid,
     trust: impl Into<Trust>,
     mode: ClientCertificate,
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let builder = ServerConfig::builder_with_details(provider(), clock)
-        .with_protocol_versions(versions(profile))?;
-    let builder = match AnyMeshClient::for_mode(mode, trust.into())? {
+    let builder = ServerConfig::builder_with_details(profile.provider()?, clock.clone())
+        .with_protocol_versions(profile.versions())?;
+    let trust = trust.into();
+    let roots = trust
+        .bundles
+        .iter()
+        .flat_map(|bundle| bundle.trusted().validities);
+    let roots = roots.map(|validity| validity.not_after.as_secs()).collect();
+    let builder = match AnyMeshClient::for_mode(mode, trust)? {
         Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
         None => builder.with_no_client_auth(),
     };
@@ -71,14 +64,21 @@ pub fn server(
     let mut config = builder.with_cert_resolver(ours);
     config.alpn_protocols = protocols(alpn);
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.send_tls13_tickets = match profile.resumption {
+        SessionResumption::Tickets => {
+            let tickets = Tickets::new(clock, roots).map_err(|_| TlsError::NoTicketKey)?;
+            config.ticketer = Arc::new(tickets);
+            1
+        }
+        SessionResumption::Never => 0,
+    };
     Ok(Arc::new(config))
 }
 
 /// For a client of the mesh: M4, the server must be `expected`, not merely signed by the right
 /// root.
 pub fn client(
-    profile: TlsProfile,
+    profile: &TlsProfile,
     svid: Option<&Svid>,
     trust: impl Into<Trust>,
     expected: SpiffeId,
@@ -90,8 +90,8 @@ pub fn client(
         return Err(TlsError::NoBundleFor { expected });
     }
     let verifier = ExpectedServer::new(trust, expected);
-    let config = ClientConfig::builder_with_details(provider(), clock)
-        .with_protocol_versions(versions(profile))?
+    let config = ClientConfig::builder_with_details(profile.provider()?, clock)
+        .with_protocol_versions(profile.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
     Ok(finish(config, svid, alpn))
@@ -100,7 +100,7 @@ pub fn client(
 /// First contact with a control plane: trusts only a root whose SHA-256 is pinned, and then demands
 /// the control plane's own identity. The server has to send its root in the chain.
 pub fn client_pinned(
-    profile: TlsProfile,
+    profile: &TlsProfile,
     trust_domain: TrustDomain,
     pins: Vec<CaPin>,
     alpn: &[&[u8]],
@@ -109,8 +109,8 @@ pub fn client_pinned(
     if pins.is_empty() {
         return Err(TlsError::NoPin);
     }
-    let config = ClientConfig::builder_with_details(provider(), clock)
-        .with_protocol_versions(versions(profile))?
+    let config = ClientConfig::builder_with_details(profile.provider()?, clock)
+        .with_protocol_versions(profile.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ExpectedServer::pinned_control(
             trust_domain,
@@ -121,7 +121,7 @@ pub fn client_pinned(
 
 /// For a plain X.509 server outside the mesh: verified in full against these roots and its name.
 pub fn client_dns(
-    profile: TlsProfile,
+    profile: &TlsProfile,
     svid: Option<&Svid>,
     roots: Vec<CertificateDer<'static>>,
     alpn: &[&[u8]],
@@ -136,11 +136,12 @@ pub fn client_dns(
     if store.is_empty() {
         return Err(TlsError::NoRoot);
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
-        .build()
-        .map_err(|_| TlsError::NoRoot)?;
-    let config = ClientConfig::builder_with_details(provider(), clock)
-        .with_protocol_versions(versions(profile))?
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(store), profile.provider()?)
+            .build()
+            .map_err(|_| TlsError::NoRoot)?;
+    let config = ClientConfig::builder_with_details(profile.provider()?, clock)
+        .with_protocol_versions(profile.versions())?
         .with_webpki_verifier(verifier);
     Ok(finish(config, svid, alpn))
 }
@@ -261,6 +262,10 @@ pub enum TlsError {
         number: usize,
         source: rustls::Error,
     },
+    #[error("TLS profile with which no peer could connect: {0}")]
+    Profile(#[from] Unusable),
+    #[error("no key for session tickets could be made")]
+    NoTicketKey,
     #[error("TLS configuration")]
     Config(#[from] rustls::Error),
 }
@@ -286,26 +291,6 @@ fn finish(
     config.alpn_protocols = protocols(alpn);
     config.resumption = Resumption::disabled();
     Arc::new(config)
-}
-
-fn provider() -> Arc<CryptoProvider> {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![
-        kx_group::X25519MLKEM768,
-        kx_group::X25519,
-        kx_group::SECP256R1,
-        kx_group::SECP384R1,
-    ];
-    Arc::new(provider)
-}
-
-fn versions(profile: TlsProfile) -> &'static [&'static SupportedProtocolVersion] {
-    static SINCE_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
-    static SINCE_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
-    match profile.minimum {
-        TlsVersion::Tls12 => &SINCE_12,
-        TlsVersion::Tls13 => &SINCE_13,
-    }
 }
 
 fn protocols(alpn: &[&[u8]]) -> Vec<Vec<u8>> {

@@ -15,10 +15,6 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
-/// Others' servers are not all as new as ours.
-const PROFILE: TlsProfile = TlsProfile {
-    minimum: TlsVersion::Tls12,
-};
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// A client of servers that one set of roots vouches for.
@@ -63,7 +59,9 @@ impl HttpClient {
     /// `roots` is PEM; an answer's body may weigh `limit` bytes.
     pub fn new(roots: &[u8], limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let roots = certificates_from_pem(roots)?;
-        let tls = client_dns(PROFILE, None, roots, ALPN, Arc::new(TlsClock(clock)))?;
+        // Others' servers are not all as new as ours.
+        let profile = TlsProfile::since(TlsVersion::Tls12);
+        let tls = client_dns(&profile, None, roots, ALPN, Arc::new(TlsClock(clock)))?;
         let inner = reqwest::Client::builder()
             .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
             .https_only(true)

@@ -51,6 +51,8 @@ pub(crate) struct Origin {
     /// Who the other side proved to be.
     pub(crate) peer: Option<SpiffeId>,
     pub(crate) tls: Option<ProtocolVersion>,
+    /// A peer that came without TLS.
+    pub(crate) plaintext: bool,
 }
 
 impl Origin {
@@ -73,6 +75,8 @@ impl Origin {
         }
         if let Some(version) = self.tls {
             line.text("tls_version", tls_version(version));
+        } else if self.plaintext {
+            line.text("tls_version", "none");
         }
     }
 }
@@ -118,6 +122,7 @@ impl ConnectionLine {
                 provenance: from.into(),
                 peer: None,
                 tls: None,
+                plaintext: false,
             },
             destination: None,
             allowed: None,

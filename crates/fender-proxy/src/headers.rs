@@ -5,12 +5,12 @@
 //! us is the first hop we can vouch for), then ours are set (H1). An app that folds `_` into `-`
 //! finds nothing else.
 
-use std::net::IpAddr;
-
-use fender_identity::{Peer, SpiffeId};
+use fender_identity::SpiffeId;
 use fender_wire::body::is_forbidden_trailer;
 use fender_wire::head::{folds_to, folds_to_prefix};
 use fender_wire::{Fields, RequestHead, ResponseHead, xfcc};
+
+use crate::permit::Caller;
 
 pub(crate) const DECISION: &str = "x-fender-decision";
 pub(crate) const FAULT: &str = "x-fender-fault";
@@ -73,12 +73,9 @@ pub(crate) fn passing_trailers<'a>(trailers: impl Iterator<Item = (&'a [u8], &'a
 }
 
 /// Who called, as the app is told: the identity header, and the forwarded-for family as of this hop.
-pub(crate) fn said_of(
-    own: &SpiffeId,
-    peer: &Peer,
-    from: Option<IpAddr>,
-) -> Result<Fields, xfcc::Unwritable> {
-    let identity = peer
+pub(crate) fn said_of(own: &SpiffeId, caller: &Caller) -> Result<Fields, xfcc::Unwritable> {
+    let identity = caller
+        .peer
         .svid()
         .map(|svid| {
             let element = xfcc::Element {
@@ -91,11 +88,15 @@ pub(crate) fn said_of(
             element.to_value()
         })
         .transpose()?;
-    let address = from.map(|ip| ip.to_string());
+    let address = caller.provenance.remote().ip().map(|ip| ip.to_string());
+    let scheme = match caller.plaintext {
+        true => "http",
+        false => "https",
+    };
     let said = [
         (xfcc::NAME, identity.as_deref()),
         (FORWARDED_FOR, address.as_deref()),
-        (FORWARDED_PROTO, Some("https")),
+        (FORWARDED_PROTO, Some(scheme)),
     ];
     let said = said
         .iter()

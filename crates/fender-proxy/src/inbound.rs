@@ -214,7 +214,13 @@ impl Conn {
         let origin = &mut self.line.origin;
         origin.peer = peer.id().cloned();
         origin.tls = stream.tls().and_then(CommonState::protocol_version);
-        let caller = Caller::new(peer, origin.provenance, self.door.port)
+        origin.plaintext = stream.tls().is_none();
+        let mut caller = Caller::new(peer, origin.provenance, self.door.port);
+        if origin.plaintext {
+            caller.plaintext = true;
+            self.door.node.counters.plaintext();
+        }
+        let caller = caller
             .written_down(origin.preamble())
             .told_to_the_app(own.id())
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;

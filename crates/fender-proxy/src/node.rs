@@ -32,6 +32,7 @@ pub(crate) struct Node {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     connections: AtomicU64,
+    plaintext: AtomicU64,
     requests: AtomicU64,
     peer: AtomicU64,
     upstream: AtomicU64,
@@ -44,6 +45,8 @@ pub(crate) struct Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub connections: u64,
+    /// Of them, from peers that came without TLS.
+    pub plaintext: u64,
     pub requests: u64,
     /// Faults by blame; `denied` is policy's.
     pub peer_faults: u64,
@@ -58,6 +61,10 @@ pub struct Counts {
 impl Counters {
     pub(crate) fn connection(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn plaintext(&self) {
+        self.plaintext.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn request(&self) {
@@ -83,6 +90,7 @@ impl Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
             connections: read(&self.connections),
+            plaintext: read(&self.plaintext),
             requests: read(&self.requests),
             peer_faults: read(&self.peer),
             upstream_faults: read(&self.upstream),

@@ -29,6 +29,8 @@ pub(crate) struct Caller {
     pub(crate) provenance: Provenance,
     /// The port it reached.
     pub(crate) port: u16,
+    /// It came without TLS, and is nobody.
+    pub(crate) plaintext: bool,
     /// What the app is told about it with each request.
     said: Fields,
     /// What each of its access lines says.
@@ -322,6 +324,7 @@ impl Caller {
             peer,
             provenance,
             port,
+            plaintext: false,
             said: Fields::default(),
             preamble: Preamble::default(),
             cut: OnceLock::new(),
@@ -330,7 +333,7 @@ impl Caller {
 
     /// Somebody of whom the app is told, with each request, that they called `own`.
     pub(crate) fn told_to_the_app(self, own: &SpiffeId) -> Result<Self, Unwritable> {
-        let said = headers::said_of(own, &self.peer, self.provenance.remote().ip())?;
+        let said = headers::said_of(own, &self)?;
         Ok(Self { said, ..self })
     }
 

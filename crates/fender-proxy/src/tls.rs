@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fender_config::snapshot::{
-    AppProxyProtocol, ClientCertificate, Destination, EscapedSlash, Inbound, OwnCertificate,
+    AppProxyProtocol, ClientCertificate, Destination, EscapedSlash, Inbound, Mtls, OwnCertificate,
     PathRules, Protocol, ProxyProtocol, Snapshot, UpstreamRoots,
 };
 use fender_config::{HostPort, ListenAddr};
@@ -37,6 +37,9 @@ use crate::stream::Stream;
 pub(crate) const H1: &[u8] = b"http/1.1";
 pub(crate) const H2: &[u8] = b"h2";
 
+/// How every connection of TLS begins, and no request of HTTP (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 22;
+
 /// The largest file of roots that is read.
 const MAX_ROOTS: u64 = 1024 * 1024;
 
@@ -62,7 +65,16 @@ pub(crate) struct InboundTerms {
     pub(crate) senders: Option<ProxyProtocol>,
     /// Whether the app hears of each connection who it comes from.
     pub(crate) app_proxy_protocol: AppProxyProtocol,
-    config: Arc<ServerConfig>,
+    opening: Opening,
+}
+
+/// M1: how a peer may begin.
+#[derive(Debug)]
+enum Opening {
+    Tls(Arc<ServerConfig>),
+    /// By its first byte: a TLS handshake, or whatever it speaks in the clear.
+    Either(Arc<ServerConfig>),
+    Plain,
 }
 
 #[derive(Debug)]
@@ -170,23 +182,31 @@ impl InboundTerms {
             Protocol::Http => &[H2, H1],
             Protocol::Tcp => &[],
         };
-        let mode = match inbound.client_certificate {
-            ClientCertificate::Require => tls::ClientCertificate::Require,
-            ClientCertificate::Accept => tls::ClientCertificate::Accept,
-            ClientCertificate::Ignore => tls::ClientCertificate::Ignore,
+        let config = |asked: ClientCertificate| {
+            let mode = match asked {
+                ClientCertificate::Require => tls::ClientCertificate::Require,
+                ClientCertificate::Accept => tls::ClientCertificate::Accept,
+                ClientCertificate::Ignore => tls::ClientCertificate::Ignore,
+            };
+            let time = Arc::new(TlsClock(clock.clone()));
+            let trust = snapshot.trust.clone();
+            let config =
+                tls::server(&inbound.tls, svid, trust, mode, alpn, time).map_err(|source| {
+                    TermsError::Tls {
+                        listen: inbound.listen.clone(),
+                        source,
+                    }
+                })?;
+            Ok::<_, TermsError>(match inbound.app_proxy_protocol {
+                AppProxyProtocol::Absent => config,
+                AppProxyProtocol::V2 => Arc::new(introduction::listening(&config)),
+            })
         };
-        let time = Arc::new(TlsClock(clock.clone()));
-        let trust = snapshot.trust.clone();
-        let config =
-            tls::server(snapshot.tls, svid, trust, mode, alpn, time).map_err(|source| {
-                TermsError::Tls {
-                    listen: inbound.listen.clone(),
-                    source,
-                }
-            })?;
-        let config = match inbound.app_proxy_protocol {
-            AppProxyProtocol::Absent => config,
-            AppProxyProtocol::V2 => Arc::new(introduction::listening(&config)),
+        let opening = match inbound.mtls {
+            Mtls::Strict(asked) => Opening::Tls(config(asked)?),
+            // Whoever shows a certificate must be who it says; to be nobody takes none.
+            Mtls::Permissive => Opening::Either(config(ClientCertificate::Accept)?),
+            Mtls::Disabled => Opening::Plain,
         };
         let app = match before.map(|before| &before.app) {
             Some(app) if *app.address() == inbound.app => app.clone(),
@@ -198,7 +218,7 @@ impl InboundTerms {
             app,
             senders: inbound.proxy_protocol.clone(),
             app_proxy_protocol: inbound.app_proxy_protocol,
-            config,
+            opening,
         })
     }
 }
@@ -226,7 +246,7 @@ impl OutboundTerms {
                 protocol,
             } => {
                 let (trust, alpn) = (snapshot.trust.clone(), alpn(*protocol));
-                let config = tls::client(snapshot.tls, Some(svid), trust, id.clone(), alpn, time)
+                let config = tls::client(&snapshot.tls, Some(svid), trust, id.clone(), alpn, time)
                     .map_err(tls_error)?;
                 Ok(Self {
                     name: id.as_str().into(),
@@ -263,7 +283,7 @@ impl OutboundTerms {
                     OwnCertificate::Present => Some(svid),
                     OwnCertificate::Withhold => None,
                 };
-                let config = tls::client_dns(snapshot.tls, own, roots, alpn(*protocol), time)
+                let config = tls::client_dns(&snapshot.tls, own, roots, alpn(*protocol), time)
                     .map_err(tls_error)?;
                 let server = ServerName::try_from(address.host().to_owned())
                     .map_err(|_| TermsError::Name(address.clone()))?;
@@ -323,7 +343,7 @@ fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
         .map_err(|error| format!("`{shown}` is not PEM: {error}"))
 }
 
-/// Ends the peer's TLS and says who it is. A peer that is refused is told so by the alert: it is not
+/// Ends the peer's TLS, if it speaks any, and says who it is. A peer that is refused is told so by the alert: it is not
 /// cut off while its own first words are on their way, which would take the alert back.
 pub(crate) async fn accept(
     socket: Socket,
@@ -331,7 +351,16 @@ pub(crate) async fn accept(
     limits: &Limits,
     deadline: Deadline,
 ) -> Result<(Stream, Peer), PeerFault> {
-    let handshake = Stream::accept(socket, terms.config.clone());
+    let config = match &terms.opening {
+        Opening::Tls(config) => config,
+        Opening::Either(config) => match deadline.bound(socket.peek()).await? {
+            Ok(Some(HANDSHAKE) | None) => config,
+            Ok(Some(_)) => return Ok((Stream::plain(socket), Peer::Anonymous)),
+            Err(error) => return Err(PeerFault::handshake(&error)),
+        },
+        Opening::Plain => return Ok((Stream::plain(socket), Peer::Anonymous)),
+    };
+    let handshake = Stream::accept(socket, config.clone());
     let stream = match deadline.bound(handshake).await? {
         Ok(stream) => stream,
         Err((error, mut socket)) => {

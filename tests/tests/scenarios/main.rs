@@ -37,6 +37,7 @@ mod secrecy;
 mod standalone;
 mod supervisor;
 mod telemetry;
+mod tls;
 mod tokens;
 mod tour;
 mod workload_api;

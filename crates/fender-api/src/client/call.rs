@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_identity::csr::{KeyError, NewKey};
-use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, server_name};
+use fender_identity::tls::{TlsError, TlsProfile, server_name};
 use fender_identity::verify::{PeerExpectation, Role, verify};
 use fender_identity::{Bundles, SpiffeId, Svid, Trust};
 use fender_runtime::clock::{SharedClock, TlsClock, UnixTime};
@@ -25,10 +25,6 @@ use crate::tls::{ALPN, ConnectError, Connection, MAX_MESSAGE, connect};
 
 /// What one call may take, connecting included.
 pub(crate) const CALL: Duration = Duration::from_secs(10);
-
-const PROFILE: TlsProfile = TlsProfile {
-    minimum: TlsVersion::Tls13,
-};
 
 /// How much of a refusal's text is kept.
 const MAX_REASON: usize = 512;
@@ -60,14 +56,14 @@ impl Caller {
         let control = SpiffeId::control(showing.identity.trust_domain());
         let config = match &showing.roots {
             ExpectedRoots::Pins(pins) => fender_identity::tls::client_pinned(
-                PROFILE,
+                &TlsProfile::default(),
                 showing.identity.trust_domain().clone(),
                 pins.clone(),
                 ALPN,
                 self.tls_clock(),
             ),
             ExpectedRoots::Bundle(bundle) => fender_identity::tls::client(
-                PROFILE,
+                &TlsProfile::default(),
                 None,
                 Bundles::from(bundle.clone()),
                 control.clone(),
@@ -145,7 +141,7 @@ impl Caller {
         let control = SpiffeId::control(own.trust_domain());
         let name = server_name(&control);
         let config: Arc<ClientConfig> = fender_identity::tls::client(
-            PROFILE,
+            &TlsProfile::default(),
             svid,
             trust.clone(),
             control,

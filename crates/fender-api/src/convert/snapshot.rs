@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fender_config::snapshot as domain;
 use fender_identity::Trust;
-use fender_identity::tls::{TlsProfile, TlsVersion};
+use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion};
 
 use super::{InvalidField, each, parse, parse_all, required, texts, unknown};
 use crate::proto::control::v1 as proto;
@@ -51,7 +51,7 @@ impl From<&domain::Snapshot> for proto::Snapshot {
             version: snapshot.version,
             identity: snapshot.identity.to_string(),
             development: snapshot.profile == domain::Profile::Development,
-            tls: Some(from_tls(snapshot.tls)),
+            tls: Some(from_tls(&snapshot.tls)),
             inbound: snapshot.inbound.iter().map(from_inbound).collect(),
             outbound: snapshot.outbound.iter().map(from_outbound).collect(),
             policies: Some((&*snapshot.policies).into()),
@@ -65,7 +65,7 @@ impl From<&domain::Snapshot> for proto::Snapshot {
 }
 
 fn tls(message: proto::TlsProfile) -> Result<TlsProfile, InvalidField> {
-    Ok(TlsProfile {
+    let profile = TlsProfile {
         minimum: match proto::TlsVersion::try_from(message.minimum) {
             Ok(proto::TlsVersion::TlsVersion12) => TlsVersion::Tls12,
             Ok(proto::TlsVersion::TlsVersion13) => TlsVersion::Tls13,
@@ -73,16 +73,56 @@ fn tls(message: proto::TlsProfile) -> Result<TlsProfile, InvalidField> {
                 return Err(unknown("tls.minimum", message.minimum));
             }
         },
-    })
+        cipher_suites: numbered(
+            "tls.cipher_suites",
+            message.cipher_suites,
+            CipherSuite::numbered,
+        )?,
+        groups: numbered("tls.groups", message.groups, Group::numbered)?,
+        resumption: match proto::SessionResumption::try_from(message.resumption) {
+            Ok(proto::SessionResumption::Tickets) => SessionResumption::Tickets,
+            Ok(proto::SessionResumption::Never) => SessionResumption::Never,
+            Ok(proto::SessionResumption::Unspecified) | Err(_) => {
+                return Err(unknown("tls.resumption", message.resumption));
+            }
+        },
+    };
+    match profile.check() {
+        Ok(()) => Ok(profile),
+        Err(unusable) => Err(InvalidField::new("tls", unusable)),
+    }
 }
 
-fn from_tls(profile: TlsProfile) -> proto::TlsProfile {
+fn numbered<T>(
+    field: &str,
+    numbers: Vec<u32>,
+    known: impl Fn(u16) -> Option<T>,
+) -> Result<Vec<T>, InvalidField> {
+    let found = |(at, number): (usize, u32)| {
+        let found = u16::try_from(number).ok().and_then(&known);
+        found.ok_or_else(|| {
+            InvalidField::new(format!("{field}[{at}]"), format!("{number} is unknown"))
+        })
+    };
+    numbers.into_iter().enumerate().map(found).collect()
+}
+
+fn from_tls(profile: &TlsProfile) -> proto::TlsProfile {
     let minimum = match profile.minimum {
         TlsVersion::Tls12 => proto::TlsVersion::TlsVersion12,
         TlsVersion::Tls13 => proto::TlsVersion::TlsVersion13,
     };
+    let suites = profile.cipher_suites.iter();
+    let groups = profile.groups.iter();
     proto::TlsProfile {
         minimum: minimum.into(),
+        cipher_suites: suites.map(|suite| suite.number().into()).collect(),
+        groups: groups.map(|group| group.number().into()).collect(),
+        resumption: match profile.resumption {
+            SessionResumption::Tickets => proto::SessionResumption::Tickets,
+            SessionResumption::Never => proto::SessionResumption::Never,
+        }
+        .into(),
     }
 }
 
@@ -107,14 +147,8 @@ fn inbound(message: proto::Inbound) -> Result<domain::Inbound, InvalidField> {
         listen: parse("listen", &message.listen)?,
         app: parse("app", &message.app)?,
         protocol: protocol(message.protocol)?,
-        client_certificate: match proto::ClientCertificate::try_from(message.client_certificate) {
-            Ok(proto::ClientCertificate::Require) => domain::ClientCertificate::Require,
-            Ok(proto::ClientCertificate::Accept) => domain::ClientCertificate::Accept,
-            Ok(proto::ClientCertificate::Ignore) => domain::ClientCertificate::Ignore,
-            Ok(proto::ClientCertificate::Unspecified) | Err(_) => {
-                return Err(unknown("client_certificate", message.client_certificate));
-            }
-        },
+        mtls: mtls(message.client_certificate, message.plaintext)?,
+        tls: tls(required("tls", message.tls)?)?,
         paths: paths(required("paths", message.paths)?)?,
         proxy_protocol: message.proxy_protocol.map(proxy_protocol).transpose()?,
         app_proxy_protocol: match proto::AppProxyProtocol::try_from(message.app_proxy_protocol) {
@@ -136,12 +170,42 @@ fn proxy_protocol(message: proto::ProxyProtocol) -> Result<domain::ProxyProtocol
     })
 }
 
-fn from_inbound(inbound: &domain::Inbound) -> proto::Inbound {
-    let client_certificate = match inbound.client_certificate {
-        domain::ClientCertificate::Require => proto::ClientCertificate::Require,
-        domain::ClientCertificate::Accept => proto::ClientCertificate::Accept,
-        domain::ClientCertificate::Ignore => proto::ClientCertificate::Ignore,
+fn mtls(client_certificate: i32, plaintext: i32) -> Result<domain::Mtls, InvalidField> {
+    use proto::Plaintext;
+    let asked = match proto::ClientCertificate::try_from(client_certificate) {
+        Ok(proto::ClientCertificate::Require) => domain::ClientCertificate::Require,
+        Ok(proto::ClientCertificate::Accept) => domain::ClientCertificate::Accept,
+        Ok(proto::ClientCertificate::Ignore) => domain::ClientCertificate::Ignore,
+        Ok(proto::ClientCertificate::Unspecified) | Err(_) => {
+            return Err(unknown("client_certificate", client_certificate));
+        }
     };
+    match (Plaintext::try_from(plaintext), asked) {
+        (Ok(Plaintext::Refused), asked) => Ok(domain::Mtls::Strict(asked)),
+        (Ok(Plaintext::Too), domain::ClientCertificate::Accept) => Ok(domain::Mtls::Permissive),
+        (Ok(Plaintext::Only), domain::ClientCertificate::Ignore) => Ok(domain::Mtls::Disabled),
+        (Ok(_) | Err(_), _) => Err(unknown("plaintext", plaintext)),
+    }
+}
+
+fn from_mtls(mtls: domain::Mtls) -> (proto::ClientCertificate, proto::Plaintext) {
+    use proto::{ClientCertificate, Plaintext};
+    match mtls {
+        domain::Mtls::Strict(asked) => {
+            let asked = match asked {
+                domain::ClientCertificate::Require => ClientCertificate::Require,
+                domain::ClientCertificate::Accept => ClientCertificate::Accept,
+                domain::ClientCertificate::Ignore => ClientCertificate::Ignore,
+            };
+            (asked, Plaintext::Refused)
+        }
+        domain::Mtls::Permissive => (ClientCertificate::Accept, Plaintext::Too),
+        domain::Mtls::Disabled => (ClientCertificate::Ignore, Plaintext::Only),
+    }
+}
+
+fn from_inbound(inbound: &domain::Inbound) -> proto::Inbound {
+    let (client_certificate, plaintext) = from_mtls(inbound.mtls);
     proto::Inbound {
         listen: inbound.listen.to_string(),
         app: inbound.app.to_string(),
@@ -159,6 +223,8 @@ fn from_inbound(inbound: &domain::Inbound) -> proto::Inbound {
             domain::AppProxyProtocol::V2 => proto::AppProxyProtocol::V2,
         }
         .into(),
+        tls: Some(from_tls(&inbound.tls)),
+        plaintext: plaintext.into(),
     }
 }
 

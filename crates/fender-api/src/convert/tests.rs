@@ -3,12 +3,13 @@ use std::time::Duration;
 
 use fender_config::snapshot as domain;
 use fender_identity::jwt::{JwtBundles, Keys, SigningKey};
-use fender_identity::tls::{TlsProfile, TlsVersion};
+use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion};
 use fender_identity::{Bundle, Bundles, DenyList, SpiffeId, Trust};
 use fender_policy as policy;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::subsequence;
 use rustls_pki_types::UnixTime;
 
 use crate::proto::control::v1 as proto;
@@ -55,12 +56,46 @@ fn protocol() -> impl Strategy<Value = domain::Protocol> {
     prop_oneof![Just(domain::Protocol::Http), Just(domain::Protocol::Tcp)]
 }
 
+/// Any that could be used.
+fn tls() -> impl Strategy<Value = TlsProfile> {
+    let suites = CipherSuite::NAMED
+        .iter()
+        .map(|(_, suite)| *suite)
+        .collect::<Vec<_>>();
+    let groups = Group::NAMED
+        .iter()
+        .map(|(_, group)| *group)
+        .collect::<Vec<_>>();
+    let parts = (
+        any::<(bool, bool)>(),
+        subsequence(suites, 1..9),
+        subsequence(groups, 1..5),
+    );
+    parts
+        .prop_map(|((tls12, never), cipher_suites, groups)| TlsProfile {
+            minimum: if tls12 {
+                TlsVersion::Tls12
+            } else {
+                TlsVersion::Tls13
+            },
+            cipher_suites,
+            groups,
+            resumption: match never {
+                true => SessionResumption::Never,
+                false => SessionResumption::Tickets,
+            },
+        })
+        .prop_filter("somebody could connect", |profile| profile.check().is_ok())
+}
+
 fn inbound() -> impl Strategy<Value = domain::Inbound> {
-    use domain::{ClientCertificate, EscapedSlash};
+    use domain::{ClientCertificate, EscapedSlash, Mtls};
     let certificate = prop_oneof![
-        Just(ClientCertificate::Require),
-        Just(ClientCertificate::Accept),
-        Just(ClientCertificate::Ignore)
+        Just(Mtls::Strict(ClientCertificate::Require)),
+        Just(Mtls::Strict(ClientCertificate::Accept)),
+        Just(Mtls::Strict(ClientCertificate::Ignore)),
+        Just(Mtls::Permissive),
+        Just(Mtls::Disabled)
     ];
     let slash = prop_oneof![
         Just(EscapedSlash::Reject),
@@ -76,18 +111,10 @@ fn inbound() -> impl Strategy<Value = domain::Inbound> {
         any::<bool>(),
         vec(block().prop_map(|text| text.parse().unwrap()), 0..3),
         any::<bool>(),
+        tls(),
     )
         .prop_map(
-            |(
-                listen,
-                app,
-                protocol,
-                client_certificate,
-                escaped_slash,
-                merge_slashes,
-                from,
-                tells,
-            )| {
+            |(listen, app, protocol, mtls, escaped_slash, merge_slashes, from, tells, tls)| {
                 let paths = domain::PathRules {
                     escaped_slash,
                     merge_slashes,
@@ -96,7 +123,8 @@ fn inbound() -> impl Strategy<Value = domain::Inbound> {
                     listen,
                     app,
                     protocol,
-                    client_certificate,
+                    mtls,
+                    tls,
                     paths,
                     proxy_protocol: (!from.is_empty()).then_some(domain::ProxyProtocol { from }),
                     app_proxy_protocol: match tells {
@@ -323,7 +351,7 @@ prop_compose! {
         version in 1..=u64::MAX,
         identity in identity(),
         development in any::<bool>(),
-        tls12 in any::<bool>(),
+        tls in tls(),
         inbound in vec(inbound(), 0..3),
         outbound in vec(outbound(), 0..3),
         policies in policies(),
@@ -336,7 +364,7 @@ prop_compose! {
             identity,
             profile: if development { domain::Profile::Development } else { domain::Profile::Production },
             trust: Trust::default(),
-            tls: TlsProfile { minimum: if tls12 { TlsVersion::Tls12 } else { TlsVersion::Tls13 } },
+            tls,
             inbound,
             outbound,
             policies: Arc::new(policies),
@@ -422,6 +450,8 @@ fn refused(change: impl FnOnce(&mut proto::Snapshot)) -> String {
             from: vec!["10.0.0.0/8".to_owned()],
         }),
         app_proxy_protocol: proto::AppProxyProtocol::V2.into(),
+        tls: message.tls.clone(),
+        plaintext: proto::Plaintext::Refused.into(),
     });
     message.policies = Some(proto::PolicySet {
         default: proto::Default::Deny.into(),
@@ -456,6 +486,31 @@ fn every_error_names_its_field() {
     assert_eq!(refused(|m| m.version = 0), "version");
     assert_eq!(refused(|m| m.identity = "orders".to_owned()), "identity");
     assert_eq!(refused(|m| m.tls = None), "tls");
+    let tls = |m: &mut proto::Snapshot, change: fn(&mut proto::TlsProfile)| {
+        change(m.tls.as_mut().unwrap());
+    };
+    assert_eq!(refused(|m| tls(m, |tls| tls.minimum = 9)), "tls.minimum");
+    assert_eq!(
+        refused(|m| tls(m, |tls| tls.resumption = 0)),
+        "tls.resumption"
+    );
+    assert_eq!(
+        refused(|m| tls(m, |tls| tls.cipher_suites[1] = 0x2f)),
+        "tls.cipher_suites[1]"
+    );
+    assert_eq!(
+        refused(|m| tls(m, |tls| tls.groups[0] = 0x1_001d)),
+        "tls.groups[0]"
+    );
+    assert_eq!(refused(|m| tls(m, |tls| tls.groups.clear())), "tls");
+    assert_eq!(refused(|m| m.inbound[0].tls = None), "inbound[0].tls");
+    for plaintext in [0, 2, 3, 4] {
+        // Beside a certificate that is required, nothing but TLS.
+        assert_eq!(
+            refused(|m| m.inbound[0].plaintext = plaintext),
+            "inbound[0].plaintext"
+        );
+    }
     assert_eq!(
         refused(|m| m.inbound[0].listen = "x".to_owned()),
         "inbound[0].listen"

@@ -31,8 +31,15 @@ struct Bench {
 fn server_config(ca: &Authority, svid: &Svid, clock: &Arc<TokioClock>) -> Arc<ServerConfig> {
     let clock = Arc::new(TlsClock(clock.clone()));
     let mode = ClientCertificate::Accept;
-    fender_identity::tls::server(TlsProfile::default(), svid, ca.bundles(), mode, ALPN, clock)
-        .unwrap()
+    fender_identity::tls::server(
+        &TlsProfile::default(),
+        svid,
+        ca.bundles(),
+        mode,
+        ALPN,
+        clock,
+    )
+    .unwrap()
 }
 
 fn control() -> SpiffeId {
@@ -71,7 +78,7 @@ impl Bench {
 
     fn dial_from(&self, source: [u8; 4], svid: Option<&Svid>) {
         let config = fender_identity::tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             svid,
             self.ca.bundles(),
             control(),
@@ -118,7 +125,7 @@ impl Bench {
     /// Both ends of one connection.
     async fn join(&mut self, svid: Option<&Svid>) -> (Result<Connection, ConnectError>, Peer) {
         let config = fender_identity::tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             svid,
             self.ca.bundles(),
             control(),
@@ -343,7 +350,7 @@ async fn a_port_nobody_listens_on_is_unavailable() {
     bench.drain.stop();
     bench.drain.drained().await;
     let config = fender_identity::tls::client(
-        TlsProfile::default(),
+        &TlsProfile::default(),
         None,
         bench.ca.bundles(),
         control(),

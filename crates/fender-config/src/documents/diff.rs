@@ -45,6 +45,11 @@ impl Documents {
             &old.policies,
             &new.policies,
         ));
+        changes.extend(compare(
+            Kind::PeerAuthentication,
+            &old.peer_authentications,
+            &new.peer_authentications,
+        ));
         changes
     }
 }

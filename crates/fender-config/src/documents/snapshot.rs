@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fender_identity::tls::TlsProfile;
 use fender_identity::{SpiffeId, Trust, TrustDomain, WorkloadName};
 use fender_policy::{Condition, Policy, PolicySet, TextMatch};
 
 use super::{
-    Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, Upstream,
+    Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, TlsProfiles,
+    Upstream,
 };
-use crate::snapshot::{CredentialSource, CredentialSpec, Destination, Inbound, Outbound, Snapshot};
+use crate::snapshot::{
+    CredentialSource, CredentialSpec, Destination, Inbound, Mtls, Outbound, Snapshot,
+};
 
 impl Documents {
     /// What the sidecar of this workload must know, and nothing more. None if there is no such
@@ -38,13 +42,19 @@ impl Documents {
             .credentials
             .iter()
             .filter_map(|name| self.credentials.get(name));
+        let profiles = &mesh.tls_profiles;
+        let tls = workload.tls.over(profiles, &mesh.tls_of(namespace));
+        let ports = workload
+            .inbound
+            .iter()
+            .map(|port| port.listener(profiles, &tls, self.mtls(workload, port)));
         Some(Snapshot {
             version,
             identity: workload.spiffe_id(&mesh.trust_domain),
             profile: mesh.profile,
             trust: Trust::default(),
-            tls: mesh.tls,
-            inbound: workload.inbound.iter().map(InboundPort::listener).collect(),
+            inbound: ports.collect(),
+            tls,
             outbound: outbound.collect(),
             policies: Arc::new(policies),
             credentials: credentials.map(Credential::spec).collect(),
@@ -70,12 +80,14 @@ impl Documents {
 }
 
 impl InboundPort {
-    pub(crate) fn listener(&self) -> Inbound {
+    /// `tls` is what the workload says.
+    pub(crate) fn listener(&self, profiles: &TlsProfiles, tls: &TlsProfile, mtls: Mtls) -> Inbound {
         Inbound {
+            tls: self.tls.over(profiles, tls),
             listen: self.listen.clone(),
             app: self.app.clone(),
             protocol: self.protocol,
-            client_certificate: self.client_certificate,
+            mtls,
             paths: self.paths,
             proxy_protocol: self.proxy_protocol.clone(),
             app_proxy_protocol: self.app_proxy_protocol,

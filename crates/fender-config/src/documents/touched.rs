@@ -47,6 +47,13 @@ impl Documents {
                 touched.extend(names.map(|workload| workload.name.clone()));
             }
         }
+        for one in Objects::differences(&old.peer_authentications, &new.peer_authentications) {
+            for one in [one.old, one.new] {
+                let selected = one.map(|one| new.selected_by(&one.selector));
+                let names = selected.into_iter().flatten();
+                touched.extend(names.map(|workload| workload.name.clone()));
+            }
+        }
         touched.retain(|name| new.workloads.contains_key(name));
         touched
     }
@@ -131,6 +138,8 @@ mod tests {
         upstreams: Vec<Option<u8>>,
         credentials: Vec<Option<u8>>,
         policies: Vec<Option<(u8, bool)>>,
+        /// Label, and whether it is permissive.
+        clients: Vec<Option<(u8, bool)>>,
     }
 
     #[derive(Clone, Debug)]
@@ -164,9 +173,10 @@ mod tests {
             prop::collection::vec(prop::option::weighted(0.8, 0..2_u8), 3),
             prop::collection::vec(prop::option::weighted(0.8, 0..2_u8), 3),
             prop::collection::vec(prop::option::weighted(0.6, (0..4_u8, any::<bool>())), 6),
+            prop::collection::vec(prop::option::weighted(0.3, (2..4_u8, any::<bool>())), 3),
         )
             .prop_map(
-                |(dangling, default, root, workloads, upstreams, credentials, policies)| Plan {
+                |(
                     dangling,
                     default,
                     root,
@@ -174,13 +184,23 @@ mod tests {
                     upstreams,
                     credentials,
                     policies,
+                    clients,
+                )| Plan {
+                    dangling,
+                    default,
+                    root,
+                    workloads,
+                    upstreams,
+                    credentials,
+                    policies,
+                    clients,
                 },
             )
     }
 
     /// A plan, and the same after a few edits.
     fn edited() -> impl Strategy<Value = (Plan, Plan)> {
-        let edits = prop::collection::vec((0..6_usize, 0..6_usize), 0..4);
+        let edits = prop::collection::vec((0..7_usize, 0..6_usize), 0..4);
         (plan(), plan(), edits).prop_map(|(old, other, edits)| {
             let mut new = old.clone();
             for (field, at) in edits {
@@ -189,6 +209,7 @@ mod tests {
                     1 => new.upstreams[at % 3] = other.upstreams[at % 3],
                     2 => new.credentials[at % 3] = other.credentials[at % 3],
                     3 | 4 => new.policies[at] = other.policies[at],
+                    5 => new.clients[at % 3] = other.clients[at % 3],
                     _ if at == 0 => new.default = other.default,
                     _ if at == 1 => new.root = other.root,
                     _ if at == 2 => new.dangling = other.dangling,
@@ -200,7 +221,7 @@ mod tests {
     }
 
     fn head(kind: &str, namespace: &str, name: &str, rest: &str) -> String {
-        let version = if kind == "AuthorizationPolicy" {
+        let version = if matches!(kind, "AuthorizationPolicy" | "PeerAuthentication") {
             "security.istio.io/v1"
         } else {
             "fender.dev/v1"
@@ -286,6 +307,22 @@ mod tests {
                 "{head}spec: {{ {selector}action: ALLOW, rules: {rules} }}\n"
             ));
         }
+        for (at, clients) in plan.clients.iter().enumerate() {
+            let Some((label, permissive)) = clients else {
+                continue;
+            };
+            let head = head("PeerAuthentication", NAMESPACES[at], "clients", "");
+            // One of the root namespace selects by no label.
+            let selector = match label {
+                3 => String::new(),
+                _ if NAMESPACES[at] == "root" => String::new(),
+                label => format!("selector: {{ matchLabels: {{ app: l{label} }} }}, "),
+            };
+            let mode = if *permissive { "PERMISSIVE" } else { "STRICT" };
+            files.push(format!(
+                "{head}spec: {{ {selector}mtls: {{ mode: {mode} }} }}\n"
+            ));
+        }
         let files = files.chunks(in_a_file).enumerate();
         files
             .map(|(at, texts)| Source {
@@ -363,6 +400,7 @@ mod tests {
             upstreams: vec![Some(0); 3],
             credentials: vec![Some(0); 3],
             policies: vec![Some((1, true)); 6],
+            clients: vec![Some((2, true)), None, None],
         };
         let touched = |change: &dyn Fn(&mut Plan)| {
             let mut new = all.clone();
@@ -387,6 +425,12 @@ mod tests {
             touched(&|plan| plan.policies[2] = None),
             ["a/w3", "a-b/w1", "root/w5"]
         );
+        assert_eq!(touched(&|plan| plan.clients[0] = None), [""; 0]);
+        assert_eq!(
+            touched(&|plan| plan.clients[0] = Some((3, true))),
+            ["a/w0", "a/w3"]
+        );
+        assert_eq!(touched(&|plan| plan.clients[2] = Some((3, true))).len(), 6);
         assert_eq!(touched(&|plan| plan.default = false).len(), 6);
     }
 }

@@ -1,11 +1,14 @@
 //! The `Mesh`: what holds for everyone.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use fender_identity::tls::TlsProfile;
 
 use super::administrators::{administrators, minimum_version};
 use super::vouching::{authorities, clusters};
 use super::{NAME_HELP, duration, fallback, span, tls};
-use crate::documents::{Lifetimes, Mesh};
+use crate::documents::{Lifetimes, Mesh, Namespace, TlsProfiles};
 use crate::name::check_label;
 use crate::raw::{self, Document};
 use crate::snapshot::Profile;
@@ -76,7 +79,16 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         .map_or(Some(Profile::default()), |at| reader.choose("profile", at))
         .unwrap_or_default();
     let lifetimes = lifetimes(reader, profile, spec.lifetimes.as_deref());
-    let tls = tls(reader, spec.tls.as_ref());
+    let tls = tls::rule(reader, spec.tls.as_ref());
+    let tls_profiles = tls::profiles(reader, &spec.tls_profiles);
+    let everywhere = tls::effective(
+        reader,
+        spec.tls.as_ref(),
+        &tls,
+        &tls_profiles,
+        &TlsProfile::default(),
+    );
+    let namespaces = namespaces(reader, &spec.namespaces, &tls_profiles, &everywhere);
     let snapshot_max_age = max_age(reader, profile, spec.snapshot.as_ref());
     let authorization =
         fallback(reader, spec.authorization.as_ref()).unwrap_or(fender_policy::Default::Deny);
@@ -114,6 +126,8 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         root_namespace,
         lifetimes,
         tls,
+        tls_profiles,
+        namespaces,
         snapshot_max_age,
         authorization,
         administrators,
@@ -121,6 +135,31 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         clusters,
         authorities,
     })
+}
+
+fn namespaces(
+    reader: &mut Reader<'_>,
+    written: &[At<raw::Namespace>],
+    profiles: &TlsProfiles,
+    everywhere: &TlsProfile,
+) -> BTreeMap<String, Namespace> {
+    let mut namespaces = BTreeMap::new();
+    for raw::Namespace { name, tls } in written.iter().map(|at| &at.value) {
+        reader.take(
+            name,
+            "fender::bad-name",
+            NAME_HELP,
+            check_label(&name.value),
+        );
+        let rule = tls::rule(reader, tls.as_ref());
+        tls::effective(reader, tls.as_ref(), &rule, profiles, everywhere);
+        let namespace = Namespace { tls: rule };
+        if namespaces.insert(name.value.clone(), namespace).is_some() {
+            let message = format!("the namespace `{}` is there twice", name.value);
+            reader.wrong(name, "fender::duplicate", message, "remove one of them");
+        }
+    }
+    namespaces
 }
 
 fn max_age(

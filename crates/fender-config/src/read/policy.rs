@@ -19,7 +19,7 @@ use crate::yaml::{At, Reader};
 /// `root_namespace` is known from the Mesh: a policy there selects everywhere.
 pub(crate) fn policy(
     reader: &mut Reader<'_>,
-    document: IstioDocument,
+    document: IstioDocument<raw::AuthorizationPolicy>,
     root_namespace: &str,
 ) -> Option<SelectingPolicy> {
     let IstioDocument { metadata, spec, .. } = document;

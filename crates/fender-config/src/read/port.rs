@@ -2,12 +2,12 @@
 
 use ipnet::IpNet;
 
-use super::HOST_HELP;
 use super::policy::ip_block;
+use super::{HOST_HELP, tls};
 use crate::documents::InboundPort;
 use crate::problem::{Place, Problem};
 use crate::raw;
-use crate::snapshot::{AppProxyProtocol, ClientCertificate, PathRules, Protocol, ProxyProtocol};
+use crate::snapshot::{AppProxyProtocol, PathRules, Protocol, ProxyProtocol};
 use crate::yaml::{At, Reader, Word};
 use crate::{AppAddress, HostPort, ListenAddr};
 
@@ -120,12 +120,11 @@ pub(super) fn inbound(
     let listen = taken.listen(reader, &inbound.listen);
     let app = app(reader, &inbound.app);
     let protocol = reader.choose("protocol", &inbound.protocol);
-    let client_certificate = inbound
-        .client_certificate
-        .as_ref()
-        .map_or(Some(ClientCertificate::default()), |at| {
-            reader.choose("clientCertificate", at)
-        });
+    let client_certificate = match &inbound.client_certificate {
+        Some(at) => Some(reader.choose("clientCertificate", at)?),
+        None => None,
+    };
+    let tls = tls::rule(reader, inbound.tls.as_ref());
     let paths = paths(reader, inbound.paths.as_ref(), protocol);
     let proxy_protocol = proxy_protocol(reader, inbound.proxy_protocol.as_ref(), listen.as_ref());
     let app_proxy_protocol =
@@ -144,7 +143,8 @@ pub(super) fn inbound(
         app: app?,
         protocol: protocol?,
         advertise,
-        client_certificate: client_certificate?,
+        client_certificate,
+        tls,
         paths,
         proxy_protocol: proxy_protocol?,
         app_proxy_protocol: app_proxy_protocol?,

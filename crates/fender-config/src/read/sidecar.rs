@@ -12,7 +12,7 @@ use super::port::{Taken, inbound};
 use super::workload::listed;
 use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, tls};
 use crate::address::InvalidAddress;
-use crate::documents::InboundPort;
+use crate::documents::{InboundPort, TlsProfiles};
 use crate::raw::{self, Document};
 use crate::snapshot::Protocol;
 use crate::standalone::{Identity, IdentityFiles, WorkloadApi};
@@ -29,7 +29,9 @@ pub(crate) struct Alone {
     pub(crate) name: ObjectName,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) identity: Option<Identity>,
+    /// For what it calls.
     pub(crate) tls: TlsProfile,
+    pub(crate) tls_profiles: TlsProfiles,
     pub(crate) inbound: Vec<InboundPort>,
     pub(crate) outbound: Vec<DirectPort>,
     pub(crate) credentials: Vec<ObjectName>,
@@ -64,7 +66,15 @@ pub(crate) fn sidecar(
                 only what merely delivers credentials does without",
         );
     }
-    let tls = tls(reader, spec.tls.as_ref());
+    let tls_profiles = tls::profiles(reader, &spec.tls_profiles);
+    let rule = tls::rule(reader, spec.tls.as_ref());
+    let tls = tls::effective(
+        reader,
+        spec.tls.as_ref(),
+        &rule,
+        &tls_profiles,
+        &TlsProfile::default(),
+    );
     let mut taken = Taken::default();
     let ports = spec
         .inbound
@@ -80,7 +90,10 @@ pub(crate) fn sidecar(
                     help,
                 );
             }
-            inbound(reader, &mut taken, &at.value, None)
+            let port = inbound(reader, &mut taken, &at.value, None)?;
+            let written = at.value.tls.as_ref();
+            tls::effective(reader, written, &port.tls, &tls_profiles, &tls);
+            Some(port)
         })
         .collect();
     let outbound = spec
@@ -107,6 +120,7 @@ pub(crate) fn sidecar(
         labels,
         identity,
         tls,
+        tls_profiles,
         inbound: ports,
         outbound,
         credentials,

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fender_identity::WorkloadName;
+use fender_identity::tls::TlsProfile;
 
 use super::attest::{self, Whom, Whose, attest};
 use super::port::{Taken, inbound};
-use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name};
+use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name, tls};
 use crate::address::is_host_name;
-use crate::documents::{Kind, OutboundPort, OutboundTo, Workload};
+use crate::documents::{Documents, Kind, Mesh, OutboundPort, OutboundTo, Workload};
 use crate::problem::{Place, Report};
 use crate::raw::{self, Document};
+use crate::snapshot::Mtls;
 use crate::yaml::{At, Page, Reader};
 use crate::{HostPort, InboundPort, ListenAddr, ObjectName};
 
@@ -25,6 +27,9 @@ pub(crate) struct Unresolved<'a> {
     attest: Vec<attest::Entry>,
     outbound: Vec<(ListenAddr, At<raw::Outbound>)>,
     credentials: Vec<At<String>>,
+    tls: Option<At<raw::Tls>>,
+    /// What its ports say of TLS.
+    port_tls: Vec<Option<At<raw::Tls>>>,
     /// A port that could not be read may be the one somebody means.
     knows_its_ports: bool,
 }
@@ -54,18 +59,15 @@ pub(crate) fn workload<'a>(
     let attest = attest(reader, &metadata, spec.attest.as_deref(), Whose::Workload);
     let dns_names = dns_names(reader, &spec.dns_names);
     let mut taken = Taken::default();
-    let ports: Vec<InboundPort> = spec
+    let found_by = dns_names.first().map(String::as_str);
+    let (ports, port_tls): (Vec<InboundPort>, Vec<_>) = spec
         .inbound
         .iter()
         .filter_map(|at| {
-            inbound(
-                reader,
-                &mut taken,
-                &at.value,
-                dns_names.first().map(String::as_str),
-            )
+            let port = inbound(reader, &mut taken, &at.value, found_by)?;
+            Some((port, at.value.tls.clone()))
         })
-        .collect();
+        .unzip();
     let knows_its_ports = ports.len() == spec.inbound.len();
     let outbound = spec
         .outbound
@@ -77,6 +79,7 @@ pub(crate) fn workload<'a>(
         .for_each(|at| taken.refuse_circle(reader, &at.value.app));
     let drain = drain(reader, spec.drain.as_ref());
     let authorization = fallback(reader, spec.authorization.as_ref());
+    let tls = tls::rule(reader, spec.tls.as_ref());
     let workload = Workload {
         name: name?,
         labels: metadata.value.labels,
@@ -87,6 +90,7 @@ pub(crate) fn workload<'a>(
         credentials: Vec::new(),
         drain,
         authorization,
+        tls,
     };
     Some(Unresolved {
         page,
@@ -94,6 +98,8 @@ pub(crate) fn workload<'a>(
         attest,
         outbound,
         credentials: spec.credentials,
+        tls: spec.tls,
+        port_tls,
         knows_its_ports,
     })
 }
@@ -126,7 +132,7 @@ fn dns_names(reader: &mut Reader<'_>, written: &[At<String>]) -> Vec<String> {
 
 /// What is known of the workloads others refer to.
 pub(crate) struct Ports<'a> {
-    read: BTreeMap<WorkloadName, Option<Vec<InboundPort>>>,
+    read: BTreeMap<WorkloadName, Option<Workload>>,
     upon: &'a Upon,
 }
 
@@ -135,7 +141,7 @@ impl<'a> Ports<'a> {
         let ports = |unresolved: &Unresolved<'_>| {
             unresolved
                 .knows_its_ports
-                .then(|| unresolved.workload.inbound.clone())
+                .then(|| unresolved.workload.clone())
         };
         let read = workloads
             .iter()
@@ -145,13 +151,10 @@ impl<'a> Ports<'a> {
     }
 
     /// None if its own document is wrong, which is told there.
-    fn get(&self, workload: &WorkloadName) -> Option<&[InboundPort]> {
+    fn get(&self, workload: &WorkloadName) -> Option<&Workload> {
         match self.read.get(workload) {
-            Some(ports) => ports.as_deref(),
-            None => {
-                let workload = self.upon.documents.workloads.get(workload)?;
-                Some(&workload.inbound)
-            }
+            Some(read) => read.as_ref(),
+            None => Some(self.upon.documents.workloads.get(workload)?),
         }
     }
 }
@@ -166,6 +169,7 @@ impl Unresolved<'_> {
         known: &Known<'_>,
         ports: &Ports<'_>,
         whom: &Whom,
+        documents: &Documents,
         report: &mut Report,
     ) -> Workload {
         let Self {
@@ -174,16 +178,35 @@ impl Unresolved<'_> {
             attest,
             outbound,
             credentials,
+            tls,
+            port_tls,
             ..
         } = self;
         let reader = &mut Reader { page, report };
         let namespace = workload.name.namespace();
+        // What is wrong with the Mesh is told there.
+        let own_tls = documents.mesh.as_ref().map(|mesh| {
+            let (rule, profiles) = (&workload.tls, &mesh.tls_profiles);
+            let general = mesh.tls_of(namespace);
+            let own = tls::effective(reader, tls.as_ref(), rule, profiles, &general);
+            for (port, written) in workload.inbound.iter().zip(&port_tls) {
+                tls::effective(reader, written.as_ref(), &port.tls, profiles, &own);
+            }
+            (mesh, own)
+        });
+        let from = From {
+            known,
+            ports,
+            documents,
+            namespace,
+            tls: own_tls.as_ref().map(|(mesh, own)| (*mesh, own)),
+        };
         let outbound: Vec<OutboundPort> = outbound
             .into_iter()
             .filter_map(|(listen, at)| {
                 Some(OutboundPort {
                     listen,
-                    to: destination(reader, known, ports, namespace, &at)?,
+                    to: destination(reader, &from, &at)?,
                 })
             })
             .collect();
@@ -215,15 +238,23 @@ pub(super) fn listed(
     names
 }
 
+/// Where references come from.
+struct From<'a> {
+    known: &'a Known<'a>,
+    ports: &'a Ports<'a>,
+    documents: &'a Documents,
+    namespace: &'a str,
+    /// The mesh, and how the workload calls others.
+    tls: Option<(&'a Mesh, &'a TlsProfile)>,
+}
+
 fn destination(
     reader: &mut Reader<'_>,
-    known: &Known<'_>,
-    ports: &Ports<'_>,
-    namespace: &str,
+    from: &From<'_>,
     at: &At<raw::Outbound>,
 ) -> Option<OutboundTo> {
     match (&at.value.service, &at.value.upstream) {
-        (Some(service), None) => self::service(reader, known, ports, namespace, &at.value, service),
+        (Some(service), None) => self::service(reader, from, &at.value, service),
         (None, Some(upstream)) => {
             for (field, value) in [
                 ("port", at.value.port.is_some()),
@@ -239,7 +270,8 @@ fn destination(
                     );
                 }
             }
-            refer(reader, known, Kind::Upstream, namespace, upstream).map(OutboundTo::Upstream)
+            refer(reader, from.known, Kind::Upstream, from.namespace, upstream)
+                .map(OutboundTo::Upstream)
         }
         (None, None) | (Some(_), Some(_)) => {
             let help = "write `service: namespace/name` for a workload of the mesh, or \
@@ -294,13 +326,14 @@ fn refer(
 
 fn service(
     reader: &mut Reader<'_>,
-    known: &Known<'_>,
-    ports: &Ports<'_>,
-    namespace: &str,
+    from: &From<'_>,
     outbound: &raw::Outbound,
     at: &At<String>,
 ) -> Option<OutboundTo> {
-    let (of, name) = at.value.split_once('/').unwrap_or((namespace, &at.value));
+    let (of, name) = at
+        .value
+        .split_once('/')
+        .unwrap_or((from.namespace, &at.value));
     let workload = reader.take(
         at,
         "fender::bad-name",
@@ -311,8 +344,8 @@ fn service(
         Some(written) => Some(reader.parse(written, "fender::bad-address", HOST_HELP)?),
         None => None,
     };
-    if known.misses(Kind::Workload, of, name) {
-        let help = match known.nearest(Kind::Workload, of, name) {
+    if from.known.misses(Kind::Workload, of, name) {
+        let help = match from.known.nearest(Kind::Workload, of, name) {
             Some(meant) => format!("did you mean `{of}/{meant}`?"),
             None => {
                 format!("write a `kind: Workload` document with this name in the namespace `{of}`")
@@ -326,8 +359,28 @@ fn service(
         );
         return None;
     }
-    let inbound = ports.get(&workload)?;
-    let port = choose_port(reader, outbound, at, &workload, inbound)?;
+    let called = from.ports.get(&workload)?;
+    let port = choose_port(reader, outbound, at, &workload, &called.inbound)?;
+    if from.documents.mtls(called, port) == Mtls::Disabled {
+        let message = format!(
+            "`{workload}` speaks no TLS at `{}`, since a PeerAuthentication disables it",
+            port.listen
+        );
+        let help = "a sidecar calls others by mTLS only, and only whom it expects: make that port STRICT or PERMISSIVE, or \
+            let the app call it by itself";
+        reader.wrong(at, "fender::no-tls", message, help);
+    }
+    if let Some((mesh, ours)) = from.tls {
+        let theirs = called.tls.over(&mesh.tls_profiles, &mesh.tls_of(of));
+        let theirs = port.tls.over(&mesh.tls_profiles, &theirs);
+        if ours.check().is_ok() && theirs.check().is_ok() && !ours.meets(&theirs) {
+            let message =
+                format!("this workload and `{workload}` could never agree on a TLS connection");
+            let help = "their `tls` has no group or no cipher suite in common: name the same profile at both, or \
+                widen one of them";
+            reader.wrong(at, "fender::no-common-tls", message, help);
+        }
+    }
     let Some(address) = address.or_else(|| port.advertise.clone()) else {
         let message = format!("nobody knows where `{workload}` is found");
         let help = "give it `dnsNames` or its inbound port `advertise: host:port`, or \

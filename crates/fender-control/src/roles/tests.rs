@@ -248,3 +248,90 @@ fn a_workload_whose_document_or_attestors_are_gone_is_orphaned() {
         .collect();
     assert_eq!(told, ["shop/gone", "shop/locked"]);
 }
+
+#[test]
+fn attack_an_operator_weakens_no_tls_that_the_security_team_set() {
+    let with = |tls: &str, port: &str| {
+        let spec = format!(
+            "{{ tls: {tls}, inbound: [ {{ listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, tls: {port} }} ] }}"
+        );
+        let profiles = "  tlsProfiles: [ { name: old, minimum: \"1.2\" } ]\n";
+        [mesh(profiles), workload("shop", "orders", &spec)]
+    };
+    let plain = with("{}", "{}");
+    for changed in [
+        with("{ minimum: \"1.2\" }", "{}"),
+        with("{}", "{ groups: [ P-256 ] }"),
+        with("{ profile: old, minimum: \"1.2\" }", "{}"),
+    ] {
+        assert_eq!(
+            lacks("ben", &plain, &changed),
+            ["Workload shop/orders: security"]
+        );
+        assert_eq!(lacks("ada", &plain, &changed), [""; 0]);
+        // What is as it was is nobody's change.
+        assert_eq!(lacks("ben", &changed, &with("{}", "{}")), [""; 0]);
+    }
+    let named = with("{ profile: old }", "{ profile: old }");
+    assert_eq!(lacks("ben", &plain, &named), [""; 0]);
+}
+
+fn peer_authentication(namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{ namespace: {namespace}, name: mtls }}\n\
+         spec: {spec}\n"
+    )
+}
+
+#[test]
+fn attack_an_operator_lets_nobody_in_without_a_proof_by_peer_authentication() {
+    let port =
+        "{ inbound: [ { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http } ] }";
+    let with = |documents: &[String]| {
+        let plain = [mesh(""), workload("shop", "orders", port)];
+        [&plain[..], documents].concat()
+    };
+    let closed = with(&[]);
+    for spec in [
+        "{ mtls: { mode: PERMISSIVE } }",
+        "{ mtls: { mode: DISABLE } }",
+        "{ selector: { matchLabels: { app: orders } }, portLevelMtls: { 8443: { mode: PERMISSIVE } } }",
+    ] {
+        let open = with(&[peer_authentication("shop", spec)]);
+        let lacking = ["PeerAuthentication shop/mtls: security"];
+        assert_eq!(lacks("ben", &closed, &open), lacking, "{spec}");
+        assert_eq!(lacks("ada", &closed, &open), [""; 0]);
+        assert_eq!(lacks("ben", &open, &closed), [""; 0], "closing is theirs");
+    }
+    let strict = with(&[peer_authentication("shop", "{ mtls: { mode: STRICT } }")]);
+    assert_eq!(lacks("ben", &closed, &strict), [""; 0]);
+    let root = |mode: &str| {
+        peer_authentication("fender-system", &format!("{{ mtls: {{ mode: {mode} }} }}"))
+    };
+    let everywhere = with(&[root("STRICT")]);
+    assert_eq!(
+        lacks("ben", &closed, &everywhere),
+        ["PeerAuthentication fender-system/mtls: security"]
+    );
+    // Taking away what keeps a namespace closed in an open mesh opens it.
+    let kept = with(&[
+        root("PERMISSIVE"),
+        peer_authentication("shop", "{ mtls: { mode: STRICT } }"),
+    ]);
+    assert_eq!(
+        lacks("ben", &kept, &with(&[root("PERMISSIVE")])),
+        ["PeerAuthentication shop/mtls: security"]
+    );
+    // So does a label by which an open one selects.
+    let selecting = peer_authentication(
+        "shop",
+        "{ selector: { matchLabels: { app: cart } }, mtls: { mode: PERMISSIVE } }",
+    );
+    let before = with(&[selecting.clone()]);
+    let mut after = before.clone();
+    after[1] = after[1].replace("app: orders", "app: cart");
+    assert_eq!(
+        lacks("ben", &before, &after),
+        ["Workload shop/orders: security"]
+    );
+}

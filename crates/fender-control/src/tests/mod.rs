@@ -200,7 +200,7 @@ impl World {
         let trust: TrustDomain = "acme.test".parse().unwrap();
         let clock = Arc::new(TlsClock(self.clock.clone()));
         let pins = self.running.ca_pins.clone();
-        tls::client_pinned(TlsProfile::default(), trust, pins, ALPN, clock).unwrap()
+        tls::client_pinned(&TlsProfile::default(), trust, pins, ALPN, clock).unwrap()
     }
 
     async fn as_peer(&self, svid: &Svid) -> Channel {
@@ -211,7 +211,7 @@ impl World {
         let mut bundles = Bundles::new();
         bundles.insert(self.bundle());
         let config = tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             Some(svid),
             Arc::new(bundles),
             control(),

@@ -129,7 +129,7 @@ fn no_key_is_shown_by_debug() {
     let svid = issued.svid();
     let new_key = NewKey::from_pkcs8(&Secret::new(der.clone())).unwrap();
     let server = crate::tls::server(
-        crate::tls::TlsProfile::default(),
+        &crate::tls::TlsProfile::default(),
         &svid,
         root.bundles("mesh.example"),
         crate::tls::ClientCertificate::Require,

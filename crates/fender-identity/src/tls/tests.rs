@@ -1,9 +1,11 @@
 //! Real handshakes in memory, honest and not.
 
 mod attacks;
+mod tickets;
 
 use std::error::Error as _;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use rcgen::CertificateParams;
 use rustls::sign::CertifiedKey;
@@ -17,12 +19,8 @@ const MESH: &str = "mesh.example";
 const ORDERS: &str = "spiffe://mesh.example/ns/shop/sa/orders";
 const BILLING: &str = "spiffe://mesh.example/ns/shop/sa/billing";
 const CONTROL: &str = "spiffe://mesh.example/fender/control";
-const TLS13: TlsProfile = TlsProfile {
-    minimum: TlsVersion::Tls13,
-};
-const TLS12: TlsProfile = TlsProfile {
-    minimum: TlsVersion::Tls12,
-};
+static TLS13: LazyLock<TlsProfile> = LazyLock::new(TlsProfile::default);
+static TLS12: LazyLock<TlsProfile> = LazyLock::new(|| TlsProfile::since(TlsVersion::Tls12));
 
 /// Both ends of a connection whose handshake is over.
 #[derive(Debug)]
@@ -121,14 +119,22 @@ impl Mesh {
 
     fn serve(&self, svid: &Svid, mode: ClientCertificate) -> Arc<ServerConfig> {
         let alpn: [&[u8]; 2] = [b"h2", b"http/1.1"];
-        server(TLS13, svid, self.bundles(), mode, &alpn, self.clock.clone()).unwrap()
+        server(
+            &TLS13,
+            svid,
+            self.bundles(),
+            mode,
+            &alpn,
+            self.clock.clone(),
+        )
+        .unwrap()
     }
 
     /// Expects `orders`.
     fn client(&self, svid: Option<&Svid>) -> Arc<ClientConfig> {
         let alpn: [&[u8]; 1] = [b"h2"];
         client(
-            TLS13,
+            &TLS13,
             svid,
             self.bundles(),
             id(ORDERS),
@@ -165,7 +171,14 @@ impl Mesh {
     }
 
     fn pinned(&self, pin: CaPin) -> Arc<ClientConfig> {
-        client_pinned(TLS13, domain(MESH), vec![pin], &[b"h2"], self.clock.clone()).unwrap()
+        client_pinned(
+            &TLS13,
+            domain(MESH),
+            vec![pin],
+            &[b"h2"],
+            self.clock.clone(),
+        )
+        .unwrap()
     }
 
     /// A server that shows this chain, root included, whatever it is.
@@ -178,7 +191,7 @@ impl Mesh {
 
 /// No check of shape or key: what an attacker has.
 fn shown_as(shown: &Issued) -> CertifiedKey {
-    let key = aws_lc_rs::sign::any_supported_type(&shown.key_der()).unwrap();
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&shown.key_der()).unwrap();
     CertifiedKey::new(shown.chain.clone(), key)
 }
 
@@ -244,7 +257,7 @@ fn m2_tls_12_is_only_for_those_who_opted_in() {
     );
 
     let (mode, clock) = (ClientCertificate::Require, mesh.clock.clone());
-    let lenient = server(TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
+    let lenient = server(&TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
     let done = handshake(&old_client, &lenient).unwrap();
     assert_eq!(
         done.server.protocol_version(),
@@ -257,32 +270,12 @@ fn m2_tls_12_is_only_for_those_who_opted_in() {
 /// A client from before TLS 1.3.
 fn only_tls12(mesh: &Mesh, svid: &Svid) -> Arc<ClientConfig> {
     let verifier = Arc::new(ExpectedServer::new(mesh.bundles().into(), id(ORDERS)));
-    let builder = ClientConfig::builder_with_details(provider(), mesh.clock.clone())
-        .with_protocol_versions(&[&version::TLS12])
+    let builder = ClientConfig::builder_with_details(TLS12.provider().unwrap(), mesh.clock.clone())
+        .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     finish(builder, Some(svid), &[])
-}
-
-#[test]
-fn no_session_is_ever_resumed() {
-    let mesh = Mesh::new();
-    let svid = mesh.root.leaf(ORDERS).svid();
-    let ours = mesh.root.leaf(BILLING).svid();
-    let (mode, clock) = (ClientCertificate::Require, mesh.clock.clone());
-    let server = server(TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
-    for client in [mesh.client(Some(&ours)), only_tls12(&mesh, &ours)] {
-        let mut eager = ClientConfig::clone(&client);
-        eager.resumption = Resumption::in_memory_sessions(8);
-        let eager = Arc::new(eager);
-        for _ in 0..3 {
-            let done = handshake(&eager, &server).unwrap();
-            assert_eq!(done.client.handshake_kind(), Some(HandshakeKind::Full));
-            assert_eq!(done.server.handshake_kind(), Some(HandshakeKind::Full));
-            assert_eq!(done.client.tls13_tickets_received(), 0);
-        }
-    }
 }
 
 #[test]
@@ -360,7 +353,7 @@ fn outside_the_mesh_the_name_is_verified_in_full() {
     let ours = mesh.root.leaf(BILLING).svid();
     let connect = |roots: &Issued, name: &'static str| {
         let roots = vec![roots.der()];
-        let client = client_dns(TLS13, Some(&ours), roots, &[], mesh.clock.clone()).unwrap();
+        let client = client_dns(&TLS13, Some(&ours), roots, &[], mesh.clock.clone()).unwrap();
         handshake_with(&client, &server, name.try_into().unwrap())
     };
     let done = connect(&outside, "db.internal").unwrap();
@@ -381,12 +374,12 @@ fn a_configuration_that_could_verify_nobody_is_not_made() {
     let none = Arc::new(Bundles::new());
     let clock = mesh.clock.clone();
     for mode in [ClientCertificate::Require, ClientCertificate::Accept] {
-        let made = server(TLS13, &svid, none.clone(), mode, &[], clock.clone());
+        let made = server(&TLS13, &svid, none.clone(), mode, &[], clock.clone());
         assert!(matches!(made, Err(TlsError::NoBundle)));
     }
     assert!(
         server(
-            TLS13,
+            &TLS13,
             &svid,
             none,
             ClientCertificate::Ignore,
@@ -397,14 +390,14 @@ fn a_configuration_that_could_verify_nobody_is_not_made() {
     );
 
     let foreign = id("spiffe://evil.example/a");
-    let made = client(TLS13, None, mesh.bundles(), foreign, &[], clock.clone());
+    let made = client(&TLS13, None, mesh.bundles(), foreign, &[], clock.clone());
     assert!(matches!(made, Err(TlsError::NoBundleFor { .. })));
-    let made = client_pinned(TLS13, domain(MESH), Vec::new(), &[], clock.clone());
+    let made = client_pinned(&TLS13, domain(MESH), Vec::new(), &[], clock.clone());
     assert!(matches!(made, Err(TlsError::NoPin)));
-    let made = client_dns(TLS13, None, Vec::new(), &[], clock.clone());
+    let made = client_dns(&TLS13, None, Vec::new(), &[], clock.clone());
     assert!(matches!(made, Err(TlsError::NoRoot)));
     let junk = vec![mesh.root.der(), vec![0x30, 0].into()];
-    let made = client_dns(TLS13, None, junk, &[], clock);
+    let made = client_dns(&TLS13, None, junk, &[], clock);
     assert!(matches!(made, Err(TlsError::Root { number: 2, .. })));
 }
 

@@ -18,6 +18,7 @@ fn origin(peer: Option<&str>) -> Origin {
         provenance: PeerAddr::Tcp("10.0.0.2:4711".parse().unwrap()).into(),
         peer: peer.map(|peer| peer.parse().unwrap()),
         tls: Some(ProtocolVersion::TLSv1_3),
+        plaintext: false,
     }
 }
 

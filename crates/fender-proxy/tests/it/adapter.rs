@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fender_config::AppAddress;
-use fender_config::snapshot::{ClientCertificate, Protocol};
+use fender_config::snapshot::{ClientCertificate, Mtls, Protocol};
 use fender_policy::{Rule, Source, TextMatch};
 use fender_proxy::{Limits, Reason};
 use fender_runtime::drain::Drain;
@@ -229,7 +229,7 @@ async fn http2_is_denied_alike() {
 async fn an_anonymous_peer_is_nobody_where_certificates_are_optional() {
     let tasks = Drain::new();
     let mut port = inbound(echo_app(&tasks).await, Protocol::Http);
-    port.client_certificate = ClientCertificate::Accept;
+    port.mtls = Mtls::Strict(ClientCertificate::Accept);
     let mut world = World::start(vec![port], vec![], Limits::default());
     let named = Source {
         principals: vec![TextMatch::Present],

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::snapshot::{
-    AppProxyProtocol, ClientCertificate, Destination, Inbound, Outbound, PathRules, Profile,
+    AppProxyProtocol, ClientCertificate, Destination, Inbound, Mtls, Outbound, PathRules, Profile,
     Protocol, Snapshot,
 };
 use fender_config::{AppAddress, ListenAddr};
@@ -192,7 +192,8 @@ pub(crate) fn inbound(app: SocketAddr, protocol: Protocol) -> Inbound {
         listen: listen(),
         app: AppAddress::Loopback(app.try_into().unwrap()),
         protocol,
-        client_certificate: ClientCertificate::Require,
+        mtls: Mtls::Strict(ClientCertificate::Require),
+        tls: TlsProfile::default(),
         paths: PathRules::default(),
         proxy_protocol: None,
         app_proxy_protocol: AppProxyProtocol::Absent,
@@ -322,7 +323,7 @@ impl World {
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let clock = Arc::new(TlsClock(self.clock.clone()));
         let config = tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             Some(svid),
             self.authority.bundles(),
             id(ORDERS),

@@ -13,6 +13,7 @@ mod attacks;
 mod harness;
 mod http2;
 mod lifetime;
+mod plaintext;
 mod proxy_protocol;
 mod renewal;
 mod revocation;

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fender_config::AppAddress;
-use fender_config::snapshot::{AppProxyProtocol, Inbound, Protocol, ProxyProtocol};
+use fender_config::snapshot::{
+    AppProxyProtocol, ClientCertificate, Inbound, Mtls, Protocol, ProxyProtocol,
+};
 use fender_policy::{Rule, Source};
 use fender_proxy::Limits;
 use fender_runtime::drain::Drain;
@@ -217,7 +219,7 @@ async fn the_first_bytes_of_a_header_hold_a_connection_no_longer_than_a_handshak
 async fn no_header_says_who_a_peer_is() {
     let tasks = Drain::new();
     let mut port = believing(echo_app(&tasks).await, Protocol::Http, "127.0.0.1/32");
-    port.client_certificate = fender_config::snapshot::ClientCertificate::Ignore;
+    port.mtls = Mtls::Strict(ClientCertificate::Ignore);
     let world = World::start(vec![port], vec![], Limits::default());
     let ssl = Ssl {
         client: Ssl::OVER_TLS | Ssl::CERTIFICATE_IN_CONNECTION,

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket.
@@ -31,6 +32,21 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.poll_read_ready(context),
             Self::Unix(stream) => stream.poll_read_ready(context),
+        }
+    }
+
+    /// The first byte that was not read yet, which stays where it is; none if the peer has ended.
+    ///
+    /// Cancel safe.
+    pub async fn peek(&self) -> io::Result<Option<u8>> {
+        let look = || {
+            let mut first = [0];
+            let (_, length) = recv(self.as_fd(), &mut first, RecvFlags::PEEK)?;
+            Ok((length > 0).then_some(first[0]))
+        };
+        match self {
+            Self::Tcp(stream) => stream.async_io(Interest::READABLE, look).await,
+            Self::Unix(stream) => stream.async_io(Interest::READABLE, look).await,
         }
     }
 }

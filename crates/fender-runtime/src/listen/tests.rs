@@ -124,3 +124,17 @@ async fn listeners_meant_for_another_process_are_left_alone() {
         assert_eq!(listeners.leftover().count(), 0);
     }
 }
+
+#[tokio::test]
+async fn a_byte_that_was_looked_at_is_still_there() {
+    let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
+    let mut socket = Socket::from(near);
+    far.write_all(b"\x16x").await.unwrap();
+    assert_eq!(socket.peek().await.unwrap(), Some(0x16));
+    assert_eq!(socket.peek().await.unwrap(), Some(0x16));
+    drop(far);
+    let mut all = Vec::new();
+    socket.read_to_end(&mut all).await.unwrap();
+    assert_eq!(all, b"\x16x");
+    assert_eq!(socket.peek().await.unwrap(), None);
+}

@@ -55,7 +55,7 @@ impl Client {
     ) -> Result<Self> {
         let time = Arc::new(TlsClock(clock::system()));
         let config = tls::client(
-            TlsProfile::default(),
+            &TlsProfile::default(),
             svid,
             bundles,
             expected.clone(),

@@ -125,6 +125,7 @@ impl Status {
             "listeners": proxy.iter().flat_map(|proxy| &proxy.listeners).map(listener).collect::<Vec<_>>(),
             "counts": proxy.as_ref().map(|proxy| json!({
                 "connections": proxy.counts.connections,
+                "plaintext": proxy.counts.plaintext,
                 "requests": proxy.counts.requests,
                 "denied": proxy.counts.denied,
                 "peer_faults": proxy.counts.peer_faults,

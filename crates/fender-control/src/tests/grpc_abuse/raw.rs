@@ -112,7 +112,7 @@ impl Raw {
                 let mut bundles = Bundles::new();
                 bundles.insert(world.bundle());
                 let clock = Arc::new(TlsClock(world.clock.clone()));
-                let profile = TlsProfile::default();
+                let profile = &TlsProfile::default();
                 tls::client(
                     profile,
                     Some(svid),

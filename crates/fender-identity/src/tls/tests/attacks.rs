@@ -50,7 +50,15 @@ fn attack_trust_domain_confusion_in_a_handshake() {
         .collect();
     let svid = mesh.root.leaf(ORDERS).svid();
     let (mode, alpn) = (ClientCertificate::Require, &[b"h2".as_slice()]);
-    let server = server(TLS13, &svid, Arc::new(both), mode, alpn, mesh.clock.clone()).unwrap();
+    let server = server(
+        &TLS13,
+        &svid,
+        Arc::new(both),
+        mode,
+        alpn,
+        mesh.clock.clone(),
+    )
+    .unwrap();
 
     let honest = partner.leaf("spiffe://partner.example/ns/shop/sa/billing");
     assert!(handshake(&mesh.attacker(&honest), &server).is_ok());
@@ -297,7 +305,7 @@ fn attack_stolen_certificate_without_its_key_in_tls_12() {
 
     let svid = mesh.root.leaf(ORDERS).svid();
     let (mode, clock) = (ClientCertificate::Require, mesh.clock.clone());
-    let lenient = server(TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
+    let lenient = server(&TLS12, &svid, mesh.bundles(), mode, &[], clock).unwrap();
     let broken = handshake(&Arc::new(old_client), &lenient).unwrap_err();
     assert_eq!(broken.server_refusal(), Refusal::KeyNotProven);
 
