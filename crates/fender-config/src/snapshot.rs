@@ -56,6 +56,12 @@ impl Snapshot {
             ..self.clone()
         }
     }
+
+    /// Whether it is what is left of one that has become too old.
+    pub fn is_closed(&self) -> bool {
+        let mut names = self.policies.policies.iter().map(|policy| &policy.name);
+        names.any(|name| name.as_str() == TOO_OLD)
+    }
 }
 
 /// As the policy is called that denies everybody then, so that each denial says why.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::access::{Asked, RequestLine};
 use crate::fault::{Fault, PeerFault};
 use crate::headers;
+use crate::metrics::Meter;
 use crate::node::Node;
 use crate::permit::{Allowed, Ask, AskedRequest, Caller, Policy};
 use crate::record::Direction;
@@ -31,6 +32,8 @@ pub(crate) struct Exchange {
     request: Option<Arc<AskedRequest>>,
     /// What the app called, as it is named in the documents.
     destination: Option<Arc<str>>,
+    /// Where a call of the app's is counted.
+    meter: Option<Arc<Meter>>,
     /// Who answers a call of the app's.
     server: Option<Arc<Peer>>,
     status: Option<u16>,
@@ -57,12 +60,12 @@ impl Exchange {
         request: Option<Arc<AskedRequest>>,
         protocol: &'static str,
     ) -> Self {
-        entrance.node.counters.request();
         let exchange = Self {
             entrance: entrance.clone(),
             protocol,
             request,
             destination: None,
+            meter: None,
             server: None,
             status: None,
             allowed: None,
@@ -100,8 +103,9 @@ impl Exchange {
         self.answered = Some(Instant::now());
     }
 
-    pub(crate) fn goes_to(&mut self, destination: Arc<str>) {
+    pub(crate) fn goes_to(&mut self, destination: Arc<str>, meter: Arc<Meter>) {
         self.destination = Some(destination);
+        self.meter = Some(meter);
     }
 
     pub(crate) fn reaches(&mut self, server: Arc<Peer>) {
@@ -145,7 +149,7 @@ impl Exchange {
     /// The app uses its way out.
     pub(crate) fn moved(&self) {
         if self.entrance.direction == Direction::Outbound {
-            self.entrance.node.counters.outbound();
+            self.entrance.node.metrics.outbound_used();
         }
     }
 
@@ -158,7 +162,6 @@ impl Exchange {
     pub(crate) fn fail(&mut self, fault: Fault) {
         if self.state == State::Open {
             let node = &self.entrance.node;
-            node.counters.fault(fault.blame());
             if let Fault::Policy(denied) = &fault
                 && self.entrance.direction == Direction::Inbound
                 && self.request.is_some()
@@ -188,7 +191,14 @@ impl Exchange {
             took: self.began.elapsed(),
             first_byte: self.answered.map(|answered| answered - self.began),
         };
-        line.write(&self.entrance.node.access, outcome, self.told);
+        let Entrance {
+            node,
+            direction,
+            caller,
+        } = &self.entrance;
+        let meter = self.meter.as_deref().unwrap_or(caller.meter());
+        node.metrics.request(*direction, meter, &line, outcome);
+        line.write(&node.access, outcome, self.told);
     }
 
     /// Our own answer to a request that failed, and the end of its line. It names no policy, no
@@ -223,7 +233,6 @@ impl Drop for Exchange {
             // The record is the connection's to leave.
             Some(cut) => {
                 let fault = Fault::from(cut.clone());
-                self.entrance.node.counters.fault(fault.blame());
                 self.end(Err(&fault));
             }
             None => self.fail(PeerFault::Abandons.into()),

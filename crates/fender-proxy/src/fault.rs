@@ -4,6 +4,8 @@
 //! is [`Fault::answer`], poorer, and nothing at all by default. An address, a policy's name or a
 //! library's words never cross over.
 
+mod reason;
+
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use fender_wire::HeadError;
 use fender_wire::body::BodyError;
 use fender_wire::path::PathError;
 use fender_wire::proxy::ProxyError;
+
+pub(crate) use reason::{HandshakeFailure, Reason};
 
 use crate::permit::{Cut, Denied};
 use crate::relay::{Broken, Side};
@@ -33,8 +37,11 @@ pub(crate) enum Fault {
 /// The peer did not keep to the protocol, or left.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum PeerFault {
-    #[error("handshake refused: {0}")]
-    Handshake(String),
+    #[error("handshake refused: {text}")]
+    Handshake {
+        failure: HandshakeFailure,
+        text: String,
+    },
     #[error("a sender listed in `proxyProtocol` is refused: {0}")]
     Introduction(ProxyError),
     #[error("a sender listed in `proxyProtocol` is refused: its header names no TCP client")]
@@ -146,8 +153,14 @@ impl PeerFault {
     /// A handshake that failed, with the attack it looks like where the certificate was the reason.
     pub(crate) fn handshake(error: &io::Error) -> Self {
         match refusal_of(error) {
-            Some(refusal) => Self::Handshake(refusal.to_string()),
-            None => Self::Handshake(error.to_string()),
+            Some(refusal) => Self::Handshake {
+                failure: HandshakeFailure::from(&refusal),
+                text: refusal.to_string(),
+            },
+            None => Self::Handshake {
+                failure: HandshakeFailure::of(error),
+                text: error.to_string(),
+            },
         }
     }
 
@@ -156,7 +169,7 @@ impl PeerFault {
             Self::Head(error) => Some((error.status(), "malformed request")),
             Self::Path(_) | Self::Body(_) => Some((400, "malformed request")),
             Self::SendsHeadTooSlowly | Self::Stalls => Some((408, "request took too long")),
-            Self::Handshake(_)
+            Self::Handshake { .. }
             | Self::Introduction(_)
             | Self::NamesNobody
             | Self::IsNoSender

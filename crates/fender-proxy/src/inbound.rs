@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use fender_config::snapshot::{AppProxyProtocol, Protocol};
-use fender_identity::{Peer, PeerSvid, Svid};
+use fender_identity::{Peer, PeerSvid, SpiffeId, Svid};
 use fender_runtime::accept::{Accept, Slot};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -20,6 +20,7 @@ use crate::access::ConnectionLine;
 use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::introduction::{self, Introduction};
+use crate::metrics::Open;
 use crate::node::{Closing, Node};
 use crate::permit::{Ask, Caller, Policy};
 use crate::provenance::{self, Provenance};
@@ -68,6 +69,7 @@ struct Conn {
     door: Arc<Door>,
     drain: Drain,
     line: ConnectionLine,
+    _open: Open,
     /// Known once the handshake is over.
     caller: Option<Arc<Caller>>,
     kind: Kind,
@@ -82,13 +84,14 @@ enum Kind {
 
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
-        door.node.counters.connection();
         let line = ConnectionLine::begin(Direction::Inbound, "tls", door.listen.clone(), from);
+        let open = door.node.metrics.opened(Direction::Inbound);
         let (door, drain) = (door.clone(), drain.clone());
         Self {
             door,
             drain,
             line,
+            _open: open,
             caller: None,
             kind: Kind::Bytes,
         }
@@ -215,13 +218,16 @@ impl Conn {
         origin.peer = peer.id().cloned();
         origin.tls = stream.tls().and_then(CommonState::protocol_version);
         origin.plaintext = stream.tls().is_none();
-        let mut caller = Caller::new(peer, origin.provenance, self.door.port);
-        if origin.plaintext {
-            caller.plaintext = true;
-            self.door.node.counters.plaintext();
+        let metrics = &self.door.node.metrics;
+        match origin.plaintext {
+            true => metrics.came_without_tls(),
+            false => metrics.shook_hands(),
         }
+        let meter = metrics.meter(Direction::Inbound, peer.id().map(SpiffeId::as_str));
+        let mut caller = Caller::new(peer, origin.provenance, self.door.port);
+        caller.plaintext = origin.plaintext;
         let caller = caller
-            .written_down(origin.preamble())
+            .written_down(origin.preamble(), meter)
             .told_to_the_app(own.id())
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;
         let caller = Arc::new(caller);
@@ -231,11 +237,16 @@ impl Conn {
 
     fn record(&self, outcome: Result<(), Fault>) {
         let node = &self.door.node;
+        let allowed = self.line.allowed.as_ref();
+        node.metrics
+            .connection(Direction::Inbound, allowed, outcome.as_ref().copied());
+        if let (Kind::Bytes, Some(caller)) = (self.kind, &self.caller) {
+            caller.meter().carried(self.line.carried);
+        }
         match outcome {
             Ok(()) if self.kind == Kind::Requests => {}
             Ok(()) => self.line.write(&node.access, Ok(()), None),
             Err(fault) => {
-                node.counters.fault(fault.blame());
                 if let (Fault::Policy(denied), Some(caller)) = (&fault, &self.caller) {
                     let ask = Ask {
                         caller: caller.clone(),
@@ -243,7 +254,7 @@ impl Conn {
                     };
                     node.records.leave(denied, &ask);
                 }
-                if is_handshake(&fault) {
+                if fault.handshake().is_some() {
                     // Anybody can cause these, so they are held to a pace.
                     let Some(suppressed) = node.handshakes.admit() else {
                         return;
@@ -271,19 +282,6 @@ async fn establish(
         .bound(provenance::find(&mut socket, from, senders))
         .await??;
     tls::accept(socket, terms, limits, deadline).await
-}
-
-fn is_handshake(fault: &Fault) -> bool {
-    matches!(
-        fault,
-        Fault::Peer(
-            PeerFault::Handshake(_)
-                | PeerFault::Introduction(_)
-                | PeerFault::NamesNobody
-                | PeerFault::IsNoSender
-                | PeerFault::EstablishesTooSlowly
-        ) | Fault::Ours(OurFault::Expired)
-    )
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod inbound;
 mod introduction;
 mod json;
 mod limits;
+mod metrics;
 mod node;
 mod outbound;
 mod outgoing;
@@ -40,6 +41,6 @@ mod tcp;
 mod tls;
 
 pub use limits::Limits;
-pub use node::Counts;
+pub use metrics::Counts;
 pub use proxy::{Inputs, ListenerStatus, Proxy, Running, StartError, Status};
 pub use record::{Direction, Reason, Record, RecordedFacts, RecordedRequest};

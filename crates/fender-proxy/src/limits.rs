@@ -73,6 +73,9 @@ pub struct Limits {
     pub linger_bytes: usize,
     /// How long that may take. 1 s.
     pub linger: Duration,
+    /// Identities with labels of their own in metrics, for each direction; those who come later share one. 100: what one
+    /// application is called by in most meshes, and some thousand series at most.
+    pub metric_peers: usize,
     /// Lines about failed handshakes in one second. 10: enough to see an attack, not to be one.
     pub handshake_lines: u32,
 }
@@ -105,6 +108,7 @@ impl Default for Limits {
             link_age: Duration::from_secs(30),
             linger_bytes: 256 * 1024,
             linger: Duration::from_secs(1),
+            metric_peers: 100,
             handshake_lines: 10,
         }
     }

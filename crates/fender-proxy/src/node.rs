@@ -1,6 +1,6 @@
 //! What all connections of one proxy share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -9,7 +9,7 @@ use fender_runtime::drain::Drain;
 
 use crate::Limits;
 use crate::access::AccessLog;
-use crate::fault::Blame;
+use crate::metrics::Metrics;
 use crate::permit::Policy;
 use crate::record::{Pace, Records};
 use crate::tls::Terms;
@@ -24,81 +24,8 @@ pub(crate) struct Node {
     pub(crate) terms: ArcSwap<Terms>,
     /// Where each connection begins to follow policy.
     pub(crate) policy: Policy,
-    pub(crate) counters: Counters,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) handshakes: Pace,
-}
-
-/// Counts since the start, for status.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    connections: AtomicU64,
-    plaintext: AtomicU64,
-    requests: AtomicU64,
-    peer: AtomicU64,
-    upstream: AtomicU64,
-    policy: AtomicU64,
-    ours: AtomicU64,
-    outbound: AtomicU64,
-}
-
-/// A copy of the counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub connections: u64,
-    /// Of them, from peers that came without TLS.
-    pub plaintext: u64,
-    pub requests: u64,
-    /// Faults by blame; `denied` is policy's.
-    pub peer_faults: u64,
-    pub upstream_faults: u64,
-    pub denied: u64,
-    pub own_faults: u64,
-    /// Grows with every connection of the app's and whenever bytes move on one. What stands still is
-    /// idle.
-    pub outbound_activity: u64,
-}
-
-impl Counters {
-    pub(crate) fn connection(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn plaintext(&self) {
-        self.plaintext.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn fault(&self, blame: Blame) {
-        let counter = match blame {
-            Blame::Peer => &self.peer,
-            Blame::Upstream => &self.upstream,
-            Blame::Policy => &self.policy,
-            Blame::Ours => &self.ours,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The app used its way out.
-    pub(crate) fn outbound(&self) {
-        self.outbound.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn read(&self) -> Counts {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            connections: read(&self.connections),
-            plaintext: read(&self.plaintext),
-            requests: read(&self.requests),
-            peer_faults: read(&self.peer),
-            upstream_faults: read(&self.upstream),
-            denied: read(&self.policy),
-            own_faults: read(&self.ours),
-            outbound_activity: read(&self.outbound),
-        }
-    }
 }
 
 /// When a kept connection should take no further request: at a drain, or well before the peer's

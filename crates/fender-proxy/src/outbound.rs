@@ -24,6 +24,7 @@ use crate::access::ConnectionLine;
 use crate::call::{Call, Near, Onward};
 use crate::exchange::{Answer, Entrance, Exchange};
 use crate::fault::{Fault, OurFault};
+use crate::metrics::{Meter, Open};
 use crate::node::{Closing, Node};
 use crate::permit::{AskedRequest, Caller, Policy};
 use crate::record::Direction;
@@ -71,17 +72,21 @@ struct Conn {
     door: Arc<Door>,
     drain: Drain,
     line: ConnectionLine,
+    /// Where a relayed connection is counted.
+    meter: Option<Arc<Meter>>,
+    _open: Open,
 }
 
 impl Conn {
     fn new(door: &Arc<Door>, drain: &Drain, from: PeerAddr) -> Self {
-        door.node.counters.connection();
-        door.node.counters.outbound();
+        let open = door.node.metrics.opened(Direction::Outbound);
         let line = ConnectionLine::begin(Direction::Outbound, "tcp", door.listen.clone(), from);
         Self {
             door: door.clone(),
             drain: drain.clone(),
             line,
+            meter: None,
+            _open: open,
         }
     }
 
@@ -115,8 +120,10 @@ impl Conn {
 
     fn record(&self, outcome: Result<(), Fault>) {
         let node = &self.door.node;
-        if let Err(fault) = &outcome {
-            node.counters.fault(fault.blame());
+        node.metrics
+            .connection(Direction::Outbound, None, outcome.as_ref().copied());
+        if let Some(meter) = &self.meter {
+            meter.carried(self.line.carried);
         }
         self.line
             .write(&node.access, outcome.as_ref().copied(), None);
@@ -127,7 +134,8 @@ impl Conn {
         let node = &self.door.node;
         let mut policy = node.policy.clone();
         let caller = Caller::new(Peer::Anonymous, self.line.origin.provenance, 0);
-        let caller = Arc::new(caller.written_down(self.line.origin.preamble()));
+        let meter = node.metrics.meter(Direction::Outbound, None);
+        let caller = Arc::new(caller.written_down(self.line.origin.preamble(), meter));
         let ambassador = Ambassador {
             entrance: Entrance {
                 node: node.clone(),
@@ -154,6 +162,7 @@ impl Conn {
         let mut policy = node.policy.clone();
         let terms = self.door.terms()?;
         self.line.destination = Some(terms.name.clone());
+        self.meter = Some(terms.meter(&node.metrics));
 
         let (stream, peer) = tokio::select! {
             biased;
@@ -172,7 +181,7 @@ impl Conn {
                 stream,
                 node.limits.half_closed,
                 &mut self.line.carried,
-                || node.counters.outbound(),
+                || node.metrics.outbound_used(),
             ) => Ok(carried?),
         }
     }
@@ -207,7 +216,8 @@ impl Desk for Ambassador {
             Ok(terms) => terms,
             Err(fault) => return Err(exchange.answer(fault.into())),
         };
-        exchange.goes_to(terms.name.clone());
+        let meter = terms.meter(&self.entrance.node.metrics);
+        exchange.goes_to(terms.name.clone(), meter);
         let said = Fields::default();
         match onward(request.head(), request.path(), &said, headers::passes_out) {
             Ok(onward) => Ok(Admitted {

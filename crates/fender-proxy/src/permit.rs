@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::access::Preamble;
 use crate::headers;
+use crate::metrics::Meter;
 use crate::provenance::Provenance;
 
 /// Who asks: one for each connection.
@@ -35,6 +36,8 @@ pub(crate) struct Caller {
     said: Fields,
     /// What each of its access lines says.
     preamble: Preamble,
+    /// Where its requests are counted.
+    meter: Arc<Meter>,
     cut: OnceLock<Cut>,
 }
 
@@ -327,6 +330,7 @@ impl Caller {
             plaintext: false,
             said: Fields::default(),
             preamble: Preamble::default(),
+            meter: Arc::default(),
             cut: OnceLock::new(),
         }
     }
@@ -337,9 +341,17 @@ impl Caller {
         Ok(Self { said, ..self })
     }
 
-    /// Somebody whose requests leave lines.
-    pub(crate) fn written_down(self, preamble: Preamble) -> Self {
-        Self { preamble, ..self }
+    /// Somebody whose requests leave lines, and are counted.
+    pub(crate) fn written_down(self, preamble: Preamble, meter: Arc<Meter>) -> Self {
+        Self {
+            preamble,
+            meter,
+            ..self
+        }
+    }
+
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     pub(crate) fn preamble(&self) -> &Preamble {

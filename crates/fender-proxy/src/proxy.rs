@@ -21,10 +21,13 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, Listener, Listeners};
+use fender_runtime::metrics::Exposition;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::access::AccessLog;
-use crate::node::{Counters, Counts, Node};
+use crate::metrics::{Counts, Metrics};
+use crate::node::Node;
 use crate::permit::Policy;
 use crate::record::{Direction, Pace, Record, Records};
 use crate::tls::{Terms, TermsError, listen_address};
@@ -32,6 +35,8 @@ use crate::{Limits, inbound, outbound};
 
 /// How often what could not be done is tried again, and idle app connections are looked through.
 const TICK: Duration = Duration::from_secs(1);
+/// After how long without a turn the worker counts as stuck: thirty that were missed.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// What a proxy is started with.
 #[derive(Debug)]
@@ -91,12 +96,13 @@ impl Proxy {
             },
             terms: ArcSwap::from_pointee(terms),
             policy,
-            counters: Counters::default(),
+            metrics: Metrics::new(limits.metric_peers),
             handshakes: Pace::new(limits.handshake_lines),
             clock,
             limits,
         });
         let (report, status) = watch::channel(Report::default());
+        let (turn, turned) = watch::channel(Instant::now());
         let mut worker = Worker {
             svid,
             snapshot,
@@ -112,6 +118,7 @@ impl Proxy {
             },
             open: BTreeMap::new(),
             report,
+            turn,
             unserved: None,
             certificate: Certificate::Valid,
         };
@@ -122,6 +129,7 @@ impl Proxy {
         Ok(Running {
             node,
             report: status,
+            turned,
         })
     }
 }
@@ -141,6 +149,8 @@ pub enum StartError {
 pub struct Running {
     node: Arc<Node>,
     report: watch::Receiver<Report>,
+    /// When the worker turned last; it does no more once the drain has stopped it.
+    turned: watch::Receiver<Instant>,
 }
 
 impl Running {
@@ -153,10 +163,48 @@ impl Running {
             svid_not_after: terms.svid.validity().not_after,
             listeners: report.listeners.clone(),
             problem: report.problem.clone(),
-            counts: self.node.counters.read(),
+            counts: self.node.metrics.read(),
             records_dropped: self.node.records.dropped(),
             access_lines_dropped: self.node.access.lines.dropped(),
         }
+    }
+
+    /// Adds what a monitoring system is told of it.
+    pub fn tell(&self, told: &mut Exposition) {
+        self.node.metrics.tell(told);
+        told.counters(
+            "fender_access_lines_dropped",
+            "Access lines that were lost: nobody took them in time, or they could not be written",
+            vec![(vec![], self.node.access.lines.dropped())],
+        );
+        told.counters(
+            "fender_decision_records_dropped",
+            "Records of denials that nobody took in time",
+            vec![(vec![], self.node.records.dropped())],
+        );
+        let listeners = &self.report.borrow().listeners;
+        let open = [Direction::Inbound, Direction::Outbound].map(|direction| {
+            let of = |listener: &&ListenerStatus| listener.direction == direction;
+            let count = listeners.iter().filter(of).count() as u64;
+            (vec![("direction", direction.label().into())], count)
+        });
+        told.gauges("fender_listeners", "Listeners that are open", open.to_vec());
+        told.gauges(
+            "fender_snapshot_version",
+            "The version of the Snapshot that new connections are served with",
+            vec![(vec![], self.node.terms.load().version)],
+        );
+    }
+
+    /// What keeps it from accepting connections that it should: each as a sentence about a listener.
+    pub fn missing(&self) -> Vec<String> {
+        self.report.borrow().missing.clone()
+    }
+
+    /// Whether its own work goes on: it looks around at least once a second.
+    pub fn is_turning(&self) -> bool {
+        let seen = *self.turned.borrow();
+        seen.elapsed() < STUCK
     }
 
     /// The address a listener is bound to, with the port the kernel chose.
@@ -208,6 +256,7 @@ struct Report {
     version: u64,
     listeners: Vec<ListenerStatus>,
     problem: Option<String>,
+    missing: Vec<String>,
 }
 
 struct Worker {
@@ -219,6 +268,7 @@ struct Worker {
     outbound: Side,
     open: BTreeMap<ListenAddress, Open>,
     report: watch::Sender<Report>,
+    turn: watch::Sender<Instant>,
     /// Why the newest terms could not be built.
     unserved: Option<String>,
     /// As it was last said.
@@ -268,6 +318,7 @@ impl Worker {
                     }
                 }
             }
+            self.turn.send_replace(Instant::now());
             self.look_at_certificate();
             self.settle();
         }
@@ -443,7 +494,10 @@ impl Worker {
     }
 
     fn publish(&self) {
-        let missing = self.missing();
+        let missing = self.missing().into_iter();
+        let missing: Vec<String> = missing
+            .map(|(listen, _)| format!("cannot listen on `{listen}` yet"))
+            .collect();
         let listeners = self.open.iter().map(|(listen, open)| ListenerStatus {
             listen: listen.clone(),
             local: open.local.clone(),
@@ -451,15 +505,14 @@ impl Worker {
         });
         let expired = (self.certificate == Certificate::Expired)
             .then(|| "our certificate has expired: new connections are refused".to_owned());
-        let problem = expired.or_else(|| self.unserved.clone()).or_else(|| {
-            missing
-                .first()
-                .map(|(listen, _)| format!("cannot listen on `{listen}` yet"))
-        });
+        let problem = expired
+            .or_else(|| self.unserved.clone())
+            .or_else(|| missing.first().cloned());
         let report = Report {
             version: self.node.terms.load().version,
             listeners: listeners.collect(),
             problem,
+            missing,
         };
         self.report.send_if_modified(|old| {
             let modified = *old != report;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fender_config::snapshot::{
     AppProxyProtocol, ClientCertificate, Destination, EscapedSlash, Inbound, Mtls, OwnCertificate,
@@ -30,7 +30,9 @@ use crate::Limits;
 use crate::app::App;
 use crate::fault::{PeerFault, UpstreamFault};
 use crate::introduction;
+use crate::metrics::{Meter, Metrics};
 use crate::pool::{Keeping, Pool};
+use crate::record::Direction;
 use crate::relay::discard;
 use crate::stream::Stream;
 
@@ -81,6 +83,7 @@ enum Opening {
 pub(crate) struct OutboundTerms {
     /// In words, for lines.
     pub(crate) name: Arc<str>,
+    meter: OnceLock<Arc<Meter>>,
     pub(crate) protocol: Protocol,
     /// Tried in this order.
     pub(crate) addresses: Vec<HostPort>,
@@ -224,6 +227,12 @@ impl InboundTerms {
 }
 
 impl OutboundTerms {
+    /// Where what goes there is counted.
+    pub(crate) fn meter(&self, metrics: &Metrics) -> Arc<Meter> {
+        let look_up = || metrics.meter(Direction::Outbound, Some(&self.name));
+        self.meter.get_or_init(look_up).clone()
+    }
+
     fn build(
         destination: &Destination,
         tls_error: impl Fn(TlsError) -> TermsError,
@@ -250,6 +259,7 @@ impl OutboundTerms {
                     .map_err(tls_error)?;
                 Ok(Self {
                     name: id.as_str().into(),
+                    meter: OnceLock::new(),
                     pool: Arc::new(pool(Keeping::Peer)),
                     protocol: *protocol,
                     addresses: addresses.clone(),
@@ -289,6 +299,7 @@ impl OutboundTerms {
                     .map_err(|_| TermsError::Name(address.clone()))?;
                 Ok(Self {
                     name: name.to_string().into(),
+                    meter: OnceLock::new(),
                     pool: Arc::new(pool(Keeping::Upstream)),
                     protocol: *protocol,
                     addresses: vec![address.clone()],

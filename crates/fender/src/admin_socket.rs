@@ -1,15 +1,16 @@
-//! The local admin socket of a sidecar and of a control plane: health, metrics, and what else the program has to tell.
+//! What a sidecar and a control plane tell of themselves by HTTP/1.1: health, metrics, and what else there is.
 //!
-//! HTTP/1.1 on a Unix socket that only its owner and root may open; the peer's uid is checked again
-//! on the connection. It reads, it changes nothing, and it knows no secret: what it answers is made
-//! by a program that is [`Observed`], from what holds none.
+//! On a Unix socket that only its owner and root may open (the peer's uid is checked again on the connection) everything;
+//! at a TCP address, where one is given, health and metrics, because who asks there is nobody. It reads, it changes
+//! nothing, and it knows no secret: what it answers is made by a program that is [`Observed`], from what holds none.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use fender_runtime::accept::Accept;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener, Socket};
@@ -24,8 +25,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 pub(crate) trait Observed: Send + Sync + 'static {
     fn has_started(&self) -> bool;
 
-    /// Whether it does its work now.
-    fn is_ready(&self) -> impl Future<Output = bool> + Send;
+    /// Why it cannot go on; nothing while its loops turn.
+    fn stuck(&self) -> Vec<String>;
+
+    /// What keeps it from its work now, each as a sentence; nothing if nothing does.
+    fn unready(&self) -> impl Future<Output = Vec<String>> + Send;
 
     /// In the OpenMetrics text format.
     fn metrics(&self) -> impl Future<Output = String> + Send;
@@ -40,8 +44,10 @@ pub(crate) enum Reading {
     Missing(&'static str),
 }
 
-/// Enough for a person and a health check at once.
+/// Enough for a person, two monitoring systems and a health check at once.
 const CONNECTIONS: usize = 16;
+/// What is read of a request: nobody has more to say than a line and a few fields.
+const REQUEST_BYTES: usize = 8 * 1024;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
@@ -62,22 +68,31 @@ pub(crate) fn bind(path: &Path) -> Result<Listener> {
     })
 }
 
+/// Opens the TCP address, for whoever reaches it.
+pub(crate) fn bind_tcp(address: SocketAddr) -> Result<Listener> {
+    if !address.ip().is_loopback() {
+        tracing::info!(%address, "health and metrics are told to whoever reaches this address");
+    }
+    Listener::bind(&ListenAddress::Tcp(address)).context("open the address for health and metrics")
+}
+
 pub(crate) async fn serve<P: Observed>(listener: Listener, program: Arc<P>, drain: Drain) {
     let mut accept = Accept::new(listener, CONNECTIONS);
     while let Some((socket, _peer, slot)) = accept.next(&drain).await {
         let program = Arc::clone(&program);
         drain.spawn(async move {
             let _slot = slot;
-            if !is_allowed(&socket) {
+            let Some(audience) = audience(&socket) else {
                 return;
-            }
+            };
             let service = service_fn(move |request| {
                 let program = Arc::clone(&program);
-                async move { Ok::<_, Infallible>(answer(&request, &*program).await) }
+                async move { Ok::<_, Infallible>(answer(&request, audience, &*program).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIME)
+                .max_buf_size(REQUEST_BYTES)
                 .serve_connection(TokioIo::new(socket), service);
             // A reader that leaves early or stays too long loses its answer, nobody else's.
             let _ = tokio::time::timeout(CONNECTION_TIME, connection).await;
@@ -85,58 +100,73 @@ pub(crate) async fn serve<P: Observed>(listener: Listener, program: Arc<P>, drai
     }
 }
 
-fn is_allowed(socket: &Socket) -> bool {
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Audience {
+    Owner,
+    Anybody,
+}
+
+/// Nothing for those who are not answered.
+fn audience(socket: &Socket) -> Option<Audience> {
     let Socket::Unix(stream) = socket else {
-        return false;
+        return Some(Audience::Anybody);
     };
     let own = rustix::process::geteuid().as_raw();
     match stream.peer_cred() {
-        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => Some(Audience::Owner),
         Ok(peer) => {
             tracing::warn!(uid = peer.uid(), "refused another user at the admin socket");
-            false
+            None
         }
         Err(error) => {
             tracing::warn!(%error, "cannot tell who connects to the admin socket");
-            false
+            None
         }
     }
 }
 
-async fn answer<P: Observed>(request: &Request<Incoming>, program: &P) -> Response<Full<Bytes>> {
+async fn answer<P: Observed>(
+    request: &Request<Incoming>,
+    audience: Audience,
+    program: &P,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
     }
     match request.uri().path() {
-        "/livez" => text(StatusCode::OK, "ok\n"),
-        "/startupz" => health(program.has_started()),
-        "/readyz" => health(program.is_ready().await),
+        "/livez" => health(&program.stuck()),
+        "/startupz" if program.has_started() => health(&[]),
+        "/startupz" => health(&[NOT_STARTED.to_owned()]),
+        "/readyz" => health(&program.unready().await),
         "/metrics" => respond(
             StatusCode::OK,
             metrics::CONTENT_TYPE,
             program.metrics().await.into(),
         ),
-        path => match program.read(path) {
-            Reading::Json(value) => json(&value),
-            Reading::Missing(why) => text(StatusCode::NOT_FOUND, why),
+        path => match (audience, program.read(path)) {
+            (Audience::Owner, Reading::Json(value)) => json(&value),
+            (Audience::Owner, Reading::Missing(why)) => text(StatusCode::NOT_FOUND, why),
+            (Audience::Anybody, _) => text(StatusCode::NOT_FOUND, "unknown path\n"),
         },
     }
 }
 
-fn health(good: bool) -> Response<Full<Bytes>> {
-    if good {
-        text(StatusCode::OK, "ok\n")
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+pub(crate) const NOT_STARTED: &str = "it has not started yet";
+
+/// A line for each reason why not.
+fn health(reasons: &[String]) -> Response<Full<Bytes>> {
+    if reasons.is_empty() {
+        return text(StatusCode::OK, "ok\n");
     }
+    let lines: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
+    respond(StatusCode::SERVICE_UNAVAILABLE, PLAIN, lines.into())
 }
 
+const PLAIN: &str = "text/plain; charset=utf-8";
+
 fn text(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    respond(
-        code,
-        "text/plain; charset=utf-8",
-        Bytes::from_static(body.as_bytes()),
-    )
+    respond(code, PLAIN, Bytes::from_static(body.as_bytes()))
 }
 
 fn json(value: &serde_json::Value) -> Response<Full<Bytes>> {

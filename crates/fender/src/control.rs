@@ -4,6 +4,7 @@ mod agent;
 mod init;
 mod observed;
 
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -103,6 +104,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         given: args.admin_socket,
         otherwise: args.foundation.data_dir.join(ADMIN_SOCKET),
     };
+    let telemetry_listen = args.health.telemetry_listen;
     let config = ControlConfig {
         foundation: foundation(args.foundation, sealing)?,
         listen: ListenAddress::Tcp(args.listen),
@@ -117,7 +119,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     for warning in &running.warnings {
         tracing::warn!("{warning}");
     }
-    observe(admin_socket, &running, &drain)?;
+    observe(admin_socket, telemetry_listen, &running, &drain)?;
     tracing::info!(
         address = %running.address,
         trust_domain = %running.trust_domain,
@@ -160,7 +162,18 @@ struct AdminSocket {
 }
 
 /// What was asked for must be had; what is there by default is missed, and serving goes on.
-fn observe(socket: AdminSocket, running: &Running, drain: &Drain) -> Result<(), Failure> {
+fn observe(
+    socket: AdminSocket,
+    address: Option<SocketAddr>,
+    running: &Running,
+    drain: &Drain,
+) -> Result<(), Failure> {
+    let observed = Arc::new(observed::Plane(running.clone()));
+    if let Some(address) = address {
+        let listener = admin_socket::bind_tcp(address).map_err(Failure::unavailable)?;
+        let observed = Arc::clone(&observed);
+        drain.spawn(admin_socket::serve(listener, observed, drain.clone()));
+    }
     let listener = match &socket.given {
         Some(path) => admin_socket::bind(path).map_err(Failure::unavailable)?,
         None => match admin_socket::bind(&socket.otherwise) {
@@ -171,7 +184,6 @@ fn observe(socket: AdminSocket, running: &Running, drain: &Drain) -> Result<(), 
             }
         },
     };
-    let observed = Arc::new(observed::Plane(running.clone()));
     drain.spawn(admin_socket::serve(listener, observed, drain.clone()));
     Ok(())
 }

@@ -37,6 +37,8 @@ pub(crate) struct Control {
     /// Where health checks and a monitoring system reach this control plane [default: admin.sock in the data directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) health: Health,
     /// Put a new administrator's certificate into the data directory and exit
     #[arg(long)]
     pub(crate) reissue_admin: bool,
@@ -227,6 +229,15 @@ pub(crate) struct Sidecar {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+/// Where others are told how it goes.
+#[derive(Args, Debug, Clone)]
+#[group(skip)]
+pub(crate) struct Health {
+    /// An address at which anybody who reaches it gets /livez, /readyz, /startupz and /metrics, for probes and monitoring systems that cannot use the admin socket [default: none]
+    #[arg(long, value_name = "ADDRESS", env = "FENDER_TELEMETRY_LISTEN")]
+    pub(crate) telemetry_listen: Option<SocketAddr>,
+}
+
 /// What a sidecar tells of its work.
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
@@ -240,6 +251,8 @@ pub(crate) struct Telemetry {
         value_parser = access_log
     )]
     pub(crate) access_log: lines::Destination,
+    #[command(flatten)]
+    pub(crate) health: Health,
 }
 
 /// Who beside the proxy may have the workload's identity.

@@ -12,8 +12,19 @@ impl Observed for Plane {
         true
     }
 
-    async fn is_ready(&self) -> bool {
-        self.0.is_ready().await
+    fn stuck(&self) -> Vec<String> {
+        // That it answers is all there is to know here.
+        Vec::new()
+    }
+
+    async fn unready(&self) -> Vec<String> {
+        match self.0.is_ready().await {
+            true => Vec::new(),
+            false => vec![
+                "it is stopping, its database does not answer, or its authority cannot sign now: see the log"
+                    .to_owned(),
+            ],
+        }
     }
 
     async fn metrics(&self) -> String {

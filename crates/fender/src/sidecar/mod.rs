@@ -307,6 +307,15 @@ async fn start(
         );
     }
 
+    if let Some(address) = args.telemetry.health.telemetry_listen {
+        let listener = admin_socket::bind_tcp(address).map_err(Failure::unavailable)?;
+        drains.work.spawn(admin_socket::serve(
+            listener,
+            Arc::clone(&status),
+            drains.work.clone(),
+        ));
+    }
+
     // Its secrets, all or none.
     let sources = sources(args, &feed, drains);
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::decisions::Decisions;
-use crate::admin_socket::{Observed, Reading};
+use crate::admin_socket::{NOT_STARTED, Observed, Reading};
 use crate::render;
 use crate::source::LinkState;
 
@@ -72,10 +72,32 @@ impl Status {
         self.proxy.get().is_some()
     }
 
-    /// Started, not draining, and with a certificate that peers will accept.
+    /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept and
+    /// a Snapshot that is not too old.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        match self.proxy.get() {
+            Some(proxy) => reasons.extend(proxy.missing()),
+            None => reasons.push(NOT_STARTED.to_owned()),
+        }
+        if self.draining.load(Ordering::Acquire) {
+            reasons.push("it is draining".to_owned());
+        }
+        let validity = self.svid.borrow().validity();
+        if !validity.includes(self.clock.now()) {
+            let end = i64::try_from(validity.not_after.as_secs()).unwrap_or(i64::MAX);
+            let end = render::moment(end);
+            reasons.push(format!("its certificate is not valid now: it ends {end}"));
+        }
+        if self.snapshot.borrow().is_closed() {
+            reasons
+                .push("its Snapshot is too old: the control plane has not confirmed it".to_owned());
+        }
+        reasons
+    }
+
     pub(super) fn is_ready(&self) -> bool {
-        let valid = self.svid.borrow().validity().includes(self.clock.now());
-        self.has_started() && !self.draining.load(Ordering::Acquire) && valid
+        self.unready().is_empty()
     }
 
     /// When somebody must act, if nothing gets better from now on: without a control plane, before the certificate ends.
@@ -152,11 +174,25 @@ impl Observed for Status {
         Status::has_started(self)
     }
 
-    async fn is_ready(&self) -> bool {
-        Status::is_ready(self)
+    fn stuck(&self) -> Vec<String> {
+        let turns = self
+            .proxy
+            .get()
+            .is_none_or(fender_proxy::Running::is_turning);
+        // The worker that is looked at ends with a drain.
+        match turns || self.draining.load(Ordering::Acquire) {
+            true => Vec::new(),
+            false => {
+                vec!["the proxy has not looked after its listeners for half a minute".to_owned()]
+            }
+        }
     }
 
-    /// None of it names a secret, a peer or a path, and there is no more of it the more call.
+    async fn unready(&self) -> Vec<String> {
+        Status::unready(self)
+    }
+
+    /// None of it names a secret or a path, and there is a bound to how much it is, whoever calls.
     async fn metrics(&self) -> String {
         let now = self.clock.now();
         let mut told = Exposition::default();
@@ -175,6 +211,15 @@ impl Observed for Status {
             "1 while this sidecar serves",
             i64::from(Status::is_ready(self)),
         );
+        let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
+        told.gauges(
+            "fender_build_info",
+            "1, with the version of Fender",
+            vec![(version, 1)],
+        );
+        if let Some(proxy) = self.proxy.get() {
+            proxy.tell(&mut told);
+        }
         told.text()
     }
 
