@@ -31,6 +31,11 @@ pub fn proxy(data: &[u8]) {
     checks::proxy(data);
 }
 
+/// Values of the fields of a trace context in arbitrary bytes: see `checks::trace`.
+pub fn trace(data: &[u8]) {
+    checks::trace(data);
+}
+
 /// A signed token, or a set of keys, in arbitrary bytes: see `identity::jwt`.
 pub fn jwt(data: &[u8]) {
     identity::jwt(data);

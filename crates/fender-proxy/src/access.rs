@@ -13,6 +13,7 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, PeerAddr};
+use fender_wire::trace::TraceParent;
 use rustls::ProtocolVersion;
 use tokio::time::Instant;
 
@@ -179,6 +180,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
     pub(crate) authority: Option<&'a str>,
     pub(crate) path: &'a str,
+    pub(crate) trace: Option<TraceParent>,
 }
 
 impl RequestLine<'_> {
@@ -214,6 +216,10 @@ impl RequestLine<'_> {
             line.milliseconds("duration_ms", self.took);
             if let Some(first_byte) = self.first_byte {
                 line.milliseconds("first_byte_ms", first_byte);
+            }
+            if let Some(TraceParent { trace, span }) = self.asked.and_then(|asked| asked.trace) {
+                line.display("trace_id", trace);
+                line.display("parent_id", span);
             }
             end(line, self.allowed, outcome, fault);
         });

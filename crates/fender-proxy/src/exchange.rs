@@ -183,6 +183,7 @@ impl Exchange {
                 method: request.method(),
                 authority: request.authority(),
                 path: request.path(),
+                trace: request.trace().parent,
             }),
             status: self.status,
             allowed: self.allowed.as_ref(),

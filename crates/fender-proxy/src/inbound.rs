@@ -223,10 +223,12 @@ impl Conn {
             true => metrics.came_without_tls(),
             false => metrics.shook_hands(),
         }
+        let traces = self.door.node.traces.judge(&peer, own.id().trust_domain());
         let meter = metrics.meter(Direction::Inbound, peer.id().map(SpiffeId::as_str));
         let mut caller = Caller::new(peer, origin.provenance, self.door.port);
         caller.plaintext = origin.plaintext;
         let caller = caller
+            .traced(traces)
             .written_down(origin.preamble(), meter)
             .told_to_the_app(own.id())
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;

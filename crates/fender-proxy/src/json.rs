@@ -119,8 +119,10 @@ impl Write for Escaped<'_> {
 }
 
 fn escape(out: &mut Vec<u8>, text: &str) {
-    let plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
-    if text.as_bytes().iter().all(plain) {
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    // Without an early end, so that many bytes are looked at together.
+    let is_plain = text.bytes().fold(true, |all, byte| all & plain(byte));
+    if is_plain {
         return out.extend_from_slice(text.as_bytes());
     }
     for char in text.chars() {

@@ -39,8 +39,10 @@ mod request;
 mod stream;
 mod tcp;
 mod tls;
+mod trace;
 
 pub use limits::Limits;
 pub use metrics::Counts;
 pub use proxy::{Inputs, ListenerStatus, Proxy, Running, StartError, Status};
 pub use record::{Direction, Reason, Record, RecordedFacts, RecordedRequest};
+pub use trace::TracesFrom;

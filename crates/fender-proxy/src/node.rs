@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::permit::Policy;
 use crate::record::{Pace, Records};
 use crate::tls::Terms;
+use crate::trace::TracesFrom;
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -25,6 +26,7 @@ pub(crate) struct Node {
     /// Where each connection begins to follow policy.
     pub(crate) policy: Policy,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traces: TracesFrom,
     pub(crate) handshakes: Pace,
 }
 

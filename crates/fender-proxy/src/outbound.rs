@@ -32,6 +32,7 @@ use crate::relay::relay;
 use crate::request::{Admitted, AfterFault, Desk, onward};
 use crate::stream::Stream;
 use crate::tls::OutboundTerms;
+use crate::trace::Traces;
 use crate::{headers, http1};
 use reach::reach;
 
@@ -133,7 +134,8 @@ impl Conn {
     async fn converse(&self, socket: Socket) -> Result<(), Fault> {
         let node = &self.door.node;
         let mut policy = node.policy.clone();
-        let caller = Caller::new(Peer::Anonymous, self.line.origin.provenance, 0);
+        let provenance = self.line.origin.provenance;
+        let caller = Caller::new(Peer::Anonymous, provenance, 0).traced(Traces::GoneOnWith);
         let meter = node.metrics.meter(Direction::Outbound, None);
         let caller = Arc::new(caller.written_down(self.line.origin.preamble(), meter));
         let ambassador = Ambassador {
@@ -210,7 +212,7 @@ impl Desk for Ambassador {
         protocol: &'static str,
         _: &mut Policy,
     ) -> Result<Admitted<Arc<OutboundTerms>>, Answer> {
-        let request = Arc::new(AskedRequest::new(head, None));
+        let request = Arc::new(AskedRequest::new(head, None, self.entrance.caller.traces));
         let mut exchange = Exchange::begin(&self.entrance, Some(request.clone()), protocol);
         let terms = match self.door.terms() {
             Ok(terms) => terms,
@@ -219,7 +221,7 @@ impl Desk for Ambassador {
         let meter = terms.meter(&self.entrance.node.metrics);
         exchange.goes_to(terms.name.clone(), meter);
         let said = Fields::default();
-        match onward(request.head(), request.path(), &said, headers::passes_out) {
+        match onward(&request, &said, headers::passes_out) {
             Ok(onward) => Ok(Admitted {
                 pass: terms,
                 onward,

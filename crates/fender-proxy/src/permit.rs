@@ -22,6 +22,7 @@ use crate::access::Preamble;
 use crate::headers;
 use crate::metrics::Meter;
 use crate::provenance::Provenance;
+use crate::trace::{Trace, Traces};
 
 /// Who asks: one for each connection.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(crate) struct Caller {
     preamble: Preamble,
     /// Where its requests are counted.
     meter: Arc<Meter>,
+    /// Whether the traces that it says its requests belong to are gone on with.
+    pub(crate) traces: Traces,
     cut: OnceLock<Cut>,
 }
 
@@ -61,13 +64,15 @@ pub(crate) struct AskedRequest {
     head: RequestHead,
     /// Where it is not as it was written.
     path: Option<String>,
+    trace: Trace,
     /// Values that are not UTF-8, readable: one that were left out would escape a DENY rule.
     lossy: Vec<(String, String)>,
 }
 
 impl AskedRequest {
     /// `path` is the one spelling of the head's path, where that is another.
-    pub(crate) fn new(head: RequestHead, path: Option<String>) -> Self {
+    pub(crate) fn new(head: RequestHead, path: Option<String>, traces: Traces) -> Self {
+        let trace = Trace::of(head.fields(), traces);
         let lossy = head
             .fields()
             .iter()
@@ -79,11 +84,25 @@ impl AskedRequest {
                 )
             })
             .collect();
-        Self { head, path, lossy }
+        Self {
+            head,
+            path,
+            trace,
+            lossy,
+        }
     }
 
     pub(crate) fn head(&self) -> &RequestHead {
         &self.head
+    }
+
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// Says whether a field goes on to the app as it is.
+    fn passes(&self, name: &[u8]) -> bool {
+        headers::passes(&self.head, name) && self.trace.passes(name)
     }
 
     pub(crate) fn authority(&self) -> Option<&str> {
@@ -117,11 +136,12 @@ impl AskedRequest {
             .head
             .fields()
             .iter()
-            .filter(|field| field.is(name) && headers::passes(&self.head, field.name_bytes()));
+            .filter(|field| field.is(name) && self.passes(field.name_bytes()));
         let text = ours.chain(theirs).filter_map(|field| field.text());
-        let lossy = self.lossy.iter().filter(|(lossy, _)| {
-            lossy.eq_ignore_ascii_case(name) && headers::passes(&self.head, lossy.as_bytes())
-        });
+        let lossy = self
+            .lossy
+            .iter()
+            .filter(|(lossy, _)| lossy.eq_ignore_ascii_case(name) && self.passes(lossy.as_bytes()));
         text.chain(lossy.map(|(_, value)| value.as_str())).collect()
     }
 }
@@ -331,6 +351,7 @@ impl Caller {
             said: Fields::default(),
             preamble: Preamble::default(),
             meter: Arc::default(),
+            traces: Traces::BegunAnew,
             cut: OnceLock::new(),
         }
     }
@@ -348,6 +369,10 @@ impl Caller {
             meter,
             ..self
         }
+    }
+
+    pub(crate) fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     pub(crate) fn meter(&self) -> &Meter {

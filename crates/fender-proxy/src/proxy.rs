@@ -31,6 +31,7 @@ use crate::node::Node;
 use crate::permit::Policy;
 use crate::record::{Direction, Pace, Record, Records};
 use crate::tls::{Terms, TermsError, listen_address};
+use crate::trace::TracesFrom;
 use crate::{Limits, inbound, outbound};
 
 /// How often what could not be done is tried again, and idle app connections are looked through.
@@ -52,6 +53,7 @@ pub struct Inputs {
     pub records: mpsc::Sender<Record>,
     /// The access log.
     pub access: Lines,
+    pub traces: TracesFrom,
     pub limits: Limits,
 }
 
@@ -73,6 +75,7 @@ impl Proxy {
             listeners,
             records,
             access,
+            traces,
             limits,
         } = inputs;
         let policy = Policy::new(snapshot.clone(), clock.clone());
@@ -97,6 +100,7 @@ impl Proxy {
             terms: ArcSwap::from_pointee(terms),
             policy,
             metrics: Metrics::new(limits.metric_peers),
+            traces,
             handshakes: Pace::new(limits.handshake_lines),
             clock,
             limits,

@@ -105,7 +105,8 @@ impl Desk for Gate {
             Ok(Cow::Owned(path)) => (Some(path), None),
             Err(error) => (None, Some(PeerFault::from(error))),
         };
-        let request = Arc::new(AskedRequest::new(head, path));
+        let traces = self.entrance.caller.traces;
+        let request = Arc::new(AskedRequest::new(head, path, traces));
         let mut exchange = Exchange::begin(&self.entrance, Some(request.clone()), protocol);
         if let Some(fault) = refused {
             return Err(exchange.answer(fault.into()));
@@ -120,7 +121,7 @@ impl Desk for Gate {
 
         // 3. As it goes on: what the peer may say, and who it is, which we say (H1).
         let said = self.entrance.caller.said();
-        match onward(request.head(), request.path(), said, headers::passes) {
+        match onward(&request, said, headers::passes) {
             Ok(onward) => Ok(Admitted {
                 pass: permit,
                 onward,
@@ -146,17 +147,17 @@ impl Desk for Gate {
 
 /// Writes a head in the form in which it goes on: its own fields that pass, then what we say of it.
 pub(crate) fn onward(
-    head: &RequestHead,
-    path: &str,
+    request: &AskedRequest,
     said: &Fields,
     passes: fn(&RequestHead, &[u8]) -> bool,
 ) -> Result<Onward, Fault> {
+    let head = request.head();
     let framing = match head.framing() {
         framing @ (Framing::None | Framing::Length(_)) => framing,
         // Only a response may run until the end of its connection.
         Framing::Chunked | Framing::UntilClose => Framing::Chunked,
     };
-    let written = write(head, path, said, passes, framing);
+    let written = write(request, said, passes, framing);
     Ok(Onward {
         head: written.map_err(|error| OurFault::Unwritable(error.to_string()))?,
         framing,
@@ -173,20 +174,22 @@ pub(crate) fn onward(
 }
 
 fn write(
-    head: &RequestHead,
-    path: &str,
+    request: &AskedRequest,
     said: &Fields,
     passes: fn(&RequestHead, &[u8]) -> bool,
     framing: Framing,
 ) -> Result<BytesMut, WriteError> {
+    let (head, trace) = (request.head(), request.trace());
     let mut out = BytesMut::with_capacity(USUAL_HEAD);
-    let mut writer = HeadWriter::request(&mut out, head.method(), path, head.query())?;
+    let mut writer = HeadWriter::request(&mut out, head.method(), request.path(), head.query())?;
     if let Some(authority) = head.authority() {
         writer.field("host", authority.as_str().as_bytes())?;
     }
     for field in head.fields().iter() {
         // The length is said once, below.
-        if passes(head, field.name_bytes()) && !field.is("content-length") {
+        let name = field.name_bytes();
+        let passes = passes(head, name) && trace.passes(name);
+        if passes && !field.is("content-length") {
             writer.copy(field);
         }
     }

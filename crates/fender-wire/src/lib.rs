@@ -10,6 +10,7 @@
 //! - [`connection`] says which fields belong to one hop only;
 //! - [`path`] gives the one spelling of a path that is both matched and forwarded;
 //! - [`proxy`] reads and writes the header of the PROXY protocol, version 2;
+//! - [`trace`] reads the W3C's trace context;
 //! - [`xfcc`] writes and recognises the identity header;
 //! - [`mod@write`] builds heads that cannot carry an injected line.
 
@@ -21,6 +22,7 @@ mod grammar;
 pub mod head;
 pub mod path;
 pub mod proxy;
+pub mod trace;
 pub mod write;
 pub mod xfcc;
 

@@ -8,6 +8,7 @@ use fender_tests::process::free_address;
 use fender_tests::{Mesh, Nginx, Process};
 
 use crate::control_loss::one_service;
+use crate::telemetry::get;
 
 const CANARY: &str = "canary-5f1d9c7a-secret";
 
@@ -57,6 +58,12 @@ async fn a_run_at_debug_level_writes_no_secret_anywhere_but_where_it_belongs() {
         "json",
     ]);
 
+    let outputs = ["/metrics", "/livez", "/readyz", "/startupz"].map(|path| get(&socket, path).1);
+    assert!(
+        outputs[0].contains("fender_requests_total"),
+        "metrics were looked at"
+    );
+
     // While everything runs, so that nothing has been tidied away.
     let mut secrets: Vec<Vec<u8>> = [CANARY, &token_secret, "query-canary-77"]
         .map(|text| text.into())
@@ -102,6 +109,9 @@ async fn a_run_at_debug_level_writes_no_secret_anywhere_but_where_it_belongs() {
     }
     assert_free_of("status", reader.as_bytes(), &secrets);
     assert_free_of("sidecar status", local.as_bytes(), &secrets);
+    for output in outputs {
+        assert_free_of("health and metrics", output.as_bytes(), &secrets);
+    }
     assert_free_of("command line", &command_line(&sidecar), &secrets);
 
     for private in ["control", "control/admin", "state-shop-orders"] {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fault::{PeerFault, UpstreamFault};
 
+const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const HOSTILE: &str = "a\"b\\c\u{1b}[2J\u{85}\u{202e}\n{\"target\":\"access\"}";
 
 fn origin(peer: Option<&str>) -> Origin {
@@ -43,6 +44,7 @@ fn request<'a>(preamble: &'a Preamble, allowed: Option<&'a Allowed>) -> RequestL
             method: "POST",
             authority: Some("orders:8443"),
             path: "/orders/7",
+            trace: TraceParent::read([PARENT]),
         }),
         status: Some(201),
         allowed,
@@ -96,7 +98,8 @@ fn a_request_is_told_whole_and_in_the_documented_order() {
             r#""direction":"inbound","listen":"10.0.0.1:8443","source":"10.0.0.2:4711","#,
             r#""peer":"spiffe://mesh.test/ns/shop/sa/web","tls_version":"1.3","method":"POST","#,
             r#""authority":"orders:8443","path":"/orders/7","status":201,"received":12,"sent":34,"duration_ms":2.125,"#,
-            r#""first_byte_ms":1.750,"verdict":"allow","policy":"shop/web","rule":2,"#,
+            r#""first_byte_ms":1.750,"trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","parent_id":"00f067aa0ba902b7","#,
+            r#""verdict":"allow","policy":"shop/web","rule":2,"#,
             r#""audit":["shop/watch"],"outcome":"ok"}"#,
             "\n"
         )
@@ -140,6 +143,7 @@ fn a_hostile_request_is_one_line_that_says_what_was_sent() {
             method,
             authority: Some(HOSTILE),
             path: HOSTILE,
+            trace: None,
         }),
         ..request(&preamble, Some(&allowed))
     };

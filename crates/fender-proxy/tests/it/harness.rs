@@ -15,7 +15,7 @@ use fender_config::{AppAddress, ListenAddr};
 use fender_identity::tls::{self, TlsProfile};
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid};
 use fender_policy::{Action, Default as PolicyDefault, Operation, Policy, PolicySet, Rule};
-use fender_proxy::{Inputs, Limits, Proxy, Record, Running};
+use fender_proxy::{Inputs, Limits, Proxy, Record, Running, TracesFrom};
 use fender_runtime::clock::{TestClock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::lines::{self, Lines, Writer};
@@ -230,6 +230,20 @@ impl World {
         outbound: Vec<Outbound>,
         limits: Limits,
     ) -> Self {
+        Self::build(authority, inbound, outbound, limits, TracesFrom::Mesh)
+    }
+
+    pub(crate) fn tracing(from: TracesFrom, inbound: Vec<Inbound>, limits: Limits) -> Self {
+        Self::build(Authority::new(), inbound, vec![], limits, from)
+    }
+
+    fn build(
+        authority: Authority,
+        inbound: Vec<Inbound>,
+        outbound: Vec<Outbound>,
+        limits: Limits,
+        traces: TracesFrom,
+    ) -> Self {
         logs();
         let clock = TestClock::new(UnixTime::since_unix_epoch(Duration::from_secs(NOW)));
         let (svid, svids) = watch::channel(authority.svid(ORDERS));
@@ -257,6 +271,7 @@ impl World {
             listeners: Listeners::none(),
             records: sender,
             access: access_log(),
+            traces,
             limits,
         })
         .unwrap();

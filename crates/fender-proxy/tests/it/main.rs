@@ -18,3 +18,4 @@ mod proxy_protocol;
 mod renewal;
 mod revocation;
 mod streams;
+mod trace;

@@ -7,7 +7,7 @@ use fender_config::HostPort;
 use fender_config::snapshot::{Destination, Profile, Protocol, Snapshot};
 use fender_identity::tls::TlsProfile;
 use fender_identity::{Bundle, Bundles, Svid};
-use fender_proxy::{Inputs, Limits, Proxy, Running};
+use fender_proxy::{Inputs, Limits, Proxy, Running, TracesFrom};
 use fender_runtime::clock::{SharedClock, system};
 use fender_runtime::drain::Drain;
 use fender_runtime::lines::Lines;
@@ -56,6 +56,7 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         listeners: Listeners::none(),
         records,
         access: Lines::off(),
+        traces: TracesFrom::Mesh,
         limits: Limits::default(),
     })
     .unwrap();

@@ -10,7 +10,7 @@ use fender_wire::{
     body::BodyError,
     head::TargetForm,
     path::{EscapedSlash, Exception, Exceptions, MergeSlashes, Rules, normalize, split_query},
-    proxy,
+    proxy, trace,
     write::HeadWriter,
     xfcc,
 };
@@ -399,6 +399,25 @@ pub(crate) fn xfcc(data: &[u8]) {
     expected.extend(subject.map(|subject| pair("Subject", subject)));
     expected.push(pair("URI", uri));
     assert_eq!(read[0], expected);
+}
+
+/// Lines of bytes as values of both trace fields: a parent that is read has its ids in its text, and a state is one
+/// however its members are spread over fields.
+pub(crate) fn trace(data: &[u8]) {
+    let values: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
+    let parent = trace::TraceParent::read(values.iter().copied());
+    if let (Some(parent), [value]) = (parent, &*values) {
+        assert_eq!(value[3..35], *parent.trace.to_string().as_bytes());
+        assert_eq!(value[36..52], *parent.span.to_string().as_bytes());
+        assert!(value.len() == 55 || &value[..2] != b"00");
+    } else {
+        assert_eq!(parent, None, "of several values none is a parent");
+    }
+    let joined = values.join(&b',');
+    assert_eq!(
+        trace::is_state(values.iter().copied()),
+        trace::is_state([&*joined])
+    );
 }
 
 /// A PROXY header reads alike however it is cut, asks for no byte beyond itself, and what was read

@@ -46,6 +46,11 @@ fn the_corpus_of_proxy_headers_breaks_no_promise() {
 }
 
 #[test]
+fn the_corpus_of_trace_contexts_breaks_no_promise() {
+    replay("trace", checks::trace);
+}
+
+#[test]
 fn the_vectors_break_no_promise() {
     rows::<3>(REQUESTS)
         .iter()

@@ -251,8 +251,32 @@ pub(crate) struct Telemetry {
         value_parser = access_log
     )]
     pub(crate) access_log: lines::Destination,
+    /// Whose traces are gone on with, by the fields `traceparent` and `tracestate`: those of callers of this mesh, or of anybody; other callers' do not reach the application
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHO",
+        env = "FENDER_TRACES_FROM",
+        default_value_t = TracesFrom::Mesh
+    )]
+    pub(crate) traces_from: TracesFrom,
     #[command(flatten)]
     pub(crate) health: Health,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TracesFrom {
+    Mesh,
+    Anybody,
+}
+
+impl From<TracesFrom> for fender_proxy::TracesFrom {
+    fn from(from: TracesFrom) -> Self {
+        match from {
+            TracesFrom::Mesh => Self::Mesh,
+            TracesFrom::Anybody => Self::Anybody,
+        }
+    }
 }
 
 /// Who beside the proxy may have the workload's identity.

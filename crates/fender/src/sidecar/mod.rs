@@ -372,6 +372,7 @@ async fn start(
         listeners,
         records,
         access,
+        traces: args.telemetry.traces_from.into(),
         limits: Limits::default(),
     })
     .map_err(Failure::unavailable)?;

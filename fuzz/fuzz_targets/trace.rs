@@ -1,0 +1,4 @@
+//! Fuzzes trace contexts.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fender_fuzz::trace(data));
