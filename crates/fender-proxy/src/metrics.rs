@@ -55,8 +55,8 @@ impl Count {
 /// Everything that one proxy counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    inbound: Side,
-    outbound: Side,
+    inbound: Arc<Side>,
+    outbound: Arc<Side>,
     handshakes: Count,
     plaintext: Count,
     handshakes_failed: [Count; HandshakeFailure::ALL.len()],
@@ -153,26 +153,25 @@ impl Verdict {
 /// A connection that is open.
 #[derive(Debug)]
 #[must_use = "a connection counts as open until this is dropped"]
-pub(crate) struct Open {
-    metrics: Arc<Metrics>,
-    direction: Direction,
-}
+pub(crate) struct Open(Arc<Side>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.metrics.side(self.direction).ended.one();
+        self.0.ended.one();
     }
 }
 
 impl Metrics {
     pub(crate) fn new(most_peers: usize) -> Arc<Self> {
-        let side = || Side {
-            accepted: Count::default(),
-            ended: Count::default(),
-            faults: Default::default(),
-            anonymous: Arc::default(),
-            other: Arc::default(),
-            peers: Mutex::default(),
+        let side = || {
+            Arc::new(Side {
+                accepted: Count::default(),
+                ended: Count::default(),
+                faults: Default::default(),
+                anonymous: Arc::default(),
+                other: Arc::default(),
+                peers: Mutex::default(),
+            })
         };
         Arc::new(Self {
             inbound: side(),
@@ -187,7 +186,7 @@ impl Metrics {
         })
     }
 
-    fn side(&self, direction: Direction) -> &Side {
+    fn side(&self, direction: Direction) -> &Arc<Side> {
         match direction {
             Direction::Inbound => &self.inbound,
             Direction::Outbound => &self.outbound,
@@ -195,15 +194,13 @@ impl Metrics {
     }
 
     /// A connection was accepted.
-    pub(crate) fn opened(self: &Arc<Self>, direction: Direction) -> Open {
-        self.side(direction).accepted.one();
+    pub(crate) fn opened(&self, direction: Direction) -> Open {
+        let side = self.side(direction);
+        side.accepted.one();
         if direction == Direction::Outbound {
             self.outbound_used();
         }
-        Open {
-            metrics: self.clone(),
-            direction,
-        }
+        Open(side.clone())
     }
 
     /// The app used its way out.
@@ -309,7 +306,7 @@ impl Metrics {
 
     /// Adds all of it to what is told.
     pub(crate) fn tell(&self, told: &mut Exposition) {
-        let sides = || DIRECTIONS.map(|direction| (direction, self.side(direction)));
+        let sides = || DIRECTIONS.map(|direction| (direction, &**self.side(direction)));
         let by_direction = |read: fn(&Side) -> u64| {
             let of = |(direction, side)| (vec![label(direction)], read(side));
             sides().map(of).to_vec()
@@ -329,7 +326,7 @@ impl Metrics {
         );
         told.counters(
             "fender_faults",
-            "Requests, and connections that carried none, that did not end well: whose doing it was, and why",
+            "Requests and connections that did not end well: whose doing it was, and why",
             sides()
                 .into_iter()
                 .flat_map(|(direction, side)| {

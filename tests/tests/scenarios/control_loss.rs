@@ -11,6 +11,8 @@ use fender_tests::process::PATIENCE;
 use fender_tests::{Client, Mesh, Nginx, wait_until};
 use hyper::StatusCode;
 
+use crate::telemetry::get;
+
 const KEPT_OPEN: usize = 32;
 const MADE_ANEW: usize = 32;
 
@@ -252,11 +254,18 @@ fn a_sidecar_that_has_not_heard_for_too_long_lets_nobody_in_until_it_hears_again
     // Neither by a restart.
     drop(sidecar);
     let mut again = mesh.start_sidecar("shop/orders", None, &[]);
-    mesh.wait_ready("shop/orders", &mut again);
+    let socket = mesh.admin_socket("shop/orders");
+    wait_until("it has started", PATIENCE, || {
+        again.assert_running();
+        get(&socket, "/startupz").0 == "200"
+    });
     assert_eq!(status(), 403);
+    let (code, why) = get(&socket, "/readyz");
+    assert!(code == "503" && why.contains("too old"), "{code}: {why}");
 
     mesh.start_control();
     wait_until("the snapshot is confirmed", PATIENCE, || status() == 200);
+    mesh.wait_ready("shop/orders", &mut again);
 }
 
 /// What the sidecar says of its link to the control plane.

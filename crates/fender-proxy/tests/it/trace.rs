@@ -1,6 +1,6 @@
 //! Trace contexts of callers: what is one goes on as it is, what is none does not, and whose is taken up is configured.
 
-use fender_config::snapshot::{ClientCertificate, Protocol};
+use fender_config::snapshot::{ClientCertificate, Mtls, Protocol};
 use fender_proxy::{Limits, TracesFrom};
 use fender_runtime::drain::Drain;
 use tokio::io::AsyncWriteExt;
@@ -79,7 +79,7 @@ async fn a_stranger_writes_into_no_trace_unless_anybody_may() {
     for (from, expected) in [(TracesFrom::Mesh, 0), (TracesFrom::Anybody, 1)] {
         let tasks = Drain::new();
         let mut port = inbound(echo_app(&tasks).await, Protocol::Http);
-        port.client_certificate = ClientCertificate::Accept;
+        port.mtls = Mtls::Strict(ClientCertificate::Accept);
         let world = World::tracing(from, vec![port], Limits::default());
         let mut stranger = crate::attacks::anybody(&world, None).await.unwrap();
         let request = format!("GET /s HTTP/1.1\r\nhost: o\r\nconnection: close\r\n{PARENT}\r\n");
