@@ -5,6 +5,7 @@
 //! and bounded in count and time; nothing is left running. No figure fails a run: it fails only
 //! when something could not be measured.
 
+mod chart;
 mod check;
 mod control;
 mod crosscheck;
@@ -17,6 +18,7 @@ mod options;
 mod page;
 mod pki;
 mod process;
+pub(crate) mod publish;
 mod results;
 mod rig;
 mod subject;
@@ -88,6 +90,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
         Asked::Measure(options) => measure(root, &options),
         Asked::Crosscheck(options) => crosscheck::run(root, &options),
         Asked::Instructions(options) => instructions::run(root, &options),
+        Asked::WriteDocs(file) => publish::write(root, file.as_deref()),
         Asked::Show(file) => {
             println!("{}", page::whole(&Results::read(&file)?)?);
             Ok(())
@@ -113,10 +116,7 @@ fn list() {
 }
 
 fn measure(root: &Path, options: &Options) -> Result<()> {
-    if options.priority {
-        setpriority_process(None, -20).context("run before other programs; that needs root")?;
-    }
-    let workshop = Workshop::open(root, options.fender.as_deref())?;
+    let workshop = Workshop::open(root, options)?;
     let mut results = Results::new(
         command::output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?
             .trim_end()
@@ -250,15 +250,19 @@ fn fail(results: &mut Results, work: &str, subject: &str, error: &anyhow::Error)
 }
 
 impl Workshop {
-    fn open(root: &Path, fender: Option<&Path>) -> Result<Self> {
+    fn open(root: &Path, options: &Options) -> Result<Self> {
         prepare::install(prepare::BENCH)?;
         raise_descriptors()?;
-        let fender = match fender {
+        let fender = match options.fender.as_deref() {
             Some(given) => fs::canonicalize(given)
                 .with_context(|| format!("find the binary `{}`", given.display()))?,
             None => built(root)?,
         };
         let tlsload = build_tool(root, "tlsload", "tlsload")?;
+        if options.priority {
+            // Inherited by all that is started from here on.
+            setpriority_process(None, -20).context("run before other programs; that needs root")?;
+        }
         let work = root.join("bench/work");
         if work.exists() {
             fs::remove_dir_all(&work).context("empty bench/work")?;
@@ -330,7 +334,8 @@ fn build_tool(root: &Path, package: &str, binary: &str) -> Result<PathBuf> {
 /// What the binary was made from, as far as that is known.
 fn source(root: &Path, options: &Options) -> Result<String> {
     if options.fender.is_some() {
-        return Ok("a binary that was given".to_owned());
+        let said = options.source.as_deref();
+        return Ok(said.unwrap_or("a binary that was given").to_owned());
     }
     let git = |arguments: &[&str]| {
         let mut git = Command::new("git");

@@ -1,7 +1,8 @@
 //! The generated half of the documentation: `docs/reference/`.
 //!
 //! It is written from the binary itself, so it says what the binary does; `--check` fails when it
-//! no longer does, or when a link in any page leads nowhere.
+//! no longer does, when a link in any page leads nowhere, or when figures are not those of their
+//! results.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use crate::{build, command, schema};
+use crate::{bench, build, command, schema};
 
 mod links;
 
@@ -33,6 +34,12 @@ pub(crate) fn check(root: &Path) -> Result<()> {
         if let Some(line) = first_difference(&there, &text) {
             stale.push(format!("{DIRECTORY}/{name}:{line}"));
         }
+    }
+    if let Some(place) = bench::publish::stale(root)? {
+        bail!(
+            "`{place}` does not show what its results say; run `cargo xtask bench --write-docs` and \
+             commit the result"
+        );
     }
     if stale.is_empty() {
         println!("{DIRECTORY} is what the binary says");

@@ -35,7 +35,8 @@ usage: cargo xtask TASK
     --quick        one short round: does everything still work?
     --peers all    beside Pingora, stunnel, hitch and Caddy, too
     -t TEST,… -s SUBJECT,…   only these; --list says which there are
-    --fender FILE  measure this binary instead of building one
+    --fender FILE [--source TEXT]
+                   measure this binary instead of building one; what it was built from
     --rounds N --seconds S   how many samples, and how long each is
     --quiet PERCENT --patience MINUTES
                    retake what others disturbed by more of a core [20], for so long in all [5]
@@ -43,6 +44,8 @@ usage: cargo xtask TASK
     --name NAME    keep also what is not a whole run, under this name
     --crosscheck   compare the load generator with wrk and h2load instead
     --instructions count the instructions of Fender instead: the same on a busy machine
+  bench --write-docs [FILE]
+                   put results (or those it has) into docs/guide/performance.md
   bench --show FILE
                    print the tables of these results
   bench control [--quick] [--store URL]

@@ -27,7 +27,7 @@ const PAIRS: &[(&str, &[&str])] = &[
 
 pub(super) fn run(root: &Path, options: &Options) -> Result<()> {
     prepare::install(prepare::LOADERS)?;
-    let workshop = Workshop::open(root, options.fender.as_deref())?;
+    let workshop = Workshop::open(root, options)?;
     let spec = Spec::of("nginx").context("no row for nginx")?;
     let subject = Subject::prepare(spec, &workshop)?;
     let running = subject.start()?;

@@ -53,7 +53,7 @@ struct Counts(BTreeMap<String, f64>);
 
 pub(super) fn run(root: &Path, options: &Options) -> Result<()> {
     prepare::install(prepare::VALGRIND)?;
-    let workshop = Workshop::open(root, options.fender.as_deref())?;
+    let workshop = Workshop::open(root, options)?;
     let spec = Spec::of("fender").context("no row for Fender")?;
     let subject = Subject::prepare(spec, &workshop)?;
     let mut counts = Counts::default();

@@ -21,6 +21,8 @@ pub(crate) enum Asked {
     List,
     /// Print the page of these results.
     Show(PathBuf),
+    /// Put these results, or those that the page names already, into the documentation.
+    WriteDocs(Option<PathBuf>),
     Control {
         extent: Extent,
         store: Option<String>,
@@ -32,6 +34,8 @@ pub(crate) struct Options {
     pub(super) works: Vec<&'static Work>,
     pub(super) footprint: bool,
     pub(super) fender: Option<PathBuf>,
+    /// What that binary was built from, for the record.
+    pub(super) source: Option<String>,
     /// Whether to run before all other programs.
     pub(super) priority: bool,
     /// Of the connections that are held, only one of so many.
@@ -59,6 +63,13 @@ impl Asked {
         if let ["control", rest @ ..] = arguments {
             return control(rest);
         }
+        if let ["--write-docs", rest @ ..] = arguments {
+            return match rest {
+                [] => Ok(Self::WriteDocs(None)),
+                [file] => Ok(Self::WriteDocs(Some(PathBuf::from(file)))),
+                _ => bail!("`--write-docs` takes one file of results"),
+            };
+        }
         if let ["--show", file] = arguments {
             return Ok(Self::Show(PathBuf::from(file)));
         }
@@ -82,6 +93,7 @@ impl Asked {
                 "-t" => given.tests = Some(value()?),
                 "--priority" => given.priority = true,
                 "--fender" => given.fender = Some(value()?),
+                "--source" => given.source = Some(value()?),
                 "--rounds" => given.rounds = Some(number(word, value()?)?),
                 "--seconds" => given.seconds = Some(number(word, value()?)?),
                 "--quiet" => given.quiet = Some(number(word, value()?)?),
@@ -119,6 +131,7 @@ struct Given<'a> {
     subjects: Option<&'a str>,
     tests: Option<&'a str>,
     fender: Option<&'a str>,
+    source: Option<&'a str>,
     rounds: Option<f64>,
     seconds: Option<f64>,
     quiet: Option<f64>,
@@ -150,6 +163,10 @@ impl Given<'_> {
             (0.0..=600.0).contains(&patience),
             "`--patience` is minutes, from 0 to 600"
         );
+        ensure!(
+            self.source.is_none() || self.fender.is_some(),
+            "`--source` is for a binary given by `--fender`; of one built here the commit is known"
+        );
         Ok(Options {
             subjects: self.subjects()?,
             works: self.works()?,
@@ -157,6 +174,7 @@ impl Given<'_> {
                 .tests
                 .is_none_or(|names| names.split(',').any(|name| name == FOOTPRINT)),
             fender: self.fender.map(PathBuf::from),
+            source: self.source.map(str::to_owned),
             priority: self.priority,
             thinned: if self.quick { 10 } else { 1 },
             rounds: rounds as usize,
@@ -258,6 +276,7 @@ mod tests {
         );
         assert_eq!(refused("--fast"), "`bench` has no option `--fast`");
         assert!(refused("--name ../x").contains("small letters"));
+        assert!(refused("--source v1").contains("`--fender`"));
     }
 
     #[test]
