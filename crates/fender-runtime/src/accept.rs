@@ -95,11 +95,6 @@ impl Accept {
         }
     }
 
-    /// Ends the loop and gives the listener back, its queue untouched.
-    pub fn into_listener(self) -> Listener {
-        self.listener
-    }
-
     fn failed(&mut self, error: &io::Error) -> Duration {
         let address = self.listener.local_address();
         match &mut self.episode {

@@ -4,18 +4,21 @@
 //! on ([`listen`]), an accept loop that neither spins nor dies ([`accept`]), tasks that end when
 //! they are told to ([`drain`]), one deadline for a whole establishment ([`deadline`]), jittered
 //! backoff ([`backoff`]), the wall clock as a value ([`clock`]), the log ([`telemetry`]), lines written beside the work
-//! ([`lines`]) and what a monitoring system reads ([`metrics`]).
+//! ([`lines`]), what a monitoring system reads ([`metrics`]), what processes of one machine pass to each other
+//! ([`courier`]) and what a service manager is told ([`manager`]).
 //!
 //! It knows no certificate, policy or secret, and no other crate of the house.
 
 pub mod accept;
 pub mod backoff;
 pub mod clock;
+pub mod courier;
 pub mod deadline;
 pub mod drain;
 pub mod id;
 pub mod lines;
 pub mod listen;
+pub mod manager;
 pub mod metrics;
 mod random;
 pub mod sys;

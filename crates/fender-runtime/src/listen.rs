@@ -1,8 +1,9 @@
 //! Listeners as descriptors that can be passed on.
 //!
 //! A listener is never rebound and never dropped between two processes: closing one resets the
-//! connections in its queue. So every listener of the process can be inherited (systemd's
-//! `LISTEN_FDS` convention, [`Listeners`]) and handed out again ([`Listener::into_fd`]).
+//! connections in its queue. So every listener of the process is opened by way of [`Listeners`],
+//! which takes what was inherited (systemd's `LISTEN_FDS` convention) or handed over by a
+//! predecessor before it binds anything, and hands all of them on to a successor.
 //!
 //! Connected sockets are of two kinds, TCP and Unix; [`Socket`] is either.
 
@@ -12,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Type};
@@ -112,7 +114,8 @@ impl fmt::Display for PeerAddr {
 /// A bound, listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    kind: Kind,
+    /// [`Listeners`] knows it as long as it is open, and does not keep it open.
+    kind: Arc<Kind>,
     address: ListenAddress,
 }
 
@@ -150,6 +153,7 @@ impl Listener {
                 Kind::Unix(UnixListener::from_std(fd.into())?)
             }
         };
+        let kind = Arc::new(kind);
         Ok(Self { kind, address })
     }
 
@@ -162,7 +166,7 @@ impl Listener {
     ///
     /// Cancel safe. Loops use [`crate::accept::Accept`], which paces errors.
     pub async fn accept(&self) -> io::Result<(Socket, PeerAddr)> {
-        match &self.kind {
+        match &*self.kind {
             Kind::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Socket::Tcp(stream), peer.into()))
@@ -173,19 +177,17 @@ impl Listener {
             }
         }
     }
-
-    /// The descriptor, to be passed on; connections in its queue stay there.
-    pub fn into_fd(self) -> io::Result<OwnedFd> {
-        match self.kind {
-            Kind::Tcp(listener) => listener.into_std().map(OwnedFd::from),
-            Kind::Unix(listener) => listener.into_std().map(OwnedFd::from),
-        }
-    }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.kind {
+        self.kind.as_fd()
+    }
+}
+
+impl AsFd for Kind {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
             Kind::Tcp(listener) => listener.as_fd(),
             Kind::Unix(listener) => listener.as_fd(),
         }

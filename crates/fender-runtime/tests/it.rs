@@ -202,14 +202,13 @@ fn child_inherits_a_listener() {
     assert!(again.to_string().contains("already"), "{again}");
 }
 
-async fn answer_on_the_inherited(mut listeners: Listeners) {
+async fn answer_on_the_inherited(listeners: Listeners) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    let (name, address) = listeners.leftover().next().unwrap();
+    let (name, address) = listeners.leftover().pop().unwrap();
     assert_eq!(name, "web");
-    let address = address.clone();
     let listener = listeners.open(&address).unwrap();
-    assert_eq!(listeners.leftover().count(), 0);
+    assert!(listeners.leftover().is_empty());
     let (mut socket, _) = listener.accept().await.unwrap();
     let mut heard = [0; 4];
     socket.read_exact(&mut heard).await.unwrap();

@@ -1,33 +1,44 @@
-//! Every listener of the process, by address: inherited first, bound otherwise.
+//! Every listener of the process, by address: inherited or handed over first, bound otherwise.
 //!
 //! The convention is systemd's `sd_listen_fds(3)`: descriptors from 3 on, counted by `LISTEN_FDS`,
 //! meant for the process `LISTEN_PID`. The values are arguments, because the environment is read in
 //! one place.
+//!
+//! It knows every listener that is open and keeps none of them open: whoever opened one does. So it
+//! can hand all of them to a successor at any time, and a port that is closed is closed.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::{ListenAddress, Listener};
+use super::{Kind, ListenAddress, Listener};
 use crate::sys;
 
-/// Inherited listeners that nobody has opened yet.
+/// The listeners of one process. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners(Arc<Mutex<Inner>>);
+
 #[derive(Debug, Default)]
-pub struct Listeners {
-    inherited: Vec<Inherited>,
+struct Inner {
+    /// What nobody has opened yet.
+    waiting: Vec<Waiting>,
+    open: Vec<Weak<Kind>>,
 }
 
+/// Taken before there was anybody to serve it.
 #[derive(Debug)]
-struct Inherited {
+struct Waiting {
     name: String,
     address: ListenAddress,
-    held: Held,
+    descriptor: OwnedFd,
+    origin: Origin,
 }
 
-#[derive(Debug)]
-enum Held {
-    /// Taken before there was a runtime that could serve it.
-    Descriptor(OwnedFd),
-    Listener(Listener),
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Origin {
+    /// It stays, whoever wants it when: it is not ours to close.
+    Parent,
+    Predecessor,
 }
 
 impl Listeners {
@@ -45,19 +56,12 @@ impl Listeners {
             return Ok(Self::none());
         }
         let mut names = names.unwrap_or_default().split(':');
-        let inherited = sys::inherited_descriptors(count)?
-            .into_iter()
-            .map(|fd| {
-                let name = names.next().unwrap_or_default().to_owned();
-                let (fd, address) = super::examine(fd)?;
-                Ok(Inherited {
-                    name,
-                    address,
-                    held: Held::Descriptor(fd),
-                })
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self { inherited })
+        let listeners = Self::none();
+        for descriptor in sys::inherited_descriptors(count)? {
+            let name = names.next().unwrap_or_default();
+            listeners.add(descriptor, name, Origin::Parent)?;
+        }
+        Ok(listeners)
     }
 
     /// How many are announced to this process; nothing is taken.
@@ -74,32 +78,75 @@ impl Listeners {
         })
     }
 
-    /// The listener for `address`: the inherited one bound to it, or a new one.
-    pub fn open(&mut self, address: &ListenAddress) -> io::Result<Listener> {
-        let found = self
-            .inherited
-            .iter()
-            .position(|one| one.address == *address);
-        match found.map(|index| self.inherited.swap_remove(index).held) {
-            Some(Held::Descriptor(fd)) => Listener::from_fd(fd),
-            Some(Held::Listener(listener)) => Ok(listener),
-            None => Listener::bind(address),
+    /// Takes what a predecessor handed over. A socket that is here already, because a parent left it
+    /// to both, is not taken twice.
+    pub fn take_over(&self, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let here = |fd: &OwnedFd| -> io::Result<bool> {
+            let socket = rustix::fs::fstat(fd)?.st_ino;
+            let same = |one: &Waiting| {
+                rustix::fs::fstat(&one.descriptor).is_ok_and(|known| known.st_ino == socket)
+            };
+            Ok(self.inner().waiting.iter().any(same))
+        };
+        for descriptor in descriptors {
+            if !here(&descriptor)? {
+                self.add(descriptor, "", Origin::Predecessor)?;
+            }
         }
+        Ok(())
     }
 
-    /// Keeps a listener for whoever opens its address next, its queue untouched.
-    pub fn keep(&mut self, listener: Listener) {
-        self.inherited.push(Inherited {
-            name: String::new(),
-            address: listener.local_address().clone(),
-            held: Held::Listener(listener),
+    fn add(&self, descriptor: OwnedFd, name: &str, origin: Origin) -> io::Result<()> {
+        let (descriptor, address) = super::examine(descriptor)?;
+        self.inner().waiting.push(Waiting {
+            name: name.to_owned(),
+            address,
+            descriptor,
+            origin,
         });
+        Ok(())
     }
 
-    /// What was inherited and not opened: its name, if the parent gave one, and its address.
-    pub fn leftover(&self) -> impl Iterator<Item = (&str, &ListenAddress)> {
-        self.inherited
-            .iter()
-            .map(|one| (one.name.as_str(), &one.address))
+    /// The listener for `address`: the one bound to it that waits here, or a new one. Must be called
+    /// inside a tokio runtime.
+    pub fn open(&self, address: &ListenAddress) -> io::Result<Listener> {
+        let mut inner = self.inner();
+        let found = inner.waiting.iter().position(|one| one.address == *address);
+        let listener = match found {
+            Some(at) => Listener::from_fd(inner.waiting.swap_remove(at).descriptor),
+            None => Listener::bind(address),
+        }?;
+        inner.open.retain(|one| one.strong_count() > 0);
+        inner.open.push(Arc::downgrade(&listener.kind));
+        Ok(listener)
+    }
+
+    /// Every listening socket of this process once more, open or waiting, to be handed over; what
+    /// waits in their queues stays there.
+    pub fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        let inner = self.inner();
+        let open = inner.open.iter().filter_map(Weak::upgrade);
+        let open = open.map(|listener| listener.as_fd().try_clone_to_owned());
+        let waiting = inner.waiting.iter().map(|one| one.descriptor.try_clone());
+        open.chain(waiting).collect()
+    }
+
+    /// What is here and not opened: its name, if the parent gave one, and its address.
+    pub fn leftover(&self) -> Vec<(String, ListenAddress)> {
+        let inner = self.inner();
+        let shown = |one: &Waiting| (one.name.clone(), one.address.clone());
+        inner.waiting.iter().map(shown).collect()
+    }
+
+    /// Closes what a predecessor had and nobody here has opened, once the predecessor is done with it.
+    pub fn close_leftover(&self) -> Vec<ListenAddress> {
+        let mut inner = self.inner();
+        let unwanted = |one: &mut Waiting| one.origin == Origin::Predecessor;
+        let closed = inner.waiting.extract_if(.., unwanted);
+        closed.map(|one| one.address).collect()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

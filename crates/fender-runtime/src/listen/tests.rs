@@ -36,17 +36,31 @@ fn an_ipv4_peer_of_a_dual_stack_listener_reads_as_ipv4() {
     assert_eq!(PeerAddr::Unix.ip(), None);
 }
 
-#[tokio::test]
-async fn a_connection_in_the_queue_survives_the_listener_being_passed_on() {
-    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.local_address().clone();
-    let ListenAddress::Tcp(tcp) = address else {
+/// What a successor has of a process's listeners once it was handed them.
+fn handed_over(ours: &Listeners) -> Listeners {
+    let successor = Listeners::none();
+    successor.take_over(ours.descriptors().unwrap()).unwrap();
+    successor
+}
+
+fn loopback(listeners: &Listeners) -> (Listener, SocketAddr) {
+    let listener = listeners.open(&"127.0.0.1:0".parse().unwrap()).unwrap();
+    let ListenAddress::Tcp(address) = *listener.local_address() else {
         unreachable!()
     };
-    let mut client = tokio::net::TcpStream::connect(tcp).await.unwrap();
+    (listener, address)
+}
+
+#[tokio::test]
+async fn a_connection_in_the_queue_survives_the_listener_being_handed_over() {
+    let ours = Listeners::none();
+    let (listener, address) = loopback(&ours);
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
     client.write_all(b"still here").await.unwrap();
 
-    let successor = Listener::from_fd(listener.into_fd().unwrap()).unwrap();
+    let theirs = handed_over(&ours);
+    drop((listener, ours));
+    let successor = theirs.open(&ListenAddress::Tcp(address)).unwrap();
     let (mut socket, peer) = successor.accept().await.unwrap();
     assert_eq!(peer.ip(), Some("127.0.0.1".parse().unwrap()));
     let mut heard = [0; 10];
@@ -55,18 +69,49 @@ async fn a_connection_in_the_queue_survives_the_listener_being_passed_on() {
 }
 
 #[tokio::test]
-async fn a_listener_kept_for_an_address_is_opened_instead_of_bound_again() {
-    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = listener.local_address().clone();
-    let mut listeners = Listeners::none();
-    listeners.keep(listener);
-    assert_eq!(listeners.leftover().count(), 1);
-    let opened = listeners.open(&address).unwrap();
-    assert_eq!(listeners.leftover().count(), 0);
-    let error = listeners.open(&address).unwrap_err().to_string();
-    assert!(error.contains(&address.to_string()), "{error}");
-    drop(opened);
-    listeners.open(&address).unwrap();
+async fn whoever_opens_a_listener_keeps_it_open_and_nobody_else_does() {
+    let listeners = Listeners::none();
+    let (listener, address) = loopback(&listeners);
+    assert_eq!(listeners.descriptors().unwrap().len(), 1);
+    let taken = listeners.open(&ListenAddress::Tcp(address)).unwrap_err();
+    assert!(taken.to_string().contains(&address.to_string()), "{taken}");
+    drop(listener);
+    assert!(listeners.descriptors().unwrap().is_empty());
+    listeners.open(&ListenAddress::Tcp(address)).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_predecessor_had_and_nobody_wants_is_closed_when_it_is_said_and_not_before() {
+    let ours = Listeners::none();
+    let (_wanted, wanted) = loopback(&ours);
+    let (unwanted, address) = loopback(&ours);
+    let theirs = handed_over(&ours);
+    let _served = theirs.open(&ListenAddress::Tcp(wanted)).unwrap();
+    drop(unwanted);
+    tokio::net::TcpStream::connect(address).await.unwrap();
+    assert_eq!(theirs.close_leftover(), [ListenAddress::Tcp(address)]);
+    tokio::net::TcpStream::connect(address).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_socket_that_was_inherited_and_handed_over_is_one_and_not_two() {
+    let ours = Listeners::none();
+    let (_listener, address) = loopback(&ours);
+    let theirs = handed_over(&ours);
+    theirs.take_over(ours.descriptors().unwrap()).unwrap();
+    assert_eq!(theirs.leftover().len(), 1);
+    // And what waits is handed on as well as what is open.
+    assert_eq!(
+        handed_over(&theirs).leftover()[0].1,
+        ListenAddress::Tcp(address)
+    );
+}
+
+#[tokio::test]
+async fn attack_what_does_not_listen_is_not_taken_over() {
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let error = Listeners::none().take_over(vec![one.into()]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 
 #[tokio::test]
@@ -121,7 +166,7 @@ async fn a_socket_that_does_not_listen_is_no_listener() {
 async fn listeners_meant_for_another_process_are_left_alone() {
     for pid in [None, Some("1"), Some("nonsense")] {
         let listeners = Listeners::inherit(pid, Some("3"), None).unwrap();
-        assert_eq!(listeners.leftover().count(), 0);
+        assert!(listeners.leftover().is_empty());
     }
 }
 
