@@ -43,7 +43,7 @@ pub(crate) use call::{Caller, accept, bounded};
 pub use credential::CredentialState;
 pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
 pub use socket::{AGENT_HEADER, AgentSocket};
-pub use state::{StateDir, StateError};
+pub use state::{HandedOn, Received, StateDir, StateError};
 pub use token::SignedToken;
 
 use call::{CALL, Identity, error_chain};
@@ -112,6 +112,11 @@ impl Session {
         deadline: Deadline,
     ) -> Result<SignedToken, CallError> {
         self.core.sign_jwt(audience, lifetime, deadline).await
+    }
+
+    /// Writes down who we are now, after the state directory was another process's for a while.
+    pub async fn keep_identity(&self) {
+        self.core.keep_identity().await;
     }
 
     /// By which anybody is recognised, and who is not any more, as it was last heard.

@@ -103,6 +103,24 @@ pub fn lapsed<'t>(
     Ok(peer)
 }
 
+/// Like [`verify`] outside of a handshake, for a peer that is neither server nor client of ours: its
+/// certificate may be for either.
+pub fn proven<'t>(
+    proof: Proof<'_>,
+    trust: impl Into<Believed<'t>>,
+    now: UnixTime,
+    authorize: &dyn Fn(&PeerSvid) -> Result<(), NotExpected>,
+) -> Result<PeerSvid, Refusal> {
+    let (leaf_der, _) = split(proof.chain)?;
+    check_signature(leaf_der, proof)?;
+    let trust = trust.into();
+    let as_a = |role| verify(proof.chain, role, trust, now, authorize);
+    match as_a(Role::Client) {
+        Err(Refusal::WrongPurpose(_)) => as_a(Role::Server),
+        judged => judged,
+    }
+}
+
 /// The caller expects somebody else.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}")]

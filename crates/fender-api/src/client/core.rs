@@ -124,6 +124,21 @@ impl Core {
         self.svid.send_replace(identity.svid);
     }
 
+    /// Writes down what is in use.
+    pub(crate) async fn keep_identity(&self) {
+        let _turn = self.believing.lock().await;
+        let identity = Identity {
+            svid: self.svid.borrow().clone(),
+            trust: self.trust.borrow().clone(),
+            renewal_grace: *self.renewal_grace.borrow(),
+        };
+        if let Some(state) = &self.state
+            && let Err(error) = save_identity(state.clone(), &identity).await
+        {
+            tracing::error!(%error, "the certificate in use could not be kept");
+        }
+    }
+
     /// A certificate of another key, published to nobody.
     pub(crate) async fn further(&self, deadline: Deadline) -> Result<Svid, CallError> {
         let (current, known) = (self.svid.borrow().clone(), self.trust.borrow().clone());

@@ -2,13 +2,17 @@
 //!
 //! It is closed to everybody else (0700, files 0600), belongs to one process at a time, and changes one whole file at a
 //! time: a crash leaves the old file or the new one. Whoever can read it is the workload; it is not encrypted.
+//!
+//! A successor visits the directory of its predecessor: it reads who it is and writes nothing, until it is handed the
+//! lock, which is an open file and so is never let go of in between.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fender_config::snapshot::Snapshot;
@@ -39,9 +43,18 @@ pub struct StateDir(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
-    /// Two writers of one file would share the file beside it.
-    writing: Mutex<()>,
-    _lock: File,
+    /// Held while writing: two writers of one file would share the file beside it.
+    standing: Mutex<Standing>,
+}
+
+/// What this process may do here.
+enum Standing {
+    /// It has the lock.
+    Owner { lock: File },
+    /// Another process has the lock and is to hand it over.
+    Visitor { missed: bool },
+    /// It has handed the lock over.
+    Former,
 }
 
 /// What a former life left behind.
@@ -71,28 +84,80 @@ impl StateDir {
             }
         }
         check_private(&path)?;
-        let lock = open_file(
-            &path.join(LOCK),
-            OpenOptions::new().write(true).create(true),
-        )
-        .map_err(|source| StateError::Io {
-            act: "open",
-            path: path.join(LOCK),
-            source,
-        })?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self(Arc::new(Inner {
-                path,
-                writing: Mutex::new(()),
-                _lock: lock,
-            }))),
-            Err(TryLockError::WouldBlock) => Err(StateError::InUse { path }),
-            Err(TryLockError::Error(source)) => Err(StateError::Io {
-                act: "lock",
-                path,
-                source,
-            }),
+        let standing = Standing::Owner { lock: lock(&path)? };
+        Ok(Self::with(path, standing))
+    }
+
+    /// Opens the directory of a predecessor, to read who we are. What would be written is not, until the lock is here
+    /// by [`StateDir::receive`] or [`StateDir::claim`].
+    pub fn visit(path: impl Into<PathBuf>) -> Result<Self, StateError> {
+        let path = path.into();
+        check_private(&path)?;
+        Ok(Self::with(path, Standing::Visitor { missed: false }))
+    }
+
+    fn with(path: PathBuf, standing: Standing) -> Self {
+        let standing = Mutex::new(standing);
+        Self(Arc::new(Inner { path, standing }))
+    }
+
+    /// The lock once more, for a successor; nothing if it is not ours to give.
+    pub fn lock(&self) -> io::Result<Option<OwnedFd>> {
+        match &*self.standing() {
+            Standing::Owner { lock } => lock.as_fd().try_clone_to_owned().map(Some),
+            Standing::Visitor { .. } | Standing::Former => Ok(None),
         }
+    }
+
+    /// Takes the lock that a predecessor gave, unless it is the lock of another directory.
+    pub fn receive(&self, given: OwnedFd) -> Result<Received, StateError> {
+        let failed = |source| StateError::Io {
+            act: "look at",
+            path: self.0.path.join(LOCK),
+            source,
+        };
+        let given = File::from(given);
+        let theirs = given.metadata().map_err(failed)?;
+        let ours = fs::symlink_metadata(self.0.path.join(LOCK)).map_err(failed)?;
+        if (theirs.dev(), theirs.ino()) != (ours.dev(), ours.ino()) {
+            return Ok(Received::AnotherOne);
+        }
+        Ok(self.own(given))
+    }
+
+    /// Takes the lock that nobody holds any more.
+    pub fn claim(&self) -> Result<Received, StateError> {
+        match *self.standing() {
+            Standing::Owner { .. } => return Ok(Received::Nothing),
+            Standing::Visitor { .. } | Standing::Former => {}
+        }
+        Ok(self.own(lock(&self.0.path)?))
+    }
+
+    fn own(&self, lock: File) -> Received {
+        let was = std::mem::replace(&mut *self.standing(), Standing::Owner { lock });
+        match was {
+            Standing::Visitor { missed: true } => Received::Behind,
+            Standing::Visitor { missed: false } | Standing::Owner { .. } | Standing::Former => {
+                Received::Nothing
+            }
+        }
+    }
+
+    /// Writes nothing any more: a successor does. Undone by [`HandedOn::take_back`].
+    pub fn hand_on(&self) -> HandedOn {
+        let was = std::mem::replace(&mut *self.standing(), Standing::Former);
+        HandedOn {
+            state: self.clone(),
+            was,
+        }
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0
+            .standing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is.
@@ -201,6 +266,9 @@ impl StateDir {
     }
 
     fn remove(&self, name: &str) -> Result<(), StateError> {
+        let Some(_writing) = self.writing() else {
+            return Ok(());
+        };
         let path = self.0.path.join(name);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),
@@ -245,11 +313,9 @@ impl StateDir {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.0.path.join(name);
         let beside = self.0.path.join(format!(".{name}.new"));
-        let _writing = self
-            .0
-            .writing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let Some(_writing) = self.writing() else {
+            return Ok(());
+        };
         let replace = || -> io::Result<()> {
             match fs::remove_file(&beside) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -268,6 +334,19 @@ impl StateDir {
         })
     }
 
+    /// The right to change something, if we have it.
+    fn writing(&self) -> Option<MutexGuard<'_, Standing>> {
+        let mut standing = self.standing();
+        match &mut *standing {
+            Standing::Owner { .. } => Some(standing),
+            Standing::Visitor { missed } => {
+                *missed = true;
+                None
+            }
+            Standing::Former => None,
+        }
+    }
+
     fn damaged(&self, name: &str, why: impl fmt::Display) -> StateError {
         StateError::Damaged {
             path: self.0.path.join(name),
@@ -282,6 +361,30 @@ impl fmt::Debug for StateDir {
     }
 }
 
+/// What came with the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// What was learned in the meantime has to be written.
+    Behind,
+    Nothing,
+    /// It was the lock of another directory.
+    AnotherOne,
+}
+
+/// A state directory that was handed on. Dropped, the lock is let go of here.
+#[must_use = "dropping it lets go of the lock"]
+pub struct HandedOn {
+    state: StateDir,
+    was: Standing,
+}
+
+impl HandedOn {
+    /// The successor never heard of it.
+    pub fn take_back(self) {
+        *self.state.standing() = self.was;
+    }
+}
+
 /// Kept since the first certificate, when no control plane had numbered it yet.
 fn known(message: proto::Trust) -> Result<Trust, InvalidField> {
     let version = message.version;
@@ -290,6 +393,27 @@ fn known(message: proto::Trust) -> Result<Trust, InvalidField> {
         ..message
     })?;
     Ok(Trust { version, ..trust })
+}
+
+/// Of this directory, as long as the file is open anywhere.
+fn lock(path: &Path) -> Result<File, StateError> {
+    let failed = |act, source| StateError::Io {
+        act,
+        path: path.join(LOCK),
+        source,
+    };
+    let lock = open_file(
+        &path.join(LOCK),
+        OpenOptions::new().write(true).create(true),
+    )
+    .map_err(|source| failed("open", source))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StateError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed("lock", source)),
+    }
 }
 
 fn check_private(path: &Path) -> Result<(), StateError> {

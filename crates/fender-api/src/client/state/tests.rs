@@ -52,6 +52,57 @@ fn directory_and_files_are_closed_to_everybody_else() {
     assert!(files.iter().all(|file| mode(file) == 0o600));
 }
 
+/// D2: what was handed over by a process that goes on running for a while.
+#[test]
+fn a_directory_that_is_handed_on_has_one_writer_and_is_locked_throughout() {
+    let (_dir, old) = opened();
+    let svid = filled(&old);
+    let new = StateDir::visit(old.path()).unwrap();
+    assert_eq!(new.load().unwrap().unwrap().svid.serial(), svid.serial());
+    let other = Authority::new().svid(&id(ORDERS));
+    new.save_svid(&other).unwrap();
+    let kept = new.load().unwrap().unwrap().svid;
+    assert_eq!(kept.serial(), svid.serial(), "a visitor writes nothing");
+    assert!(
+        new.lock().unwrap().is_none(),
+        "a visitor has nothing to give"
+    );
+    assert!(matches!(new.claim().unwrap_err(), StateError::InUse { .. }));
+
+    let lock = old.lock().unwrap().unwrap();
+    let handed_on = old.hand_on();
+    assert_eq!(new.receive(lock).unwrap(), Received::Behind);
+    drop(handed_on);
+    old.save_svid(&svid).unwrap();
+    new.save_svid(&other).unwrap();
+    assert_eq!(new.load().unwrap().unwrap().svid.serial(), other.serial());
+    assert!(StateDir::open(old.path()).is_err(), "it is locked still");
+    drop((old, new));
+}
+
+#[test]
+fn a_directory_that_was_not_taken_stays_its_owners() {
+    let (_dir, state) = opened();
+    let svid = filled(&state);
+    state.hand_on().take_back();
+    let other = Authority::new().svid(&id(ORDERS));
+    state.save_svid(&other).unwrap();
+    let kept = state.load().unwrap().unwrap().svid;
+    assert_ne!(kept.serial(), svid.serial());
+    assert!(state.lock().unwrap().is_some());
+}
+
+#[test]
+fn attack_the_lock_of_another_directory_is_worth_nothing() {
+    let (_ours, ours) = opened();
+    let (_theirs, theirs) = opened();
+    filled(&ours);
+    let visitor = StateDir::visit(ours.path()).unwrap();
+    let lock = theirs.lock().unwrap().unwrap();
+    assert_eq!(visitor.receive(lock).unwrap(), Received::AnotherOne);
+    assert!(visitor.lock().unwrap().is_none());
+}
+
 #[test]
 fn two_sidecars_cannot_share_a_state_directory() {
     let (_dir, state) = opened();
