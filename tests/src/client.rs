@@ -205,6 +205,52 @@ impl Connection {
             .context("no answer in time")?
     }
 
+    /// The same, for a load that must not lose one: nothing if the connection was ending and the request never left. It
+    /// can be sent on another one then.
+    pub async fn offer(&mut self, path: &str) -> Result<Option<Answer>> {
+        let request = |uri: String| {
+            let request = Request::get(uri).header("host", "localhost");
+            request.body(Full::new(Bytes::new()))
+        };
+        let exchange = async {
+            let sent = match &mut self.sender {
+                Sender::Http1(sender) => match sender.ready().await {
+                    Ok(()) => sender.try_send_request(request(path.to_owned())?).await,
+                    Err(_) => return Ok(None),
+                },
+                Sender::Http2(sender) => match sender.ready().await {
+                    Ok(()) => {
+                        let uri = format!("https://localhost{path}");
+                        sender.try_send_request(request(uri)?).await
+                    }
+                    Err(_) => return Ok(None),
+                },
+            };
+            let response = match sent {
+                Ok(response) => response,
+                Err(mut refused) => match refused.take_message() {
+                    Some(_) => return Ok(None),
+                    None => return Err(refused.into_error()).context("send the request"),
+                },
+            };
+            let (parts, body) = response.into_parts();
+            let body = body.collect().await.context("read the answer")?.to_bytes();
+            Ok(Some(Answer {
+                status: parts.status,
+                headers: parts.headers,
+                body,
+            }))
+        };
+        tokio::time::timeout(TIMEOUT, exchange)
+            .await
+            .context("no answer in time")?
+    }
+
+    /// How the server ended this connection.
+    pub async fn ended(mut self) -> Result<()> {
+        (&mut self.driver).await.context("drive the connection")?
+    }
+
     /// True once the server has ended this connection.
     pub fn is_closed(&self) -> bool {
         match &self.sender {

@@ -7,6 +7,7 @@ pub mod app;
 pub mod client;
 pub mod clock;
 pub mod docker;
+pub mod load;
 pub mod mesh;
 pub mod network;
 pub mod openssl;
@@ -18,6 +19,7 @@ pub mod replicas;
 
 pub use app::Nginx;
 pub use client::Client;
+pub use load::Load;
 pub use mesh::Mesh;
 pub use network::Network;
 pub use postgres::Postgres;

@@ -121,6 +121,10 @@ impl Process {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     pub fn assert_running(&mut self) {
         if let Some(status) = self.child.try_wait().expect("look at the process") {
             panic!("{} ended: {status}\n{}", self.name, self.log());

@@ -38,6 +38,9 @@ pub(crate) const TESTS: &[Program] = &[
     program("prlimit", "util-linux"),
     program("python3", "python3"),
     program("script", "bsdutils"),
+    program("setpriv", "util-linux"),
+    program("setsid", "util-linux"),
+    program("systemd-socket-activate", "systemd"),
     program("unshare", "util-linux"),
 ];
 

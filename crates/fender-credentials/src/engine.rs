@@ -38,7 +38,8 @@ pub enum OnExit {
 #[derive(Clone)]
 pub struct Settings {
     pub sources: Sources,
-    pub on_exit: OnExit,
+    /// As it is when it matters: files of a process that has a successor are its successor's.
+    pub on_exit: watch::Receiver<OnExit>,
 }
 
 /// What the workload holds of one credential.
@@ -180,7 +181,8 @@ fn filed(snapshot: &Snapshot) -> Vec<CredentialSpec> {
     snapshot.credentials.iter().filter(filed).cloned().collect()
 }
 
-/// Every place of every credential, or none: what was written before a failure is removed again.
+/// Every place of every credential, or none: what was written before a failure is removed again, unless it is a
+/// predecessor's as well.
 async fn deliver_all(
     gathered: Vec<Gathered>,
     settings: &Settings,
@@ -206,7 +208,8 @@ async fn deliver_all(
         let failure = written.failure;
         delivered.push((one, written.files));
         if let Some(error) = failure {
-            for (one, files) in delivered {
+            let ours = *settings.on_exit.borrow() == OnExit::Wipe;
+            for (one, files) in delivered.into_iter().filter(|_| ours) {
                 files.remove(&one.spec.name).await;
             }
             return Err(StartError::Delivery { name, error });

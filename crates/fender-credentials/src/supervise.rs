@@ -2,10 +2,18 @@
 //! than they are.
 //!
 //! The two are siblings. The application starts when the proxy says that it is ready, gets every
-//! signal this process gets, and ends it with its own exit code. The proxy is told to stop inbound
-//! when the application is told to stop, but carries outbound until the application has exited;
-//! only then is it asked to end. A proxy that dies is started again without the application noticing
-//! more than refused connections.
+//! signal this process gets but, where there is a proxy, SIGUSR2, and ends it with its own exit code. The proxy is told to
+//! stop inbound when the application is told to stop, but carries outbound until the application has
+//! exited; only then is it asked to end. A proxy that dies is started again without the application
+//! noticing more than refused connections.
+//!
+//! D2: at SIGUSR2, or when the proxy passes on that somebody asks for it, a successor is started
+//! beside the proxy from the program that lies at its path now. The two settle between themselves
+//! what is handed over; here only counts that the successor says it is ready. Until then the proxy is
+//! the proxy, whatever becomes of the successor; from then on the successor is, and the one before
+//! has the time of a drain to end by itself. The application notices nothing.
+//!
+//! There may be no application: then the proxy is kept running, and upgraded, all the same.
 //!
 //! As process 1, or as the subreaper it makes itself, it reaps every orphan. Because it waits for
 //! any child, nothing else in its process may start one.
@@ -13,23 +21,26 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use fender_runtime::backoff::Backoff;
+use fender_runtime::manager::Manager;
 use fender_runtime::sys::{self, Signal};
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitOptions};
 use tokio::net::UnixStream;
 use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 pub use channel::{Order, Superior};
+pub use process::Program;
 
 use channel::{Channel, Word};
+use process::{code, code_of_signal, hand_over_terminal, send, start};
 use signals::Signals;
 
 mod channel;
+mod process;
 mod signals;
 
 const FIRST_REST: Duration = Duration::from_millis(100);
@@ -41,27 +52,36 @@ const SOUND: Duration = Duration::from_secs(30);
 /// What to exit with when a proxy that never became ready claims success.
 const UNAVAILABLE: u8 = 69;
 
-/// A program to run.
-#[derive(Clone, Debug)]
-pub struct Program {
-    pub program: OsString,
-    pub arguments: Vec<OsString>,
-    /// Its whole environment; this process's own if none is given.
-    pub environment: Option<Vec<(OsString, OsString)>>,
-    /// How many of the descriptors 3, 4, … it inherits, if they are withheld from others.
-    pub descriptors: u16,
-}
-
 /// Whom to supervise, and with how much patience.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
-    pub app: Program,
+    /// Started when the proxy is ready, if there is one.
+    pub app: Option<Program>,
     /// Started first; its standard input is the channel of [`Superior::from_stdin`].
     pub proxy: Option<Program>,
+    /// What a successor is told beside what the proxy is told.
+    pub succession: Vec<OsString>,
+    /// What SIGHUP means where there is no application to pass it on to.
+    pub hang_up: HangUp,
     /// From the request to stop until the application is killed.
     pub stop_timeout: Duration,
-    /// From the application's exit until the proxy is killed.
+    /// From the end of its work until a proxy is killed.
     pub drain_timeout: Duration,
+    /// From its start until a successor that is not ready is killed.
+    pub upgrade_timeout: Duration,
+    /// Who started us and wants to know how we are.
+    pub manager: Manager,
+}
+
+/// What SIGHUP means to a program that is a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HangUp {
+    /// Read again what can be read again.
+    Reloads,
+    /// The terminal is gone that it was started from.
+    Stops,
+    /// Whoever started it wants it to outlive the terminal, as `nohup` does.
+    Ignored,
 }
 
 /// Why there is nothing to supervise.
@@ -83,13 +103,14 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
         tracing::warn!(%error, "orphans of the application will not be reaped");
     }
     let backoff = Backoff::new(FIRST_REST, LONGEST_REST);
-    let (app, proxy) = (App::Waiting, Proxy::Over);
     let mut supervisor = Supervisor {
         plan,
         signals,
         children,
-        app,
-        proxy,
+        app: App::Waiting,
+        proxy: Proxy::Over,
+        successor: None,
+        retired: Vec::new(),
         stop: None,
         backoff,
     };
@@ -103,6 +124,10 @@ struct Supervisor {
     children: tokio::signal::unix::Signal,
     app: App,
     proxy: Proxy,
+    /// Not ready yet.
+    successor: Option<Sibling>,
+    /// Those that had one, and end what they have.
+    retired: Vec<Sibling>,
     /// When the application was asked to stop: when it is killed.
     stop: Option<Instant>,
     backoff: Backoff,
@@ -112,6 +137,8 @@ enum App {
     /// For the proxy.
     Waiting,
     Running(Pid),
+    /// There is none, and the proxy serves.
+    Absent,
     Over(u8),
 }
 
@@ -134,21 +161,26 @@ struct Sibling {
 enum Event {
     Signal(Signal),
     Children,
-    Ready,
+    ProxySays(Word),
+    SuccessorSays(Word),
     AppIsLate,
-    ProxyIsLate,
+    SiblingIsLate,
     ProxyIsRested,
 }
 
 impl Supervisor {
     fn begin(&mut self) -> Result<(), SuperviseError> {
         match self.plan.proxy.clone() {
-            Some(proxy) => self
-                .start_proxy(&proxy)
-                .map_err(|error| SuperviseError::Proxy {
+            Some(proxy) => match start_sibling(&proxy) {
+                Ok(sibling) => {
+                    self.proxy = Proxy::Running(sibling);
+                    Ok(())
+                }
+                Err(error) => Err(SuperviseError::Proxy {
                     program: proxy.program,
                     error,
                 }),
+            },
             None => {
                 self.start_app();
                 Ok(())
@@ -158,16 +190,24 @@ impl Supervisor {
 
     async fn attend(&mut self) -> u8 {
         loop {
-            if let (App::Over(code), Proxy::Over | Proxy::Resting { .. }) = (&self.app, &self.proxy)
+            let others = self.successor.is_some() || !self.retired.is_empty();
+            if let (App::Over(code), Proxy::Over | Proxy::Resting { .. }, false) =
+                (&self.app, &self.proxy, others)
             {
                 return *code;
             }
             match self.event().await {
+                Event::Signal(Signal::USR2) if self.plan.proxy.is_some() => self.upgrade(),
                 Event::Signal(signal) => self.forward(signal),
                 Event::Children => self.reap(),
-                Event::Ready => self.proxy_is_ready(),
+                Event::ProxySays(Word::Ready) => self.proxy_is_ready(),
+                Event::ProxySays(Word::Upgrade) => self.upgrade(),
+                Event::ProxySays(Word::Reloaded) => self.plan.manager.ready(),
+                Event::SuccessorSays(Word::Ready) => self.successor_is_ready(),
+                // Nothing that a proxy has to say, or that one has to say who is none yet.
+                Event::ProxySays(_) | Event::SuccessorSays(_) => {}
                 Event::AppIsLate => self.kill_app(),
-                Event::ProxyIsLate => self.kill_proxy(),
+                Event::SiblingIsLate => self.kill_late(),
                 Event::ProxyIsRested => self.restart_proxy(),
             }
         }
@@ -176,21 +216,34 @@ impl Supervisor {
     async fn event(&mut self) -> Event {
         let app_is_late = match self.app {
             App::Running(_) => self.stop,
-            App::Waiting | App::Over(_) => None,
+            App::Waiting | App::Absent | App::Over(_) => None,
         };
-        let (channel, proxy_is_late, rested) = match &mut self.proxy {
-            Proxy::Running(sibling) => (Some(&mut sibling.channel), sibling.kill, None),
-            Proxy::Resting { until } => (None, None, Some(*until)),
-            Proxy::Over => (None, None, None),
+        let late = self.siblings().filter_map(|sibling| sibling.kill).min();
+        let (channel, rested) = match &mut self.proxy {
+            Proxy::Running(sibling) => (Some(&mut sibling.channel), None),
+            Proxy::Resting { until } => (None, Some(*until)),
+            Proxy::Over => (None, None),
         };
+        let successor = self.successor.as_mut();
         tokio::select! {
             signal = self.signals.next() => Event::Signal(signal),
             _ = self.children.recv() => Event::Children,
-            () = ready(channel) => Event::Ready,
+            word = said(channel) => Event::ProxySays(word),
+            word = said(successor.map(|it| &mut it.channel)) => Event::SuccessorSays(word),
             () = at(app_is_late) => Event::AppIsLate,
-            () = at(proxy_is_late) => Event::ProxyIsLate,
+            () = at(late) => Event::SiblingIsLate,
             () = at(rested) => Event::ProxyIsRested,
         }
+    }
+
+    /// The proxy, the one that may take its place, and those that had it.
+    fn siblings(&mut self) -> impl Iterator<Item = &mut Sibling> {
+        let proxy = match &mut self.proxy {
+            Proxy::Running(sibling) => Some(sibling),
+            Proxy::Resting { .. } | Proxy::Over => None,
+        };
+        let others = self.successor.iter_mut().chain(&mut self.retired);
+        proxy.into_iter().chain(others)
     }
 
     fn forward(&mut self, signal: Signal) {
@@ -200,35 +253,65 @@ impl Supervisor {
                 send(pid, signal);
                 if stops && self.stop.is_none() {
                     self.stop = Some(Instant::now() + self.plan.stop_timeout);
+                    self.plan.manager.stopping();
                     self.order(Order::DrainInbound);
                 }
             }
             App::Waiting if stops || matches!(signal, Signal::HUP | Signal::QUIT) => {
-                self.app_is_over(code_of_signal(signal.as_raw()));
+                let code = self
+                    .plan
+                    .app
+                    .as_ref()
+                    .map(|_| code_of_signal(signal.as_raw()));
+                self.app_is_over(code.unwrap_or_default());
             }
-            App::Waiting | App::Over(_) => {}
+            App::Absent if stops || signal == Signal::QUIT => self.app_is_over(0),
+            App::Absent if signal == Signal::HUP => match self.plan.hang_up {
+                HangUp::Reloads => self.reload(),
+                HangUp::Stops => self.app_is_over(0),
+                HangUp::Ignored => {}
+            },
+            App::Waiting | App::Absent | App::Over(_) => {}
+        }
+    }
+
+    fn reload(&mut self) {
+        if let Proxy::Running(proxy) = &self.proxy {
+            self.plan.manager.reloading();
+            send(proxy.pid, Signal::HUP);
         }
     }
 
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let code = code(status);
+            let is = |sibling: &Sibling| sibling.pid == pid;
             match (&self.app, &self.proxy) {
-                (App::Running(app), _) if *app == pid => self.app_is_over(code(status)),
-                (_, Proxy::Running(proxy)) if proxy.pid == pid => self.proxy_is_over(code(status)),
+                (App::Running(app), _) if *app == pid => self.app_is_over(code),
+                (_, Proxy::Running(proxy)) if is(proxy) => self.proxy_is_over(code),
+                _ if self.successor.as_ref().is_some_and(is) => self.successor_is_over(code),
+                _ if self.retired.iter().any(is) => {
+                    self.retired.retain(|sibling| !is(sibling));
+                    tracing::debug!(pid = pid.as_raw_pid(), code, "the proxy before has ended");
+                }
                 _ => tracing::debug!(pid = pid.as_raw_pid(), "reaped an orphan"),
             }
         }
     }
 
     fn start_app(&mut self) {
-        let Program { program, .. } = &self.plan.app;
-        match start(&self.plan.app, Stdio::inherit()) {
+        let Some(app) = &self.plan.app else {
+            self.app = App::Absent;
+            return self.plan.manager.ready();
+        };
+        match start(app, Stdio::inherit()) {
             Ok(pid) => {
                 hand_over_terminal(pid);
                 self.app = App::Running(pid);
+                self.plan.manager.ready();
             }
             Err(error) => {
-                tracing::error!(program = %program.display(), %error, "cannot start the application");
+                tracing::error!(program = %app.program.display(), %error, "cannot start the application");
                 // What a shell says of such a command.
                 let missing = error.kind() == io::ErrorKind::NotFound;
                 self.app_is_over(if missing { 127 } else { 126 });
@@ -238,9 +321,11 @@ impl Supervisor {
 
     fn app_is_over(&mut self, code: u8) {
         self.app = App::Over(code);
-        if let Proxy::Running(proxy) = &mut self.proxy {
-            proxy.kill = Some(Instant::now() + self.plan.drain_timeout);
-            send(proxy.pid, Signal::TERM);
+        self.plan.manager.stopping();
+        let kill = Instant::now() + self.plan.drain_timeout;
+        for sibling in self.siblings() {
+            sibling.kill = Some(kill);
+            send(sibling.pid, Signal::TERM);
         }
     }
 
@@ -254,26 +339,11 @@ impl Supervisor {
         }
     }
 
-    fn start_proxy(&mut self, program: &Program) -> io::Result<()> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let channel = Channel::new(UnixStream::from_std(ours)?);
-        let pid = start(program, Stdio::from(OwnedFd::from(theirs)))?;
-        self.proxy = Proxy::Running(Sibling {
-            pid,
-            channel,
-            ready: None,
-            kill: None,
-        });
-        if self.stop.is_some() {
-            self.order(Order::DrainInbound);
-        }
-        Ok(())
-    }
-
     fn proxy_is_ready(&mut self) {
+        let over = matches!(self.app, App::Over(_));
         if let Proxy::Running(proxy) = &mut self.proxy {
             proxy.ready.get_or_insert_with(Instant::now);
+            proxy.kill = proxy.kill.filter(|_| over);
         }
         if matches!(self.app, App::Waiting) {
             self.start_app();
@@ -281,13 +351,24 @@ impl Supervisor {
     }
 
     fn proxy_is_over(&mut self, code: u8) {
-        let Proxy::Running(proxy) = std::mem::replace(&mut self.proxy, Proxy::Over) else {
+        let next = match self.successor.take() {
+            // It finds nobody to take over from, or has taken over already.
+            Some(successor) => {
+                tracing::warn!(code, "the proxy ended while its successor was on its way");
+                Proxy::Running(successor)
+            }
+            None => Proxy::Over,
+        };
+        let Proxy::Running(proxy) = std::mem::replace(&mut self.proxy, next) else {
             return;
         };
+        if let Proxy::Running(_) = self.proxy {
+            return;
+        }
         match self.app {
             App::Over(_) => {}
             App::Waiting => self.app = App::Over(if code == 0 { UNAVAILABLE } else { code }),
-            App::Running(_) => {
+            App::Running(_) | App::Absent => {
                 if proxy.ready.is_some_and(|since| since.elapsed() >= SOUND) {
                     self.backoff.reset();
                 }
@@ -304,93 +385,137 @@ impl Supervisor {
         let Some(program) = self.plan.proxy.clone() else {
             return;
         };
-        if let Err(error) = self.start_proxy(&program) {
-            tracing::error!(%error, "cannot start the proxy again, trying later");
-            self.proxy = Proxy::Resting {
-                until: Instant::now() + self.backoff.next(),
-            };
-        }
-    }
-
-    fn kill_proxy(&mut self) {
-        if let Proxy::Running(proxy) = &mut self.proxy {
-            tracing::warn!("the proxy did not drain in time, killing it");
-            proxy.kill = None;
-            send(proxy.pid, Signal::KILL);
-        }
-    }
-
-    fn order(&mut self, order: Order) {
-        if let Proxy::Running(proxy) = &mut self.proxy
-            && let Err(error) = proxy.channel.say(Word::from(order))
-        {
-            tracing::warn!(%error, "cannot tell the proxy to drain");
-        }
-    }
-}
-
-/// Starts `program` in a process group of its own, with every signal at its default: a key pressed
-/// at a terminal reaches it through us only, and it inherits nothing we ignore or block.
-fn start(program: &Program, input: Stdio) -> io::Result<Pid> {
-    let mut command = Command::new(&program.program);
-    command
-        .args(&program.arguments)
-        .stdin(input)
-        .process_group(0);
-    if let Some(environment) = &program.environment {
-        command
-            .env_clear()
-            .envs(environment.iter().map(|(name, value)| (name, value)));
-    }
-    sys::default_signals(&mut command);
-    sys::pass_descriptors(&mut command, program.descriptors);
-    // The handle is dropped: whoever waits for any child waits for this one too.
-    let child = command.spawn()?;
-    Ok(Pid::from_child(&child))
-}
-
-/// Makes the application the terminal's foreground, if there is a terminal: in a group of its own it
-/// would be stopped at its first read from it. Nobody takes it back: the shell does when we end.
-fn hand_over_terminal(app: Pid) {
-    let input = io::stdin();
-    if !rustix::termios::isatty(&input) {
-        return;
-    }
-    match rustix::termios::tcsetpgrp(&input, app) {
-        // It may have read already, and been stopped.
-        Ok(()) => send(app, Signal::CONT),
-        Err(error) => tracing::debug!(%error, "the terminal stays with somebody else"),
-    }
-}
-
-fn send(pid: Pid, signal: Signal) {
-    match rustix::process::kill_process(pid, signal) {
-        // It is over and not yet reaped, or was reaped a moment ago.
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => tracing::warn!(signal = signal.as_raw(), %error, "cannot forward a signal"),
-    }
-}
-
-/// A shell's view of how a process ended.
-fn code(status: WaitStatus) -> u8 {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
-        (None, Some(signal)) => code_of_signal(signal),
-        (None, None) => u8::MAX,
-    }
-}
-
-fn code_of_signal(signal: i32) -> u8 {
-    u8::try_from(128 + signal).unwrap_or(u8::MAX)
-}
-
-async fn ready(channel: Option<&mut Channel>) {
-    if let Some(channel) = channel {
-        while let Some(word) = channel.next().await {
-            if word == Word::Ready {
-                return;
+        match start_sibling(&program) {
+            Ok(sibling) => {
+                self.proxy = Proxy::Running(sibling);
+                if self.stop.is_some() {
+                    self.order(Order::DrainInbound);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot start the proxy again, trying later");
+                self.proxy = Proxy::Resting {
+                    until: Instant::now() + self.backoff.next(),
+                };
             }
         }
+    }
+
+    /// D2.
+    fn upgrade(&mut self) {
+        match self.start_successor() {
+            Ok(successor) => {
+                tracing::info!(
+                    pid = successor.pid.as_raw_pid(),
+                    "upgrade: the successor of the proxy is started"
+                );
+                self.successor = Some(successor);
+            }
+            Err(why) => {
+                tracing::warn!("no upgrade: {why}");
+                self.tell_proxy(Word::UpgradeRefused);
+            }
+        }
+    }
+
+    fn start_successor(&mut self) -> Result<Sibling, String> {
+        let ready = |sibling: &Sibling| sibling.ready.is_some();
+        let serves = matches!(&self.proxy, Proxy::Running(proxy) if ready(proxy));
+        let stays = matches!(self.app, App::Running(_) | App::Absent) && self.stop.is_none();
+        let Some(mut program) = self.plan.proxy.clone().filter(|_| serves && stays) else {
+            return Err("the proxy is not ready, or about to end".to_owned());
+        };
+        if self.successor.is_some() {
+            return Err("one is under way".to_owned());
+        }
+        program
+            .arguments
+            .extend(self.plan.succession.iter().cloned());
+        let mut successor = start_sibling(&program)
+            .map_err(|error| format!("cannot start `{}`: {error}", program.program.display()))?;
+        successor.kill = Some(Instant::now() + self.plan.upgrade_timeout);
+        Ok(successor)
+    }
+
+    fn successor_is_ready(&mut self) {
+        let Some(mut successor) = self.successor.take() else {
+            return;
+        };
+        tracing::info!(
+            pid = successor.pid.as_raw_pid(),
+            "upgrade: the successor is the proxy now"
+        );
+        (successor.ready, successor.kill) = (Some(Instant::now()), None);
+        let next = Proxy::Running(successor);
+        if let Proxy::Running(mut before) = std::mem::replace(&mut self.proxy, next) {
+            before.kill = Some(Instant::now() + self.plan.drain_timeout);
+            self.retired.push(before);
+        }
+    }
+
+    fn successor_is_over(&mut self, code: u8) {
+        self.successor = None;
+        if !matches!(self.app, App::Over(_)) {
+            tracing::error!(
+                code,
+                "no upgrade: the successor ended before it was ready; the proxy goes on"
+            );
+            self.tell_proxy(Word::UpgradeFailed(code));
+        }
+    }
+
+    fn kill_late(&mut self) {
+        let now = Instant::now();
+        for sibling in self
+            .siblings()
+            .filter(|it| it.kill.is_some_and(|kill| kill <= now))
+        {
+            let pid = sibling.pid.as_raw_pid();
+            match sibling.ready {
+                Some(_) => tracing::warn!(pid, "the proxy did not drain in time, killing it"),
+                None => tracing::warn!(pid, "the proxy was not ready in time, killing it"),
+            }
+            sibling.kill = None;
+            send(sibling.pid, Signal::KILL);
+        }
+    }
+
+    /// Also to one that is about to be the proxy: it hears it then.
+    fn order(&mut self, order: Order) {
+        for sibling in self.siblings() {
+            if let Err(error) = sibling.channel.say(Word::from(order)) {
+                tracing::warn!(%error, "cannot tell the proxy to drain");
+            }
+        }
+    }
+
+    fn tell_proxy(&mut self, word: Word) {
+        if let Proxy::Running(proxy) = &mut self.proxy
+            && let Err(error) = proxy.channel.say(word)
+        {
+            tracing::warn!(%error, "cannot tell the proxy what became of the upgrade");
+        }
+    }
+}
+
+fn start_sibling(program: &Program) -> io::Result<Sibling> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let channel = Channel::new(UnixStream::from_std(ours)?);
+    let pid = start(program, Stdio::from(OwnedFd::from(theirs)))?;
+    Ok(Sibling {
+        pid,
+        channel,
+        ready: None,
+        kill: None,
+    })
+}
+
+async fn said(channel: Option<&mut Channel>) -> Word {
+    if let Some(channel) = channel
+        && let Some(word) = channel.next().await
+    {
+        return word;
     }
     // It says nothing more; its end is heard of as a child's.
     std::future::pending().await

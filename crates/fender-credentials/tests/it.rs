@@ -17,7 +17,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use fender_credentials::supervise::{self, Plan, Program};
+use fender_credentials::supervise::{self, HangUp, Plan, Program};
+use fender_runtime::manager::Manager;
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
@@ -42,10 +43,14 @@ fn child_supervises() {
         Err(_) => script("app"),
     };
     let plan = Plan {
-        app,
+        app: (!Path::new("alone").exists()).then_some(app),
         proxy: Path::new("proxy").exists().then(|| script("proxy")),
+        succession: vec!["successor".into()],
+        hang_up: HangUp::Reloads,
         stop_timeout: timeout("stop"),
         drain_timeout: timeout("drain"),
+        upgrade_timeout: timeout("upgrade"),
+        manager: Manager::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -178,6 +183,101 @@ echo ready >&0
 while read -r order; do echo "> proxy: $order"; done
 echo "> proxy: the supervisor is gone"
 "#;
+
+/// A proxy that says which of them it is: a successor is told so. It is ready when its gate opens.
+const HEIR: &str = r#"
+me=${1:-first}
+trap 'echo "> $me: TERM"; exit 0' TERM
+trap 'echo "> $me: HUP"; exit 1' HUP
+echo $$ > pid-$me
+echo "> $me: up"
+[ $me = first ] || read go < gate
+echo "> $me: ready"
+echo ready >&0
+while read -r order; do echo "> $me: $order"; done
+"#;
+
+/// An application that ends when it is let.
+const APP: &str = "echo '> app'; read go < end; exit 3";
+
+fn heirs(script: &str) -> Shipyard {
+    let proxy = format!("{script}\n{HEIR}");
+    Shipyard::app(APP)
+        .with("proxy", &proxy)
+        .gate("gate")
+        .gate("end")
+}
+
+/// D2, D3.
+#[test]
+fn a_successor_is_the_proxy_once_it_is_ready_and_the_application_goes_on() {
+    let ship = heirs("").launch();
+    for line in ["first: up", "first: ready", "app"] {
+        ship.hears(line);
+    }
+    ship.send(Signal::USR2);
+    ship.hears("successor: up");
+    // One at a time; and as long as it is not ready, the first is the one that is spoken to.
+    ship.send(Signal::USR2);
+    ship.hears("first: upgrade-refused");
+    ship.open("gate");
+    ship.hears("successor: ready");
+    ship.open("end");
+    let mut rest = ship.silence();
+    rest.sort();
+    assert_eq!(rest, ["first: TERM", "successor: TERM"]);
+    ship.exits_with(3);
+}
+
+#[test]
+fn a_successor_that_fails_or_is_never_ready_leaves_the_proxy_as_it_was() {
+    for (script, code) in [("exit 9", 9), ("exec sleep 3600", 137)] {
+        let ship = heirs(&format!("[ -z $1 ] || {script}"))
+            .with("upgrade", "300")
+            .launch();
+        for line in ["first: up", "first: ready", "app"] {
+            ship.hears(line);
+        }
+        ship.send(Signal::USR2);
+        ship.hears(&format!("first: upgrade-failed {code}"));
+        ship.open("end");
+        ship.hears("first: TERM");
+        ship.exits_with(3);
+    }
+}
+
+#[test]
+fn a_proxy_that_dies_while_its_successor_is_on_its_way_is_not_started_again() {
+    let ship = heirs("").launch();
+    for line in ["first: up", "first: ready", "app"] {
+        ship.hears(line);
+    }
+    ship.send(Signal::USR2);
+    ship.hears("successor: up");
+    let pid = fs::read_to_string(ship.directory.path().join("pid-first")).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    ship.open("gate");
+    ship.hears("successor: ready");
+    ship.open("end");
+    ship.hears("successor: TERM");
+    ship.exits_with(3);
+}
+
+#[test]
+fn without_an_application_the_proxy_is_kept_and_told_what_signals_mean() {
+    let ship = heirs("").with("alone", "").launch();
+    ship.hears("first: up");
+    ship.hears("first: ready");
+    ship.send(Signal::HUP);
+    // This one dies of it, and so there is another.
+    ship.hears("first: HUP");
+    ship.hears("first: up");
+    ship.hears("first: ready");
+    ship.send(Signal::TERM);
+    ship.hears("first: TERM");
+    ship.exits_with(0);
+}
 
 #[test]
 fn the_exit_code_is_the_applications_own() {

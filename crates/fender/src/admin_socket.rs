@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use fender_runtime::accept::Accept;
 use fender_runtime::drain::Drain;
-use fender_runtime::listen::{ListenAddress, Listener, Socket};
+use fender_runtime::listen::{ListenAddress, Listener, Listeners, Socket};
 use fender_runtime::metrics;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -51,10 +51,11 @@ const REQUEST_BYTES: usize = 8 * 1024;
 const HEADER_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(10);
 
-/// Opens the socket, for its owner only, in place of one that a dead process left behind. A socket
-/// that somebody answers at stays, and so does a file that is no socket.
-pub(crate) fn bind(path: &Path) -> Result<Listener> {
-    Listener::bind(&ListenAddress::Unix(path.to_owned())).map_err(|error| {
+/// Opens the socket, for its owner only, in place of one that a dead process left behind; or takes the
+/// one that a predecessor handed over. Another that somebody answers at stays, and so does a file that is no socket.
+pub(crate) fn bind(path: &Path, listeners: &Listeners) -> Result<Listener> {
+    let opened = listeners.open(&ListenAddress::Unix(path.to_owned()));
+    opened.map_err(|error| {
         let taken = error.kind() == std::io::ErrorKind::AddrInUse;
         let error = anyhow::Error::new(error).context("open the admin socket");
         if taken {
@@ -69,11 +70,13 @@ pub(crate) fn bind(path: &Path) -> Result<Listener> {
 }
 
 /// Opens the TCP address, for whoever reaches it.
-pub(crate) fn bind_tcp(address: SocketAddr) -> Result<Listener> {
+pub(crate) fn bind_tcp(address: SocketAddr, listeners: &Listeners) -> Result<Listener> {
     if !address.ip().is_loopback() {
         tracing::info!(%address, "health and metrics are told to whoever reaches this address");
     }
-    Listener::bind(&ListenAddress::Tcp(address)).context("open the address for health and metrics")
+    listeners
+        .open(&ListenAddress::Tcp(address))
+        .context("open the address for health and metrics")
 }
 
 pub(crate) async fn serve<P: Observed>(listener: Listener, program: Arc<P>, drain: Drain) {
@@ -196,7 +199,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         std::fs::write(&path, "data").unwrap();
-        let error = format!("{:#}", bind(&path).unwrap_err());
+        let error = format!("{:#}", bind(&path, &Listeners::none()).unwrap_err());
         assert!(error.contains("--admin-socket"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
@@ -205,11 +208,11 @@ mod tests {
     async fn a_socket_whose_listener_is_too_busy_to_answer_is_neither_waited_for_nor_taken() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("admin.sock");
-        let squatter = bind(&path).unwrap();
+        let squatter = bind(&path, &Listeners::none()).unwrap();
         rustix::net::listen(&squatter, 0).unwrap();
         // Fills its queue; another blocking connection would wait for ever.
         let _waiting = std::os::unix::net::UnixStream::connect(&path).unwrap();
-        let error = format!("{:#}", bind(&path).unwrap_err());
+        let error = format!("{:#}", bind(&path, &Listeners::none()).unwrap_err());
         assert!(error.contains("another process"), "{error}");
     }
 }

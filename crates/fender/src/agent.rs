@@ -16,14 +16,14 @@ use rustix::fs::Mode;
 
 use crate::cli;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::{HangUp, Stop};
+use crate::signals::{self, Stop};
 use crate::source::{control, control_roots, refused};
 
 /// How long calls under way may take once told to end.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: cli::Agent) -> Outcome {
-    let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
+    let mut stop = Stop::install(signals::hang_up()).map_err(Failure::unavailable)?;
     let control = control(&args.control)?;
     let state = StateDir::open(&args.state).map_err(|error| Failure::new(Exit::Usage, error))?;
     let engine = engine(args.docker.as_deref()).await?;

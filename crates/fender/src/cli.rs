@@ -73,6 +73,10 @@ pub(crate) enum Command {
     Control(Box<Control>),
     /// Run the sidecar beside an application
     Sidecar(Sidecar),
+    /// Replace a running sidecar by the program that lies at its path now, without a connection lost
+    Upgrade(Upgrade),
+    /// Have a sidecar that runs from a file read it again, and show what is wrong with it
+    Reload(Upgrade),
     /// Run the agent of a node: it attests processes and containers of this host
     Agent(Agent),
     /// Put credentials into the environment of a command and become it

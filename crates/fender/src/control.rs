@@ -18,11 +18,11 @@ use fender_identity::Secret;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
-use fender_runtime::listen::ListenAddress;
+use fender_runtime::listen::{ListenAddress, Listeners};
 use fender_runtime::sys;
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::{HangUp, Stop};
+use crate::signals::{self, Stop};
 use crate::{admin_socket, cli, load, print};
 
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
@@ -98,7 +98,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
-    let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
+    let mut stop = Stop::install(signals::hang_up()).map_err(Failure::unavailable)?;
     let data_dir = args.foundation.data_dir.clone();
     let admin_socket = AdminSocket {
         given: args.admin_socket,
@@ -168,15 +168,16 @@ fn observe(
     running: &Running,
     drain: &Drain,
 ) -> Result<(), Failure> {
+    let listeners = Listeners::none();
     let observed = Arc::new(observed::Plane(running.clone()));
     if let Some(address) = address {
-        let listener = admin_socket::bind_tcp(address).map_err(Failure::unavailable)?;
+        let listener = admin_socket::bind_tcp(address, &listeners).map_err(Failure::unavailable)?;
         let observed = Arc::clone(&observed);
         drain.spawn(admin_socket::serve(listener, observed, drain.clone()));
     }
     let listener = match &socket.given {
-        Some(path) => admin_socket::bind(path).map_err(Failure::unavailable)?,
-        None => match admin_socket::bind(&socket.otherwise) {
+        Some(path) => admin_socket::bind(path, &listeners).map_err(Failure::unavailable)?,
+        None => match admin_socket::bind(&socket.otherwise, &listeners) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::warn!("no admin socket: {error:#}");

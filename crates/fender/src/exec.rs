@@ -14,6 +14,7 @@ use fender_runtime::drain::Drain;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
+use crate::source::Tenure;
 use crate::{cli, single, source};
 
 /// How long the goodbye to the control plane may take before the command starts anyway.
@@ -58,7 +59,15 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
             )
         }
         None => {
-            let feed = source::open(&args.source, &clock::system(), &drain, deadline).await?;
+            let feed = source::open(
+                &args.source,
+                Tenure::Own,
+                Box::new(|_| Ok(())),
+                &clock::system(),
+                &drain,
+                deadline,
+            )
+            .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
             let remote: Arc<dyn RemoteSecrets> = match feed.session {
                 Some(session) => Arc::new(ByControl::new(session, drain.clone())),

@@ -91,6 +91,10 @@ impl Failure {
         Self::new(Exit::Usage, anyhow::anyhow!("{message}"))
     }
 
+    pub(crate) fn usage_of(error: impl Into<anyhow::Error>) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+
     pub(crate) fn unavailable(error: impl Into<anyhow::Error>) -> Self {
         Self::new(Exit::Unavailable, error)
     }

@@ -25,6 +25,7 @@ mod sidecar;
 mod signals;
 mod source;
 mod tokens;
+mod upgrade;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -92,6 +93,8 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         Command::Control(args) => blocking(control::run(*args, sealing)),
         Command::Sidecar(args) => sidecar::run(args),
+        Command::Upgrade(args) => single(upgrade::upgrade(args)),
+        Command::Reload(args) => single(upgrade::reload(args)),
         Command::Agent(args) => blocking(agent::run(args)),
         Command::Exec(args) => exec::run(args),
         Command::Apply(args) => blocking(admin::apply(args)),

@@ -86,7 +86,8 @@ impl Keeper {
     }
 
     async fn end(self) {
-        match self.settings.on_exit {
+        let on_exit = *self.settings.on_exit.borrow();
+        match on_exit {
             OnExit::Wipe => self.files.remove(&self.ledger.name).await,
             OnExit::Keep => {}
         }

@@ -60,7 +60,7 @@ impl Bench {
             drain: Drain::new(),
             settings: Settings {
                 sources,
-                on_exit: OnExit::Wipe,
+                on_exit: watch::channel(OnExit::Wipe).1,
             },
         }
     }
@@ -389,10 +389,13 @@ async fn a_document_that_may_not_be_followed_ends_the_source_of_the_one_before()
 #[tokio::test(start_paused = true)]
 async fn files_are_kept_at_the_end_if_that_is_asked_for() {
     let mut bench = Bench::new();
-    bench.settings.on_exit = OnExit::Keep;
+    let (decide, on_exit) = watch::channel(OnExit::Wipe);
+    bench.settings.on_exit = on_exit;
     bench.remote.says("db", current("one"));
     bench.publish(vec![bench.spec("db", &["a"])]);
     bench.start().await.unwrap();
+    // Also if that is known only then, as of a process that got a successor.
+    decide.send_replace(OnExit::Keep);
     bench.drain.stop();
     bench.drain.drained().await;
     bench.holds(&[("a", "one")]);

@@ -16,6 +16,10 @@ const LONGEST: usize = 64;
 pub enum Order {
     /// Take no new inbound work and end what there is; outbound goes on.
     DrainInbound,
+    /// No successor was started: there is one already, or everything is about to end.
+    UpgradeRefused,
+    /// The successor ended with this code before it was ready.
+    UpgradeFailed(u8),
 }
 
 /// The proxy's view of its supervisor.
@@ -42,12 +46,24 @@ impl Superior {
         self.channel.say(Word::Ready)
     }
 
+    /// Asks to be succeeded by the program that lies at our path now.
+    pub fn upgrade(&self) -> io::Result<()> {
+        self.channel.say(Word::Upgrade)
+    }
+
+    /// Says that what SIGHUP asked for is done.
+    pub fn reloaded(&self) -> io::Result<()> {
+        self.channel.say(Word::Reloaded)
+    }
+
     /// The next order, or nothing once the supervisor is gone. Cancel safe.
     pub async fn next_order(&mut self) -> Option<Order> {
         loop {
             match self.channel.next().await? {
                 Word::DrainInbound => return Some(Order::DrainInbound),
-                Word::Ready | Word::Unknown => {}
+                Word::UpgradeRefused => return Some(Order::UpgradeRefused),
+                Word::UpgradeFailed(code) => return Some(Order::UpgradeFailed(code)),
+                Word::Ready | Word::Upgrade | Word::Reloaded | Word::Unknown => {}
             }
         }
     }
@@ -57,25 +73,46 @@ impl Superior {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Word {
     Ready,
+    Upgrade,
+    Reloaded,
     DrainInbound,
+    UpgradeRefused,
+    UpgradeFailed(u8),
     /// From another version.
     Unknown,
 }
 
+const UPGRADE_FAILED: &str = "upgrade-failed ";
+
 impl Word {
-    fn line(self) -> &'static [u8] {
+    fn line(self) -> String {
         match self {
-            Self::Ready => b"ready\n",
-            Self::DrainInbound => b"drain-inbound\n",
-            Self::Unknown => b"\n",
+            Self::Ready => "ready\n".to_owned(),
+            Self::Upgrade => "upgrade\n".to_owned(),
+            Self::Reloaded => "reloaded\n".to_owned(),
+            Self::DrainInbound => "drain-inbound\n".to_owned(),
+            Self::UpgradeRefused => "upgrade-refused\n".to_owned(),
+            Self::UpgradeFailed(code) => format!("{UPGRADE_FAILED}{code}\n"),
+            Self::Unknown => "\n".to_owned(),
         }
     }
 
     fn from_line(line: &[u8]) -> Self {
-        let known = [Self::Ready, Self::DrainInbound];
-        known
+        let Ok(line) = std::str::from_utf8(line) else {
+            return Self::Unknown;
+        };
+        let plain = [
+            Self::Ready,
+            Self::Upgrade,
+            Self::Reloaded,
+            Self::DrainInbound,
+            Self::UpgradeRefused,
+        ];
+        let code = || line.trim_end().strip_prefix(UPGRADE_FAILED)?.parse().ok();
+        plain
             .into_iter()
             .find(|word| word.line() == line)
+            .or_else(|| code().map(Self::UpgradeFailed))
             .unwrap_or(Self::Unknown)
     }
 }
@@ -84,6 +121,8 @@ impl From<Order> for Word {
     fn from(order: Order) -> Self {
         match order {
             Order::DrainInbound => Self::DrainInbound,
+            Order::UpgradeRefused => Self::UpgradeRefused,
+            Order::UpgradeFailed(code) => Self::UpgradeFailed(code),
         }
     }
 }
@@ -107,7 +146,7 @@ impl Channel {
     pub(super) fn say(&self, word: Word) -> io::Result<()> {
         let line = word.line();
         // Past tokio, which does not try before it has once seen the socket writable.
-        let said = rustix::io::write(&self.stream, line)?;
+        let said = rustix::io::write(&self.stream, line.as_bytes())?;
         if said == line.len() {
             Ok(())
         } else {
@@ -175,5 +214,20 @@ mod tests {
         Channel::new(here).say(Word::DrainInbound).unwrap();
         assert_eq!(superior.next_order().await, Some(Order::DrainInbound));
         assert_eq!(superior.next_order().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_superior_says_what_became_of_an_upgrade() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let mut superior = Superior {
+            channel: Channel::new(there),
+        };
+        let mut here = Channel::new(here);
+        superior.upgrade().unwrap();
+        assert_eq!(here.next().await, Some(Word::Upgrade));
+        for order in [Order::UpgradeRefused, Order::UpgradeFailed(64)] {
+            here.say(Word::from(order)).unwrap();
+            assert_eq!(superior.next_order().await, Some(order));
+        }
     }
 }

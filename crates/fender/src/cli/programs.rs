@@ -221,6 +221,25 @@ pub(crate) struct Sidecar {
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
+    /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = directory,
+        env = "FENDER_UPGRADE_SOCKET"
+    )]
+    pub(crate) upgrade_socket: Option<PathBuf>,
+    /// Take the place of the sidecar that serves at this upgrade socket, without a connection lost; if none does, start as usual
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = directory,
+        overrides_with = "take_over"
+    )]
+    pub(crate) take_over: Option<PathBuf>,
+    /// Without an application, too, keep a small process above the proxy, so that it can be upgraded in place and is started again if it dies
+    #[arg(long, conflicts_with = "command")]
+    pub(crate) supervise: bool,
     /// Set by the supervisor on the proxy it starts
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
@@ -277,6 +296,14 @@ impl From<TracesFrom> for fender_proxy::TracesFrom {
             TracesFrom::Anybody => Self::Anybody,
         }
     }
+}
+
+/// A sidecar of this machine.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Upgrade {
+    /// The upgrade socket of the sidecar: what its --upgrade-socket says, or upgrade.sock in its state directory
+    #[arg(long, value_name = "PATH", env = "FENDER_UPGRADE_SOCKET")]
+    pub(crate) sidecar: PathBuf,
 }
 
 /// Who beside the proxy may have the workload's identity.

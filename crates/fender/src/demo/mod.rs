@@ -14,14 +14,14 @@ use std::io::Write;
 
 use crate::cli;
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::{HangUp, Stop};
+use crate::signals::{self, Stop};
 use story::{Pace, Story};
 use world::World;
 
 pub(crate) async fn run(args: &cli::Demo) -> Outcome {
     let pace = if args.check { Pace::Check } else { Pace::Show };
     let mut world = World::new(pace.leaf()).map_err(Failure::unavailable)?;
-    let mut stop = Stop::install(HangUp::inherited()).map_err(Failure::unavailable)?;
+    let mut stop = Stop::install(signals::hang_up()).map_err(Failure::unavailable)?;
     let told = tokio::select! {
         told = show(&mut world, pace) => told,
         () = stop.requested() => Ok(!args.check),

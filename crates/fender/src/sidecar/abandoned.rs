@@ -48,6 +48,14 @@ impl Interfaces {
     }
 }
 
+/// Returns when nobody can reach this process any more; never if it was on loopback only.
+pub(super) async fn network_abandoned(interfaces: Option<Interfaces>) {
+    match interfaces {
+        Some(interfaces) => interfaces.abandoned().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// How many looks in a row saw nothing but loopback.
 #[derive(Default)]
 struct Absence(u32);

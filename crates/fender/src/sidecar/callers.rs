@@ -17,7 +17,7 @@ use fender_identity::{SpiffeId, Svid, Trust};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
-use fender_runtime::listen::{ListenAddress, Listener};
+use fender_runtime::listen::{ListenAddress, Listeners};
 use rustix::fs::Mode;
 use tokio::sync::watch;
 
@@ -31,12 +31,14 @@ pub(super) fn serve(
     args: &cli::WorkloadApi,
     session: &Arc<Session>,
     clock: &SharedClock,
+    listeners: &Listeners,
     drain: &Drain,
 ) -> Result<()> {
     let Some(path) = &args.workload_api else {
         return Ok(());
     };
-    let listener = Listener::bind(&ListenAddress::Unix(path.clone()))
+    let listener = listeners
+        .open(&ListenAddress::Unix(path.clone()))
         .context("open the socket of the Workload API")?;
     let mut users = BTreeSet::from([rustix::process::geteuid().as_raw()]);
     if !args.workload_api_uid.is_empty() {

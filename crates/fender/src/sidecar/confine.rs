@@ -10,11 +10,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use fender_runtime::sys;
+use fender_config::snapshot::{CredentialSource, Delivery};
+use fender_config::standalone::{Identity, Standalone};
+use fender_runtime::{lines, sys};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus,
 };
+
+use super::upgrade;
+use crate::exit::Failure;
+use crate::{cli, source};
 
 /// Where names are resolved from; directories, because these files are replaced by renaming.
 const NAME_RESOLUTION: &[&str] = &[
@@ -38,6 +44,98 @@ pub(super) struct Reach {
 }
 
 impl Reach {
+    /// Everything this command line names on the file system, and nothing else.
+    pub(super) fn of(args: &cli::Sidecar) -> Result<Self, Failure> {
+        let mut reach = Self::default();
+        reach.write.extend(args.source.allow_dir.iter().cloned());
+        if let Some(state) = &args.source.state {
+            // It may not exist yet: then it is made now, so that a rule can name it.
+            make_private(state).map_err(Failure::unavailable)?;
+            reach.write.push(state.clone());
+        }
+        if let Some(token) = &args.source.token_file {
+            reach.consume.push(Self::parent(token));
+        }
+        // Evidence is read anew whenever it is shown, and so are the roots of the first contact.
+        let evidence = [
+            &args.source.kubernetes_token_file,
+            &args.source.x509_certificate,
+            &args.source.x509_key,
+            &args.source.bundle,
+        ];
+        for file in evidence.into_iter().flatten() {
+            reach.read_file(file);
+        }
+        if let Some(socket) = &args.upgrade_socket {
+            upgrade::private_directory(socket).map_err(Failure::usage_of)?;
+        }
+        for socket in args
+            .admin_socket
+            .iter()
+            .chain(&args.workload_api.workload_api)
+            .chain(&args.upgrade_socket)
+        {
+            reach.sockets.push(Self::parent(socket));
+        }
+        if let lines::Destination::File(path) = &args.telemetry.access_log {
+            reach.logs.push(Self::parent(path));
+        }
+        if let Some(file) = &args.source.config {
+            reach.read_file(file);
+            reach.add(&source::read_standalone(file)?);
+        }
+        Ok(reach)
+    }
+
+    /// What the documents of a sidecar without a control plane name.
+    fn add(&mut self, standalone: &Standalone) {
+        // The socket of a Workload API needs no rule: connecting is not Landlock's to forbid.
+        if let Some(Identity::Files(files)) = &standalone.identity {
+            for file in [&files.certificate, &files.key, &files.bundle] {
+                self.read_file(file);
+            }
+        }
+        self.sockets
+            .extend(standalone.listening_sockets().map(Self::parent));
+        for credential in standalone.credentials() {
+            if let CredentialSource::File { path } = &credential.source {
+                self.read_file(path);
+            }
+            let places = credential.deliver.iter();
+            self.write
+                .extend(places.filter_map(|delivery| match delivery {
+                    Delivery::File(file) => Some(Self::parent(&file.path)),
+                    Delivery::Environment { .. } => None,
+                }));
+        }
+    }
+
+    /// Whether documents that came later stay within what was named at the start; else what does not.
+    pub(super) fn admit(&self, standalone: &Standalone) -> Result<(), String> {
+        let mut wanted = Self::default();
+        wanted.add(standalone);
+        let below = |path: &Path, allowed: &[PathBuf]| {
+            let path = real(path);
+            allowed
+                .iter()
+                .any(|allowed| path.starts_with(real(allowed)))
+        };
+        let resolution: Vec<_> = NAME_RESOLUTION.iter().map(PathBuf::from).collect();
+        let readable = [&self.read, &self.write, &resolution];
+        let read = |path: &Path| readable.iter().any(|allowed| below(path, allowed));
+        let write = |path: &Path| below(path, &self.write);
+        let listen = |path: &Path| below(path, &self.sockets) || write(path);
+        let missing = wanted.read.iter().find(|path| !read(path));
+        let missing = missing.or_else(|| wanted.write.iter().find(|path| !write(path)));
+        let missing = missing.or_else(|| wanted.sockets.iter().find(|path| !listen(path)));
+        missing.map_or(Ok(()), |missing| {
+            Err(format!(
+                "`{}` lies outside of what this sidecar may touch since it started: start it again, or upgrade it",
+                missing.display()
+            ))
+        })
+    }
+
     /// Lets a file be read where it is, and where it leads if it is a link: that is where Landlock
     /// looks.
     pub(super) fn read_file(&mut self, path: &Path) {
@@ -55,6 +153,20 @@ impl Reach {
             _ => PathBuf::from("."),
         }
     }
+}
+
+/// Where a path leads, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+fn make_private(directory: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("make the state directory `{}`", directory.display()))
 }
 
 /// Applies to the calling thread and every thread it starts: call before the runtime exists.
@@ -120,4 +232,42 @@ fn allow(
     ruleset
         .add_rule(PathBeneath::new(fd, access))
         .with_context(|| format!("allow `{}` in Landlock", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use fender_config::{Source, standalone};
+
+    use super::*;
+
+    fn documents(directory: &Path, inbound: &str) -> Standalone {
+        let text = format!(
+            "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: orders }}\nspec:\n  identity: {{ files: {{ certificate: {0}/c.pem, key: {0}/k.pem, bundle: {0}/b.pem }} }}\n  inbound: [ {{ listen: '{inbound}', app: '127.0.0.1:1', protocol: http }} ]\n",
+            directory.display()
+        );
+        let source = Source {
+            name: "sidecar.yaml".to_owned(),
+            text,
+        };
+        standalone::parse(&[source]).unwrap()
+    }
+
+    #[test]
+    fn later_documents_stay_within_what_was_named_at_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path();
+        let inside = format!("unix:{}/in.sock", here.display());
+        let mut reach = Reach::default();
+        reach.add(&documents(here, &inside));
+        assert_eq!(reach.admit(&documents(here, "127.0.0.1:8443")), Ok(()));
+        assert_eq!(reach.admit(&documents(here, &inside)), Ok(()));
+        let outside = reach
+            .admit(&documents(here, "unix:/run/in.sock"))
+            .unwrap_err();
+        assert!(outside.contains("`/run`"), "{outside}");
+        let outside = reach
+            .admit(&documents(Path::new("/srv"), &inside))
+            .unwrap_err();
+        assert!(outside.contains("`/srv`"), "{outside}");
+    }
 }

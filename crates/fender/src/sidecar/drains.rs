@@ -1,5 +1,6 @@
-//! What ends when. Four drains, because they end in this order: inbound, outbound, credentials, and
-//! last what all of them live on (the certificate's renewal, the control plane's stream).
+//! What ends when. Five drains, because they end in this order: inbound, outbound, credentials, the
+//! sockets at which this sidecar is asked how it is, and last what all of them live on (the
+//! certificate's renewal, the control plane's stream).
 
 use std::time::Duration;
 
@@ -21,12 +22,16 @@ pub(super) enum App {
     Over,
     /// It is not our child.
     Unknown,
+    /// A successor serves it.
+    Succeeded,
 }
 
 pub(super) struct Drains {
     pub(super) inbound: Drain,
     pub(super) outbound: Drain,
     pub(super) credentials: Drain,
+    /// Admin socket, Workload API, upgrade socket.
+    pub(super) local: Drain,
     pub(super) work: Drain,
 }
 
@@ -36,6 +41,7 @@ impl Drains {
             inbound: Drain::new(),
             outbound: Drain::new(),
             credentials: Drain::new(),
+            local: Drain::new(),
             work: Drain::new(),
         }
     }
@@ -43,12 +49,13 @@ impl Drains {
     /// D1: inbound has stopped; one deadline for it and for the application's own calls.
     ///
     /// A supervised proxy is asked to end only after the application has, so its way out can close.
+    /// One that has a successor keeps what the application has opened, and the rest is the successor's.
     /// Otherwise nobody says when the application has ended: its way out stays until it has been
     /// unused for a while, by the count of `used`, or until the deadline.
     pub(super) async fn end(&self, grace: Duration, app: App, used: impl Fn() -> Option<u64>) {
         let deadline = Deadline::after(grace);
         let whole = match app {
-            App::Over => {
+            App::Over | App::Succeeded => {
                 self.outbound.stop();
                 self.inbound.close(deadline).await & self.outbound.close(deadline).await
             }
@@ -63,12 +70,32 @@ impl Drains {
             tracing::warn!(?grace, "connections were cut at the end of the drain");
         }
         self.credentials.close(Deadline::after(FAREWELL)).await;
+        self.local.close(Deadline::after(FAREWELL)).await;
         self.work.close(Deadline::after(FAREWELL)).await;
+    }
+
+    /// D2: a successor serves. Nothing new is taken here, and nothing kept that is its own now.
+    pub(super) fn hand_over(&self) {
+        for drain in [
+            &self.inbound,
+            &self.outbound,
+            &self.credentials,
+            &self.local,
+        ] {
+            drain.stop();
+        }
     }
 
     /// Ends everything at once: nobody depends on it yet.
     pub(super) async fn abandon(&self) {
-        for drain in [&self.inbound, &self.outbound, &self.credentials, &self.work] {
+        let Self {
+            inbound,
+            outbound,
+            credentials,
+            local,
+            work,
+        } = self;
+        for drain in [inbound, outbound, credentials, local, work] {
             drain.close(Deadline::after(FAREWELL)).await;
         }
     }

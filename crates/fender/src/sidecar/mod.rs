@@ -6,6 +6,7 @@
 //! listen, and last of all it says that it is ready.
 
 mod abandoned;
+mod attend;
 mod callers;
 mod confine;
 mod decisions;
@@ -14,46 +15,48 @@ mod paths;
 mod records;
 pub(crate) mod remote;
 mod status;
+mod supervisor;
+pub(crate) mod upgrade;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
-use fender_api::client::Report;
+use fender_api::client::{Received, Report};
 use fender_config::ObjectName;
-use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery};
-use fender_config::standalone::Identity;
+use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
-use fender_credentials::environment::{self, Inherit};
-use fender_credentials::supervise::{self, Order, Plan, Program, Superior};
+use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
 use fender_proxy::{Inputs, Limits, Proxy};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::lines::{self, Lines};
-use fender_runtime::listen::Listeners;
+use fender_runtime::listen::{ListenAddress, Listeners};
+use fender_runtime::manager::Manager;
 use fender_runtime::sys;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::signals::{HangUp, Stop};
-use crate::source::{self, Feed};
+use crate::signals::{self, Signals};
+use crate::source::{self, Feed, Tenure};
 use crate::{admin_socket, blocking, cli, single};
 use abandoned::Interfaces;
+use attend::{End, Serving, Watch};
 use confine::Reach;
 use drains::{App, Drains};
 use status::Status;
+use upgrade::{Desk, Request, Succession};
 
-/// How long a supervisor waits before it kills the proxy: longer than any drain a document can ask
-/// for, because the proxy ends by itself at its own deadline.
-const SUPERVISED_DRAIN: Duration = fender_config::MAX_DRAIN.saturating_add(Duration::from_secs(30));
 const ABANDONED: &str = "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one";
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
+/// Where a service manager wants to be told how we are.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// How many may wait for an upgrade or a reload.
+const REQUESTS: usize = 8;
 
 pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if args.workload_api.workload_api.is_some() && args.source.config.is_some() {
@@ -61,13 +64,13 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
             "--workload-api needs --control: every caller receives a key of its own, and nobody signs it for a sidecar that runs from a file",
         ));
     }
-    if !args.command.is_empty() && !args.supervised {
+    if (args.supervise || !args.command.is_empty()) && !args.supervised {
         // The proxy serves them; the application has no business with them.
         let [pid, fds, _] = announcement();
-        let descriptors = Listeners::announced(pid.as_deref(), fds.as_deref())
-            .map_err(|error| Failure::new(Exit::Usage, error))?;
-        sys::withhold_descriptors(descriptors).map_err(|error| Failure::new(Exit::Usage, error))?;
-        return single(supervise(args, descriptors));
+        let descriptors =
+            Listeners::announced(pid.as_deref(), fds.as_deref()).map_err(Failure::usage_of)?;
+        sys::withhold_descriptors(descriptors).map_err(Failure::usage_of)?;
+        return single(supervisor::run(args, descriptors));
     }
     // Before this process opens anything: inherited descriptors are known by their numbers.
     let listeners = inherited_listeners(args.supervised)?;
@@ -75,121 +78,53 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
-    let reach = reach(&args)?;
+    let reach = Reach::of(&args)?;
     // A supervisor looks for itself: a proxy that ended would only be started again.
     let interfaces = (!args.supervised).then(Interfaces::open).flatten();
-    let hang_up = HangUp::inherited();
+    let hang_up = match args.supervised {
+        // It belongs to its supervisor, which says what a signal means.
+        true => HangUp::Reloads,
+        false => signals::hang_up_of_a_service(),
+    };
     confine::confine(&reach).map_err(Failure::unavailable)?;
-    blocking(serve(args, listeners, interfaces, hang_up))
-}
-
-/// The supervisor: the proxy first, then, once that is ready, the application.
-async fn supervise(args: cli::Sidecar, descriptors: u16) -> Outcome {
-    let mut command = args.command.into_iter();
-    let Some(program) = command.next() else {
-        return Err(Failure::usage("no application to run"));
-    };
-    // Without a state of its own a proxy that died could not come back: its token is spent.
-    let stateless = args.source.config.is_none() && args.source.state.is_none();
-    let memory = stateless
-        .then(private_memory)
-        .transpose()
-        .map_err(Failure::unavailable)?;
-    let environment = environment::build(std::env::vars_os(), &Inherit::All, [])
-        .map_err(|error| Failure::new(Exit::Usage, error))?;
-    let plan = Plan {
-        app: Program {
-            program,
-            arguments: command.collect(),
-            environment: Some(environment),
-            descriptors: 0,
-        },
-        proxy: Some(Program {
-            program: std::env::current_exe()
-                .context("find this program")
-                .map_err(Failure::unavailable)?
-                .into_os_string(),
-            arguments: own_arguments(memory.as_ref().map(tempfile::TempDir::path)),
-            environment: None,
-            descriptors,
-        }),
-        stop_timeout: args.stop_timeout,
-        drain_timeout: SUPERVISED_DRAIN,
-    };
-    let interfaces = Interfaces::open();
-    let mut supervised = std::pin::pin!(supervise::run(plan));
-    let code = tokio::select! {
-        code = &mut supervised => code.map_err(Failure::unavailable)?,
-        () = network_abandoned(interfaces) => {
-            tracing::error!("{ABANDONED}");
-            // The application ends as it would if somebody asked us.
-            rustix::process::kill_process(rustix::process::getpid(), sys::Signal::TERM)
-                .map_err(Failure::unavailable)?;
-            supervised.await.map_err(Failure::unavailable)?;
-            return Ok(Exit::Unavailable);
-        }
-    };
-    Ok(Exit::App(code))
-}
-
-/// A directory that nobody else reads and that is gone with this process, in memory where there is
-/// a file system for that.
-fn private_memory() -> anyhow::Result<tempfile::TempDir> {
-    let shared_memory = Path::new("/dev/shm");
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("fender-");
-    let made = if shared_memory.is_dir() {
-        builder.tempdir_in(shared_memory)
-    } else {
-        builder.tempdir()
-    };
-    made.context("make a directory for the proxy's state; --state names another")
-}
-
-/// What this process was started with, up to the application's command, for the proxy it starts.
-fn own_arguments(state: Option<&Path>) -> Vec<OsString> {
-    let own = std::env::args_os()
-        .skip(1)
-        .take_while(|argument| argument != OsStr::new("--"));
-    let state = state.map(|path| {
-        [
-            OsString::from("--state"),
-            path.join("state").into_os_string(),
-        ]
-    });
-    let role = ["--supervised", "--tethered"].map(OsString::from);
-    own.chain(state.into_iter().flatten()).chain(role).collect()
+    blocking(serve(args, reach, listeners, interfaces, hang_up))
 }
 
 /// The proxy from nothing to serving, and from serving to its end.
 async fn serve(
     args: cli::Sidecar,
+    reach: Reach,
     listeners: Listeners,
     interfaces: Option<Interfaces>,
     hang_up: HangUp,
 ) -> Outcome {
-    let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
+    let mut signals = Signals::install(hang_up).map_err(Failure::unavailable)?;
     // Its writer goes last: whatever ends below leaves its line first.
     let (access, _writer) = lines::open(&args.telemetry.access_log)
         .context("open the access log")
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
     let started = tokio::select! {
-        started = start(&args, listeners, access, &drains) => started,
-        () = stop.requested() => {
+        started = start(&args, reach, listeners, access, &drains) => started,
+        () = signals.stop.requested() => {
             tracing::info!("stopped before it was ready");
             drains.abandon().await;
             return Ok(Exit::Done);
         }
     };
-    let serving = match started {
+    // Not to be interrupted: nobody may know of a successor that does not know it itself.
+    let settled = match started {
+        Ok((serving, legacy)) => legacy.settle(&serving).await.map(|()| serving),
+        Err(failure) => Err(failure),
+    };
+    let serving = match settled {
         Ok(serving) => serving,
         Err(failure) => {
             drains.abandon().await;
             return Err(failure);
         }
     };
-    let mut superior = args
+    let superior = args
         .supervised
         .then(Superior::from_stdin)
         .transpose()
@@ -197,94 +132,58 @@ async fn serve(
     if let Some(superior) = &superior {
         superior.ready().map_err(Failure::unavailable)?;
     }
+    // A supervisor is the service; it speaks for the proxy.
+    let variable = std::env::var_os(NOTIFY_SOCKET).filter(|_| !args.supervised);
+    let manager = Manager::from_variable(variable.as_deref());
+    manager.ready();
     tracing::info!(identity = %serving.feed.svid.borrow().id(), "ready");
     // The start is over, and most of the program was for it. If not, it only stays where it is.
     if let Err(error) = sys::release_code() {
         tracing::debug!(%error, "cannot give back the pages of the program");
     }
 
-    tokio::select! {
-        () = stop.requested() => {}
-        () = network_abandoned(interfaces) => {
-            drains.abandon().await;
+    let mut watch = Watch {
+        serving,
+        drains,
+        manager,
+        superior,
+        upgrade: None,
+    };
+    let app = match watch.attend(&mut signals, interfaces).await {
+        End::Asked if args.supervised && !args.supervise => App::Over,
+        End::Asked => App::Unknown,
+        End::Succeeded => App::Succeeded,
+        End::Abandoned => {
+            watch.drains.abandon().await;
             return Err(Failure::unavailable(anyhow::anyhow!(ABANDONED)));
         }
-        () = ordered_to_drain(superior.as_mut()) => {
-            serving.begin_drain(&drains);
-            tokio::select! {
-                () = stop.requested() => {}
-                () = left_alone(superior.as_mut()) => {}
-            }
-        }
-    }
-    serving.begin_drain(&drains);
-    let grace = serving.feed.snapshot.borrow().drain;
-    let app = if args.supervised {
-        App::Over
-    } else {
-        App::Unknown
     };
-    drains
+    let serving = watch.serving;
+    let grace = serving.feed.snapshot.borrow().drain;
+    watch
+        .drains
         .end(grace, app, || serving.status.outbound_activity())
         .await;
     Ok(Exit::Done)
 }
 
-/// Returns when the supervisor asks for the end of inbound or is gone; never if nobody supervises.
-async fn ordered_to_drain(superior: Option<&mut Superior>) {
-    match superior {
-        Some(superior) => match superior.next_order().await {
-            Some(Order::DrainInbound) | None => {}
-        },
-        None => std::future::pending().await,
-    }
-}
-
-/// Returns when the supervisor is gone; never if there was none. The kernel's signal says the same,
-/// but not of one that went before this process could ask for it.
-async fn left_alone(superior: Option<&mut Superior>) {
-    match superior {
-        Some(superior) => while superior.next_order().await.is_some() {},
-        None => std::future::pending().await,
-    }
-}
-
-/// Returns when nobody can reach this process any more; never if it was on loopback only.
-async fn network_abandoned(interfaces: Option<Interfaces>) {
-    match interfaces {
-        Some(interfaces) => interfaces.abandoned().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// A sidecar that serves.
-struct Serving {
-    feed: Feed,
-    status: Arc<Status>,
-}
-
-impl Serving {
-    /// D1: readiness first, then no new inbound work.
-    fn begin_drain(&self, drains: &Drains) {
-        self.status.set_draining();
-        if !drains.inbound.is_stopping() {
-            tracing::info!("draining");
-            drains.inbound.stop();
-        }
-    }
-}
-
 async fn start(
     args: &cli::Sidecar,
+    reach: Reach,
     listeners: Listeners,
     access: Lines,
     drains: &Drains,
-) -> Result<Serving, Failure> {
+) -> Result<(Serving, Legacy), Failure> {
     let clock = clock::system();
     let deadline = Deadline::after(args.source.start_timeout);
 
     // Who we are, and what we must do.
-    let feed = source::open(&args.source, &clock, &drains.work, deadline).await?;
+    let tenure = match args.take_over {
+        Some(_) => Tenure::Succeed,
+        None => Tenure::Own,
+    };
+    let admit = Box::new(move |documents: &_| reach.admit(documents));
+    let feed = source::open(&args.source, tenure, admit, &clock, &drains.work, deadline).await?;
 
     // Whoever asks how it goes is answered from here on.
     let status = Arc::new(Status::new(
@@ -294,34 +193,21 @@ async fn start(
         feed.session.clone(),
         Arc::clone(&clock),
     ));
-    if let Some(path) = admin_socket_path(args) {
-        let listener = admin_socket::bind(&path).map_err(Failure::unavailable)?;
-        drains.work.spawn(admin_socket::serve(
-            listener,
-            Arc::clone(&status),
-            drains.work.clone(),
-        ));
-    } else {
-        tracing::info!(
-            "no admin socket: `fender status` and `fender explain` need --admin-socket or --state"
-        );
+    // A successor leaves that to the sidecar before, until it serves.
+    if tenure == Tenure::Own {
+        open_admin_socket(args, &listeners, &status, drains)?;
     }
 
-    if let Some(address) = args.telemetry.health.telemetry_listen {
-        let listener = admin_socket::bind_tcp(address).map_err(Failure::unavailable)?;
-        drains.work.spawn(admin_socket::serve(
-            listener,
-            Arc::clone(&status),
-            drains.work.clone(),
-        ));
-    }
-
-    // Its secrets, all or none.
+    // Its secrets, all or none. Those of a sidecar that goes on are not a successor's to remove.
+    let (on_exit, leaves) = watch::channel(match tenure {
+        Tenure::Own => OnExit::Wipe,
+        Tenure::Succeed => OnExit::Keep,
+    });
     let sources = sources(args, &feed, drains);
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
     let settings = Settings {
         sources,
-        on_exit: OnExit::Wipe,
+        on_exit: leaves,
     };
     let holdings = engine::start(
         feed.snapshot.clone(),
@@ -349,10 +235,33 @@ async fn start(
         drains.work.spawn(report_holdings(holdings, reports));
     }
 
+    // D2: what another sidecar serves with, if this one is to take its place.
+    let own = upgrade::Own {
+        svid: feed.svid.clone(),
+        snapshot: feed.snapshot.clone(),
+        clock: Arc::clone(&clock),
+    };
+    let succession = match &args.take_over {
+        Some(socket) => upgrade::begin(socket, &own, &listeners).await?,
+        None => None,
+    };
+    if succession.is_none() {
+        on_exit.send_replace(OnExit::Wipe);
+    }
+    if tenure == Tenure::Succeed {
+        open_admin_socket(args, &listeners, &status, drains)?;
+    }
+
     // Local processes that ask for the identity themselves.
     if let Some(session) = &feed.session {
-        callers::serve(&args.workload_api, session, &clock, &drains.work)
-            .map_err(Failure::unavailable)?;
+        callers::serve(
+            &args.workload_api,
+            session,
+            &clock,
+            &listeners,
+            &drains.local,
+        )
+        .map_err(Failure::unavailable)?;
     }
 
     // The data plane.
@@ -369,7 +278,7 @@ async fn start(
         clock,
         inbound: drains.inbound.clone(),
         outbound: drains.outbound.clone(),
-        listeners,
+        listeners: listeners.clone(),
         records,
         access,
         traces: args.telemetry.traces_from.into(),
@@ -377,7 +286,118 @@ async fn start(
     })
     .map_err(Failure::unavailable)?;
     status.set_started(proxy);
-    Ok(Serving { feed, status })
+    let requests = open_upgrade_socket(args, &listeners, &feed, own, drains)?;
+
+    let serving = Serving {
+        feed,
+        status,
+        on_exit,
+        requests,
+    };
+    let legacy = Legacy {
+        succession,
+        listeners,
+    };
+    Ok((serving, legacy))
+}
+
+/// What a sidecar that is ready has yet to take over, if there was one before it.
+struct Legacy {
+    succession: Option<Succession>,
+    listeners: Listeners,
+}
+
+impl Legacy {
+    /// Everything is ready: all of it is ours from here on, and nobody else's. Not cancel safe.
+    async fn settle(self, serving: &Serving) -> Result<(), Failure> {
+        let lock = match self.succession {
+            Some(succession) => succession.complete().await?,
+            None => None,
+        };
+        serving.on_exit.send_replace(OnExit::Wipe);
+        for listen in self.listeners.close_leftover() {
+            tracing::info!(%listen, "no longer listening where the sidecar before did");
+        }
+        let Some(state) = &serving.feed.state else {
+            return Ok(());
+        };
+        let received = match lock {
+            Some(lock) => state.receive(lock),
+            None => state.claim(),
+        };
+        // The lock of a directory that is not this one, in another container for instance.
+        let received = match received {
+            Ok(Received::AnotherOne) => state.claim(),
+            received => received,
+        };
+        match (received.map_err(Failure::usage_of)?, &serving.feed.session) {
+            (Received::Behind, Some(session)) => session.keep_identity().await,
+            (Received::Behind | Received::Nothing | Received::AnotherOne, _) => {}
+        }
+        Ok(())
+    }
+}
+
+fn open_admin_socket(
+    args: &cli::Sidecar,
+    listeners: &Listeners,
+    status: &Arc<Status>,
+    drains: &Drains,
+) -> Result<(), Failure> {
+    if let Some(address) = args.telemetry.health.telemetry_listen {
+        let listener = admin_socket::bind_tcp(address, listeners).map_err(Failure::unavailable)?;
+        drains.local.spawn(admin_socket::serve(
+            listener,
+            Arc::clone(status),
+            drains.local.clone(),
+        ));
+    }
+    let Some(path) = admin_socket_path(args) else {
+        tracing::info!(
+            "no admin socket: `fender status` and `fender explain` need --admin-socket or --state"
+        );
+        return Ok(());
+    };
+    let listener = admin_socket::bind(&path, listeners).map_err(Failure::unavailable)?;
+    drains.local.spawn(admin_socket::serve(
+        listener,
+        Arc::clone(status),
+        drains.local.clone(),
+    ));
+    Ok(())
+}
+
+/// Where this sidecar can be succeeded, and what is asked there.
+fn open_upgrade_socket(
+    args: &cli::Sidecar,
+    listeners: &Listeners,
+    feed: &Feed,
+    own: upgrade::Own,
+    drains: &Drains,
+) -> Result<mpsc::Receiver<Request>, Failure> {
+    let (requests, requested) = mpsc::channel(REQUESTS);
+    let socket = upgrade::socket(args.upgrade_socket.as_deref(), args.source.state.as_deref());
+    let Some(socket) = socket else {
+        return Ok(requested);
+    };
+    let listener = listeners
+        .open(&ListenAddress::Unix(socket))
+        .context("open the upgrade socket")
+        .map_err(Failure::unavailable)?;
+    let desk = Desk {
+        listeners: listeners.clone(),
+        own,
+        state: feed.state.clone(),
+        ending: drains.inbound.clone(),
+        requests,
+        turn: Mutex::default(),
+    };
+    drains.local.spawn(upgrade::serve(
+        listener,
+        Arc::new(desk),
+        drains.local.clone(),
+    ));
+    Ok(requested)
 }
 
 /// Systemd's socket activation: listeners that exist before this process and outlive it.
@@ -456,75 +476,4 @@ fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
             .map(|state| state.join(ADMIN_SOCKET))
     };
     args.admin_socket.clone().or_else(in_state)
-}
-
-/// Everything this command line names on the file system, and nothing else.
-fn reach(args: &cli::Sidecar) -> Result<Reach, Failure> {
-    let mut reach = Reach::default();
-    reach.write.extend(args.source.allow_dir.iter().cloned());
-    if let Some(state) = &args.source.state {
-        // It may not exist yet: then it is made now, so that a rule can name it.
-        make_private(state).map_err(Failure::unavailable)?;
-        reach.write.push(state.clone());
-    }
-    if let Some(token) = &args.source.token_file {
-        reach.consume.push(Reach::parent(token));
-    }
-    // Evidence is read anew whenever it is shown, and so are the roots of the first contact.
-    let evidence = [
-        &args.source.kubernetes_token_file,
-        &args.source.x509_certificate,
-        &args.source.x509_key,
-        &args.source.bundle,
-    ];
-    for file in evidence.into_iter().flatten() {
-        reach.read_file(file);
-    }
-    for socket in args
-        .admin_socket
-        .iter()
-        .chain(&args.workload_api.workload_api)
-    {
-        reach.sockets.push(Reach::parent(socket));
-    }
-    if let lines::Destination::File(path) = &args.telemetry.access_log {
-        reach.logs.push(Reach::parent(path));
-    }
-    if let Some(file) = &args.source.config {
-        let standalone = source::read_standalone(file)?;
-        reach.read_file(file);
-        // The socket of a Workload API needs no rule: connecting is not Landlock's to forbid.
-        if let Some(Identity::Files(files)) = &standalone.identity {
-            for file in [&files.certificate, &files.key, &files.bundle] {
-                reach.read_file(file);
-            }
-        }
-        reach
-            .sockets
-            .extend(standalone.listening_sockets().map(Reach::parent));
-        for credential in standalone.credentials() {
-            if let CredentialSource::File { path } = &credential.source {
-                reach.read_file(path);
-            }
-            reach.write.extend(
-                credential
-                    .deliver
-                    .iter()
-                    .filter_map(|delivery| match delivery {
-                        Delivery::File(file) => Some(Reach::parent(&file.path)),
-                        Delivery::Environment { .. } => None,
-                    }),
-            );
-        }
-    }
-    Ok(reach)
-}
-
-fn make_private(directory: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("make the state directory `{}`", directory.display()))
 }

@@ -9,20 +9,19 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fender_config::snapshot::Snapshot;
-use fender_config::standalone::{IdentityFiles, Standalone};
+use fender_config::standalone::IdentityFiles;
 use fender_identity::{Bundle, Bundles, Secret, Svid};
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use super::documents::{self, Documents, LOOK_EVERY};
 use super::{Following, vouched_for};
 
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FILE_LIMIT: u64 = 256 * 1024;
 
 /// What the files hold, as they were read. Two are equal if their bytes are.
@@ -86,7 +85,7 @@ impl Bytes {
 
 /// Reads the files, which must be right, and follows them until the drain stops.
 pub(super) async fn follow(
-    standalone: Standalone,
+    documents: Documents,
     files: IdentityFiles,
     clock: &SharedClock,
     drain: &Drain,
@@ -94,11 +93,12 @@ pub(super) async fn follow(
     let files = Arc::new(files);
     let bytes = Bytes::load(Arc::clone(&files)).await?;
     let (svid, bundles) = bytes.verify(&files, clock.now())?;
-    let snapshot = standalone.snapshot(svid.id(), bundles, 1);
+    let snapshot = documents.borrow().snapshot(svid.id(), bundles, 1);
     let (svid_sender, svid) = watch::channel(Arc::new(svid));
     let (snapshot_sender, snapshot) = watch::channel(Arc::new(snapshot));
+    documents::apply(documents.clone(), snapshot_sender.clone(), drain);
     let follower = Follower {
-        standalone,
+        documents,
         files,
         clock: Arc::clone(clock),
         seen: bytes,
@@ -116,7 +116,7 @@ pub(super) async fn follow(
 }
 
 struct Follower {
-    standalone: Standalone,
+    documents: Documents,
     files: Arc<IdentityFiles>,
     clock: SharedClock,
     seen: Bytes,
@@ -163,13 +163,7 @@ impl Follower {
         );
         tracing::info!(serial = %svid.serial(), not_after = svid.validity().not_after.as_secs(), "serving the certificate found in the files");
         // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
-        let version = self.snapshot.borrow().version + 1;
-        self.snapshot
-            .send_replace(Arc::new(self.standalone.snapshot(
-                svid.id(),
-                bundles,
-                version,
-            )));
+        documents::publish(&self.snapshot, &self.documents, Some(bundles.into()));
         self.svid.send_replace(Arc::new(svid));
         self.seen = bytes;
         Ok(())

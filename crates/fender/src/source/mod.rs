@@ -2,6 +2,7 @@
 //!
 //! All give the same two watches; nothing behind them can tell the difference.
 
+mod documents;
 mod files;
 mod workload_api;
 
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use fender_api::addresses::Addresses;
 use fender_api::client::{
     self, AgentSocket, ControlRoots, Evidence, FirstContact, Link, OpenError, Session,
-    SessionConfig, StateDir,
+    SessionConfig, StateDir, StateError,
 };
 use fender_api::token::TokenFile;
+use fender_config::Source;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Identity, Standalone};
 use fender_identity::tls::CaPin;
@@ -27,12 +29,30 @@ use tokio::sync::watch;
 use crate::exit::{Exit, Failure};
 use crate::{cli, load, render};
 
+pub(crate) use documents::{Reloaded, Reloads};
+
 /// Identity and configuration, as they are now and as they change.
 pub(crate) struct Feed {
     pub(crate) svid: watch::Receiver<Arc<Svid>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) session: Option<Arc<Session>>,
+    /// Where the session is kept, if it is.
+    pub(crate) state: Option<StateDir>,
+    /// Has a standalone sidecar's file read again; none where a control plane says what changed.
+    pub(crate) reloads: Option<Reloads>,
 }
+
+/// How the state directory is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tenure {
+    /// It is nobody else's.
+    Own,
+    /// Or it is a predecessor's, who will hand it over.
+    Succeed,
+}
+
+/// Says whether what a file names lies within what this process may touch, and else what does not.
+pub(crate) type Admit = Box<dyn Fn(&Standalone) -> Result<(), String> + Send + Sync>;
 
 /// What follows the files or the Workload API.
 struct Following {
@@ -80,41 +100,22 @@ impl Feed {
 /// Opens what the command line names.
 pub(crate) async fn open(
     source: &cli::Source,
+    tenure: Tenure,
+    admit: Admit,
     clock: &SharedClock,
     drain: &Drain,
     deadline: Deadline,
 ) -> Result<Feed, Failure> {
     if let Some(file) = &source.config {
-        let standalone = read_standalone(file)?;
-        for warning in &standalone.warnings {
-            tracing::warn!(%warning, "in the configuration");
-        }
-        let following = match standalone.identity.clone() {
-            Some(Identity::Files(files)) => files::follow(standalone, files, clock, drain)
-                .await
-                .map_err(|error| Failure::new(Exit::Usage, error))?,
-            Some(Identity::WorkloadApi(api)) => {
-                workload_api::follow(standalone, api, clock, drain, deadline).await?
-            }
-            None => {
-                return Err(Failure::usage(format!(
-                    "`{}` names no identity: write `spec.identity.files` with certificate, key and bundle, or `spec.identity.workloadApi`",
-                    file.display()
-                )));
-            }
-        };
-        return Ok(Feed {
-            svid: following.svid,
-            snapshot: following.snapshot,
-            session: None,
-        });
+        return standalone(file, admit, clock, drain, deadline).await;
     }
     let control = control(&source.control)?;
-    let state = source.state.as_ref().map(StateDir::open).transpose();
+    let state = source.state.as_ref().map(|path| state(path, tenure));
+    let state = state.transpose()?;
     let config = SessionConfig {
         control,
         evidence: evidence(source)?,
-        state: state.map_err(|error| Failure::new(Exit::Usage, error))?,
+        state: state.clone(),
         clock: clock.clone(),
         drain: drain.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -125,7 +126,49 @@ pub(crate) async fn open(
         svid: session.svid.clone(),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
+        state,
+        reloads: None,
     })
+}
+
+async fn standalone(
+    file: &Path,
+    admit: Admit,
+    clock: &SharedClock,
+    drain: &Drain,
+    deadline: Deadline,
+) -> Result<Feed, Failure> {
+    let (documents, reloads) = documents::follow(file, admit, drain)?;
+    let identity = documents.borrow().identity.clone();
+    let following = match identity {
+        Some(Identity::Files(files)) => files::follow(documents, files, clock, drain)
+            .await
+            .map_err(|error| Failure::new(Exit::Usage, error))?,
+        Some(Identity::WorkloadApi(api)) => {
+            workload_api::follow(documents, api, clock, drain, deadline).await?
+        }
+        None => {
+            return Err(Failure::usage(format!(
+                "`{}` names no identity: write `spec.identity.files` with certificate, key and bundle, or `spec.identity.workloadApi`",
+                file.display()
+            )));
+        }
+    };
+    Ok(Feed {
+        svid: following.svid,
+        snapshot: following.snapshot,
+        session: None,
+        state: None,
+        reloads: Some(reloads),
+    })
+}
+
+fn state(path: &Path, tenure: Tenure) -> Result<StateDir, Failure> {
+    let opened = match (StateDir::open(path), tenure) {
+        (Err(StateError::InUse { .. }), Tenure::Succeed) => StateDir::visit(path),
+        (opened, _) => opened,
+    };
+    opened.map_err(|error| Failure::new(Exit::Usage, error))
 }
 
 /// What the command line gives to prove an identity with.
@@ -183,12 +226,13 @@ pub(crate) fn control_roots(
 /// The documents of a sidecar without a control plane.
 pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
     let source = load::source(file).map_err(|error| Failure::new(Exit::Usage, error))?;
-    standalone::parse(&[source]).map_err(|problems| {
-        Failure::usage(format!(
-            "the configuration is refused\n{}",
-            problems.render()
-        ))
-    })
+    parse_standalone(source).map_err(Failure::usage)
+}
+
+/// The error says what is wrong, where, and what to write instead.
+fn parse_standalone(source: Source) -> Result<Standalone, String> {
+    standalone::parse(&[source])
+        .map_err(|problems| format!("the configuration is refused\n{}", problems.render()))
 }
 
 /// Where `--control` says the control plane's replicas are.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use fender_api::workload::{self, Endpoint, FetchError, Received, Updates};
 use fender_config::snapshot::Snapshot;
-use fender_config::standalone::{Standalone, WorkloadApi};
+use fender_config::standalone::WorkloadApi;
 use fender_identity::{DenyList, SpiffeId, Svid, Trust};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime};
@@ -19,6 +19,7 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
+use super::documents::{self, Documents};
 use super::{Following, vouched_for};
 use crate::exit::{Exit, Failure};
 
@@ -29,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Asks until there is an identity that can be used or the deadline passes, and follows it until the drain stops.
 pub(super) async fn follow(
-    standalone: Standalone,
+    documents: Documents,
     api: WorkloadApi,
     clock: &SharedClock,
     drain: &Drain,
@@ -52,13 +53,14 @@ pub(super) async fn follow(
         );
         tokio::time::sleep(wait).await;
     };
-    let snapshot = standalone.snapshot(svid.id(), trust, 1);
+    let snapshot = documents.borrow().snapshot(svid.id(), trust, 1);
     tracing::info!(id = %svid.id(), serial = %svid.serial(), "identity from the Workload API");
     let id = svid.id().clone();
     let (svid_sender, svid) = watch::channel(Arc::new(svid));
     let (snapshot_sender, snapshot) = watch::channel(Arc::new(snapshot));
+    documents::apply(documents.clone(), snapshot_sender.clone(), drain);
     let follower = Follower {
-        standalone,
+        documents,
         api: WorkloadApi {
             id: Some(id),
             ..api
@@ -180,7 +182,7 @@ fn given_up(socket: &Path, error: anyhow::Error) -> Failure {
 }
 
 struct Follower {
-    standalone: Standalone,
+    documents: Documents,
     /// With the identity we started with.
     api: WorkloadApi,
     clock: SharedClock,
@@ -232,12 +234,8 @@ impl Follower {
 
     fn publish(&self, svid: Svid, trust: Trust) {
         // Bundle first: a peer with a certificate of a new root may come as soon as ours is new.
-        let current = Arc::clone(&self.snapshot.borrow());
-        if current.trust != trust {
-            let snapshot = self
-                .standalone
-                .snapshot(svid.id(), trust, current.version + 1);
-            self.snapshot.send_replace(Arc::new(snapshot));
+        if self.snapshot.borrow().trust != trust {
+            documents::publish(&self.snapshot, &self.documents, Some(trust));
         }
         self.svid.send_if_modified(|current| {
             if current.chain() == svid.chain() {

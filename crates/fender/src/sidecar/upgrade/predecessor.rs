@@ -1,0 +1,250 @@
+//! The side that serves: gives everything to a successor that is ready, and then is told so.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use fender_api::client::StateDir;
+use fender_runtime::accept::Accept;
+use fender_runtime::courier::DESCRIPTORS;
+use fender_runtime::deadline::Deadline;
+use fender_runtime::drain::Drain;
+use fender_runtime::id::OpaqueId;
+use fender_runtime::listen::{Listener, Listeners, Socket};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::proof::{Nonces, Own, Side};
+use super::wire::{Message, PROTOCOL, Talk, Wants};
+use crate::exit::Exit;
+
+/// A successor, an operator who waits, and some who should not be here.
+const CONNECTIONS: usize = 8;
+/// From connecting to having said what is wanted and who one is.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+/// What a successor has to open its listeners and say that it is ready; all else it has by then.
+const READY: Duration = Duration::from_secs(30);
+
+/// Where successors are received.
+pub(crate) struct Desk {
+    pub(crate) listeners: Listeners,
+    pub(crate) own: Own,
+    /// Whose lock is handed over.
+    pub(crate) state: Option<StateDir>,
+    /// Stops when there is nothing left to hand over.
+    pub(crate) ending: Drain,
+    pub(crate) requests: mpsc::Sender<Request>,
+    pub(crate) turn: Mutex<Turn>,
+}
+
+/// One successor at a time, and one in the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Turn {
+    #[default]
+    Open,
+    Over,
+}
+
+/// What comes of what is said here.
+pub(crate) enum Request {
+    Upgrade(Answer),
+    Reload(Answer),
+    /// There is a successor that serves.
+    Handed(Handed),
+}
+
+/// Says what was done.
+pub(crate) type Answer = oneshot::Sender<Result<String, Failed>>;
+
+/// Why it was not done; nothing has changed then.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) why: String,
+    pub(crate) exit: Exit,
+}
+
+/// To whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handed {
+    /// None if it has no number here, as in another container.
+    pub(crate) pid: Option<u32>,
+}
+
+/// Receives whoever comes, until the drain stops.
+pub(crate) async fn serve(listener: Listener, desk: Arc<Desk>, drain: Drain) {
+    let mut accept = Accept::new(listener, CONNECTIONS);
+    while let Some((socket, _, slot)) = accept.next(&drain).await {
+        let desk = Arc::clone(&desk);
+        drain.spawn(async move {
+            let _slot = slot;
+            let Socket::Unix(stream) = socket else {
+                return;
+            };
+            if let Err(error) = desk.receive(Talk::over(stream)).await {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "nothing came of a call at the upgrade socket"
+                );
+            }
+        });
+    }
+}
+
+impl Desk {
+    async fn receive(&self, mut talk: Talk) -> Result<()> {
+        let (uid, pid) = talk.peer()?;
+        let us = rustix::process::geteuid().as_raw();
+        if uid != us && uid != 0 {
+            // Not a word to it.
+            bail!("refused user {uid}: only user {us} may ask");
+        }
+        let introduction = Deadline::after(INTRODUCTION);
+        let wants = match talk.hear(introduction).await? {
+            Some(Message::Hello {
+                protocol: PROTOCOL,
+                version,
+                wants,
+            }) => {
+                tracing::debug!(?pid, version, ?wants, "somebody came to the upgrade socket");
+                wants
+            }
+            Some(Message::Hello {
+                protocol, version, ..
+            }) => {
+                let why = format!(
+                    "this sidecar speaks protocol {PROTOCOL} of upgrades, fender {version} speaks {protocol}"
+                );
+                return refuse(&talk, why).await;
+            }
+            Some(_) => bail!("it did not introduce itself"),
+            None => return Ok(()),
+        };
+        match wants {
+            Wants::TakeOver if uid != us => {
+                refuse(
+                    &talk,
+                    format!("a successor runs as user {us}, not as {uid}"),
+                )
+                .await
+            }
+            Wants::TakeOver => self.succeeded(talk, pid, introduction).await,
+            Wants::Upgrade => self.ask(talk, Request::Upgrade).await,
+            Wants::Reload => self.ask(talk, Request::Reload).await,
+        }
+    }
+
+    /// Passes a request on and its answer back.
+    async fn ask(&self, talk: Talk, request: fn(Answer) -> Request) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        let ending = || Failed {
+            why: "the sidecar is about to end".to_owned(),
+            exit: Exit::Unavailable,
+        };
+        let came_of = match self.requests.send(request(answer)).await {
+            Ok(()) => answered.await.unwrap_or_else(|_| Err(ending())),
+            Err(_) => Err(ending()),
+        };
+        talk.say(&match came_of {
+            Ok(what) => Message::Done { what },
+            Err(Failed { why, exit }) => Message::Failed {
+                why,
+                exit: exit.code(),
+            },
+        })
+        .await
+    }
+
+    async fn succeeded(&self, mut talk: Talk, pid: Option<u32>, limit: Deadline) -> Result<()> {
+        let Ok(mut turn) = self.turn.try_lock() else {
+            return refuse(&talk, "another successor is being handed over to").await;
+        };
+        if *turn == Turn::Over || self.ending.is_stopping() {
+            return refuse(&talk, "this sidecar serves no more: it is about to end").await;
+        }
+        if let Err(error) = self.introduce(&mut talk, limit).await {
+            refuse(&talk, format!("{error:#}")).await?;
+            return Err(error.context("a successor was refused"));
+        }
+        self.hand_over(&talk).await?;
+        match talk.hear(Deadline::after(READY)).await {
+            Ok(Some(Message::Ready)) => {}
+            Ok(None) => bail!("the successor went before it was ready; this sidecar goes on"),
+            Ok(Some(_)) => bail!(
+                "the successor said something else than that it is ready; this sidecar goes on"
+            ),
+            Err(error) => {
+                refuse(&talk, "too late: this sidecar goes on").await?;
+                return Err(
+                    error.context("the successor was not ready in time; this sidecar goes on")
+                );
+            }
+        }
+        if self.ending.is_stopping() {
+            return refuse(&talk, "too late: this sidecar is about to end").await;
+        }
+        let handed_on = self.state.as_ref().map(StateDir::hand_on);
+        if let Err(error) = talk.say(&Message::Yours).await {
+            if let Some(handed_on) = handed_on {
+                handed_on.take_back();
+            }
+            return Err(error.context("the successor went as it was ready; this sidecar goes on"));
+        }
+        *turn = Turn::Over;
+        drop(handed_on);
+        // Whoever serves receives this until it ends.
+        let _ = self.requests.send(Request::Handed(Handed { pid })).await;
+        Ok(())
+    }
+
+    /// The successor first: nobody else learns anything.
+    async fn introduce(&self, talk: &mut Talk, limit: Deadline) -> Result<()> {
+        let ours = OpaqueId::random();
+        talk.say(&Message::Welcome {
+            nonce: ours.to_string(),
+        })
+        .await?;
+        let Some(Message::Identity {
+            nonce,
+            chain,
+            signature,
+        }) = talk.hear(limit).await?
+        else {
+            bail!("it did not prove who it is");
+        };
+        let nonces = Nonces {
+            predecessor: ours,
+            successor: nonce.parse().context("read its nonce")?,
+        };
+        self.own
+            .check(Side::Successor, nonces, &chain, &signature)?;
+        talk.say(&self.own.prove(Side::Predecessor, ours, nonces)?)
+            .await
+    }
+
+    /// Every listening socket, and the lock of the state directory.
+    async fn hand_over(&self, talk: &Talk) -> Result<()> {
+        let sockets = self
+            .listeners
+            .descriptors()
+            .context("gather the listeners")?;
+        for some in sockets.chunks(DESCRIPTORS) {
+            let some: Vec<_> = some.iter().map(|socket| socket.as_fd()).collect();
+            talk.send(&Message::Sockets, &some).await?;
+        }
+        let lock = self.state.as_ref().map(StateDir::lock).transpose();
+        let lock = lock
+            .context("share the lock of the state directory")?
+            .flatten();
+        let lock: Vec<_> = lock.iter().map(|lock| lock.as_fd()).collect();
+        let handed = Message::Handed {
+            sockets: sockets.len(),
+        };
+        talk.send(&handed, &lock).await
+    }
+}
+
+async fn refuse(talk: &Talk, why: impl Into<String>) -> Result<()> {
+    let why = why.into();
+    tracing::warn!(why, "a call at the upgrade socket is refused");
+    talk.say(&Message::Refused { why }).await
+}
