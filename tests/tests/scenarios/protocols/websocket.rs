@@ -51,13 +51,13 @@ spec: {{ action: ALLOW, rules: [ {{ from: [ {{ source: {{ namespaces: [ people ]
     hears(json!({ "code": 4002, "reason": "go away" }));
     hears(json!({ "refused": 403 }));
     hears(json!({ "waits": true }));
-    let closed = json!({ "closed": 4001, "reason": "enough" }).to_string();
+    let closed = json!({ "closed": 4001, "reason": "enough" });
     wait_until("the app hears the client's close code", PATIENCE, || {
         let log = app.log();
         let mut said = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        said.any(|said| said.to_string() == closed)
+        said.any(|said| said == closed)
     });
 
     // I4: it is open and silent, and ends without a word of the app's.
