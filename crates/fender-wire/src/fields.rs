@@ -82,11 +82,6 @@ impl Span {
         })
     }
 
-    /// Where its line begins.
-    pub(crate) fn start(self) -> usize {
-        self.name.0 as usize
-    }
-
     pub(crate) fn name(self, bytes: &[u8]) -> &[u8] {
         slice(bytes, self.name)
     }

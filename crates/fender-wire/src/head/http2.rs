@@ -106,30 +106,35 @@ fn append<'a>(
     limits: &Limits,
 ) -> Result<Vec<Span>, HeadError> {
     let mut spans: Vec<Span> = Vec::with_capacity(super::USUAL_FIELDS);
-    let mut in_cookie = false;
+    // Where a cookie begins to which further crumbs may belong: it is read when all of them are there,
+    // and not again with each.
+    let mut cookie = None;
+    let read = |bytes: &BytesMut, at: usize| Span::parse(bytes.get(at..).unwrap_or_default(), at);
     for (count, (name, value)) in fields.into_iter().enumerate() {
         if count >= limits.headers {
             return Err(HeadError::ExceedsFields);
         }
         let at = bytes.len();
-        if name == b"cookie" && in_cookie {
+        if name == b"cookie" && cookie.is_some() {
             bytes.extend_from_slice(b"; ");
-            bytes.extend_from_slice(value);
-            if let Some(crumb) = spans.pop() {
-                let start = crumb.start();
-                let line = bytes.get(start..).unwrap_or_default();
-                spans.push(Span::parse(line, start)?);
-            }
         } else {
+            if let Some(at) = cookie.take() {
+                spans.push(read(bytes, at)?);
+            }
             bytes.extend_from_slice(name);
             bytes.extend_from_slice(b": ");
-            bytes.extend_from_slice(value);
-            spans.push(Span::parse(bytes.get(at..).unwrap_or_default(), at)?);
+            cookie = (name == b"cookie").then_some(at);
         }
-        in_cookie = name == b"cookie";
+        bytes.extend_from_slice(value);
+        if cookie.is_none() {
+            spans.push(read(bytes, at)?);
+        }
         if bytes.len() > limits.bytes {
             return Err(HeadError::ExceedsBytes);
         }
+    }
+    if let Some(at) = cookie {
+        spans.push(read(bytes, at)?);
     }
     Ok(spans)
 }
