@@ -6,7 +6,9 @@
 //!
 //! A connection is given back to its pool only after a response whose end is certain, to a request
 //! that was sent whole, with nothing behind it, and never after a response without a body (to HEAD,
-//! 204, 304): whoever sends one all the same would answer the next request with it.
+//! 204, 304): whoever sends one all the same would answer the next request with it. Nor after a request
+//! that has a body where its method gives none a meaning: whoever does not look for it reads it as the next
+//! request, which nobody has judged.
 
 use std::io;
 use std::pin::pin;
@@ -41,6 +43,8 @@ pub(crate) struct Onward {
     pub(crate) idempotent: bool,
     /// Another protocol was asked for.
     pub(crate) upgrades: bool,
+    /// It is the last thing on its connection.
+    pub(crate) alone: bool,
 }
 
 /// What a response to a request holds.
@@ -165,6 +169,7 @@ pub(crate) struct Call {
     /// Something of the response has come.
     heard: bool,
     asks: Asks,
+    alone: bool,
     decoder: Decoder,
     afterwards: Afterwards,
 }
@@ -212,6 +217,7 @@ impl Call {
             refused: None,
             heard: false,
             asks: onward.asks,
+            alone: onward.alone,
             decoder: Decoder::new(Framing::None, BodyLimits::default()),
             afterwards: Afterwards::Drop,
         };
@@ -351,7 +357,7 @@ impl Call {
         let empty = self.asks == Asks::HeadOnly
             || head.status() == StatusCode::NO_CONTENT
             || head.status() == StatusCode::NOT_MODIFIED;
-        self.afterwards = match head.keep_alive() && !empty {
+        self.afterwards = match head.keep_alive() && !empty && !self.alone {
             true => Afterwards::Keep,
             false => Afterwards::Drop,
         };

@@ -157,7 +157,12 @@ pub(crate) fn onward(
         // Only a response may run until the end of its connection.
         Framing::Chunked | Framing::UntilClose => Framing::Chunked,
     };
-    let written = write(request, said, passes, framing);
+    let unexpected = matches!(
+        head.method(),
+        "GET" | "HEAD" | "OPTIONS" | "TRACE" | "DELETE"
+    );
+    let alone = unexpected && !matches!(framing, Framing::None | Framing::Length(0));
+    let written = write(request, said, passes, framing, alone);
     Ok(Onward {
         head: written.map_err(|error| OurFault::Unwritable(error.to_string()))?,
         framing,
@@ -170,6 +175,7 @@ pub(crate) fn onward(
             "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE"
         ),
         upgrades: head.upgrade().is_some(),
+        alone,
     })
 }
 
@@ -178,6 +184,7 @@ fn write(
     said: &Fields,
     passes: fn(&RequestHead, &[u8]) -> bool,
     framing: Framing,
+    alone: bool,
 ) -> Result<BytesMut, WriteError> {
     let (head, trace) = (request.head(), request.trace());
     let mut out = BytesMut::with_capacity(USUAL_HEAD);
@@ -200,6 +207,9 @@ fn write(
         writer.upgrade(protocol)?;
     }
     writer.framing(framing);
+    if alone {
+        writer.close();
+    }
     writer.end();
     Ok(out)
 }
