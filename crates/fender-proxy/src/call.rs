@@ -547,6 +547,7 @@ mod tests {
             asks: Asks::Whole,
             idempotent: false,
             upgrades: false,
+            alone: false,
         };
         let links = Arc::new(Semaphore::new(1));
         let keeping = crate::pool::Keeping::App;

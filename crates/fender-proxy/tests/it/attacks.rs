@@ -599,3 +599,44 @@ async fn what_an_app_sends_behind_a_response_answers_nobody_elses_request() {
         assert_eq!(response(&mut stream).await.1, "clean");
     }
 }
+
+/// P4: an app that does not look for the body of a GET would read it as the next request, which nobody judged.
+#[tokio::test]
+async fn a_body_that_an_app_may_not_look_for_is_no_second_request() {
+    let tasks = Drain::new();
+    let (seen, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let app = raw_app(&tasks, move |mut socket| {
+        let seen = seen.clone();
+        async move {
+            // As long as nobody asks it to close, it takes whatever comes for requests.
+            loop {
+                let head = head(&mut socket).await;
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                let closes = head.contains("connection: close");
+                let _ = seen.send(head);
+                if socket.write_all(answer).await.is_err() || closes {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let world = World::http(app);
+    let hidden = get("/hidden");
+    let first = format!(
+        "GET /first HTTP/1.1\r\nhost: orders\r\ncontent-length: {}\r\n\r\n{hidden}",
+        hidden.len()
+    );
+    let answers = world.raw(&format!("{first}{}", last_get("/second"))).await;
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+    for path in ["/first", "/second"] {
+        let head = heard.recv().await.unwrap();
+        assert!(head.starts_with(&format!("GET {path} ")), "{head}");
+        assert_eq!(
+            head.contains("connection: close"),
+            path == "/first",
+            "{head}"
+        );
+    }
+    assert!(heard.try_recv().is_err());
+}
