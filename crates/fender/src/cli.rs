@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// Run the control plane: certificate authority, registry of identities, documents
     Control(Box<Control>),
     /// Run the sidecar beside an application
-    Sidecar(Sidecar),
+    Sidecar(Box<Sidecar>),
     /// Replace a running sidecar by the program that lies at its path now, without a connection lost
     Upgrade(Upgrade),
     /// Have a sidecar that runs from a file read it again, and show what is wrong with it

@@ -92,7 +92,7 @@ fn run(cli: Cli) -> Outcome {
     telemetry::init(cli.log.log_format.into(), &cli.log.log).map_err(Failure::usage)?;
     match cli.command {
         Command::Control(args) => blocking(control::run(*args, sealing)),
-        Command::Sidecar(args) => sidecar::run(args),
+        Command::Sidecar(args) => sidecar::run(*args),
         Command::Upgrade(args) => single(upgrade::upgrade(args)),
         Command::Reload(args) => single(upgrade::reload(args)),
         Command::Agent(args) => blocking(agent::run(args)),

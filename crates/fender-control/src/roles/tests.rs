@@ -327,7 +327,7 @@ fn attack_an_operator_lets_nobody_in_without_a_proof_by_peer_authentication() {
         "shop",
         "{ selector: { matchLabels: { app: cart } }, mtls: { mode: PERMISSIVE } }",
     );
-    let before = with(&[selecting.clone()]);
+    let before = with(std::slice::from_ref(&selecting));
     let mut after = before.clone();
     after[1] = after[1].replace("app: orders", "app: cart");
     assert_eq!(
