@@ -1,4 +1,4 @@
-//! Whence random bytes come, which is decided where aws-lc is built (ADR 23).
+//! Whence random bytes come, which is decided where aws-lc is built (ADR 24).
 
 #[test]
 fn random_bytes_are_seeded_by_the_kernel_and_not_by_timing_a_loop() {
