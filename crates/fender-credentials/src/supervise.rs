@@ -351,20 +351,18 @@ impl Supervisor {
     }
 
     fn proxy_is_over(&mut self, code: u8) {
-        let next = match self.successor.take() {
-            // It finds nobody to take over from, or has taken over already.
-            Some(successor) => {
-                tracing::warn!(code, "the proxy ended while its successor was on its way");
-                Proxy::Running(successor)
+        if let Some(successor) = self.successor.take() {
+            // It may have handed over and had nothing left to end: only the word of it is still on its way.
+            match code {
+                0 => tracing::debug!(code, "the proxy before has ended"),
+                _ => tracing::warn!(code, "the proxy died while its successor was on its way"),
             }
-            None => Proxy::Over,
-        };
-        let Proxy::Running(proxy) = std::mem::replace(&mut self.proxy, next) else {
-            return;
-        };
-        if let Proxy::Running(_) = self.proxy {
+            self.proxy = Proxy::Running(successor);
             return;
         }
+        let Proxy::Running(proxy) = std::mem::replace(&mut self.proxy, Proxy::Over) else {
+            return;
+        };
         match self.app {
             App::Over(_) => {}
             App::Waiting => self.app = App::Over(if code == 0 { UNAVAILABLE } else { code }),
