@@ -9,7 +9,8 @@ const OWN: [&str; 2] = [
 ];
 
 /// The protocols that others made, each behind a feature of this crate.
-const OTHERS: [(&str, &str); 2] = [
+const OTHERS: [(&str, &str); 3] = [
+    ("CARGO_FEATURE_OTLP", "otlp/trace_service.proto"),
     ("CARGO_FEATURE_WORKLOAD_API", "spiffe/workload.proto"),
     ("CARGO_FEATURE_SDS", "envoy/sds.proto"),
 ];

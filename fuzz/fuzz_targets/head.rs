@@ -1,4 +1,4 @@
-//! Fuzzes request and response heads.
+//! Fuzzes request heads.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| fender_fuzz::head(data));

@@ -6,9 +6,14 @@ mod checks;
 #[path = "../../crates/fender-identity/tests/it/checks.rs"]
 mod identity;
 
-/// A head in arbitrary bytes: see `checks::head`.
+/// A request head in arbitrary bytes: see `checks::head`.
 pub fn head(data: &[u8]) {
     checks::head(data);
+}
+
+/// A response head in arbitrary bytes: see `checks::response`.
+pub fn response(data: &[u8]) {
+    checks::response(data);
 }
 
 /// A chunked body in arbitrary bytes: see `checks::chunked`.
@@ -34,6 +39,16 @@ pub fn proxy(data: &[u8]) {
 /// Values of the fields of a trace context in arbitrary bytes: see `checks::trace`.
 pub fn trace(data: &[u8]) {
     checks::trace(data);
+}
+
+/// Values of `X-Forwarded-For` in arbitrary bytes, behind a number of hops: see `checks::forwarded`.
+pub fn forwarded(data: &[u8]) {
+    checks::forwarded(data);
+}
+
+/// The first words of a stranger on a port with TLS: see `fender_proxy::fuzzing::hello`.
+pub fn hello(data: &[u8]) {
+    fender_proxy::fuzzing::hello(data);
 }
 
 /// A signed token, or a set of keys, in arbitrary bytes: see `identity::jwt`.

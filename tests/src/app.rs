@@ -31,7 +31,7 @@ worker_processes 1;
 user root;
 pid {home}/pid;
 error_log {home}/error.log;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   keepalive_requests 1000000;

@@ -103,11 +103,14 @@ impl Client {
     }
 
     pub async fn connect(&self) -> Result<TlsStream<TcpStream>> {
+        self.handshake(self.socket().await?).await
+    }
+
+    /// TLS on a connection that is there already.
+    pub async fn handshake(&self, socket: TcpStream) -> Result<TlsStream<TcpStream>> {
         let config = self.config.clone().context("a client with TLS")?;
-        let stream = TlsConnector::from(config)
-            .connect(self.name.clone(), self.socket().await?)
-            .await;
-        stream.context("handshake")
+        let stream = TlsConnector::from(config).connect(self.name.clone(), socket);
+        stream.await.context("handshake")
     }
 
     async fn socket(&self) -> Result<TcpStream> {
@@ -184,6 +187,8 @@ impl Connection {
                         .headers_mut()
                         .entry("host")
                         .or_insert(hyper::header::HeaderValue::from_static("localhost"));
+                    // The answer before may be through, and its connection not yet ready for the next.
+                    sender.ready().await.context("keep the connection")?;
                     sender.send_request(request).await
                 }
                 Sender::Http2(sender) => {

@@ -11,10 +11,12 @@ pub mod load;
 pub mod mesh;
 pub mod network;
 pub mod openssl;
+pub mod pebble;
 pub mod pki;
 pub mod postgres;
 pub mod process;
 pub mod python;
+pub mod recorder;
 pub mod replicas;
 
 pub use app::Nginx;
@@ -24,4 +26,5 @@ pub use mesh::Mesh;
 pub use network::Network;
 pub use postgres::Postgres;
 pub use process::{Process, binary, free_port, installed, wait_until};
+pub use recorder::Recorder;
 pub use replicas::Replicas;

@@ -220,13 +220,7 @@ impl Mesh {
     }
 
     pub fn wait_ready(&self, workload: &str, process: &mut Process) {
-        let socket = self.admin_socket(workload);
-        wait_until(&format!("{workload} is ready"), PATIENCE, || {
-            process.assert_running();
-            self.fender(&["status", "--sidecar", &socket.to_string_lossy(), "--ready"])
-                .0
-                == 0
-        });
+        process.wait_ready(&self.admin_socket(workload));
     }
 
     /// Certificate, key and roots of a person, as `fender svid write` leaves them.

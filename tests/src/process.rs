@@ -47,6 +47,15 @@ pub fn installed(program: &str) -> PathBuf {
     })
 }
 
+/// A number that whoever runs the tests may choose.
+pub fn chosen(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |number| {
+        number
+            .parse()
+            .unwrap_or_else(|_| panic!("`{variable}` is not a number"))
+    })
+}
+
 /// A TCP port on loopback that nothing uses, below the ephemeral range, never handed out twice by
 /// this process.
 pub fn free_port() -> u16 {
@@ -86,6 +95,13 @@ pub fn wait_for_port(address: SocketAddr, process: &mut Process) {
     );
 }
 
+/// Of one process, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub resident: u64,
+    pub peak: u64,
+}
+
 pub struct Process {
     pub name: String,
     child: Child,
@@ -117,6 +133,27 @@ impl Process {
         self.child.id()
     }
 
+    /// What it holds in memory, and the most it has held since [`Process::forget_peak`], in bytes.
+    pub fn memory(&self) -> Memory {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read the status");
+        let kilobytes = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next());
+            number
+                .and_then(|number| number.parse().ok())
+                .expect("a number of kilobytes")
+        };
+        Memory {
+            resident: kilobytes("VmRSS:") * 1024,
+            peak: kilobytes("VmHWM:") * 1024,
+        }
+    }
+
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("reset the peak");
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -129,6 +166,14 @@ impl Process {
         if let Some(status) = self.child.try_wait().expect("look at the process") {
             panic!("{} ended: {status}\n{}", self.name, self.log());
         }
+    }
+
+    /// Until the sidecar whose admin socket this is says that it is ready.
+    pub fn wait_ready(&mut self, admin_socket: &Path) {
+        wait_until(&format!("{} is ready", self.name), PATIENCE, || {
+            self.assert_running();
+            is_ready(admin_socket)
+        });
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -175,6 +220,12 @@ impl Drop for Process {
             eprintln!("--- {} ---\n{}", self.name, self.log());
         }
     }
+}
+
+/// Whether the sidecar whose admin socket this is says that it is ready.
+pub fn is_ready(admin_socket: &Path) -> bool {
+    let socket = admin_socket.to_string_lossy();
+    output(binary(), &["status", "--sidecar", &socket, "--ready"]).0 == 0
 }
 
 /// Runs a command to its end and gives back code, standard output and standard error.

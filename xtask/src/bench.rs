@@ -299,18 +299,18 @@ impl Workshop {
     }
 }
 
-/// The release binary, which must be what is published: static, and without symbols.
+/// The binary as it is published: static, and without symbols.
 fn built(root: &Path) -> Result<PathBuf> {
-    let fender = build::for_release(root)?;
+    let fender = build::to_publish(root)?;
     let bytes = fs::read(&fender).with_context(|| format!("read `{}`", fender.display()))?;
     let binary = elf::read(&bytes)?;
     ensure!(
         binary.linking == Linking::Static,
-        "the release binary is not static"
+        "the binary is not static"
     );
     ensure!(
         binary.symbols == Symbols::Stripped,
-        "the release binary is not stripped"
+        "the binary is not stripped"
     );
     Ok(fender)
 }

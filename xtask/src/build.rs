@@ -14,10 +14,18 @@ pub(crate) fn for_tests(root: &Path) -> Result<PathBuf> {
     fender(root, &["build", "--locked", "--workspace", "--all-targets"])
 }
 
-pub(crate) fn for_release(root: &Path) -> Result<PathBuf> {
+/// As it is published.
+pub(crate) fn to_publish(root: &Path) -> Result<PathBuf> {
     fender(
         root,
-        &["build", "--locked", "--release", "--package", "fender"],
+        &[
+            "build",
+            "--locked",
+            "--profile",
+            "dist",
+            "--package",
+            "fender",
+        ],
     )
 }
 

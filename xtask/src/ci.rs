@@ -31,6 +31,19 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         ];
         run_command(&mut cargo(root, &arguments))
     })?;
+    steps.step("lints of the sidecar alone", || {
+        let arguments = [
+            "clippy",
+            "--locked",
+            "--package",
+            "fender",
+            "--no-default-features",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        run_command(&mut cargo(root, &arguments))
+    })?;
     steps.step("tests", || test::run(root, &[]))?;
     steps.step("generated reference", || docs::check(root))?;
     steps.step("documentation of the code", || {

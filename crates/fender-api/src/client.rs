@@ -39,14 +39,16 @@ mod update;
 
 pub use agent::{AgentSession, open_agent};
 pub use call::CallError;
-pub(crate) use call::{Caller, accept, bounded};
+pub(crate) use call::{Caller, accept, bounded, error_chain};
 pub use credential::CredentialState;
+#[cfg(feature = "otlp")]
+pub(crate) use evidence::read_file;
 pub use evidence::{ControlRoots, Evidence, EvidenceFileError, FirstContact};
 pub use socket::{AGENT_HEADER, AgentSocket};
 pub use state::{HandedOn, Received, StateDir, StateError};
 pub use token::SignedToken;
 
-use call::{CALL, Identity, error_chain};
+use call::{CALL, Identity};
 use core::Core;
 use evidence::Expected;
 use freshness::{Confirmed, Freshness};

@@ -93,6 +93,45 @@ pub mod google {
     );
 }
 
+/// Of OpenTelemetry's protocol: spans, and the service that takes them. The modules follow the packages here, too.
+#[cfg(feature = "otlp")]
+pub mod opentelemetry {
+    /// `opentelemetry.proto`.
+    pub mod proto {
+        /// `opentelemetry.proto.collector`.
+        pub mod collector {
+            /// `opentelemetry.proto.collector.trace`.
+            pub mod trace {
+                package!(
+                    /// `opentelemetry.proto.collector.trace.v1`.
+                    v1, "opentelemetry.proto.collector.trace.v1"
+                );
+            }
+        }
+        /// `opentelemetry.proto.common`.
+        pub mod common {
+            package!(
+                /// `opentelemetry.proto.common.v1`.
+                v1, "opentelemetry.proto.common.v1"
+            );
+        }
+        /// `opentelemetry.proto.resource`.
+        pub mod resource {
+            package!(
+                /// `opentelemetry.proto.resource.v1`.
+                v1, "opentelemetry.proto.resource.v1"
+            );
+        }
+        /// `opentelemetry.proto.trace`.
+        pub mod trace {
+            package!(
+                /// `opentelemetry.proto.trace.v1`.
+                v1, "opentelemetry.proto.trace.v1"
+            );
+        }
+    }
+}
+
 /// `fender.agent`.
 pub mod agent {
     /// `fender.agent.v1`.

@@ -31,7 +31,7 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// See [`KEEPALIVE_INTERVAL`].
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-const MAX_HEADER_LIST: u32 = 16 * 1024;
+pub(crate) const MAX_HEADER_LIST: u32 = 16 * 1024;
 
 #[cfg(test)]
 mod tests;

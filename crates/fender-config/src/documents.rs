@@ -19,7 +19,6 @@ pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,8 +32,8 @@ use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
-    AppProxyProtocol, ClientCertificate, Delivery, OwnCertificate, PathRules, Profile, Protocol,
-    ProxyProtocol, UpstreamRoots,
+    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Origin, OwnCertificate,
+    PathRules, PortCertificate, Profile, Protocol, ProxyProtocol, RequestLimits, UpstreamRoots,
 };
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
@@ -324,6 +323,7 @@ pub struct Mesh {
     pub lifetimes: Lifetimes,
     pub tls: TlsRule,
     pub tls_profiles: TlsProfiles,
+    pub limits: RequestLimits,
     /// What holds in one namespace instead of everywhere, by its name.
     pub namespaces: BTreeMap<String, Namespace>,
     /// How old a Snapshot may become.
@@ -343,6 +343,7 @@ pub struct Mesh {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     pub tls: TlsRule,
+    pub limits: RequestLimits,
 }
 
 impl Mesh {
@@ -352,6 +353,14 @@ impl Mesh {
         match self.namespaces.get(namespace) {
             Some(namespace) => namespace.tls.over(&self.tls_profiles, &mesh),
             None => mesh,
+        }
+    }
+
+    /// What requests to workloads of this namespace may take, unless a workload or a port says otherwise.
+    pub fn limits_of(&self, namespace: &str) -> RequestLimits {
+        match self.namespaces.get(namespace) {
+            Some(namespace) => namespace.limits.over(&self.limits),
+            None => self.limits,
         }
     }
 }
@@ -387,6 +396,8 @@ pub struct Workload {
     pub authorization: Option<fender_policy::Default>,
     /// Over the mesh's and the namespace's.
     pub tls: TlsRule,
+    /// Over the mesh's and the namespace's.
+    pub limits: RequestLimits,
 }
 
 /// A host whose agent may speak for what runs there.
@@ -409,9 +420,14 @@ pub struct InboundPort {
     pub client_certificate: Option<ClientCertificate>,
     /// Over the workload's.
     pub tls: TlsRule,
+    pub certificates: Vec<PortCertificate>,
     pub paths: PathRules,
     pub proxy_protocol: Option<ProxyProtocol>,
     pub app_proxy_protocol: AppProxyProtocol,
+    pub app_protocol: AppProtocol,
+    pub forwarded: Forwarded,
+    /// Over the workload's.
+    pub limits: RequestLimits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -443,16 +459,28 @@ pub struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credential {
     pub name: ObjectName,
-    pub source: CredentialFrom,
+    pub via: Via,
+    pub origin: Origin,
+    pub max_stale: Duration,
     pub deliver: Vec<Delivery>,
 }
 
-/// Where the value comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CredentialFrom {
-    SidecarFile(PathBuf),
-    /// The control plane reads it and sends it on the workload's stream.
-    ControlFile(PathBuf),
+impl Credential {
+    /// What the control plane asks for it, if it does.
+    pub fn asked_by_control(&self) -> Option<&Origin> {
+        match self.via {
+            Via::Control => Some(&self.origin),
+            Via::Sidecar => None,
+        }
+    }
+}
+
+/// Who asks for the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    Sidecar,
+    /// It sends the value on the workload's stream.
+    Control,
 }
 
 /// A policy and whom it selects.

@@ -22,16 +22,17 @@ pub mod snapshot;
 pub mod standalone;
 mod suggest;
 mod texts;
+mod tree;
 mod yaml;
 
 pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr};
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
-    Attestor, Change, Cluster, Credential, CredentialFrom, DockerSelector, Documents, Image,
-    InboundPort, IssuingAuthority, KeySource, Kind, KubernetesSelector, Lifetimes, Mesh, MtlsMode,
-    Namespace, Node, On, OutboundPort, OutboundTo, PeerAuthentication, SelectingPolicy, Selector,
-    Sha256, TlsParameters, TlsProfiles, TlsRule, TokenReview, UnixSelector, Upstream, Vouching,
-    What, Workload, X509Selector, parse,
+    Attestor, Change, Cluster, Credential, DockerSelector, Documents, Image, InboundPort,
+    IssuingAuthority, KeySource, Kind, KubernetesSelector, Lifetimes, Mesh, MtlsMode, Namespace,
+    Node, On, OutboundPort, OutboundTo, PeerAuthentication, SelectingPolicy, Selector, Sha256,
+    TlsParameters, TlsProfiles, TlsRule, TokenReview, UnixSelector, Upstream, Via, Vouching, What,
+    Workload, X509Selector, parse,
 };
 pub use memory::Memory;
 pub use name::{InvalidName, ObjectName};

@@ -3,6 +3,12 @@
 //! Unknown fields are refused here. Fields of Istio that cannot be honoured are known, so that they
 //! can be refused by name.
 
+mod certificates;
+mod credential;
+mod istio;
+mod limits;
+mod port;
+
 use std::collections::BTreeMap;
 
 use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsVersion};
@@ -13,10 +19,24 @@ use serde::de::IgnoredAny;
 
 use crate::administrators::Role;
 use crate::documents::MtlsMode;
+use crate::documents::Via;
 use crate::snapshot::{
-    AppProxyProtocol, ClientCertificate, EscapedSlash, OwnCertificate, Profile, Protocol, Storage,
+    AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields,
+    OwnCertificate, PathException, Profile, Protocol, Storage,
 };
 use crate::yaml::{At, Choice, Word};
+
+pub(crate) use certificates::{Acme, ExternalAccount, PortCertificate, TermsOfService};
+pub(crate) use credential::{
+    Credential, CredentialSource, Delivery, DeliveryFile, SourceDockerSecret,
+};
+pub(crate) use istio::{
+    AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,
+    Rule, RuleOperation, RuleSource, Texts,
+};
+
+pub(crate) use limits::Limits;
+pub(crate) use port::{Behind, Forwarded};
 
 /// Enough of any document to know what it is.
 #[derive(Clone, Debug, Deserialize)]
@@ -63,6 +83,8 @@ pub(crate) struct Mesh {
     /// TLS parameters under a name, to be named wherever `tls` is.
     #[serde(default)]
     pub(crate) tls_profiles: Vec<At<TlsProfile>>,
+    /// What HTTP requests may take, unless a namespace, a workload or a port says otherwise.
+    pub(crate) limits: Option<At<Limits>>,
     /// What holds in one namespace instead of everywhere.
     #[serde(default)]
     pub(crate) namespaces: Vec<At<Namespace>>,
@@ -181,6 +203,7 @@ pub(crate) struct SnapshotRules {
 pub(crate) struct Namespace {
     pub(crate) name: At<String>,
     pub(crate) tls: Option<At<Tls>>,
+    pub(crate) limits: Option<At<Limits>>,
 }
 
 /// What is left out is as it is around it: a port is in a workload, that in a namespace, that in the mesh.
@@ -236,6 +259,8 @@ pub(crate) struct Workload {
     pub(crate) authorization: Option<Authorization>,
     /// For its ports, and for what it calls.
     pub(crate) tls: Option<At<Tls>>,
+    /// For its ports.
+    pub(crate) limits: Option<At<Limits>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -341,11 +366,19 @@ pub(crate) struct Inbound {
     /// What is asked of clients in TLS. Default: what PeerAuthentication documents say, and require where none does.
     pub(crate) client_certificate: Option<At<Word<ClientCertificate>>>,
     pub(crate) tls: Option<At<Tls>>,
+    /// Shown to clients that ask for their names instead of the workload's own.
+    #[serde(default)]
+    pub(crate) certificates: Vec<At<PortCertificate>>,
     pub(crate) paths: Option<At<Paths>>,
+    /// Which HTTP the app speaks. Default: http1.
+    pub(crate) app_protocol: Option<At<Word<AppProtocol>>>,
     /// Balancers that pass connections on and say by a PROXY header where each comes from.
     pub(crate) proxy_protocol: Option<At<ProxyProtocol>>,
     /// Tells the app by a PROXY header who each connection comes from.
     pub(crate) app_proxy_protocol: Option<At<Word<AppProxyProtocol>>>,
+    /// What `Forwarded` and `X-Forwarded-*` say to the app, and who else may say it.
+    pub(crate) forwarded: Option<At<Forwarded>>,
+    pub(crate) limits: Option<At<Limits>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -368,6 +401,9 @@ pub(crate) struct Paths {
     /// Whether `//` becomes `/`. Default: false.
     #[serde(default)]
     pub(crate) merge_slashes: bool,
+    /// What of this is let through, though other servers may read it in another way. Default: nothing.
+    #[serde(default)]
+    pub(crate) exceptions: Vec<At<Word<PathException>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -416,60 +452,6 @@ pub(crate) struct Roots {
     pub(crate) file: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Credential {
-    pub(crate) source: At<CredentialSource>,
-    /// How it reaches the app.
-    pub(crate) deliver: At<Vec<At<Delivery>>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct CredentialSource {
-    pub(crate) file: SourceFile,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct SourceFile {
-    pub(crate) path: At<String>,
-    /// Who reads it. Default: sidecar.
-    pub(crate) via: Option<At<Word<Via>>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Via {
-    Sidecar,
-    Control,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Delivery {
-    pub(crate) file: Option<DeliveryFile>,
-    pub(crate) environment: Option<Environment>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DeliveryFile {
-    pub(crate) path: At<String>,
-    /// Octal. Default: 0400.
-    pub(crate) mode: Option<At<String>>,
-    /// A name or a number.
-    pub(crate) owner: Option<At<String>>,
-    pub(crate) group: Option<At<String>>,
-    /// Default: memory, which refuses a directory that is not on tmpfs.
-    pub(crate) storage: Option<At<Word<Storage>>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Environment {
-    pub(crate) variable: At<String>,
-}
-
 /// A sidecar without a control plane.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -481,6 +463,8 @@ pub(crate) struct Sidecar {
     /// TLS parameters under a name, to be named wherever `tls` is.
     #[serde(default)]
     pub(crate) tls_profiles: Vec<At<TlsProfile>>,
+    /// For its ports.
+    pub(crate) limits: Option<At<Limits>>,
     #[serde(default)]
     pub(crate) inbound: Vec<At<Inbound>>,
     #[serde(default)]
@@ -524,131 +508,6 @@ pub(crate) struct Direct {
     pub(crate) protocol: At<Word<Protocol>>,
 }
 
-/// Istio's, with what a cluster adds to it.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct IstioDocument<S> {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    pub(crate) metadata: At<IstioMetadata>,
-    pub(crate) spec: Option<At<S>>,
-    #[serde(rename = "status")]
-    #[schemars(skip)]
-    _status: Option<IgnoredAny>,
-}
-
-/// Whatever a cluster wrote there is left alone.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-pub(crate) struct IstioMetadata {
-    pub(crate) namespace: Option<At<String>>,
-    pub(crate) name: At<String>,
-}
-
-/// Istio's.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct PeerAuthentication {
-    /// Without it the document is for its namespace, or in the root namespace for the mesh.
-    pub(crate) selector: Option<At<Selector>>,
-    pub(crate) mtls: Option<At<MutualTls>>,
-    /// By the port that clients reach. Only with `selector`.
-    pub(crate) port_level_mtls: Option<At<BTreeMap<String, At<MutualTls>>>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct MutualTls {
-    /// Default: UNSET, which is whatever holds further out, and STRICT where nothing does.
-    pub(crate) mode: Option<At<Word<Option<MtlsMode>>>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct AuthorizationPolicy {
-    pub(crate) selector: Option<At<Selector>>,
-    pub(crate) action: Option<At<Word<Action>>>,
-    pub(crate) rules: Option<Vec<At<Rule>>>,
-    #[schemars(skip)]
-    pub(crate) target_ref: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) target_refs: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) provider: Option<At<IgnoredAny>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Selector {
-    #[serde(default)]
-    pub(crate) match_labels: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Rule {
-    pub(crate) from: Option<At<Vec<At<From>>>>,
-    pub(crate) to: Option<At<Vec<At<To>>>>,
-    pub(crate) when: Option<At<Vec<At<Condition>>>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct From {
-    pub(crate) source: At<RuleSource>,
-}
-
-/// Texts of a rule.
-pub(crate) type Texts = Option<At<Vec<At<String>>>>;
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct RuleSource {
-    pub(crate) principals: Texts,
-    pub(crate) not_principals: Texts,
-    pub(crate) namespaces: Texts,
-    pub(crate) not_namespaces: Texts,
-    pub(crate) service_accounts: Texts,
-    pub(crate) not_service_accounts: Texts,
-    pub(crate) ip_blocks: Texts,
-    pub(crate) not_ip_blocks: Texts,
-    /// The client behind a balancer that speaks the PROXY protocol; without one, as `ipBlocks`.
-    pub(crate) remote_ip_blocks: Texts,
-    pub(crate) not_remote_ip_blocks: Texts,
-    #[schemars(skip)]
-    pub(crate) request_principals: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
-    pub(crate) not_request_principals: Option<At<IgnoredAny>>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct To {
-    pub(crate) operation: At<RuleOperation>,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct RuleOperation {
-    pub(crate) hosts: Texts,
-    pub(crate) not_hosts: Texts,
-    pub(crate) ports: Texts,
-    pub(crate) not_ports: Texts,
-    pub(crate) methods: Texts,
-    pub(crate) not_methods: Texts,
-    pub(crate) paths: Texts,
-    pub(crate) not_paths: Texts,
-}
-
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Condition {
-    pub(crate) key: At<String>,
-    pub(crate) values: Texts,
-    pub(crate) not_values: Texts,
-}
-
 macro_rules! words {
     ($type:ty: $($word:literal => $choice:expr),+) => {
         impl Choice for $type {
@@ -665,9 +524,14 @@ words!(Fallback: "deny" => Self::Deny, "allow" => Self::Allow, "audit" => Self::
 words!(Protocol: "http" => Self::Http, "tcp" => Self::Tcp);
 words!(ClientCertificate: "require" => Self::Require, "accept" => Self::Accept, "ignore" => Self::Ignore);
 words!(ProxyVersion: "v2" => Self);
+words!(AppProtocol: "http1" => Self::Http1, "h2c" => Self::H2c);
+words!(TermsOfService: "agreed" => Self);
 words!(AppProxyProtocol: "v2" => Self::V2);
+words!(ForwardedFields: "x-forwarded" => Self::XForwarded, "forwarded" => Self::Forwarded, "both" => Self::Both, "none" => Self::Nothing);
 words!(Option<MtlsMode>: "UNSET" => None, "STRICT" => Some(MtlsMode::Strict), "PERMISSIVE" => Some(MtlsMode::Permissive), "DISABLE" => Some(MtlsMode::Disable));
 words!(EscapedSlash: "reject" => Self::Reject, "keep" => Self::Keep, "decode" => Self::Decode);
+words!(PathException: "dot-segment-parameters" => Self::DotSegmentParameters, "overlong-utf8" => Self::OverlongUtf8,
+    "double-encoding" => Self::DoubleEncoding);
 words!(OwnCertificate: "present" => Self::Present, "withhold" => Self::Withhold);
 words!(Verify: "full" => Self);
 words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);

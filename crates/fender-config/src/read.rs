@@ -5,7 +5,10 @@
 
 mod administrators;
 mod attest;
+mod certificates;
 mod credential;
+mod forwarded;
+mod limits;
 mod mesh;
 mod node;
 mod peer_authentication;
@@ -311,7 +314,8 @@ const KINDS: [&str; 8] = [
 
 /// The structure of a document by itself.
 pub(crate) fn read(page: &Page<'_>) -> Result<Raw, Problem> {
-    let head: Head = page.read()?;
+    let tree = page.tree()?;
+    let head: Head = tree.read()?;
     let missing = |field: &str| {
         Problem::new(
             page.start(),
@@ -342,17 +346,17 @@ pub(crate) fn read(page: &Page<'_>) -> Result<Raw, Problem> {
     };
     let fender = || wants(&[FENDER]);
     match kind.value.as_str() {
-        "Mesh" => fender().and_then(|()| page.read().map(Raw::Mesh)),
-        "Workload" => fender().and_then(|()| page.read().map(Raw::Workload)),
-        "Node" => fender().and_then(|()| page.read().map(Raw::Node)),
-        "Upstream" => fender().and_then(|()| page.read().map(Raw::Upstream)),
-        "Credential" => fender().and_then(|()| page.read().map(Raw::Credential)),
-        "Sidecar" => fender().and_then(|()| page.read().map(Raw::Sidecar)),
+        "Mesh" => fender().and_then(|()| tree.read().map(Raw::Mesh)),
+        "Workload" => fender().and_then(|()| tree.read().map(Raw::Workload)),
+        "Node" => fender().and_then(|()| tree.read().map(Raw::Node)),
+        "Upstream" => fender().and_then(|()| tree.read().map(Raw::Upstream)),
+        "Credential" => fender().and_then(|()| tree.read().map(Raw::Credential)),
+        "Sidecar" => fender().and_then(|()| tree.read().map(Raw::Sidecar)),
         "AuthorizationPolicy" => {
-            wants(&ISTIO).and_then(|()| page.read().map(Raw::AuthorizationPolicy))
+            wants(&ISTIO).and_then(|()| tree.read().map(Raw::AuthorizationPolicy))
         }
         "PeerAuthentication" => {
-            wants(&ISTIO).and_then(|()| page.read().map(Raw::PeerAuthentication))
+            wants(&ISTIO).and_then(|()| tree.read().map(Raw::PeerAuthentication))
         }
         other => {
             let problem =

@@ -4,8 +4,13 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+mod docker;
+mod limits;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU8;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +19,11 @@ use fender_identity::{SpiffeId, Trust};
 use fender_policy::{Action, Policy, PolicySet, Rule};
 use ipnet::IpNet;
 
-use crate::address::{AppAddress, HostPort, ListenAddr};
+use crate::address::{AppAddress, HostPort, HttpsUrl, ListenAddr};
 use crate::name::ObjectName;
+
+pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
+pub use limits::RequestLimits;
 
 /// What one sidecar runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,10 +92,69 @@ pub struct Inbound {
     pub protocol: Protocol,
     pub mtls: Mtls,
     pub tls: TlsProfile,
+    /// Shown to clients that ask for their names instead of the workload's own.
+    pub certificates: Vec<PortCertificate>,
     pub paths: PathRules,
     /// Who passes connections on and says whom for.
     pub proxy_protocol: Option<ProxyProtocol>,
     pub app_proxy_protocol: AppProxyProtocol,
+    /// Means nothing where the port's protocol is `tcp`.
+    pub app_protocol: AppProtocol,
+    /// Means nothing where the port's protocol is `tcp`.
+    pub forwarded: Forwarded,
+    /// Mean nothing where the port's protocol is `tcp`.
+    pub limits: RequestLimits,
+}
+
+/// H1: what the app is told of the way of a request, and who but us may say of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    pub fields: ForwardedFields,
+    /// None: nobody, and what is said is removed.
+    pub behind: Option<Behind>,
+}
+
+/// In which fields the app is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ForwardedFields {
+    /// `X-Forwarded-For` and `X-Forwarded-Proto`.
+    #[default]
+    XForwarded,
+    /// That of RFC 7239.
+    Forwarded,
+    Both,
+    Nothing,
+}
+
+/// The proxies in front, as the last of them is known. Whoever is not it is believed about nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// How many of them a request passes.
+    pub hops: NonZeroU8,
+    /// Of the two lists at least one names somebody.
+    pub from: Vec<IpNet>,
+    pub identities: Vec<SpiffeId>,
+}
+
+impl Behind {
+    /// No chain of proxies is longer.
+    pub const MOST_HOPS: u8 = 16;
+
+    /// Whether the one who asks is the last of the proxies.
+    pub fn believes(&self, address: Option<IpAddr>, identity: Option<&SpiffeId>) -> bool {
+        let address = address.map(|address| address.to_canonical());
+        let is_listed = |address| self.from.iter().any(|block| block.contains(&address));
+        address.is_some_and(is_listed) || identity.is_some_and(|id| self.identities.contains(id))
+    }
+}
+
+/// Which HTTP the app speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AppProtocol {
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
 }
 
 /// The senders whose PROXY headers are believed. A connection from one of them begins with a header, one from anybody else
@@ -122,6 +189,99 @@ pub enum Protocol {
     Tcp,
 }
 
+/// A certificate that a port shows to clients that ask for its names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortCertificate {
+    pub source: CertificateSource,
+    /// In lower case; `*` is for whoever asks for no other. With nothing but that, also all that are in the certificate.
+    pub names: Vec<String>,
+}
+
+impl PortCertificate {
+    /// What of the sidecar's file system it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = match &self.source {
+            CertificateSource::Files(files) => [Some(&files.certificate), Some(&files.key)],
+            CertificateSource::Acme(acme) => {
+                let account = acme.external_account.as_ref();
+                [acme.roots.as_ref(), account.map(|account| &account.key)]
+            }
+        };
+        files.into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// Who is asked for it, if somebody is.
+    pub fn acme(&self) -> Option<&Acme> {
+        match &self.source {
+            CertificateSource::Files(_) => None,
+            CertificateSource::Acme(acme) => Some(acme),
+        }
+    }
+
+    /// Whether it lies beside the sidecar.
+    pub fn is_in_files(&self) -> bool {
+        matches!(self.source, CertificateSource::Files(_))
+    }
+
+    /// The names themselves.
+    pub fn listed(&self) -> impl Iterator<Item = &str> {
+        let names = self.names.iter().map(String::as_str);
+        names.filter(|name| *name != ANY_OTHER_NAME)
+    }
+
+    /// Whether it is for whoever asks for no other.
+    pub fn is_for_others(&self) -> bool {
+        self.names.iter().any(|name| name == ANY_OTHER_NAME)
+    }
+}
+
+/// Whence such a certificate comes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CertificateSource {
+    /// PEM beside the sidecar.
+    Files(CertificateFiles),
+    /// An authority that is asked for it.
+    Acme(Acme),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// An authority that speaks ACME, and as whose customer it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Acme {
+    pub directory: HttpsUrl,
+    pub challenge: AcmeChallenge,
+    /// A mail address.
+    pub contact: Option<String>,
+    /// Who vouches for the directory. None: whom the operating system believes.
+    pub roots: Option<PathBuf>,
+    pub external_account: Option<ExternalAccount>,
+}
+
+/// How it convinces itself that a name is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AcmeChallenge {
+    /// RFC 8737, at the port itself.
+    TlsAlpn,
+    /// RFC 8555, 8.3, at a port that does nothing else.
+    Http { listen: SocketAddr },
+}
+
+/// How an authority knows its customers (RFC 8555, 7.3.4).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExternalAccount {
+    pub key_id: String,
+    /// The file of the HMAC key, in base64url.
+    pub key: PathBuf,
+}
+
+/// What stands among the names of the certificate that is shown to whoever asks for no other.
+pub const ANY_OTHER_NAME: &str = "*";
+
 /// M1: how clients come in at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mtls {
@@ -145,11 +305,23 @@ pub enum ClientCertificate {
     Ignore,
 }
 
-/// P1: how paths are brought into one form before they are matched and forwarded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// P1 and P3: how paths are brought into one form before they are matched and forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PathRules {
     pub escaped_slash: EscapedSlash,
     pub merge_slashes: bool,
+    pub exceptions: BTreeSet<PathException>,
+}
+
+/// What is refused in a path unless its port says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathException {
+    /// `/..;x/`
+    DotSegmentParameters,
+    /// `%C0%AF`
+    OverlongUtf8,
+    /// `%252F`
+    DoubleEncoding,
 }
 
 /// What becomes of `%2F` and `%5C` in a path.
@@ -208,15 +380,27 @@ pub enum OwnCertificate {
 pub struct CredentialSpec {
     pub name: ObjectName,
     pub source: CredentialSource,
+    /// For how long it may be outdated before the sidecar is not ready.
+    pub max_stale: Duration,
     pub deliver: Vec<Delivery>,
 }
 
+/// Who asks for a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
-    /// A file beside the sidecar, inside the directories it was locally allowed.
-    File { path: PathBuf },
-    /// Fetched on the workload's own stream; where the control plane has it from does not travel.
+    /// The sidecar itself, of this.
+    Direct(Origin),
+    /// The control plane, which sends it on the workload's own stream; of what does not travel.
     Control,
+}
+
+/// What holds a secret, as seen by who asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A file inside the directories that were locally allowed.
+    File { path: PathBuf },
+    /// What an engine mounted into the container.
+    DockerSecret(DockerSecret),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

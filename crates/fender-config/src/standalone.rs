@@ -12,13 +12,11 @@ use fender_identity::{SpiffeId, Trust};
 use fender_policy::{PolicyName, PolicySet};
 
 use crate::documents::snapshot::selected;
-use crate::documents::{
-    Credential, CredentialFrom, Kind, PeerAuthentication, SelectingPolicy, collisions,
-};
+use crate::documents::{Credential, Kind, PeerAuthentication, SelectingPolicy, Via, collisions};
 use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Alone, DirectPort, Loaded, ROOT_NAMESPACE, Raw, Upon};
-use crate::snapshot::{CredentialSpec, Destination, Outbound, Profile, Snapshot};
+use crate::snapshot::{CredentialSpec, Destination, Outbound, PortCertificate, Profile, Snapshot};
 use crate::yaml::{Page, Reader};
 use crate::{InboundPort, ListenAddr, ObjectName, Problem, Problems, Source};
 
@@ -166,7 +164,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
         .iter()
         .filter_map(|name| all.remove(name))
     {
-        if let CredentialFrom::ControlFile(_) = credential.source {
+        if credential.via == Via::Control {
             let place = known.place(Kind::Credential, &credential.name.to_string());
             let message = format!(
                 "the credential `{}` comes `via: control`, and there is no control plane here",
@@ -206,6 +204,13 @@ impl Standalone {
         self.credentials.iter().map(Credential::spec)
     }
 
+    /// The files of certificates and keys that its ports show beside its own.
+    pub fn certificate_files(&self) -> impl Iterator<Item = &Path> {
+        let ports = self.sidecar.inbound.iter();
+        let certificates = ports.flat_map(|port| &port.certificates);
+        certificates.flat_map(PortCertificate::files)
+    }
+
     /// The Unix sockets it listens on.
     pub fn listening_sockets(&self) -> impl Iterator<Item = &Path> {
         let inbound = self.sidecar.inbound.iter().map(|port| &port.listen);
@@ -234,7 +239,7 @@ impl Standalone {
                 selector.selects_labels(sidecar.name.namespace(), &sidecar.labels)
             });
             let mtls = port.mtls(selecting);
-            port.listener(&sidecar.tls_profiles, &sidecar.tls, mtls)
+            port.listener(&sidecar.tls_profiles, &sidecar.tls, &sidecar.limits, mtls)
         };
         let inbound = sidecar.inbound.iter().map(listener);
         Snapshot {

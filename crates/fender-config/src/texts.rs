@@ -55,7 +55,8 @@ pub fn texts(sources: &[Source]) -> Vec<(DocumentName, DocumentText<'_>)> {
 }
 
 fn name(page: &Page<'_>) -> DocumentName {
-    let head: Head = page.read().unwrap_or_default();
+    let head: Option<Head> = page.tree().ok().and_then(|tree| tree.read().ok());
+    let head = head.unwrap_or_default();
     let metadata = head.metadata.unwrap_or_default();
     DocumentName {
         kind: head.kind.unwrap_or_default(),

@@ -9,13 +9,14 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::DeserializeOwned;
+use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_saphyr::{Location, MessageFormatter, Spanned};
+use serde_saphyr::MessageFormatter;
 
 use crate::Source;
 use crate::problem::{Place, Problem, Report};
 use crate::suggest::{either, nearest};
+use crate::tree::{Branch, Misfit, Node, SPOTTED, Spot, Why};
 
 /// One document of a file, not yet read.
 #[derive(Clone, Copy, Debug)]
@@ -84,19 +85,18 @@ impl<'a> Page<'a> {
         })
     }
 
-    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        serde_saphyr::from_str_with_options(self.text, options())
-            .map_err(|error| self.problem(&error))
+    pub(crate) fn tree(self) -> Result<Tree<'a>, Problem> {
+        let root = serde_saphyr::from_str_with_options(self.text, options())
+            .map_err(|error| self.problem(&error))?;
+        Ok(Tree { page: self, root })
     }
 
-    pub(crate) fn place(&self, location: Location) -> Place {
-        let line = usize::try_from(location.line()).unwrap_or_default().max(1);
+    pub(crate) fn place(&self, spot: Spot) -> Place {
+        let [line, column, length] = [spot.line, spot.column, spot.length]
+            .map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+        let (line, column) = (line.max(1), column.max(1));
         // A line of YAML may end with a CR alone, and a line of ours does not: no place is beyond its document.
         let line = line.min(self.text.lines().count().max(1));
-        let column = usize::try_from(location.column())
-            .unwrap_or_default()
-            .max(1);
-        let length = usize::try_from(location.span().len()).unwrap_or_default();
         // A text over several lines is marked on its first one.
         let to_end = self
             .text
@@ -137,63 +137,15 @@ impl<'a> Page<'a> {
         use serde_saphyr::Error;
         let place = error
             .location()
-            .map_or_else(|| self.start(), |location| self.place(location));
+            .map_or_else(|| self.start(), |location| self.place(location.into()));
         let told = |code, message: String| Problem::new(place.clone(), code, message);
         match error.without_snippet() {
             Error::AliasError { error, .. } => self.problem(error),
-            Error::SerdeUnknownField {
-                field, expected, ..
-            } => {
-                let problem = told("fender::unknown-field", format!("unknown field `{field}`"));
-                match nearest(field, expected.iter().copied()) {
-                    Some(meant) => problem.help(format!("did you mean `{meant}`?")),
-                    None if expected.is_empty() => problem.help("nothing belongs here"),
-                    None => problem.help(format!(
-                        "what belongs here is {}",
-                        either(expected.iter().copied())
-                    )),
-                }
-            }
-            Error::SerdeMissingField { field, .. } => told(
-                "fender::missing-field",
-                format!("the field `{field}` is missing here"),
-            )
-            .help("it has no default; `fender schema` prints what belongs where"),
             Error::DuplicateMappingKey { key: Some(key), .. } => told(
                 "fender::duplicate-field",
                 format!("the field `{key}` is there twice"),
             )
             .help("keep one of them: YAML would silently take only one"),
-            Error::SerdeInvalidType {
-                unexpected,
-                expected,
-                ..
-            }
-            | Error::SerdeInvalidValue {
-                unexpected,
-                expected,
-                ..
-            } => told(
-                "fender::wrong-type",
-                format!("expected {expected}, found {unexpected}"),
-            )
-            .help("`fender schema` prints what belongs where"),
-            Error::Unexpected {
-                expected: "mapping start",
-                ..
-            } => told(
-                "fender::wrong-type",
-                "expected fields, found something else".to_owned(),
-            )
-            .help("write `name: value` lines below, or `{ name: value }`"),
-            Error::Unexpected {
-                expected: "sequence start",
-                ..
-            } => told(
-                "fender::wrong-type",
-                "expected a list, found something else".to_owned(),
-            )
-            .help("write `- …` lines below, or `[ … ]`"),
             Error::UnknownAnchor { .. } => told(
                 "fender::yaml",
                 "this refers to an anchor that the document does not have".to_owned(),
@@ -215,6 +167,66 @@ impl<'a> Page<'a> {
                 "this is not YAML that can be read; look for indentation, quotes and \
                     brackets here and just above",
             ),
+        }
+    }
+}
+
+/// A document that is YAML, whatever it means.
+#[derive(Debug)]
+pub(crate) struct Tree<'a> {
+    page: Page<'a>,
+    root: Node,
+}
+
+impl Tree<'_> {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let root = Branch {
+            node: &self.root,
+            text: self.page.text,
+        };
+        T::deserialize(root).map_err(|misfit| self.problem(misfit))
+    }
+
+    fn problem(&self, misfit: Misfit) -> Problem {
+        let page = &self.page;
+        let place = misfit
+            .spot
+            .map_or_else(|| page.start(), |spot| page.place(spot));
+        let told = |code, message: String| Problem::new(place, code, message);
+        match misfit.why {
+            Why::UnknownField { field, expected } => {
+                let problem = told("fender::unknown-field", format!("unknown field `{field}`"));
+                match nearest(&field, expected.iter().copied()) {
+                    Some(meant) => problem.help(format!("did you mean `{meant}`?")),
+                    None if expected.is_empty() => problem.help("nothing belongs here"),
+                    None => problem.help(format!(
+                        "what belongs here is {}",
+                        either(expected.iter().copied())
+                    )),
+                }
+            }
+            Why::MissingField(field) => told(
+                "fender::missing-field",
+                format!("the field `{field}` is missing here"),
+            )
+            .help("it has no default; `fender schema` prints what belongs where"),
+            Why::Type { expected, found } => told(
+                "fender::wrong-type",
+                format!("expected {expected}, found {found}"),
+            )
+            .help("`fender schema` prints what belongs where"),
+            Why::NoFields => told(
+                "fender::wrong-type",
+                "expected fields, found something else".to_owned(),
+            )
+            .help("write `name: value` lines below, or `{ name: value }`"),
+            Why::NoList => told(
+                "fender::wrong-type",
+                "expected a list, found something else".to_owned(),
+            )
+            .help("write `- …` lines below, or `[ … ]`"),
+            Why::Other(message) => told("fender::wrong-type", message)
+                .help("`fender schema` prints what belongs where"),
         }
     }
 }
@@ -254,18 +266,35 @@ fn options() -> serde_saphyr::Options {
 #[derive(Clone, Debug)]
 pub(crate) struct At<T> {
     pub(crate) value: T,
-    pub(crate) location: Location,
+    pub(crate) location: Spot,
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned {
-            value, referenced, ..
-        } = Spanned::deserialize(deserializer)?;
-        Ok(Self {
-            value,
-            location: referenced,
-        })
+        deserializer.deserialize_newtype_struct(SPOTTED, Placed(PhantomData))
+    }
+}
+
+/// Reads a value after its place.
+struct Placed<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Placed<T> {
+    type Value = At<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value in its place")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<At<T>, A::Error> {
+        let packed = parts.next_element()?;
+        let value = parts.next_element()?;
+        match (packed, value) {
+            (Some(packed), Some(value)) => Ok(At {
+                value,
+                location: Spot::unpacked(packed),
+            }),
+            _ => Err(de::Error::custom("a value without its place")),
+        }
     }
 }
 

@@ -5,15 +5,16 @@
 //! to read this machine: a document's path is read only below the directories that were allowed at the start, links
 //! included, and never inside the data directory, where the keys of the authorities lie.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::CredentialSource;
-use fender_config::{CredentialFrom, Documents, ObjectName};
+use fender_config::snapshot::{CredentialSource, Origin};
+use fender_config::{Documents, ObjectName};
 use fender_identity::WorkloadName;
+use fender_providers::docker::DockerSource;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, Source, State};
 use fender_runtime::drain::Drain;
@@ -21,16 +22,16 @@ use tokio::sync::watch;
 
 use crate::documents::Library;
 
-/// Files being watched, one watch each however many workloads ask.
+/// What is being watched, one watch each however many workloads ask.
 #[derive(Debug)]
 pub(crate) struct Sources {
     allowed: Vec<PathBuf>,
     forbidden: Arc<Path>,
     drain: Drain,
-    watched: Mutex<BTreeMap<PathBuf, Weak<watch::Receiver<State>>>>,
+    watched: Mutex<HashMap<Origin, Weak<watch::Receiver<State>>>>,
 }
 
-/// One watch, shared; the file is let go when the last who shares it is gone.
+/// One watch, shared; what it watches is let go when the last who shares it is gone.
 pub(crate) type Watched = Arc<watch::Receiver<State>>;
 
 impl Sources {
@@ -43,16 +44,39 @@ impl Sources {
         }
     }
 
-    pub(crate) fn watch(&self, path: &Path) -> Watched {
+    pub(crate) fn watch(&self, origin: &Origin) -> Watched {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         watched.retain(|_, states| states.strong_count() > 0);
-        if let Some(states) = watched.get(path).and_then(Weak::upgrade) {
+        if let Some(states) = watched.get(origin).and_then(Weak::upgrade) {
             return states;
         }
-        let states = match self.root(path) {
+        let states = Arc::new(match origin {
+            Origin::File { path } => self.guarded(path, |root| FileSource::below(root, path)),
+            Origin::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
+                DockerSource::below(root, secret.clone())
+            }),
+        });
+        watched.insert(origin.clone(), Arc::downgrade(&states));
+        states
+    }
+
+    /// A file that documents name for something else than a credential.
+    pub(crate) fn watch_file(&self, path: &Path) -> Watched {
+        self.watch(&Origin::File {
+            path: path.to_owned(),
+        })
+    }
+
+    /// What is at `path`, if this machine lets documents have it read.
+    fn guarded<S: Source>(
+        &self,
+        path: &Path,
+        below: impl FnOnce(&Path) -> S,
+    ) -> watch::Receiver<State> {
+        match self.root(path) {
             Some(root) => {
                 let source = Guarded {
-                    file: FileSource::below(root, path),
+                    file: below(root),
                     path: path.to_owned(),
                     forbidden: Arc::clone(&self.forbidden),
                 };
@@ -62,22 +86,16 @@ impl Sources {
                 tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
                 fender_providers::watch(NotAllowed, &self.drain)
             }
-        };
-        let states = Arc::new(states);
-        watched.insert(path.to_owned(), Arc::downgrade(&states));
-        states
+        }
     }
 
     /// A sentence for each credential that documents let the control plane read and this machine does not.
     pub(crate) fn not_allowed(&self, documents: &Documents) -> Vec<String> {
-        let files =
-            documents
-                .credentials
-                .values()
-                .filter_map(|credential| match &credential.source {
-                    CredentialFrom::ControlFile(path) => Some((&credential.name, path)),
-                    CredentialFrom::SidecarFile(_) => None,
-                });
+        let asked = documents.credentials.values();
+        let files = asked.filter_map(|credential| match credential.asked_by_control()? {
+            Origin::File { path } => Some((&credential.name, path.clone())),
+            Origin::DockerSecret(secret) => Some((&credential.name, secret.path())),
+        });
         files
             .filter(|(_, path)| self.root(path).is_none())
             .map(|(name, path)| {
@@ -100,47 +118,41 @@ impl Sources {
     }
 }
 
-/// Where a workload's credential is read, if its documents list it and let the control plane read it.
+/// What is asked for a workload's credential, if its documents list it and let the control plane ask.
 pub(crate) fn authorized(
     library: &Library,
     workload: &WorkloadName,
     name: &ObjectName,
-) -> Option<PathBuf> {
+) -> Option<Origin> {
     let snapshot = library.snapshot(workload)?;
     let listed = snapshot.credentials.iter().any(|credential| {
         credential.name == *name && credential.source == CredentialSource::Control
     });
     let in_force = library.in_force();
-    match &in_force
-        .documents
-        .credentials
-        .get(name)
-        .filter(|_| listed)?
-        .source
-    {
-        CredentialFrom::ControlFile(path) => Some(path.clone()),
-        CredentialFrom::SidecarFile(_) => None,
-    }
+    let credential = in_force.documents.credentials.get(name);
+    credential.filter(|_| listed)?.asked_by_control().cloned()
 }
 
 /// What is told of a state. Paths and errors of this machine stay here.
 pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
-    let value = |fetched: &Fetched| {
+    const UNREADABLE: &str = "the control plane cannot read it at present";
+    let value = |fetched: &Fetched, outdated: &str| {
         credential_value::State::Value(proto::Secret {
             value: fetched.value.expose().to_vec(),
             generation: fetched.generation.to_string(),
+            outdated: outdated.to_owned(),
         })
     };
     let state = match state {
         State::Pending => return None,
-        State::Current(fetched) => value(fetched),
+        State::Current(fetched) => value(fetched, ""),
         State::Stale {
             last: Some(fetched),
             ..
-        } => value(fetched),
-        State::Stale { last: None, .. } => credential_value::State::Unavailable(
-            "the control plane cannot read it at present".to_owned(),
-        ),
+        } => value(fetched, UNREADABLE),
+        State::Stale { last: None, .. } => {
+            credential_value::State::Unavailable(UNREADABLE.to_owned())
+        }
         State::Withdrawn(FetchError::Denied(_)) => credential_value::State::Withdrawn(
             "the control plane may not read it; its own log says why".to_owned(),
         ),
@@ -167,13 +179,13 @@ impl Source for NotAllowed {
 }
 
 /// A file that must not lie in the data directory, looked at anew each time: links move.
-struct Guarded {
-    file: FileSource,
+struct Guarded<S> {
+    file: S,
     path: PathBuf,
     forbidden: Arc<Path>,
 }
 
-impl Source for Guarded {
+impl<S: Source> Source for Guarded<S> {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
         let real = tokio::fs::canonicalize(&self.path).await;
         if real

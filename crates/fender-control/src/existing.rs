@@ -87,7 +87,7 @@ impl IssuingAuthorities {
     fn begin(&self, authority: &IssuingAuthority) -> Live {
         let roots = Followed::begin(
             format!("roots of the authority `{}`", authority.name),
-            self.sources.watch(&authority.roots),
+            self.sources.watch_file(&authority.roots),
             |text| Roots::from_pem(text).map_err(|error| error.to_string()),
             &self.clock,
             &self.drain,

@@ -70,3 +70,4 @@ pub use store::StoreError;
 pub use store::audit::Chain;
 pub use store::place::{PlaceError, Postgres, StorePlace};
 pub use store::replicas::{ReplicaName, ReplicaNameError};
+pub use telemetry::declared::METRICS;

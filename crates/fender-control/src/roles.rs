@@ -8,10 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use fender_config::snapshot::{ClientCertificate, Mtls};
+use fender_config::snapshot::{ClientCertificate, Mtls, RequestLimits};
 use fender_config::{
-    Change, CredentialFrom, Documents, Kind, ListenAddr, Mesh, ObjectName, Reach, Role,
-    TlsParameters, What, Workload,
+    Change, Documents, Kind, ListenAddr, Mesh, ObjectName, Reach, Role, TlsParameters, What,
+    Workload,
 };
 use fender_identity::WorkloadName;
 
@@ -139,14 +139,11 @@ fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'sta
         },
         Kind::Credential => match change.name.parse::<ObjectName>() {
             Ok(name) => {
-                let read = |documents: &Documents| {
-                    let from = &documents.credentials.get(&name)?.source;
-                    match from {
-                        CredentialFrom::ControlFile(path) => Some(path.clone()),
-                        CredentialFrom::SidecarFile(_) => None,
-                    }
+                let asks = |documents: &Documents| {
+                    let credential = documents.credentials.get(&name)?;
+                    credential.asked_by_control().cloned()
                 };
-                match (read(before), read(after)) {
+                match (asks(before), asks(after)) {
                     (_, None) => operator,
                     (Some(one), Some(other)) if one == other => operator,
                     (_, Some(_)) => security("it has the control plane read a file"),
@@ -175,7 +172,7 @@ fn takes(change: &Change, before: &Documents, after: &Documents) -> (Role, &'sta
     }
 }
 
-/// What of a workload's identity differs, or of how its callers prove theirs. To take a workload away is not to say who
+/// What of a workload's identity differs, of how its callers prove theirs, or of what they may take. To take a workload away is not to say who
 /// it is.
 fn identity_changes(
     name: &WorkloadName,
@@ -200,6 +197,11 @@ fn identity_changes(
     if opens(name, all_before, all_after) {
         return Some(OPENED);
     }
+    let raised_before = raised(name, all_before);
+    let mut raised = raised(name, all_after).into_iter();
+    if raised.any(|(place, limits)| raised_before.get(&place) != Some(&limits)) {
+        return Some("`limits` take more than the `Mesh` says for its namespace");
+    }
     let written_before = before.map(written_out).unwrap_or_default();
     let written = written_out(after)
         .into_iter()
@@ -216,6 +218,24 @@ fn written_out(workload: &Workload) -> BTreeMap<Option<&ListenAddr>, &TlsParamet
     std::iter::once((None, &workload.tls.parameters))
         .chain(ports)
         .filter(|(_, parameters)| **parameters != TlsParameters::default())
+        .collect()
+}
+
+/// Where it lets requests take more than the mesh says, for everybody or for its namespace.
+fn raised<'a>(
+    name: &WorkloadName,
+    documents: &'a Documents,
+) -> BTreeMap<Option<&'a ListenAddr>, &'a RequestLimits> {
+    let both = documents.mesh.as_ref().zip(documents.workloads.get(name));
+    let Some((mesh, workload)) = both else {
+        return BTreeMap::new();
+    };
+    let around = mesh.limits_of(name.namespace());
+    let ports = workload.inbound.iter();
+    let ports = ports.map(|port| (Some(&port.listen), &port.limits));
+    std::iter::once((None, &workload.limits))
+        .chain(ports)
+        .filter(|(_, limits)| limits.exceed(&around))
         .collect()
 }
 

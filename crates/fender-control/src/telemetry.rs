@@ -3,6 +3,8 @@
 //! How many series there are follows from this file and from how many authorities there are, and never from who calls,
 //! what is called or what documents say. None names a workload, a person, an address or a secret.
 
+pub(crate) mod declared;
+
 use std::time::Duration;
 
 use fender_api::code::Code;
@@ -20,6 +22,10 @@ use crate::store::{StoreError, audit, revocations};
 
 /// How long the database may take before it counts as away.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// What becomes of asking for an identity, and of proposing documents.
+const ISSUED: [&str; 3] = ["issued", "refused", "failed"];
+const APPLIED: [&str; 3] = ["applied", "refused", "failed"];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -87,6 +93,28 @@ pub(crate) enum About {
     Trust,
 }
 
+impl Answer {
+    const ALL: [Self; 2] = [Self::Ack, Self::Nack];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ack => "ack",
+            Self::Nack => "nack",
+        }
+    }
+}
+
+impl About {
+    const ALL: [Self; 2] = [Self::Snapshot, Self::Trust];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Trust => "trust",
+        }
+    }
+}
+
 impl Telemetry {
     /// What is counted is there from the beginning, at zero: the first of something must not look like none.
     pub(crate) fn new() -> Self {
@@ -97,18 +125,18 @@ impl Telemetry {
             answers: Family::default(),
         };
         for asked in Asked::ALL {
-            for result in ["issued", "refused", "failed"] {
+            for result in ISSUED {
                 drop(
                     this.issuances
                         .get_or_create(&[("kind", asked.as_str()), ("result", result)]),
                 );
             }
         }
-        for result in ["applied", "refused", "failed"] {
+        for result in APPLIED {
             drop(this.applies.get_or_create(&[("result", result)]));
         }
-        for about in [About::Snapshot, About::Trust] {
-            for answer in [Answer::Ack, Answer::Nack] {
+        for about in About::ALL {
+            for answer in Answer::ALL {
                 drop(this.answers.get_or_create(&labels(about, answer)));
             }
         }
@@ -151,15 +179,7 @@ impl Telemetry {
 }
 
 fn labels(about: About, answer: Answer) -> Labels<2> {
-    let of = match about {
-        About::Snapshot => "snapshot",
-        About::Trust => "trust",
-    };
-    let said = match answer {
-        Answer::Ack => "ack",
-        Answer::Nack => "nack",
-    };
-    [("of", of), ("answer", said)]
+    [("of", about.as_str()), ("answer", answer.as_str())]
 }
 
 /// Whether we are to blame, and not who asked.
@@ -182,14 +202,9 @@ pub(crate) async fn metrics(control: &Control) -> String {
     let state = control.authority.state();
     let mut told = Exposition::default();
 
+    told.gauge(&declared::READY, i64::from(is_ready(control).await));
     told.gauge(
-        "fender_ready",
-        "1 while certificates can be issued and recorded",
-        i64::from(is_ready(control).await),
-    );
-    told.gauge(
-        "fender_unrecoverable_seconds",
-        "Seconds until a person must act if the control plane stays away from now on",
+        &declared::UNRECOVERABLE,
         seconds_until(now, state.horizon.at),
     );
     let expiry = Family::<[(&'static str, String); 3], Gauge>::default();
@@ -203,79 +218,42 @@ pub(crate) async fn metrics(control: &Control) -> String {
             .get_or_create(&labels)
             .set(seconds_until(now, authority.not_after));
     }
-    told.register(
-        "fender_control_authority_expiry_seconds",
-        "Seconds until a certificate authority ends",
-        expiry,
-    );
+    told.register(&declared::AUTHORITY_EXPIRY, expiry);
     told.gauge(
-        "fender_control_development",
-        "1 while the mesh allows certificates of seconds",
+        &declared::DEVELOPMENT,
         i64::from(in_force.mesh.profile == Profile::Development),
     );
+    told.gauge(&declared::REVISION, whole(in_force.revision));
+    told.gauge(&declared::TRUST_VERSION, whole(control.trust.version()));
     told.gauge(
-        "fender_control_revision",
-        "Number of the documents in force",
-        whole(in_force.revision),
-    );
-    told.gauge(
-        "fender_control_trust_version",
-        "Number of what sidecars are told of whom to believe",
-        whole(control.trust.version()),
-    );
-    told.gauge(
-        "fender_control_workloads",
-        "Workloads that documents describe",
+        &declared::WORKLOADS,
         i64::try_from(in_force.documents.workloads.len()).unwrap_or(i64::MAX),
     );
     let (connected, refusing) = control.registry.tally();
     told.gauge(
-        "fender_control_sidecars",
-        "Sidecars connected to this process",
+        &declared::SIDECARS,
         i64::try_from(connected).unwrap_or(i64::MAX),
     );
     told.gauge(
-        "fender_control_sidecars_refusing",
-        "Sidecars connected to this process that refuse what they were sent last",
+        &declared::SIDECARS_REFUSING,
         i64::try_from(refusing).unwrap_or(i64::MAX),
     );
     if let Some(head) = within(audit::length(control.store.reader())).await {
-        told.gauge(
-            "fender_control_audit_entries",
-            "Number of the newest entry of the audit log",
-            whole(head),
-        );
+        told.gauge(&declared::AUDIT_ENTRIES, whole(head));
     }
     let grace = in_force.mesh.lifetimes.renewal_grace;
     if let Some(revoked) = within(revocations::in_force(control.store.reads(), now, grace)).await {
         told.gauge(
-            "fender_control_revocations",
-            "Revocations in force",
+            &declared::REVOCATIONS,
             i64::try_from(revoked.len()).unwrap_or(i64::MAX),
         );
     }
 
     let counted = &control.telemetry;
-    told.register(
-        "fender_control_issuances",
-        "Certificates and tokens asked for, by what was shown and what came of it",
-        counted.issuances.clone(),
-    );
-    told.register(
-        "fender_control_issuances_refused",
-        "Requests for an identity that were refused or failed, by their code",
-        counted.refusals.clone(),
-    );
-    told.register(
-        "fender_control_applies",
-        "Documents proposed in earnest",
-        counted.applies.clone(),
-    );
-    told.register(
-        "fender_control_answers",
-        "What sidecars say to what they are sent",
-        counted.answers.clone(),
-    );
+    told.register(&declared::ISSUANCES, counted.issuances.clone());
+    told.register(&declared::REFUSALS, counted.refusals.clone());
+    told.register(&declared::APPLIES, counted.applies.clone());
+    told.register(&declared::ANSWERS, counted.answers.clone());
     control.store.reads().meter().tell(&mut told);
     told.text()
 }

@@ -17,6 +17,7 @@ use fender_providers::Generation;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::deliver::{DeliveryError, Place};
 use crate::sources::{Gathered, Sources, StartError, gather};
@@ -50,7 +51,14 @@ pub enum Holding {
     /// This generation, in every place the document names.
     Delivered(Generation),
     /// This one, while a newer cannot be fetched or written.
-    Outdated { generation: Generation, why: String },
+    Outdated {
+        generation: Generation,
+        why: String,
+        /// When it was last known to be the newest.
+        since: Instant,
+        /// From when on that is longer than its document allows; none if that is for ever.
+        too_old: Option<Instant>,
+    },
     /// Nothing any more, by the word of the source.
     Withdrawn { why: String },
     /// Nothing, because it cannot be had or written.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use fender_config::ObjectName;
-use fender_config::snapshot::{CredentialSource, CredentialSpec};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
+use fender_providers::docker::DockerSource;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, State};
 use fender_runtime::deadline::Deadline;
@@ -48,10 +49,17 @@ impl Sources {
     ) -> Result<watch::Receiver<State>, NotAllowed> {
         match &spec.source {
             CredentialSource::Control => Ok(self.remote.watch(&spec.name)),
-            CredentialSource::File { path } => {
+            CredentialSource::Direct(Origin::File { path }) => {
                 let source = match self.allow.check(path)? {
                     None => FileSource::new(path),
                     Some(root) => FileSource::below(root, path),
+                };
+                Ok(fender_providers::watch(source, drain))
+            }
+            CredentialSource::Direct(Origin::DockerSecret(secret)) => {
+                let source = match self.allow.check(&secret.path())? {
+                    None => DockerSource::new(secret.clone()),
+                    Some(root) => DockerSource::below(root, secret.clone()),
                 };
                 Ok(fender_providers::watch(source, drain))
             }
@@ -125,10 +133,15 @@ pub async fn gather(
         let Some(late) = late else {
             return Ok(gathered);
         };
-        let changed = followed
+        let changed: Vec<_> = followed
             .iter_mut()
             .filter(|(_, states)| states.borrow().value().is_none())
-            .map(|(_, states)| Box::pin(states.changed()));
+            .map(|(_, states)| Box::pin(states.changed()))
+            .collect();
+        if changed.is_empty() {
+            // What was late has come since.
+            continue;
+        }
         // A feed that ended says nothing more: there is nothing left to wait for.
         let Ok((Ok(()), _, _)) = deadline.bound(select_all(changed)).await else {
             return Err(late);

@@ -321,9 +321,9 @@ fn every_signal_reaches_the_application() {
         .iter()
         .map(|(signal, name)| format!("trap 'echo \"> {name}\"' {}\n", signal.as_raw()))
         .collect();
-    // A trap runs once `wait` was interrupted; TERM also ends what is waited for.
+    // A trap runs once `wait` was interrupted; TERM ends what is waited for, too.
     let app = format!(
-        "{traps} trap 'echo \"> TERM\"; kill $!; exit 3' TERM\n\
+        "{traps} trap 'echo \"> TERM\"; kill -KILL $!; exit 3' TERM\n\
          sleep 3600 & echo '> up'; while :; do wait; done"
     );
     let ship = Shipyard::app(&app).launch();

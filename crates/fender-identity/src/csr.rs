@@ -25,6 +25,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::certificate::sha256;
 use crate::der::{self, Element};
+use crate::pem;
 use crate::{Secret, SpiffeId, SpiffeIdError, Svid, SvidError, TrustDomain};
 
 /// Enough for any honest request.
@@ -62,6 +63,25 @@ impl NewKey {
             .serialize_request(&self.0)
             .map_err(|_| KeyError::Sign)?;
         Ok(request.der().to_vec())
+    }
+
+    /// The same for a server outside the mesh, with nothing but these DNS names and the key.
+    pub fn csr_der_for_names(&self, names: &[String]) -> Result<Vec<u8>, KeyError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let dns = |name: &String| name.as_str().try_into().map(SanType::DnsName);
+        let names = names.iter().map(dns).collect::<Result<_, _>>();
+        params.subject_alt_names = names.map_err(|_| KeyError::Sign)?;
+        let request = params
+            .serialize_request(&self.0)
+            .map_err(|_| KeyError::Sign)?;
+        Ok(request.der().to_vec())
+    }
+
+    /// PKCS#8 in PEM.
+    pub fn to_pem(&self) -> Secret {
+        let text = pem::encode("PRIVATE KEY", self.0.serialized_der());
+        Secret::new(text.as_bytes().to_vec())
     }
 
     /// SHA-256 of the public key's SubjectPublicKeyInfo.

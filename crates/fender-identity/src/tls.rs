@@ -5,6 +5,9 @@
 //! our clients never ask for it. What the peer learns from a refusal is a TLS alert; what we learn is a
 //! [`Refusal`], which [`refusal_of`] takes back out of the error.
 
+mod certificates;
+mod challenge;
+mod hkdf;
 mod profile;
 mod tickets;
 mod verifier;
@@ -24,6 +27,9 @@ use rustls_pki_types::{CertificateDer, DnsName, ServerName};
 use crate::certificate::{from_hex, sha256};
 use crate::verify::{Leaf, Refusal};
 use crate::{Peer, SpiffeId, Svid, Trust, TrustDomain};
+use certificates::ByName;
+pub use certificates::{Issued, NamedCertificate, NamedCertificateError, PemPair};
+pub use challenge::{ACME_TLS, ChallengeCertificate};
 pub use profile::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion, Unusable};
 use tickets::Tickets;
 use verifier::{AnyMeshClient, ExpectedServer};
@@ -39,10 +45,24 @@ pub enum ClientCertificate {
     Ignore,
 }
 
+/// What a server shows of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    pub svid: &'a Svid,
+    /// Instead of it, to clients outside the mesh that ask for their names.
+    pub named: &'a [NamedCertificate],
+}
+
+impl<'a> From<&'a Svid> for Own<'a> {
+    fn from(svid: &'a Svid) -> Self {
+        Self { svid, named: &[] }
+    }
+}
+
 /// For a server of the mesh. `trust` says which clients can prove themselves.
-pub fn server(
+pub fn server<'a>(
     profile: &TlsProfile,
-    svid: &Svid,
+    own: impl Into<Own<'a>>,
     trust: impl Into<Trust>,
     mode: ClientCertificate,
     alpn: &[&[u8]],
@@ -60,8 +80,7 @@ pub fn server(
         Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
         None => builder.with_no_client_auth(),
     };
-    let ours = Arc::new(SingleCertAndKey::from(svid.certified_key()));
-    let mut config = builder.with_cert_resolver(ours);
+    let mut config = builder.with_cert_resolver(Arc::new(ByName::new(own.into())));
     config.alpn_protocols = protocols(alpn);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = match profile.resumption {

@@ -91,7 +91,7 @@ impl<'a> Seen<'a> {
         self.caller.and_then(|caller| caller.account)
     }
 
-    /// None where the request named no host, which HTTP/1.0 allows: the app would choose one.
+    /// None where the request named no host: the app would choose one.
     pub(crate) fn host(&self) -> Option<&'a str> {
         self.http
             .map(|http| http.host)

@@ -16,6 +16,24 @@ pub struct PolicySet {
     pub policies: Vec<Policy>,
 }
 
+impl PolicySet {
+    /// The names of the request's fields that any rule looks at, in lower case.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        let rules = self.policies.iter().flat_map(|policy| &policy.rules);
+        rules
+            .flat_map(|rule| &rule.when)
+            .filter_map(|condition| match condition {
+                Condition::Header { name, .. } => Some(name.as_str()),
+                Condition::SourceIp { .. }
+                | Condition::RemoteIp { .. }
+                | Condition::SourceNamespace { .. }
+                | Condition::SourcePrincipal { .. }
+                | Condition::SourceServiceAccount { .. }
+                | Condition::DestinationPort { .. } => None,
+            })
+    }
+}
+
 /// What holds when no ALLOW policy selects the workload (A1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Default {

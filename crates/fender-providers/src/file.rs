@@ -36,6 +36,8 @@ pub struct FileSource {
     path: Arc<Path>,
     /// The directory that no link may lead out of.
     root: Option<Arc<Path>>,
+    /// The most it may weigh.
+    limit: u64,
     /// Also held by the thread that reads, so that a file system that hangs holds up one only.
     last: Arc<Mutex<Option<Fetched>>>,
 }
@@ -46,6 +48,7 @@ impl FileSource {
         Self {
             path: path.into().into(),
             root: None,
+            limit: LIMIT,
             last: Arc::default(),
         }
     }
@@ -58,6 +61,11 @@ impl FileSource {
             ..Self::new(path)
         }
     }
+
+    /// The same with a bound of its own.
+    pub(crate) fn of_at_most(self, limit: u64) -> Self {
+        Self { limit, ..self }
+    }
 }
 
 impl Source for FileSource {
@@ -65,9 +73,9 @@ impl Source for FileSource {
         let away = |why: &str| FetchError::Outage(format!("`{}` {why}", self.path.display()));
         let read = async {
             let mut last = self.last.clone().lock_owned().await;
-            let (path, root) = (self.path.clone(), self.root.clone());
+            let (path, root, limit) = (self.path.clone(), self.root.clone(), self.limit);
             tokio::task::spawn_blocking(move || {
-                let value = read(&path, root.as_deref())?;
+                let value = read(&path, root.as_deref(), limit)?;
                 let known = last.take().filter(|known| known.value.ct_eq(&value));
                 let fetched = known.unwrap_or_else(|| Fetched {
                     value,
@@ -90,7 +98,7 @@ impl Source for FileSource {
     }
 }
 
-fn read(path: &Path, root: Option<&Path>) -> Result<Secret, FetchError> {
+fn read(path: &Path, root: Option<&Path>, limit: u64) -> Result<Secret, FetchError> {
     let failed = |error| blame(path, &error);
     let malformed = |why: &str| FetchError::Malformed(format!("`{}` {why}", path.display()));
 
@@ -99,8 +107,8 @@ fn read(path: &Path, root: Option<&Path>) -> Result<Secret, FetchError> {
     if !before.is_file() {
         return Err(malformed("is not a regular file"));
     }
-    if before.len() > LIMIT {
-        return Err(malformed("is larger than 1 MiB"));
+    if before.len() > limit {
+        return Err(malformed(&format!("is larger than {}", weight(limit))));
     }
     let value = read_bounded(&file, before.len()).map_err(failed)?;
     let after = file.metadata().map_err(failed)?;
@@ -126,6 +134,17 @@ fn open(path: &Path, root: Option<&Path>) -> io::Result<File> {
     match rustix::fs::openat2(root, relative, flags, Mode::empty(), below) {
         Err(Errno::XDEV) => Err(outside()),
         opened => Ok(opened?.into()),
+    }
+}
+
+/// A bound as people read it.
+fn weight(limit: u64) -> String {
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+    if limit.is_multiple_of(MIB) {
+        format!("{} MiB", limit / MIB)
+    } else {
+        format!("{} KiB", limit / KIB)
     }
 }
 

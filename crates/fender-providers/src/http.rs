@@ -6,11 +6,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fender_config::HttpsUrl;
 use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, client_dns};
 use fender_identity::{PemError, Secret, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
+use http::{Request, Response};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 
@@ -79,10 +81,34 @@ impl HttpClient {
         question: Question<'_>,
         deadline: Deadline,
     ) -> Result<Answer, HttpError> {
-        let request = self.request(question)?;
+        let (head, body) = self.execute(self.request(question)?, deadline).await?;
+        Ok(Answer {
+            status: head.status().as_u16(),
+            body: Secret::new(body),
+        })
+    }
+
+    /// The same for who has a protocol of its own to speak, and no secret in what comes back.
+    pub async fn exchange(
+        &self,
+        request: Request<Bytes>,
+        deadline: Deadline,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let request = request.try_into().map_err(unreachable)?;
+        let (head, body) = self.execute(request, deadline).await?;
+        Ok(head.map(|()| body.into()))
+    }
+
+    async fn execute(
+        &self,
+        request: reqwest::Request,
+        deadline: Deadline,
+    ) -> Result<(Response<()>, Vec<u8>), HttpError> {
         let answered = async {
             let mut response = self.inner.execute(request).await.map_err(unreachable)?;
-            let status = response.status().as_u16();
+            let mut head = Response::new(());
+            *head.status_mut() = response.status();
+            *head.headers_mut() = response.headers().clone();
             let length = response.content_length().unwrap_or_default();
             if length > self.limit as u64 {
                 return Err(HttpError::TooLarge { limit: self.limit });
@@ -95,8 +121,7 @@ impl HttpClient {
                 }
                 body.extend_from_slice(&part);
             }
-            let body = Secret::new(body);
-            Ok(Answer { status, body })
+            Ok((head, body))
         };
         deadline
             .bound(answered)
@@ -169,4 +194,4 @@ fn unreachable(error: reqwest::Error) -> HttpError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,13 +1,16 @@
-//! Clients of secret stores: whence secrets come.
+//! Clients of secret stores and of authorities: whence secrets and certificates for consumers come.
 //!
 //! A provider answers one question, *what is the value now?* ([`Source::fetch`]), and says of a
 //! failure whose it is: an outage is no reason to forget a value, a refusal is. [`watch`] turns a
 //! source into a [`State`] to follow.
 //!
-//! It delivers nothing, decides nobody's access and keeps no secret on disk.
+//! It delivers nothing, decides nobody's access and keeps no secret on disk; but for what [`acme`] got, in the sidecar's own
+//! state directory.
 
 mod state;
 
+pub mod acme;
+pub mod docker;
 pub mod file;
 pub mod http;
 

@@ -4,6 +4,7 @@
 //! What all lines of a connection say is written once. Query strings, header values, bodies and anything secret never
 //! get here.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,16 +14,16 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, PeerAddr};
-use fender_wire::trace::TraceParent;
 use rustls::ProtocolVersion;
 use tokio::time::Instant;
 
 use crate::fault::Fault;
-use crate::json::Object;
+use crate::json::{Object, key};
 use crate::permit::{Allowed, Why};
 use crate::provenance::Provenance;
 use crate::record::Direction;
 use crate::relay::Carried;
+use crate::trace::Trace;
 
 /// The log, and the clock by which it is written.
 #[derive(Clone, Debug)]
@@ -35,8 +36,8 @@ impl AccessLog {
     fn write(&self, tell: impl FnOnce(&mut Object<'_>)) {
         self.lines.write(|out| {
             let mut line = Object::begin(out);
-            line.moment("timestamp", self.clock.since_1970());
-            line.text("target", "access");
+            line.moment(key!("timestamp"), self.clock.since_1970());
+            line.word(key!("target"), "access");
             tell(&mut line);
             line.end_line();
         });
@@ -60,24 +61,24 @@ impl Origin {
     /// As members of a line.
     pub(crate) fn preamble(&self) -> Preamble {
         let mut out = Vec::with_capacity(256);
-        self.write(&mut Object::fragment(&mut out));
+        self.write(&mut Object::begin(&mut out));
         Preamble(out.into())
     }
 
     fn write(&self, line: &mut Object<'_>) {
-        line.text("direction", self.direction.label());
-        line.display("listen", &self.listen);
-        line.display("source", self.provenance.remote());
+        line.word(key!("direction"), self.direction.label());
+        line.display(key!("listen"), &self.listen);
+        line.display(key!("source"), self.provenance.remote());
         if let Some(via) = self.provenance.via() {
-            line.display("via", via);
+            line.display(key!("via"), via);
         }
         if let Some(peer) = &self.peer {
-            line.text("peer", peer.as_str());
+            line.text(key!("peer"), peer.as_str());
         }
         if let Some(version) = self.tls {
-            line.text("tls_version", tls_version(version));
+            line.word(key!("tls_version"), tls_version(version));
         } else if self.plaintext {
-            line.text("tls_version", "none");
+            line.word(key!("tls_version"), "none");
         }
     }
 }
@@ -140,15 +141,15 @@ impl ConnectionLine {
         fault: Option<OpaqueId>,
     ) {
         log.write(|line| {
-            line.text("kind", "connection");
-            line.text("protocol", self.protocol);
+            line.word(key!("kind"), "connection");
+            line.word(key!("protocol"), self.protocol);
             self.origin.write(line);
             if let Some(destination) = &self.destination {
-                line.text("destination", destination);
+                line.text(key!("destination"), destination);
             }
-            line.number("received", self.carried.received);
-            line.number("sent", self.carried.sent);
-            line.milliseconds("duration_ms", self.began.elapsed());
+            line.number(key!("received"), self.carried.received);
+            line.number(key!("sent"), self.carried.sent);
+            line.milliseconds(key!("duration_ms"), self.began.elapsed());
             end(line, self.allowed.as_ref(), outcome, fault);
         });
     }
@@ -178,9 +179,11 @@ pub(crate) struct RequestLine<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
-    pub(crate) authority: Option<&'a str>,
+    pub(crate) authority: &'a str,
     pub(crate) path: &'a str,
-    pub(crate) trace: Option<TraceParent>,
+    /// For whom a proxy in front asks.
+    pub(crate) client: Option<IpAddr>,
+    pub(crate) trace: &'a Trace,
 }
 
 impl RequestLine<'_> {
@@ -192,37 +195,53 @@ impl RequestLine<'_> {
         fault: Option<OpaqueId>,
     ) {
         log.write(|line| {
-            line.text("kind", "request");
-            line.text("protocol", self.protocol);
+            line.word(key!("kind"), "request");
+            line.word(key!("protocol"), self.protocol);
             line.members(&self.preamble.0);
             if let Some(server) = self.server {
-                line.text("peer", server.as_str());
+                line.text(key!("peer"), server.as_str());
             }
             if let Some(destination) = self.destination {
-                line.text("destination", destination);
+                line.text(key!("destination"), destination);
             }
             if let Some(asked) = self.asked {
-                line.text("method", asked.method);
-                if let Some(authority) = asked.authority {
-                    line.text("authority", authority);
+                line.text(key!("method"), asked.method);
+                line.text(key!("authority"), asked.authority);
+                line.text(key!("path"), asked.path);
+                if let Some(client) = asked.client {
+                    line.display(key!("client"), client);
                 }
-                line.text("path", asked.path);
             }
             if let Some(status) = self.status {
-                line.number("status", status.into());
+                line.number(key!("status"), status.into());
             }
-            line.number("received", self.received);
-            line.number("sent", self.sent);
-            line.milliseconds("duration_ms", self.took);
+            line.number(key!("received"), self.received);
+            line.number(key!("sent"), self.sent);
+            line.milliseconds(key!("duration_ms"), self.took);
             if let Some(first_byte) = self.first_byte {
-                line.milliseconds("first_byte_ms", first_byte);
+                line.milliseconds(key!("first_byte_ms"), first_byte);
             }
-            if let Some(TraceParent { trace, span }) = self.asked.and_then(|asked| asked.trace) {
-                line.display("trace_id", trace);
-                line.display("parent_id", span);
+            if let Some(asked) = self.asked {
+                belongs_to(line, asked.trace);
             }
             end(line, self.allowed, outcome, fault);
         });
+    }
+}
+
+/// To which trace a request belongs, who called in it, and which span of it is ours.
+fn belongs_to(line: &mut Object<'_>, trace: &Trace) {
+    let Trace { parent, own, .. } = trace;
+    let id = parent.map(|parent| parent.trace);
+    let Some(id) = id.or(own.as_ref().map(|own| own.trace)) else {
+        return;
+    };
+    line.hex(key!("trace_id"), id.as_bytes());
+    if let Some(parent) = parent {
+        line.hex(key!("parent_id"), parent.span.as_bytes());
+    }
+    if let Some(own) = own {
+        line.hex(key!("span_id"), own.id.as_bytes());
     }
 }
 
@@ -235,29 +254,29 @@ fn end(
 ) {
     match (outcome, allowed) {
         (Err(Fault::Policy(denied)), _) => {
-            line.text("verdict", "deny");
+            line.word(key!("verdict"), "deny");
             if let Why::Policy(decision) = &denied.why {
                 decider(line, &decision.by);
             }
-            line.display("decision", denied.id);
+            line.display(key!("decision"), denied.id);
         }
         (_, Some(Allowed { by, audits })) => {
-            line.text("verdict", "allow");
+            line.word(key!("verdict"), "allow");
             decider(line, by);
             if !audits.is_empty() {
-                line.texts("audit", audits.iter().map(PolicyName::as_str));
+                line.texts(key!("audit"), audits.iter().map(PolicyName::as_str));
             }
         }
         (_, None) => {}
     }
     if let Some(fault) = fault {
-        line.display("fault", fault);
+        line.display(key!("fault"), fault);
     }
     match outcome {
-        Ok(()) => line.text("outcome", "ok"),
+        Ok(()) => line.word(key!("outcome"), "ok"),
         Err(fault) => {
-            line.display("reason", fault);
-            line.text("outcome", fault.blame().label());
+            line.display(key!("reason"), fault);
+            line.word(key!("outcome"), fault.blame().label());
         }
     }
 }
@@ -265,11 +284,11 @@ fn end(
 fn decider(line: &mut Object<'_>, by: &By) {
     match by {
         By::Policy { name, rule, .. } => {
-            line.text("policy", name.as_str());
-            line.number("rule", *rule as u64);
+            line.text(key!("policy"), name.as_str());
+            line.number(key!("rule"), *rule as u64);
         }
         By::NoMatch { .. } => {}
-        By::Default(default) => line.display("default", default),
+        By::Default(default) => line.display(key!("default"), default),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The app's side: kept HTTP/1.1 connections to loopback or a Unix socket, and plain ones for TCP.
 //!
-//! Nobody comes here without a [`Permit`].
+//! Nobody comes here without a [`Permit`]. Apps of HTTP/2 are in [`h2c`].
+
+pub(crate) mod h2c;
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use fender_runtime::listen::Socket;
 use fender_wire::ResponseHead;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::Limits;
 use crate::call::{Call, Near, Onward};
@@ -32,15 +34,24 @@ pub(crate) struct App {
 impl App {
     /// `links` bounds the HTTP connections to all apps of one proxy: many streams may share one
     /// connection of a peer, and each holds a descriptor here.
-    pub(crate) fn new(address: AppAddress, links: Arc<Semaphore>, limits: Limits) -> Self {
+    pub(crate) fn new(address: AppAddress, links: Arc<Semaphore>, limits: &Arc<Limits>) -> Self {
         Self {
             address,
-            pool: Arc::new(Pool::new(links, limits, Keeping::App)),
+            pool: Arc::new(Pool::new(links, limits.clone(), Keeping::App)),
         }
     }
 
     pub(crate) fn address(&self) -> &AppAddress {
         &self.address
+    }
+
+    /// Room for one more HTTP connection to an app, or one more request on one of HTTP/2.
+    async fn slot(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Fault> {
+        self.pool.slot(deadline).await
+    }
+
+    fn limits(&self) -> &Limits {
+        self.pool.limits()
     }
 
     /// A connection of its own, with what the app is to be told of it already on its way.
@@ -81,7 +92,8 @@ impl App {
             let socket = self.connect(permit, introduction, deadline).await?;
             Ok((Stream::plain(socket), Peer::Anonymous))
         };
-        self.pool.send(onward, near, introduction, open).await
+        let sent = self.pool.send(onward, near, introduction, open).await;
+        sent.map(|(head, call)| (head, Call::from(call)))
     }
 
     /// Closes the idle connections nobody will use any more.

@@ -1,4 +1,5 @@
-//! One HTTP/1.1 exchange on a connection of ours, on our own head parser and body decoder (P4).
+//! One exchange on a connection of ours: here by HTTP/1.1, on our own head parser and body decoder (P4); by HTTP/2 in
+//! [`h2c`].
 //!
 //! A [`Call`] has no task: whoever asked drives it, both of its directions at once, so an answer that
 //! comes early is passed on while the request is still being sent, and neither side can hold the
@@ -10,32 +11,34 @@
 //! that has a body where its method gives none a meaning: whoever does not look for it reads it as the next
 //! request, which nobody has judged.
 
-use std::io;
+mod http1;
+
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use fender_identity::Peer;
-use fender_wire::body::{BodyLimits, Decoder, Encoder, Framing};
-use fender_wire::{Fields, Frame, HeadReader, ResponseHead};
-use http::StatusCode;
+use fender_wire::body::Framing;
+use fender_wire::{Fields, HeadReader};
+use http::Request;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 
-use crate::fault::{Fault, OurFault, UpstreamFault};
+pub(crate) use http1::Http1Call;
+
+use crate::app::h2c;
+use crate::fault::Fault;
 use crate::introduction::Introduction;
-use crate::outgoing::Outgoing;
-use crate::pool::Pool;
-use crate::stream::{Fill, Stream};
+use crate::stream::Stream;
 
 /// A request as it goes on, its body apart.
 #[derive(Debug)]
 pub(crate) struct Onward {
-    /// Its head, to the empty line.
-    pub(crate) head: BytesMut,
+    pub(crate) head: Head,
     /// How its body is framed; a body without a known end is sent in chunks.
     pub(crate) framing: Framing,
     pub(crate) asks: Asks,
@@ -45,6 +48,14 @@ pub(crate) struct Onward {
     pub(crate) upgrades: bool,
     /// It is the last thing on its connection.
     pub(crate) alone: bool,
+}
+
+/// The head of a request, as the other side speaks.
+#[derive(Debug)]
+pub(crate) enum Head {
+    /// To the empty line.
+    Http1(BytesMut),
+    Http2(Box<Request<()>>),
 }
 
 /// What a response to a request holds.
@@ -76,6 +87,19 @@ pub(crate) trait Near {
 
     /// Whether a connection to this one may serve the request. It is asked before anything is sent.
     fn takes(&mut self, far: &Arc<Peer>) -> bool;
+}
+
+/// Waits for this, unless the request must end first.
+pub(crate) async fn unless_it_ends<T>(
+    near: &mut impl Near,
+    work: impl Future<Output = T>,
+) -> Result<T, Fault> {
+    let mut work = pin!(work);
+    poll_fn(|cx| match near.poll_end(cx) {
+        Poll::Ready(fault) => Poll::Ready(Err(fault)),
+        Poll::Pending => work.as_mut().poll(cx).map(Ok),
+    })
+    .await
 }
 
 /// One step of a body on its way through.
@@ -148,9 +172,7 @@ impl Link {
         }
         let mut cx = Context::from_waker(Waker::noop());
         // A task that has used up its turn would see nothing to read, whatever is there.
-        let look = unconstrained(std::future::poll_fn(|cx| {
-            self.io.poll_fill_some(cx, &mut self.read)
-        }));
+        let look = unconstrained(poll_fn(|cx| self.io.poll_fill_some(cx, &mut self.read)));
         pin!(look).poll(&mut cx).is_pending()
     }
 }
@@ -158,35 +180,86 @@ impl Link {
 /// A request that is being sent and answered.
 #[derive(Debug)]
 pub(crate) struct Call {
-    pool: Arc<Pool>,
-    /// None once it was given back or dropped.
-    link: Option<Box<Link>>,
-    out: Outgoing,
-    encoder: Encoder,
-    sending: Sending,
-    /// The other side takes no more of it. It may have answered all the same.
-    refused: Option<io::Error>,
-    /// Something of the response has come.
-    heard: bool,
-    asks: Asks,
-    alone: bool,
-    decoder: Decoder,
-    afterwards: Afterwards,
+    by: By,
+    /// Among the requests of its caller's address.
+    share: Option<OwnedSemaphorePermit>,
 }
 
-/// How much of the request's body was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sending {
-    Open,
-    Done,
+#[derive(Debug)]
+enum By {
+    Http1(Http1Call),
+    H2c(h2c::Call),
 }
 
-/// What becomes of a connection after a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Afterwards {
-    Keep,
-    /// The other side closes it, or may have sent more than the response.
-    Drop,
+impl From<Http1Call> for Call {
+    fn from(call: Http1Call) -> Self {
+        Self {
+            by: By::Http1(call),
+            share: None,
+        }
+    }
+}
+
+impl From<h2c::Call> for Call {
+    fn from(call: h2c::Call) -> Self {
+        Self {
+            by: By::H2c(call),
+            share: None,
+        }
+    }
+}
+
+impl Call {
+    /// Holds this until it has ended.
+    pub(crate) fn sharing(self, share: Option<OwnedSemaphorePermit>) -> Self {
+        Self { share, ..self }
+    }
+
+    /// The next piece of the response's body; after the end, the end again. The rest of the request
+    /// goes on meanwhile.
+    pub(crate) fn poll_step(
+        &mut self,
+        near: &mut impl Near,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Step, Fault>> {
+        match &mut self.by {
+            By::Http1(call) => call.poll_step(near, cx),
+            By::H2c(call) => call.poll_step(near, cx),
+        }
+    }
+
+    /// Lets the request go on while the response cannot be passed on.
+    pub(crate) fn poll_while_stuck(
+        &mut self,
+        near: &mut impl Near,
+        cx: &mut Context<'_>,
+    ) -> Poll<Fault> {
+        let driven = match &mut self.by {
+            By::Http1(call) => call.poll_drive(near, cx),
+            By::H2c(call) => call.poll_while_stuck(near, cx),
+        };
+        match driven {
+            Err(fault) => Poll::Ready(fault),
+            Ok(()) => near.poll_end(cx),
+        }
+    }
+
+    /// Whether the whole response has been taken.
+    pub(crate) fn is_done(&self) -> bool {
+        match &self.by {
+            By::Http1(call) => call.decoder.is_done(),
+            By::H2c(call) => call.is_done(),
+        }
+    }
+
+    /// The bare connection after it changed protocols.
+    pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
+        match self.by {
+            By::Http1(call) => call.into_tunnel(self.share),
+            // HTTP/2 has no such change.
+            By::H2c(_) => None,
+        }
+    }
 }
 
 /// A request that got no response.
@@ -206,275 +279,17 @@ pub(crate) enum Fate {
     Other,
 }
 
-impl Call {
-    pub(crate) fn new(pool: Arc<Pool>, link: Box<Link>, onward: &Onward) -> Self {
-        let mut call = Self {
-            pool,
-            link: None,
-            out: Outgoing::default(),
-            encoder: Encoder::new(onward.framing),
-            sending: Sending::Open,
-            refused: None,
-            heard: false,
-            asks: onward.asks,
-            alone: onward.alone,
-            decoder: Decoder::new(Framing::None, BodyLimits::default()),
-            afterwards: Afterwards::Drop,
-        };
-        call.out.buffer().put_slice(&onward.head);
-        call.link = Some(link);
-        call
-    }
-
-    /// Begins once more on another connection; only after [`Fate::Unsent`].
-    pub(crate) fn resume(&mut self, link: Box<Link>) {
-        self.link = Some(link);
-        self.refused = None;
-    }
-
-    /// Sends what there is to send, and waits for the final head of the response.
-    pub(crate) fn poll_head(
-        &mut self,
-        near: &mut impl Near,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<ResponseHead, Failed>> {
-        let read = match self.poll_drive(near, cx) {
-            Err(fault) => Err((fault, false)),
-            Ok(()) => match self.poll_read_head(cx) {
-                Poll::Ready(read) => read,
-                Poll::Pending => Err((ready!(near.poll_end(cx)), false)),
-            },
-        };
-        Poll::Ready(read.map_err(|(fault, lost)| Failed {
-            fate: match lost {
-                true if self.out.written() == 0 => Fate::Unsent,
-                true if !self.heard => Fate::Lost,
-                true | false => Fate::Other,
-            },
-            fault,
-        }))
-    }
-
-    /// What ends the request first, then its way out.
-    fn poll_drive(&mut self, near: &mut impl Near, cx: &mut Context<'_>) -> Result<(), Fault> {
-        if let Some(fault) = near.ended() {
-            return Err(fault);
-        }
-        match self.poll_send(near, cx) {
-            Poll::Ready(Err(fault)) => Err(fault),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
-        }
-    }
-
-    /// Ready once the request is sent, or cannot be.
-    fn poll_send(&mut self, near: &mut impl Near, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
-        let Some(link) = &mut self.link else {
-            return Poll::Ready(Ok(()));
-        };
-        if self.refused.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        let unwritable =
-            |error: fender_wire::body::EncodeError| OurFault::Unwritable(error.to_string());
-        loop {
-            while self.sending == Sending::Open && self.out.has_room() {
-                match near.poll_body(cx)? {
-                    Poll::Ready(Step::Data(data)) => {
-                        self.out.put(self.encoder.data(data).map_err(unwritable)?);
-                    }
-                    Poll::Ready(Step::End(trailers)) => {
-                        let end = self.encoder.end(&trailers).map_err(unwritable)?;
-                        self.out.buffer().put_slice(&end);
-                        self.sending = Sending::Done;
-                    }
-                    Poll::Pending => break,
-                }
-            }
-            if self.out.is_empty() {
-                return match self.sending {
-                    Sending::Open => Poll::Pending,
-                    Sending::Done => Poll::Ready(Ok(())),
-                };
-            }
-            if let Err(error) = ready!(self.out.poll_write(&mut link.io, cx)) {
-                // What is not written is kept only as long as all of it is.
-                if self.out.written() > 0 {
-                    self.out.abandon();
-                }
-                self.refused = Some(error);
-                return Poll::Ready(Ok(()));
-            }
-        }
-    }
-
-    /// The final head, or why there is none and whether the connection was lost.
-    fn poll_read_head(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<ResponseHead, (Fault, bool)>> {
-        let Some(link) = &mut self.link else {
-            return Poll::Ready(Err((breaks("nothing was sent"), false)));
-        };
-        let method = match self.asks {
-            Asks::Whole => "GET",
-            Asks::HeadOnly => "HEAD",
-        };
-        loop {
-            match link.heads.response(&mut link.read, method) {
-                Ok(Some(head)) if head.is_interim() => continue,
-                Ok(Some(head)) => {
-                    self.begin_body(&head);
-                    return Poll::Ready(Ok(head));
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    return Poll::Ready(Err((breaks(&error.to_string()), false)));
-                }
-            }
-            // Where nothing was written nothing is answered.
-            if self.out.written() == 0
-                && let Some(error) = self.refused.take()
-            {
-                let lost = is_loss(&error);
-                return Poll::Ready(Err((UpstreamFault::Leaves(error).into(), lost)));
-            }
-            match ready!(link.io.poll_fill_some(cx, &mut link.read)) {
-                Ok(0) => {
-                    let fault = breaks("connection closed before the response was complete");
-                    return Poll::Ready(Err((fault, true)));
-                }
-                Ok(_) => self.heard = true,
-                Err(error) => {
-                    let lost = is_loss(&error);
-                    return Poll::Ready(Err((UpstreamFault::Leaves(error).into(), lost)));
-                }
-            }
-        }
-    }
-
-    fn begin_body(&mut self, head: &ResponseHead) {
-        self.decoder = Decoder::new(head.framing(), BodyLimits::default());
-        let empty = self.asks == Asks::HeadOnly
-            || head.status() == StatusCode::NO_CONTENT
-            || head.status() == StatusCode::NOT_MODIFIED;
-        self.afterwards = match head.keep_alive() && !empty && !self.alone {
-            true => Afterwards::Keep,
-            false => Afterwards::Drop,
-        };
-    }
-
-    /// The next piece of the response's body; after the end, the end again. The rest of the request
-    /// goes on meanwhile.
-    pub(crate) fn poll_step(
-        &mut self,
-        near: &mut impl Near,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Step, Fault>> {
-        self.poll_drive(near, cx)?;
-        let Some(link) = &mut self.link else {
-            return Poll::Ready(Ok(Step::End(Fields::default())));
-        };
-        loop {
-            match self.decoder.decode(&mut link.read) {
-                Ok(Frame::Data(data)) => {
-                    // Whoever counts the bytes does not ask again after the last one.
-                    if self.decoder.is_done() {
-                        self.finish();
-                    }
-                    return Poll::Ready(Ok(Step::Data(data)));
-                }
-                Ok(Frame::End(trailers)) => {
-                    self.finish();
-                    return Poll::Ready(Ok(Step::End(trailers)));
-                }
-                Ok(Frame::NeedMore) => {}
-                Err(error) => return Poll::Ready(Err(breaks(&error.to_string()))),
-            }
-            let filled = match link.io.poll_fill(cx, &mut link.read) {
-                Poll::Ready(filled) => filled,
-                Poll::Pending => return near.poll_end(cx).map(Err),
-            };
-            match filled {
-                Ok(0) => {
-                    if let Err(error) = self.decoder.end_of_stream() {
-                        return Poll::Ready(Err(breaks(&error.to_string())));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(UpstreamFault::Leaves(error).into())),
-            }
-        }
-    }
-
-    /// Lets the request go on while the response cannot be passed on.
-    pub(crate) fn poll_while_stuck(
-        &mut self,
-        near: &mut impl Near,
-        cx: &mut Context<'_>,
-    ) -> Poll<Fault> {
-        match self.poll_drive(near, cx) {
-            Err(fault) => Poll::Ready(fault),
-            Ok(()) => near.poll_end(cx),
-        }
-    }
-
-    /// Whether the whole response has been taken.
-    pub(crate) fn is_done(&self) -> bool {
-        self.decoder.is_done()
-    }
-
-    /// The response is complete: the connection may serve another request. Whoever takes it looks
-    /// whether it is still open.
-    fn finish(&mut self) {
-        let sent = self.sending == Sending::Done && self.out.is_empty() && self.refused.is_none();
-        if let Some(mut link) = self.link.take()
-            && self.afterwards == Afterwards::Keep
-            && sent
-            && link.rests()
-        {
-            self.pool.keep(link);
-        }
-    }
-
-    /// The bare connection after it changed protocols.
-    pub(crate) fn into_tunnel(mut self) -> Option<Tunnel> {
-        let link = self.link.take()?;
-        Some(Tunnel {
-            io: link.io,
-            read: link.read.freeze(),
-            _slot: link.slot,
-        })
-    }
-}
-
 /// A connection after it changed protocols.
 #[derive(Debug)]
 pub(crate) struct Tunnel {
     pub(crate) io: Stream,
     /// What was sent behind the head.
     pub(crate) read: Bytes,
-    _slot: OwnedSemaphorePermit,
-}
-
-fn breaks(why: &str) -> Fault {
-    UpstreamFault::Breaks(why.to_owned()).into()
-}
-
-/// The connection went away, rather than anything being wrong with what was said on it.
-fn is_loss(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionReset
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::NotConnected
-            | io::ErrorKind::UnexpectedEof
-    )
+    _held: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
 
     use fender_runtime::listen::Socket;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -483,6 +298,7 @@ mod tests {
     use tokio::task::coop::poll_proceed;
 
     use super::*;
+    use crate::pool::{Keeping, Pool};
 
     #[tokio::test]
     async fn a_closed_connection_is_seen_to_be_closed_even_by_a_task_that_used_up_its_turn() {
@@ -490,8 +306,10 @@ mod tests {
         let (mut link, theirs) = pair(&listener).await;
         assert!(link.is_open());
         drop(theirs);
-        // The end of the connection has arrived once the reactor has had a turn.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // It has arrived, and stays: the end of a connection can be read again and again.
+        let Link { io, read, .. } = &mut *link;
+        let arrived = poll_fn(|cx| io.poll_fill_some(cx, read)).await;
+        assert_eq!(arrived.unwrap(), 0);
         poll_fn(|cx| {
             while let Poll::Ready(step) = poll_proceed(cx) {
                 step.made_progress();
@@ -541,8 +359,9 @@ mod tests {
         let (stale, gone) = pair(&listener).await;
         gone.set_zero_linger().unwrap();
         drop(gone);
+        let head = BytesMut::from("POST / HTTP/1.1\r\nhost: a\r\n\r\n");
         let onward = Onward {
-            head: BytesMut::from("POST / HTTP/1.1\r\nhost: a\r\n\r\n"),
+            head: Head::Http1(head.clone()),
             framing: Framing::None,
             asks: Asks::Whole,
             idempotent: false,
@@ -550,18 +369,17 @@ mod tests {
             alone: false,
         };
         let links = Arc::new(Semaphore::new(1));
-        let keeping = crate::pool::Keeping::App;
-        let pool = Arc::new(Pool::new(links, crate::Limits::default(), keeping));
-        let mut call = Call::new(pool, stale, &onward);
+        let pool = Arc::new(Pool::new(links, Arc::default(), Keeping::App));
+        let mut call = Http1Call::new(pool, stale, &head, &onward);
         let failed = poll_fn(|cx| call.poll_head(&mut Patient, cx)).await;
         assert_eq!(failed.unwrap_err().fate, Fate::Unsent);
 
         let (fresh, mut app) = pair(&listener).await;
         call.resume(fresh);
         let answer = async {
-            let mut request = vec![0; onward.head.len()];
+            let mut request = vec![0; head.len()];
             app.read_exact(&mut request).await.unwrap();
-            assert_eq!(request, onward.head);
+            assert_eq!(request, head);
             let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
             app.write_all(answer).await.unwrap();
         };

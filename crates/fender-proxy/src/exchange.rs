@@ -2,11 +2,14 @@
 //! it ends, however it ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fender_identity::Peer;
 use fender_runtime::id::OpaqueId;
+use fender_wire::{Fields, RequestHead};
 use tokio::time::Instant;
 
+use crate::Limits;
 use crate::access::{Asked, RequestLine};
 use crate::fault::{Fault, PeerFault};
 use crate::headers;
@@ -14,6 +17,8 @@ use crate::metrics::Meter;
 use crate::node::Node;
 use crate::permit::{Allowed, Ask, AskedRequest, Caller, Policy};
 use crate::record::Direction;
+use crate::span::{Own, Span, beginning, well_known};
+use crate::trace::Trace;
 
 /// Where a request came in.
 #[derive(Clone, Debug)]
@@ -21,6 +26,14 @@ pub(crate) struct Entrance {
     pub(crate) node: Arc<Node>,
     pub(crate) direction: Direction,
     pub(crate) caller: Arc<Caller>,
+}
+
+impl Entrance {
+    /// A request that came in here. `path` is the one spelling of its path, where that is another.
+    pub(crate) fn asked(&self, head: RequestHead, path: Option<String>) -> AskedRequest {
+        let trace = Trace::of(head.fields(), self.caller.traces, &self.node.recorder);
+        AskedRequest::new(head, path, trace)
+    }
 }
 
 /// One request, while it is being lived.
@@ -128,10 +141,28 @@ impl Exchange {
         }
     }
 
-    /// Counts what comes from who asked.
-    pub(crate) fn received(&mut self, bytes: usize) {
+    /// Its trailers that go on.
+    pub(crate) fn passing_trailers<'a>(
+        &self,
+        trailers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+        policy: &mut Policy,
+    ) -> Fields {
+        let rules = match self.entrance.direction {
+            Direction::Inbound => Some(&*policy.newest().policies),
+            // Nothing was decided by what is in it.
+            Direction::Outbound => None,
+        };
+        headers::passing_trailers(trailers, rules)
+    }
+
+    /// Counts what comes from who asked. A body that is larger than it may be is not taken any further.
+    pub(crate) fn received(&mut self, bytes: usize, limits: &Limits) -> Result<(), PeerFault> {
         self.received = self.received.saturating_add(bytes as u64);
         self.moved();
+        match self.received > limits.body_bytes {
+            true => Err(PeerFault::SendsTooMuch),
+            false => Ok(()),
+        }
     }
 
     /// Counts what goes to who asked.
@@ -181,9 +212,10 @@ impl Exchange {
             destination: self.destination.as_deref(),
             asked: self.request.as_deref().map(|request| Asked {
                 method: request.method(),
-                authority: request.authority(),
+                authority: request.host(),
                 path: request.path(),
-                trace: request.trace().parent,
+                client: request.named_client(),
+                trace: request.trace(),
             }),
             status: self.status,
             allowed: self.allowed.as_ref(),
@@ -200,6 +232,56 @@ impl Exchange {
         let meter = self.meter.as_deref().unwrap_or(caller.meter());
         node.metrics.request(*direction, meter, &line, outcome);
         line.write(&node.access, outcome, self.told);
+        if let Some(request) = &self.request
+            && let Some(own) = &request.trace().own
+        {
+            let took = line.took;
+            let span = || self.span(own, request, took, outcome.err());
+            node.recorder.leave(span);
+        }
+    }
+
+    /// What whoever collects traces is told.
+    fn span(
+        &self,
+        own: &Own,
+        request: &AskedRequest,
+        took: Duration,
+        fault: Option<&Fault>,
+    ) -> Span {
+        let Entrance {
+            node,
+            direction,
+            caller,
+        } = &self.entrance;
+        let (peer, client) = match direction {
+            Direction::Inbound => (caller.peer.id(), self.ask().remote_ip()),
+            Direction::Outbound => (self.server.as_deref().and_then(Peer::id), None),
+        };
+        let authority = request.head().authority();
+        Span {
+            trace: own.trace,
+            id: own.id,
+            parent: request.trace().parent.map(|parent| parent.span),
+            direction: *direction,
+            began: node.clock.since_1970().saturating_sub(took),
+            took,
+            method: well_known(request.method()),
+            path: beginning(request.path(), node.limits.span_path),
+            host: Some(authority.host().to_owned()),
+            port: authority.port(),
+            protocol: self.protocol,
+            plaintext: caller.plaintext,
+            status: self.status,
+            client,
+            peer: peer.cloned(),
+            destination: self.destination.clone(),
+            decision: match fault {
+                Some(Fault::Policy(denied)) => Some(denied.id),
+                Some(Fault::Peer(_) | Fault::Upstream(_) | Fault::Ours(_)) | None => None,
+            },
+            fault: fault.map(|fault| fault.reason().label()),
+        }
     }
 
     /// Our own answer to a request that failed, and the end of its line. It names no policy, no
@@ -220,6 +302,7 @@ impl Exchange {
             status,
             field: (name, id.to_string()),
             text: format!("{{\"error\":\"{error}\",\"{kind}\":\"{id}\"}}\n"),
+            message: format!("{error} ({kind} {id})"),
         }
     }
 }
@@ -249,4 +332,6 @@ pub(crate) struct Answer {
     pub(crate) field: (&'static str, String),
     /// JSON.
     pub(crate) text: String,
+    /// The same in a line of words.
+    pub(crate) message: String,
 }

@@ -13,10 +13,11 @@ use fender_identity::tls::refusal_of;
 use fender_runtime::deadline::Elapsed;
 use fender_wire::HeadError;
 use fender_wire::body::BodyError;
+use fender_wire::forwarded::ForwardedError;
 use fender_wire::path::PathError;
 use fender_wire::proxy::ProxyError;
 
-pub(crate) use reason::{HandshakeFailure, Reason};
+pub(crate) use reason::{Blame, HandshakeFailure, Reason};
 
 use crate::permit::{Cut, Denied};
 use crate::relay::{Broken, Side};
@@ -50,16 +51,24 @@ pub(crate) enum PeerFault {
     IsNoSender,
     #[error("handshake or decision took too long")]
     EstablishesTooSlowly,
+    #[error("too many connections from its address are open")]
+    Crowds,
     #[error("request head refused: {0}")]
     Head(#[from] HeadError),
     #[error("request head took too long")]
     SendsHeadTooSlowly,
     #[error("path refused: {0}")]
     Path(#[from] PathError),
+    #[error("what a proxy in front says is refused: {0}")]
+    Forwarded(#[from] ForwardedError),
     #[error("request body refused: {0}")]
     Body(#[from] BodyError),
+    #[error("request body is larger than the port's limit")]
+    SendsTooMuch,
     #[error("no byte moved for too long")]
     Stalls,
+    #[error("request took longer than any may")]
+    Outlives,
     #[error("connection lost: {0}")]
     Leaves(Arc<io::Error>),
     #[error("left before the response was complete")]
@@ -101,28 +110,12 @@ pub(crate) enum OurFault {
     Expired,
     #[error("no connection to the app became free in time")]
     Crowded,
+    #[error("too many requests wait for the app already")]
+    Overrun,
+    #[error("every connection is taken")]
+    Full,
     #[error("the message could not be written: {0}")]
     Unwritable(String),
-}
-
-/// Who is to blame: a label for lines and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blame {
-    Peer,
-    Upstream,
-    Policy,
-    Ours,
-}
-
-impl Blame {
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Peer => "peer",
-            Self::Upstream => "upstream",
-            Self::Policy => "policy",
-            Self::Ours => "ours",
-        }
-    }
 }
 
 impl Fault {
@@ -143,7 +136,9 @@ impl Fault {
             Self::Policy(_) => Some((403, "denied")),
             Self::Ours(OurFault::Drained | OurFault::Removed) => Some((503, "going away")),
             Self::Ours(OurFault::Expired) => Some((503, "the sidecar has no valid certificate")),
-            Self::Ours(OurFault::Crowded) => Some((503, "too many requests at a time")),
+            Self::Ours(OurFault::Crowded | OurFault::Overrun | OurFault::Full) => {
+                Some((503, "too many requests at a time"))
+            }
             Self::Ours(OurFault::Unwritable(_)) => Some((500, "internal error")),
         }
     }
@@ -167,13 +162,17 @@ impl PeerFault {
     fn answer(&self) -> Option<(u16, &'static str)> {
         match self {
             Self::Head(error) => Some((error.status(), "malformed request")),
-            Self::Path(_) | Self::Body(_) => Some((400, "malformed request")),
-            Self::SendsHeadTooSlowly | Self::Stalls => Some((408, "request took too long")),
+            Self::Path(_) | Self::Forwarded(_) | Self::Body(_) => Some((400, "malformed request")),
+            Self::SendsTooMuch => Some((413, "request body too large")),
+            Self::SendsHeadTooSlowly | Self::Stalls | Self::Outlives => {
+                Some((408, "request took too long"))
+            }
             Self::Handshake { .. }
             | Self::Introduction(_)
             | Self::NamesNobody
             | Self::IsNoSender
             | Self::EstablishesTooSlowly
+            | Self::Crowds
             | Self::Leaves(_)
             | Self::Abandons
             | Self::Http2(_) => None,

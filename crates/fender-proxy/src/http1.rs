@@ -25,6 +25,7 @@ use crate::Limits;
 use crate::call::{Asks, Call};
 use crate::exchange::Answer;
 use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
+use crate::headers;
 use crate::node::Closing;
 use crate::permit::Policy;
 use crate::relay::{Carried, relay};
@@ -43,18 +44,21 @@ pub(crate) async fn serve(
     closing: &Closing,
 ) -> Result<(), Fault> {
     let node = desk.entrance().node.clone();
-    let limits = &node.limits;
-    let mut peer = Peer::new(stream, limits);
-    let mut last_call = pin!(closing.last_call(limits.last_call));
+    let mut limits = node.limits.clone();
+    desk.renew(&mut limits);
+    let mut peer = Peer::new(stream, &limits);
+    let mut last_call = pin!(closing.last_call(&node.limits, &node.policy));
     let mut heard = Heard::Nothing;
     loop {
-        let head = match peer.head(heard, limits, last_call.as_mut()).await {
+        let head = match peer.head(heard, &limits, last_call.as_mut()).await {
             Ok(Some(head)) => head,
-            Ok(None) => return Box::pin(peer.close(limits)).await,
+            Ok(None) => return Box::pin(peer.linger(&limits)).await,
             // There is nobody left to answer.
             Err(fault @ PeerFault::Leaves(_)) => return Err(fault.into()),
-            Err(fault) => return Box::pin(refuse(&desk, fault, peer, limits)).await,
+            Err(fault) => return Box::pin(refuse(&desk, fault, peer, &limits)).await,
         };
+        // What a document changed meanwhile holds from here on, for the head that follows too.
+        desk.renew(&mut limits);
         // Boxed, as all that is not needed between requests, so that a connection is small while it is idle.
         match Box::pin(exchange(
             &desk,
@@ -62,12 +66,12 @@ pub(crate) async fn serve(
             &mut peer,
             head,
             closing,
-            limits,
+            &limits,
         ))
         .await
         {
             Next::Request => heard = Heard::Requests,
-            Next::Close => return Box::pin(peer.linger(limits)).await,
+            Next::Close => return Box::pin(peer.linger(&limits)).await,
             Next::Over => return Ok(()),
         }
     }
@@ -127,7 +131,7 @@ async fn exchange<D: Desk>(
         true => Then::Keep,
         false => Then::Close,
     };
-    let admitted = match desk.admit(head, PROTOCOL, policy) {
+    let admitted = match desk.admit(head, PROTOCOL, policy, limits) {
         Ok(admitted) => admitted,
         Err(answer) => {
             let then = match framing {
@@ -181,6 +185,8 @@ async fn exchange<D: Desk>(
                     after(then, peer, rest, limits).await
                 }
                 Err(fault) => {
+                    // Where the end of the connection is that of the response, this must not look like it.
+                    peer.io.cut_off();
                     exchange.fail(fault);
                     Next::Over
                 }
@@ -405,8 +411,9 @@ fn write_head(
 fn write_answer(out: &mut BytesMut, answer: &Answer, asks: Asks, then: Then) {
     let mut writer = HeadWriter::response(out, answer.status);
     let (name, id) = &answer.field;
-    // Both are of our own making and fit.
+    // All are of our own making and fit.
     let _ = writer.field("content-type", b"application/json");
+    let _ = writer.field("cache-control", headers::NO_STORE.as_bytes());
     let _ = writer.field(name, id.as_bytes());
     writer.framing(Framing::Length(answer.text.len() as u64));
     if then == Then::Close {

@@ -6,17 +6,21 @@
 
 use std::sync::Arc;
 
-use fender_config::snapshot::{AppProxyProtocol, Protocol};
+use fender_config::snapshot::{AppProtocol, AppProxyProtocol, Protocol};
+use fender_identity::tls::ACME_TLS;
 use fender_identity::{Peer, PeerSvid, SpiffeId, Svid};
 use fender_runtime::accept::{Accept, Slot};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
 use rustls::CommonState;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
-use crate::Limits;
 use crate::access::ConnectionLine;
+use crate::app::h2c::Trunk;
+use crate::challenges::http::{self as challenges, ChallengeTerms};
+use crate::crowd::Seat;
 use crate::exchange::Entrance;
 use crate::fault::{Fault, OurFault, PeerFault};
 use crate::introduction::{self, Introduction};
@@ -27,15 +31,33 @@ use crate::provenance::{self, Provenance};
 use crate::record::Direction;
 use crate::request::Gate;
 use crate::stream::Stream;
-use crate::tls::{self, H2, InboundTerms};
+use crate::tls::{self, H2, InboundTerms, Terms};
 use crate::{http1, http2, tcp};
 
 /// Takes connections until the drain stops.
 pub(crate) async fn serve(mut accept: Accept, door: Arc<Door>, drain: Drain) {
-    while let Some((socket, from, slot)) = accept.next(&drain).await {
-        let conn = Conn::new(&door, &drain, from);
-        drain.spawn(conn.run(socket, slot));
+    while let Some((socket, from, mut slot)) = accept.next(&drain).await {
+        // One look: what a connection counts as is what it is served as, whatever changes meanwhile.
+        let terms = door.node.terms.load_full();
+        if !slot.holds(terms.weight(&door.listen)) {
+            turn_away(&door, &drain, from, OurFault::Full);
+            continue;
+        }
+        let Some(seat) = door.admit(&from, &terms) else {
+            turn_away(&door, &drain, from, PeerFault::Crowds);
+            continue;
+        };
+        let conn = Conn {
+            seat,
+            ..Conn::new(&door, &drain, from)
+        };
+        drain.spawn(conn.run(socket, slot, terms));
     }
+}
+
+/// Says that a connection was closed at once, for want of room.
+pub(crate) fn turn_away(door: &Arc<Door>, drain: &Drain, from: PeerAddr, fault: impl Into<Fault>) {
+    Conn::new(door, drain, from).record(Err(fault.into()));
 }
 
 /// One inbound listener.
@@ -51,6 +73,17 @@ pub(crate) struct Door {
 }
 
 impl Door {
+    /// A place for a connection from there, unless those of its address are taken.
+    fn admit(&self, from: &PeerAddr, terms: &Terms) -> Option<Seat> {
+        let port = terms.inbound.get(&*self.listen);
+        let senders = port.and_then(|port| port.senders.as_ref());
+        match provenance::may_pass_on(from, senders) {
+            // It takes one when it is known where it comes from.
+            true => Some(Seat::UNCOUNTED),
+            false => self.node.crowd.admit(from.ip(), terms.weight(&self.listen)),
+        }
+    }
+
     /// Resolves when a handshake must give way: it had its time, and others find no room. Silence
     /// costs a stranger nothing, so it may not keep out those who speak.
     async fn crowded(&self) {
@@ -70,6 +103,7 @@ struct Conn {
     drain: Drain,
     line: ConnectionLine,
     _open: Open,
+    seat: Seat,
     /// Known once the handshake is over.
     caller: Option<Arc<Caller>>,
     kind: Kind,
@@ -92,27 +126,30 @@ impl Conn {
             drain,
             line,
             _open: open,
+            seat: Seat::UNCOUNTED,
             caller: None,
             kind: Kind::Bytes,
         }
     }
 
-    /// The slot is free when all is over.
+    /// Its seat and slot are free when all is over.
     // Not an `async fn`: that would have room for its arguments twice.
     #[expect(clippy::manual_async_fn, reason = "smaller")]
-    fn run(mut self, socket: Socket, slot: Slot) -> impl Future<Output = ()> {
+    fn run(mut self, socket: Socket, slot: Slot, terms: Arc<Terms>) -> impl Future<Output = ()> {
         async move {
-            let outcome = self.carry(socket).await;
+            let outcome = self.carry(socket, terms).await;
             self.record(outcome); // the one line and the decision record
             drop(slot);
         }
     }
 
-    async fn carry(&mut self, socket: Socket) -> Result<(), Fault> {
+    async fn carry(&mut self, socket: Socket, current: Arc<Terms>) -> Result<(), Fault> {
         let node = self.door.node.clone();
         let deadline = Deadline::after(node.limits.establish); // one, for all steps to come
         let mut policy = node.policy.clone();
-        let current = node.terms.load_full();
+        if let Some(terms) = current.challenges.get(&*self.door.listen) {
+            return Box::pin(self.answer(socket, terms, deadline)).await;
+        }
         let terms = current
             .inbound
             .get(&*self.door.listen)
@@ -122,11 +159,17 @@ impl Conn {
             return Err(OurFault::Expired.into());
         }
 
-        let local = introduction::local_address(&socket);
+        let local = match terms.app_proxy_protocol {
+            AppProxyProtocol::Absent => None,
+            AppProxyProtocol::V2 => introduction::local_address(&socket),
+        };
         let accept = introduction::hearing(self.accept(socket, &terms, deadline));
         // Boxed, like whatever an open connection does not need later.
         let (accepted, named) = Box::pin(accept).await;
         let (stream, peer) = accepted?; // who
+        if stream.alpn() == Some(ACME_TLS) {
+            return Box::pin(self.dismiss(stream, deadline)).await;
+        }
         let provenance = &self.line.origin.provenance;
         let introduction = match terms.app_proxy_protocol {
             AppProxyProtocol::Absent => None,
@@ -135,15 +178,23 @@ impl Conn {
             }
         };
         let expires = peer.svid().map(PeerSvid::not_after);
-        let caller = self.identified(peer, &stream, &current.svid)?;
+        let caller = self.identified(peer, &stream, &current.svid, &terms)?;
+        drop(current);
         let gate = Gate {
             entrance: Entrance {
                 node: node.clone(),
                 direction: Direction::Inbound,
                 caller: caller.clone(),
             },
-            terms,
             introduction,
+            trunk: match terms.app_protocol {
+                AppProtocol::Http1 => None,
+                AppProtocol::H2c => Some(Arc::new(Trunk::new(
+                    self.drain.clone(),
+                    terms.limits.streams,
+                ))),
+            },
+            terms,
         };
         let asked = policy.clone();
         let closing = Closing::new(self.drain.clone(), node.clock.clone(), expires);
@@ -156,35 +207,62 @@ impl Conn {
         }
     }
 
+    /// An authority has seen in the handshake what it wanted to see (RFC 8737, 3): nothing follows.
+    async fn dismiss(&mut self, mut stream: Stream, deadline: Deadline) -> Result<(), Fault> {
+        self.line.protocol = "acme-tls/1";
+        self.line.origin.tls = stream.tls().and_then(CommonState::protocol_version);
+        match deadline.bound(stream.shutdown()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(PeerFault::from(error).into()),
+            Err(elapsed) => Err(PeerFault::from(elapsed).into()),
+        }
+    }
+
+    /// At a port where authorities are answered in the clear, and nothing else is done.
+    async fn answer(
+        &mut self,
+        socket: Socket,
+        terms: &ChallengeTerms,
+        deadline: Deadline,
+    ) -> Result<(), Fault> {
+        self.line.protocol = "http-01";
+        self.line.origin.plaintext = true;
+        let node = &self.door.node;
+        let answer = challenges::answer(socket, terms, &node.challenges, &node.limits, deadline);
+        tokio::select! {
+            biased;
+            () = self.drain.forced() => Err(OurFault::Drained.into()),
+            answered = answer => Ok(answered?),
+            () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
+        }
+    }
+
     /// Speaks what the port is for.
-    async fn converse(
+    #[expect(clippy::manual_async_fn, reason = "smaller, as `run`")]
+    fn converse(
         &mut self,
         gate: Gate,
         mut policy: Policy,
         stream: Stream,
         deadline: Deadline,
         closing: &Closing,
-    ) -> Result<(), Fault> {
-        match gate.terms.protocol {
-            Protocol::Tcp => {
-                self.line.protocol = "tcp";
-                Box::pin(tcp::carry(
-                    &gate,
-                    &mut policy,
-                    stream,
-                    deadline,
-                    &mut self.line,
-                ))
-                .await
-            }
-            Protocol::Http => {
-                self.kind = Kind::Requests;
-                if stream.alpn() == Some(H2) {
-                    self.line.protocol = "h2";
-                    Box::pin(http2::serve(gate, policy, stream, closing)).await
-                } else {
-                    self.line.protocol = "http/1.1";
-                    Box::pin(http1::serve(gate, policy, stream, closing)).await
+    ) -> impl Future<Output = Result<(), Fault>> {
+        async move {
+            match gate.terms.protocol {
+                Protocol::Tcp => {
+                    let line = &mut self.line;
+                    line.protocol = "tcp";
+                    Box::pin(tcp::carry(&gate, &mut policy, stream, deadline, line)).await
+                }
+                Protocol::Http => {
+                    self.kind = Kind::Requests;
+                    if stream.alpn() == Some(H2) {
+                        self.line.protocol = "h2";
+                        Box::pin(http2::serve(gate, policy, stream, closing)).await
+                    } else {
+                        self.line.protocol = "http/1.1";
+                        Box::pin(http1::serve(gate, policy, stream, closing)).await
+                    }
                 }
             }
         }
@@ -196,13 +274,15 @@ impl Conn {
         terms: &InboundTerms,
         deadline: Deadline,
     ) -> Result<(Stream, Peer), Fault> {
-        // Small answers are not held back; a socket that refuses this is about to fail anyway.
-        let _ = socket.set_nodelay();
-        let (provenance, limits) = (&mut self.line.origin.provenance, &self.door.node.limits);
+        let (provenance, seat, node) = (
+            &mut self.line.origin.provenance,
+            &mut self.seat,
+            &self.door.node,
+        );
         tokio::select! {
             biased;
             () = self.drain.forced() => Err(OurFault::Drained.into()),
-            accepted = establish(socket, provenance, terms, limits, deadline) => Ok(accepted?),
+            accepted = establish(socket, provenance, seat, node, terms, deadline) => Ok(accepted?),
             () = self.door.crowded() => Err(PeerFault::EstablishesTooSlowly.into()),
         }
     }
@@ -213,6 +293,7 @@ impl Conn {
         peer: Peer,
         stream: &Stream,
         own: &Svid,
+        terms: &InboundTerms,
     ) -> Result<Arc<Caller>, OurFault> {
         let origin = &mut self.line.origin;
         origin.peer = peer.id().cloned();
@@ -227,10 +308,11 @@ impl Conn {
         let meter = metrics.meter(Direction::Inbound, peer.id().map(SpiffeId::as_str));
         let mut caller = Caller::new(peer, origin.provenance, self.door.port);
         caller.plaintext = origin.plaintext;
+        caller.share = self.seat.room();
         let caller = caller
             .traced(traces)
             .written_down(origin.preamble(), meter)
-            .told_to_the_app(own.id())
+            .told_to_the_app(own.id(), &terms.forwarded)
             .map_err(|error| OurFault::Unwritable(error.to_string()))?;
         let caller = Arc::new(caller);
         self.caller = Some(caller.clone());
@@ -275,15 +357,21 @@ impl Conn {
 async fn establish(
     mut socket: Socket,
     provenance: &mut Provenance,
+    seat: &mut Seat,
+    node: &Node,
     terms: &InboundTerms,
-    limits: &Limits,
     deadline: Deadline,
 ) -> Result<(Stream, Peer), PeerFault> {
     let (from, senders) = (provenance.remote(), terms.senders.as_ref());
     *provenance = deadline
         .bound(provenance::find(&mut socket, from, senders))
         .await??;
-    tls::accept(socket, terms, limits, deadline).await
+    if provenance.via().is_some() {
+        let from = provenance.remote().ip();
+        let taken = node.crowd.admit(from, terms.weight());
+        *seat = taken.ok_or(PeerFault::Crowds)?;
+    }
+    tls::accept(socket, terms, &node.limits, deadline).await
 }
 
 #[cfg(test)]
@@ -294,14 +382,14 @@ mod tests {
     /// They are a budget: what makes them larger makes every idle connection larger.
     #[test]
     fn an_open_connection_is_small() {
-        fn conn<F>(_: impl Fn(Conn, Socket, Slot) -> F) -> usize {
+        fn conn<F>(_: impl Fn(Conn, Socket, Slot, Arc<Terms>) -> F) -> usize {
             size_of::<F>()
         }
         fn serve<F>(_: impl Fn(Gate, Policy, Stream, &'static Closing) -> F) -> usize {
             size_of::<F>()
         }
         let conn = conn(Conn::run);
-        assert!(conn <= 1536, "a connection: {conn} bytes");
+        assert!(conn <= 1440, "a connection: {conn} bytes");
         let http1 = serve(http1::serve);
         assert!(http1 <= 1280, "HTTP/1 between requests: {http1} bytes");
         let tls = crate::stream::SERVER_SIZE;

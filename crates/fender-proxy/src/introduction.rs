@@ -26,9 +26,10 @@ use crate::stream::Stream;
 /// The field that holds the peer's SPIFFE ID: the first of those that the specification leaves to applications.
 const SPIFFE_ID: u8 = 0xe0;
 
-/// The header that begins every connection to the app which is made for one connection of a peer.
+/// The header that begins every connection to the app which is made for one connection of a peer. One word,
+/// because every connection has room for it.
 #[derive(Clone, Debug)]
-pub(crate) struct Introduction(Arc<[u8]>);
+pub(crate) struct Introduction(Arc<Vec<u8>>);
 
 impl Introduction {
     /// `local` is the end of the peer's connection that is ours, `named` how the peer called us.
@@ -54,7 +55,7 @@ impl Introduction {
         });
         let bytes = header.to_bytes();
         let bytes = bytes.map_err(|error| OurFault::Unwritable(error.to_string()))?;
-        Ok(Self(bytes.into()))
+        Ok(Self(Arc::new(bytes)))
     }
 
     pub(crate) fn header(&self) -> &[u8] {

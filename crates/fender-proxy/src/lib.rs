@@ -15,12 +15,16 @@
 mod access;
 mod app;
 mod call;
+mod certificates;
+mod challenges;
+mod crowd;
 mod exchange;
 mod fault;
 mod headers;
 mod http1;
 mod http2;
 mod inbound;
+mod inflow;
 mod introduction;
 mod json;
 mod limits;
@@ -36,13 +40,28 @@ mod proxy;
 mod record;
 mod relay;
 mod request;
+mod span;
 mod stream;
 mod tcp;
 mod tls;
 mod trace;
+mod way;
 
+pub use certificates::{CertificateStatus, Standings};
+pub use challenges::Challenges;
 pub use limits::Limits;
 pub use metrics::Counts;
+pub use metrics::declared::METRICS;
 pub use proxy::{Inputs, ListenerStatus, Proxy, Running, StartError, Status};
 pub use record::{Direction, Reason, Record, RecordedFacts, RecordedRequest};
+pub use span::{InvalidShare, Recording, Share, Span};
 pub use trace::TracesFrom;
+
+/// For `fuzz/`: what must hold for any bytes at all.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// The first words of whoever connected: see `stream::checks`.
+    pub fn hello(data: &[u8]) {
+        crate::stream::checks::hello(data);
+    }
+}

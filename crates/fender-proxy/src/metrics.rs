@@ -5,6 +5,8 @@
 //! by a document, has a label of its own. A connection looks its [`Meter`] up once; a request adds to numbers, without a
 //! lock and without a look-up.
 
+pub(crate) mod declared;
+
 use std::array;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,8 +117,9 @@ impl Verdict {
         Self::Expired,
     ];
 
-    fn labels(self) -> Labels {
-        let (verdict, by) = match self {
+    /// Which it was, and what decided.
+    fn texts(self) -> (&'static str, &'static str) {
+        match self {
             Self::AllowedByPolicy => ("allow", "policy"),
             Self::AllowedByDefault => ("allow", "default"),
             Self::DeniedByPolicy => ("deny", "policy"),
@@ -124,7 +127,11 @@ impl Verdict {
             Self::DeniedByDefault => ("deny", "default"),
             Self::Revoked => ("deny", "revoked"),
             Self::Expired => ("deny", "expired"),
-        };
+        }
+    }
+
+    fn labels(self) -> Labels {
+        let (verdict, by) = self.texts();
         vec![("verdict", verdict.into()), ("by", by.into())]
     }
 
@@ -311,22 +318,19 @@ impl Metrics {
             let of = |(direction, side)| (vec![label(direction)], read(side));
             sides().map(of).to_vec()
         };
-        told.counters(
-            "fender_connections",
-            "Connections accepted",
+        told.numbers(
+            &declared::CONNECTIONS,
             by_direction(|side| side.accepted.read()),
         );
-        told.gauges(
-            "fender_connections_open",
-            "Connections that are open",
+        told.numbers(
+            &declared::CONNECTIONS_OPEN,
             by_direction(|side| {
                 let ended = side.ended.read();
                 side.accepted.read().saturating_sub(ended)
             }),
         );
-        told.counters(
-            "fender_faults",
-            "Requests and connections that did not end well: whose doing it was, and why",
+        told.numbers(
+            &declared::FAULTS,
             sides()
                 .into_iter()
                 .flat_map(|(direction, side)| {
@@ -343,37 +347,23 @@ impl Metrics {
                 })
                 .collect(),
         );
-        told.counters(
-            "fender_handshakes",
-            "TLS handshakes of callers that were completed",
-            vec![(vec![], self.handshakes.read())],
-        );
-        told.counters(
-            "fender_plaintext_connections",
-            "Connections of callers that came without TLS, where a document lets them",
-            vec![(vec![], self.plaintext.read())],
-        );
+        told.number(&declared::HANDSHAKES, self.handshakes.read());
+        told.number(&declared::PLAINTEXT, self.plaintext.read());
         let failed = HandshakeFailure::ALL.iter().zip(&self.handshakes_failed);
-        told.counters(
-            "fender_handshakes_failed",
-            "TLS handshakes of callers that failed, and why",
+        told.numbers(
+            &declared::HANDSHAKES_FAILED,
             failed
                 .map(|(failure, count)| (vec![("reason", failure.label().into())], count.read()))
                 .collect(),
         );
         let decided = Verdict::ALL.iter().zip(&self.decisions);
-        told.counters(
-            "fender_decisions",
-            "Requests and TCP connections by what was decided about them, and by what",
+        told.numbers(
+            &declared::DECISIONS,
             decided
                 .map(|(verdict, count)| (verdict.labels(), count.read()))
                 .collect(),
         );
-        told.counters(
-            "fender_audited",
-            "Requests and TCP connections that an AUDIT policy matched",
-            vec![(vec![], self.audits.read())],
-        );
+        told.number(&declared::AUDITED, self.audits.read());
         self.tell_peers(told);
     }
 
@@ -401,39 +391,24 @@ impl Metrics {
                 (with(CLASSES.get(index).unwrap_or(&OTHER)), count)
             })
         };
-        told.counters(
-            "fender_requests",
-            "Requests that have ended, by who called and the class of the status",
+        told.numbers(
+            &declared::REQUESTS,
             meters.iter().flat_map(by_class).collect(),
         );
         told.histograms(
-            "fender_request_duration_seconds",
-            "From the first byte of a request to the last of its response",
+            &declared::DURATIONS,
             meters
                 .iter()
                 .map(|(labels, meter)| (labels.clone(), meter.durations()))
                 .collect(),
         );
-        told.counters(
-            "fender_request_bytes",
-            "Bytes of request bodies",
-            each(|meter| &meter.request_bytes),
-        );
-        told.counters(
-            "fender_response_bytes",
-            "Bytes of response bodies",
+        told.numbers(&declared::REQUEST_BYTES, each(|meter| &meter.request_bytes));
+        told.numbers(
+            &declared::RESPONSE_BYTES,
             each(|meter| &meter.response_bytes),
         );
-        told.counters(
-            "fender_connection_received_bytes",
-            "Bytes from whoever connected, on connections that carry no requests",
-            each(|meter| &meter.received),
-        );
-        told.counters(
-            "fender_connection_sent_bytes",
-            "Bytes to whoever connected, on connections that carry no requests",
-            each(|meter| &meter.sent),
-        );
+        told.numbers(&declared::RECEIVED, each(|meter| &meter.received));
+        told.numbers(&declared::SENT, each(|meter| &meter.sent));
     }
 }
 

@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use fender_runtime::clock::{Clock, SharedClock, UnixTime, sleep_until};
+use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use tokio::sync::Semaphore;
 
 use crate::Limits;
 use crate::access::AccessLog;
+use crate::challenges::Challenges;
+use crate::crowd::Crowd;
 use crate::metrics::Metrics;
 use crate::permit::Policy;
 use crate::record::{Pace, Records};
+use crate::span::Recorder;
 use crate::tls::Terms;
 use crate::trace::TracesFrom;
 
 #[derive(Debug)]
 pub(crate) struct Node {
-    pub(crate) limits: Limits,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) clock: SharedClock,
     pub(crate) records: Records,
     pub(crate) access: AccessLog,
@@ -27,7 +32,16 @@ pub(crate) struct Node {
     pub(crate) policy: Policy,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: TracesFrom,
+    pub(crate) recorder: Recorder,
     pub(crate) handshakes: Pace,
+    /// What authorities are answered.
+    pub(crate) challenges: Arc<Challenges>,
+    /// What the windows of HTTP/2 connections may be together, in bytes.
+    pub(crate) windows: Arc<Semaphore>,
+    /// Room for requests whose response has not begun.
+    pub(crate) unanswered: Semaphore,
+    /// Where inbound connections come from.
+    pub(crate) crowd: Arc<Crowd>,
 }
 
 /// When a kept connection should take no further request: at a drain, or well before the peer's
@@ -75,13 +89,21 @@ impl Closing {
     }
 
     /// Resolves when an idle HTTP/1 connection should not be waited for any more. It has no GOAWAY:
-    /// closed at once, it would meet the request that is just on its way. So during a drain it may
-    /// still bring one for `grace`; one that merely retires is not closed while it is idle.
+    /// whenever it is closed, a request may be on its way. So during a drain it may still bring one, for
+    /// `last_call`, or where a successor takes new connections meanwhile, for almost all of the time that the
+    /// drain takes by `policy` when it begins, unless somebody is in a hurry; it goes before it would be cut.
+    /// One that merely retires is not closed while it is idle.
     ///
     /// Cancel safe.
-    pub(crate) async fn last_call(&self, grace: Duration) {
+    pub(crate) async fn last_call(&self, limits: &Limits, policy: &Policy) {
         self.drain.stopping().await;
-        tokio::time::sleep(grace).await;
+        if self.drain.is_retiring() {
+            let at_end = limits.linger * 2 + limits.last_call;
+            let rests = policy.drain().saturating_sub(at_end);
+            // Boxed: no connection has room for it before.
+            let _ = Box::pin(Deadline::after(rests).bound(self.drain.hurried())).await;
+        }
+        tokio::time::sleep(limits.last_call).await;
     }
 }
 

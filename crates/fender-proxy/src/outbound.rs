@@ -11,7 +11,7 @@ mod reach;
 
 use std::sync::Arc;
 
-use fender_config::snapshot::Protocol;
+use fender_config::snapshot::{AppProtocol, Protocol};
 use fender_identity::Peer;
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
@@ -20,15 +20,16 @@ use fender_runtime::listen::{ListenAddress, PeerAddr, Socket};
 use fender_wire::{Fields, RequestHead, ResponseHead};
 use rustls::CommonState;
 
+use crate::Limits;
 use crate::access::ConnectionLine;
 use crate::call::{Call, Near, Onward};
 use crate::exchange::{Answer, Entrance, Exchange};
 use crate::fault::{Fault, OurFault};
 use crate::metrics::{Meter, Open};
 use crate::node::{Closing, Node};
-use crate::permit::{AskedRequest, Caller, Policy};
+use crate::permit::{Caller, Policy};
 use crate::record::Direction;
-use crate::relay::relay;
+use crate::relay::{Unended, relay};
 use crate::request::{Admitted, AfterFault, Desk, onward};
 use crate::stream::Stream;
 use crate::tls::OutboundTerms;
@@ -92,7 +93,6 @@ impl Conn {
     }
 
     async fn run(mut self, socket: Socket) {
-        let _ = socket.set_nodelay();
         let protocol = match self.protocol() {
             Ok(protocol) => protocol,
             Err(fault) => return self.record(Err(fault.into())),
@@ -158,7 +158,7 @@ impl Conn {
     }
 
     /// Carries the bytes of the connection both ways.
-    async fn carry(&mut self, mut socket: Socket) -> Result<(), Fault> {
+    async fn carry(&mut self, socket: Socket) -> Result<(), Fault> {
         let node = self.door.node.clone();
         let deadline = Deadline::after(node.limits.establish); // one, for all steps to come
         let mut policy = node.policy.clone();
@@ -174,17 +174,22 @@ impl Conn {
         self.line.origin.peer = peer.id().cloned();
         self.line.origin.tls = stream.tls().and_then(CommonState::protocol_version);
         let server = Caller::new(peer, self.line.origin.provenance, 0);
+        let mut app = Unended::new(socket);
 
         tokio::select! {
             biased; // a revoked server loses even a race it was about to win
             cut = server.cuts(&mut policy, &self.drain) => Err(cut.into()),
             carried = relay(
-                &mut socket,
+                &mut app.socket,
                 stream,
                 node.limits.half_closed,
                 &mut self.line.carried,
                 || node.metrics.outbound_used(),
-            ) => Ok(carried?),
+            ) => {
+                carried?;
+                app.ended();
+                Ok(())
+            }
         }
     }
 }
@@ -211,8 +216,9 @@ impl Desk for Ambassador {
         head: RequestHead,
         protocol: &'static str,
         _: &mut Policy,
+        _: &Limits,
     ) -> Result<Admitted<Arc<OutboundTerms>>, Answer> {
-        let request = Arc::new(AskedRequest::new(head, None, self.entrance.caller.traces));
+        let request = Arc::new(self.entrance.asked(head, None));
         let mut exchange = Exchange::begin(&self.entrance, Some(request.clone()), protocol);
         let terms = match self.door.terms() {
             Ok(terms) => terms,
@@ -221,7 +227,8 @@ impl Desk for Ambassador {
         let meter = terms.meter(&self.entrance.node.metrics);
         exchange.goes_to(terms.name.clone(), meter);
         let said = Fields::default();
-        match onward(&request, &said, headers::passes_out) {
+        let speaks = AppProtocol::Http1;
+        match onward(&request, &said, headers::passes_out, speaks) {
             Ok(onward) => Ok(Admitted {
                 pass: terms,
                 onward,
@@ -231,6 +238,9 @@ impl Desk for Ambassador {
         }
     }
 
+    /// The app is held to what every sidecar holds its own to.
+    fn renew(&self, _: &mut Arc<Limits>) {}
+
     async fn send(
         &self,
         terms: &Arc<OutboundTerms>,
@@ -238,6 +248,7 @@ impl Desk for Ambassador {
         near: &mut (impl Near + Send),
     ) -> Result<(ResponseHead, Call), Fault> {
         let open = async |deadline| reach(terms, deadline).await;
-        terms.pool.send(onward, near, None, open).await
+        let sent = terms.pool.send(onward, near, None, open).await;
+        sent.map(|(head, call)| (head, Call::from(call)))
     }
 }

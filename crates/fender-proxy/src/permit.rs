@@ -7,22 +7,26 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use fender_config::snapshot::Snapshot;
+use fender_config::snapshot::{Forwarded, Snapshot};
 use fender_identity::{Peer, PeerSvid, SpiffeId};
 use fender_policy::{By, Decision, Facts, HttpFacts, PolicyName};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
+use fender_wire::trace::PARENT;
 use fender_wire::xfcc::Unwritable;
-use fender_wire::{Authority, Fields, RequestHead};
+use fender_wire::{Fields, RequestHead};
 use tokio::sync::watch;
 
 use crate::access::Preamble;
+use crate::crowd::Room;
 use crate::headers;
 use crate::metrics::Meter;
 use crate::provenance::Provenance;
 use crate::trace::{Trace, Traces};
+use crate::way::{Client, Telling, Told};
 
 /// Who asks: one for each connection.
 #[derive(Debug)]
@@ -33,8 +37,10 @@ pub(crate) struct Caller {
     pub(crate) port: u16,
     /// It came without TLS, and is nobody.
     pub(crate) plaintext: bool,
-    /// What the app is told about it with each request.
-    said: Fields,
+    /// The room for requests of its address, where that counts.
+    pub(crate) share: Option<Room>,
+    /// What the app is told with each of its requests.
+    telling: Telling,
     /// What each of its access lines says.
     preamble: Preamble,
     /// Where its requests are counted.
@@ -65,14 +71,15 @@ pub(crate) struct AskedRequest {
     /// Where it is not as it was written.
     path: Option<String>,
     trace: Trace,
+    /// What a proxy says of whom it asks for.
+    told: Option<Told>,
     /// Values that are not UTF-8, readable: one that were left out would escape a DENY rule.
     lossy: Vec<(String, String)>,
 }
 
 impl AskedRequest {
     /// `path` is the one spelling of the head's path, where that is another.
-    pub(crate) fn new(head: RequestHead, path: Option<String>, traces: Traces) -> Self {
-        let trace = Trace::of(head.fields(), traces);
+    pub(crate) fn new(head: RequestHead, path: Option<String>, trace: Trace) -> Self {
         let lossy = head
             .fields()
             .iter()
@@ -88,7 +95,35 @@ impl AskedRequest {
             head,
             path,
             trace,
+            told: None,
             lossy,
+        }
+    }
+
+    pub(crate) fn told(self, told: Option<Told>) -> Self {
+        Self { told, ..self }
+    }
+
+    /// What we say with it.
+    pub(crate) fn said<'a>(&'a self, caller: &'a Caller) -> &'a Fields {
+        match &self.told {
+            Some(told) => &told.said,
+            None => caller.telling.said(),
+        }
+    }
+
+    /// Whom it comes from in the end.
+    fn client(&self) -> Client {
+        self.told
+            .as_ref()
+            .map_or(Client::Caller, |told| told.client)
+    }
+
+    /// The client a proxy asks for, as it says.
+    pub(crate) fn named_client(&self) -> Option<IpAddr> {
+        match self.client() {
+            Client::Named(client) => Some(client),
+            Client::Caller | Client::Unknown => None,
         }
     }
 
@@ -105,16 +140,12 @@ impl AskedRequest {
         headers::passes(&self.head, name) && self.trace.passes(name)
     }
 
-    pub(crate) fn authority(&self) -> Option<&str> {
-        self.head.authority().map(Authority::as_str)
-    }
-
     pub(crate) fn method(&self) -> &str {
         self.head.method()
     }
 
     pub(crate) fn host(&self) -> &str {
-        self.head.authority().map_or("", Authority::as_str)
+        self.head.authority().as_str()
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -124,12 +155,12 @@ impl AskedRequest {
     /// Every value by itself (A7), of the field as it goes on.
     fn header<'a>(&'a self, name: &str, said: &'a Fields) -> Vec<&'a str> {
         if name == "host" {
-            return self
-                .head
-                .authority()
-                .map(Authority::as_str)
-                .into_iter()
-                .collect();
+            return vec![self.host()];
+        }
+        if name == PARENT
+            && let Some(said) = self.trace.said()
+        {
+            return vec![said];
         }
         let ours = said.iter().filter(|field| field.is(name));
         let theirs = self
@@ -152,7 +183,11 @@ impl Ask {
     }
 
     pub(crate) fn remote_ip(&self) -> Option<IpAddr> {
-        self.caller.provenance.remote().ip()
+        match self.request.as_ref().map(|request| request.client()) {
+            Some(Client::Named(client)) => Some(client),
+            Some(Client::Unknown) => None,
+            Some(Client::Caller) | None => self.caller.provenance.remote().ip(),
+        }
     }
 
     /// The question as policy takes it.
@@ -168,7 +203,7 @@ impl Ask {
                 http: None,
             }),
             Some(request) => {
-                let header = |name: &str| request.header(name, &self.caller.said);
+                let header = |name: &str| request.header(name, request.said(&self.caller));
                 let http = HttpFacts {
                     method: request.method(),
                     host: request.host(),
@@ -277,6 +312,11 @@ impl Policy {
         &self.newest
     }
 
+    /// How long a drain that begins now may take.
+    pub(crate) fn drain(&self) -> Duration {
+        self.feed.borrow().drain
+    }
+
     /// Whether there may be a newer policy than the one that was asked last. Costs next to nothing.
     pub(crate) fn has_news(&self) -> bool {
         match self.feed.has_changed() {
@@ -348,7 +388,8 @@ impl Caller {
             provenance,
             port,
             plaintext: false,
-            said: Fields::default(),
+            share: None,
+            telling: Telling::default(),
             preamble: Preamble::default(),
             meter: Arc::default(),
             traces: Traces::BegunAnew,
@@ -357,9 +398,23 @@ impl Caller {
     }
 
     /// Somebody of whom the app is told, with each request, that they called `own`.
-    pub(crate) fn told_to_the_app(self, own: &SpiffeId) -> Result<Self, Unwritable> {
-        let said = headers::said_of(own, &self)?;
-        Ok(Self { said, ..self })
+    pub(crate) fn told_to_the_app(
+        self,
+        own: &SpiffeId,
+        rules: &Forwarded,
+    ) -> Result<Self, Unwritable> {
+        let telling = self.telling_by(own, rules)?;
+        Ok(Self { telling, ..self })
+    }
+
+    /// What the app would be told by these rules.
+    pub(crate) fn telling_by(
+        &self,
+        own: &SpiffeId,
+        rules: &Forwarded,
+    ) -> Result<Telling, Unwritable> {
+        let identity = headers::identity_of(own, &self.peer)?;
+        Ok(Telling::of(self, identity, rules))
     }
 
     /// Somebody whose requests leave lines, and are counted.
@@ -383,8 +438,9 @@ impl Caller {
         &self.preamble
     }
 
-    pub(crate) fn said(&self) -> &Fields {
-        &self.said
+    /// By the rules with which its connection began.
+    pub(crate) fn telling(&self) -> &Telling {
+        &self.telling
     }
 
     /// Why its connection was cut, if it was.

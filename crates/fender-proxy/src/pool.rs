@@ -11,19 +11,17 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use fender_identity::Peer;
 use fender_runtime::deadline::Deadline;
-use fender_wire::{HeadReader, ResponseHead, head};
-use tokio::sync::Semaphore;
+use fender_wire::{HeadReader, ResponseHead};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::Limits;
-use crate::call::{Call, Fate, Link, Near, Onward};
+use crate::call::{Fate, Head, Http1Call, Link, Near, Onward, unless_it_ends};
 use crate::fault::{Fault, OurFault, UpstreamFault};
 use crate::introduction::Introduction;
 use crate::stream::Stream;
@@ -33,7 +31,7 @@ use crate::stream::Stream;
 pub(crate) struct Pool {
     idle: Mutex<VecDeque<Idle>>,
     links: Arc<Semaphore>,
-    limits: Limits,
+    limits: Arc<Limits>,
     keeping: Keeping,
     /// How long an idle connection may be used again.
     lasts: Duration,
@@ -59,7 +57,7 @@ struct Idle {
 
 impl Pool {
     /// `links` bounds the connections of all pools that share it.
-    pub(crate) fn new(links: Arc<Semaphore>, limits: Limits, keeping: Keeping) -> Self {
+    pub(crate) fn new(links: Arc<Semaphore>, limits: Arc<Limits>, keeping: Keeping) -> Self {
         let (lasts, ages) = match keeping {
             // It proves nothing, so there is nothing to prove anew.
             Keeping::App => (limits.pool_idle, Duration::MAX),
@@ -86,14 +84,17 @@ impl Pool {
         near: &mut N,
         introduction: Option<&Introduction>,
         open: impl FnOnce(Deadline) -> O,
-    ) -> Result<(ResponseHead, Call), Fault>
+    ) -> Result<(ResponseHead, Http1Call), Fault>
     where
         N: Near,
         O: Future<Output = Result<(Stream, Peer), UpstreamFault>>,
     {
+        let Head::Http1(written) = &onward.head else {
+            return Err(OurFault::Unwritable("a request of HTTP/2 here".to_owned()).into());
+        };
         let mut begun = None;
         if let Some(link) = self.take(near, introduction) {
-            let mut call = Call::new(self.clone(), link, onward);
+            let mut call = Http1Call::new(self.clone(), link, written, onward);
             match poll_fn(|cx| call.poll_head(near, cx)).await {
                 Ok(head) => return Ok((head, call)),
                 Err(failed) => match failed.fate {
@@ -109,7 +110,7 @@ impl Pool {
                 call.resume(link);
                 call
             }
-            None => Call::new(self.clone(), link, onward),
+            None => Http1Call::new(self.clone(), link, written, onward),
         };
         let head = poll_fn(|cx| call.poll_head(near, cx)).await;
         head.map(|head| (head, call)).map_err(|failed| failed.fault)
@@ -127,25 +128,29 @@ impl Pool {
     {
         let deadline = Deadline::after(self.limits.establish);
         let opened = async {
-            let slot = match deadline.bound(self.links.clone().acquire_owned()).await {
-                Ok(Ok(slot)) => slot,
-                Ok(Err(_)) | Err(_) => return Err(OurFault::Crowded.into()),
-            };
+            let slot = self.slot(deadline).await?;
             let (io, far) = open(deadline).await?;
             let (far, introduced) = (Arc::new(far), introduction.cloned());
             let link = Link::new(io, far, introduced, slot, self.heads());
-            Ok(Box::new(link))
+            Ok::<_, Fault>(Box::new(link))
         };
-        let mut opened = pin!(opened);
-        let link = poll_fn(|cx| match near.poll_end(cx) {
-            Poll::Ready(fault) => Poll::Ready(Err(fault)),
-            Poll::Pending => opened.as_mut().poll(cx),
-        })
-        .await?;
+        let link = unless_it_ends(near, opened).await??;
         match near.takes(link.far()) {
             true => Ok(link),
             false => Err(UpstreamFault::Breaks("its certificate was revoked".to_owned()).into()),
         }
+    }
+
+    /// Room for one more connection.
+    pub(crate) async fn slot(&self, deadline: Deadline) -> Result<OwnedSemaphorePermit, Fault> {
+        match deadline.bound(self.links.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_)) | Err(_) => Err(OurFault::Crowded.into()),
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The youngest idle connection that is still open, of those that were made for nobody else.
@@ -189,11 +194,7 @@ impl Pool {
 
     /// What reads the responses.
     fn heads(&self) -> HeadReader {
-        let heads = HeadReader::new(head::Limits {
-            bytes: self.limits.head_bytes,
-            headers: self.limits.head_fields,
-            target: self.limits.target_bytes,
-        });
+        let heads = HeadReader::new(self.limits.head());
         match self.keeping {
             Keeping::App => heads.forgiving_applications(),
             Keeping::Peer | Keeping::Upstream => heads,

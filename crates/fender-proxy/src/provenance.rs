@@ -65,6 +65,12 @@ impl Provenance {
     }
 }
 
+/// Says whether a connection from there must say whom it comes from.
+pub(crate) fn may_pass_on(from: &PeerAddr, senders: Option<&ProxyProtocol>) -> bool {
+    let both = senders.zip(from.ip());
+    both.is_some_and(|(senders, ip)| senders.lists(ip))
+}
+
 /// Reads what a connection must begin with, and no byte of what comes after.
 ///
 /// Not cancel safe: what was read of a header is lost.
@@ -77,7 +83,7 @@ pub(crate) async fn find(
         // Whoever sends a header here finds that it is not TLS.
         return Ok(from.into());
     };
-    if from.ip().is_some_and(|ip| senders.lists(ip)) {
+    if may_pass_on(&from, Some(senders)) {
         return provenance(from, read(socket).await?);
     }
     refuse_header(socket).await?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use fender_runtime::deadline::Deadline;
+use fender_runtime::listen::Socket;
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
@@ -39,6 +40,35 @@ pub(crate) enum Side {
 pub(crate) struct Broken {
     pub(crate) side: Side,
     pub(crate) error: io::Error,
+}
+
+/// A plain connection that is cut off when it is dropped, unless both sides have ended it: whoever is at
+/// its other end may not take what has come for all that there was to come.
+#[derive(Debug)]
+pub(crate) struct Unended {
+    pub(crate) socket: Socket,
+    ended: bool,
+}
+
+impl Unended {
+    pub(crate) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn ended(&mut self) {
+        self.ended = true;
+    }
+}
+
+impl Drop for Unended {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.socket.cut_off();
+        }
+    }
 }
 
 /// Carries bytes between `peer` and `upstream` until both have finished. `carried` counts as they

@@ -7,6 +7,8 @@
 //!
 //! It decides nothing about who the peer is or what it may: `tls` does that before there is a `Stream`.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod checks;
 mod scratch;
 #[cfg(test)]
 mod tests;
@@ -96,6 +98,12 @@ impl Stream {
         Ok(Self {
             inner: Inner::Client(tls),
         })
+    }
+
+    /// Has the other side of a plain connection see that it was cut off and did not end. TLS says so by
+    /// itself: there is no `close_notify`.
+    pub(crate) fn cut_off(&self) {
+        on!(&self.inner, socket => socket.cut_off(), _ => {});
     }
 
     /// What the handshake agreed upon; nothing for a plain connection.

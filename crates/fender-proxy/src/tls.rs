@@ -4,20 +4,21 @@
 //! configuration for each listener, the way to the app or the destination. One worker builds them
 //! from the newest SVID and snapshot, complete, before anybody can see them; a handshake only reads.
 
-use std::collections::BTreeMap;
-use std::io::Read;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use fender_config::snapshot::{
-    AppProxyProtocol, ClientCertificate, Destination, EscapedSlash, Inbound, Mtls, OwnCertificate,
-    PathRules, Protocol, ProxyProtocol, Snapshot, UpstreamRoots,
+    AcmeChallenge, AppProtocol, AppProxyProtocol, ClientCertificate, Destination, EscapedSlash,
+    Forwarded, Inbound, Mtls, OwnCertificate, PathException, PathRules, PortCertificate, Protocol,
+    ProxyProtocol, Snapshot, UpstreamRoots,
 };
 use fender_config::{HostPort, ListenAddr};
-use fender_identity::tls::{self, TlsError};
-use fender_identity::{Peer, Svid};
+use fender_identity::tls::{self, NamedCertificate, Own, TlsError, TlsProfile};
+use fender_identity::{Peer, Svid, Trust};
 use fender_runtime::clock::{Clock, SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
+use fender_runtime::file::{self, Others};
 use fender_runtime::listen::{ListenAddress, Socket};
 use fender_wire::path;
 use rustls::pki_types::pem::PemObject;
@@ -28,6 +29,9 @@ use tokio::sync::Semaphore;
 
 use crate::Limits;
 use crate::app::App;
+use crate::certificates::Certificates;
+use crate::challenges::http::ChallengeTerms;
+use crate::challenges::{Answering, Challenges};
 use crate::fault::{PeerFault, UpstreamFault};
 use crate::introduction;
 use crate::metrics::{Meter, Metrics};
@@ -50,7 +54,12 @@ const MAX_ROOTS: u64 = 1024 * 1024;
 pub(crate) struct Terms {
     pub(crate) version: u64,
     pub(crate) svid: Arc<Svid>,
+    trust: Trust,
+    /// What TLS must be on the way out.
+    tls: TlsProfile,
     pub(crate) inbound: BTreeMap<ListenAddress, Arc<InboundTerms>>,
+    /// Where authorities are answered by HTTP-01, and nothing else is done.
+    pub(crate) challenges: BTreeMap<ListenAddress, Arc<ChallengeTerms>>,
     pub(crate) outbound: BTreeMap<ListenAddress, Arc<OutboundTerms>>,
     /// One for each HTTP connection to an app, handed from terms to terms.
     links: Arc<Semaphore>,
@@ -67,16 +76,40 @@ pub(crate) struct InboundTerms {
     pub(crate) senders: Option<ProxyProtocol>,
     /// Whether the app hears of each connection who it comes from.
     pub(crate) app_proxy_protocol: AppProxyProtocol,
+    pub(crate) app_protocol: AppProtocol,
+    pub(crate) forwarded: Forwarded,
+    /// What its requests may take.
+    pub(crate) limits: Arc<Limits>,
+    /// By which it is known.
+    pub(crate) listen: ListenAddress,
     opening: Opening,
+    asked: Inbound,
+    named: Vec<NamedCertificate>,
 }
 
 /// M1: how a peer may begin.
 #[derive(Debug)]
 enum Opening {
-    Tls(Arc<ServerConfig>),
+    Tls(Offers),
     /// By its first byte: a TLS handshake, or whatever it speaks in the clear.
-    Either(Arc<ServerConfig>),
+    Either(Offers),
     Plain,
+}
+
+/// What a client is offered in TLS.
+#[derive(Debug)]
+struct Offers {
+    usual: Arc<ServerConfig>,
+    /// While an authority asks for a name.
+    answering: Option<Answering>,
+}
+
+impl Offers {
+    /// To the next connection.
+    fn now(&self) -> &Arc<ServerConfig> {
+        let answering = self.answering.as_ref().and_then(Answering::now);
+        answering.unwrap_or(&self.usual)
+    }
 }
 
 #[derive(Debug)]
@@ -91,6 +124,9 @@ pub(crate) struct OutboundTerms {
     pub(crate) pool: Arc<Pool>,
     config: Arc<ClientConfig>,
     server: ServerName<'static>,
+    asked: Destination,
+    /// Whom an upstream outside the mesh must be vouched for by.
+    roots: Vec<CertificateDer<'static>>,
 }
 
 /// Why a snapshot cannot be served.
@@ -107,6 +143,8 @@ pub(crate) enum TermsError {
     Name(HostPort),
     #[error("two listeners on `{0}`")]
     Twice(ListenAddr),
+    #[error("a port on `{0}`, where nothing but challenges is answered")]
+    TakenByChallenges(ListenAddress),
 }
 
 impl Terms {
@@ -115,56 +153,109 @@ impl Terms {
         self.svid.validity().not_after < clock.now()
     }
 
+    /// How many slots a connection to this listener takes.
+    pub(crate) fn weight(&self, listen: &ListenAddress) -> u32 {
+        self.inbound.get(listen).map_or(1, |terms| terms.weight())
+    }
+
+    /// Where others come in.
+    pub(crate) fn entrances(&self) -> impl Iterator<Item = &ListenAddress> {
+        self.inbound.keys().chain(self.challenges.keys())
+    }
+
     /// Closes the idle connections nobody will use any more.
     pub(crate) fn prune(&self) {
         self.inbound.values().for_each(|terms| terms.app.prune());
         self.outbound.values().for_each(|terms| terms.pool.prune());
     }
 
-    /// Builds everything a snapshot asks for. Apps that stay where they were keep their connections.
+    /// Builds everything a snapshot asks for. Apps that stay where they were keep their connections. Where everything
+    /// that TLS is made from is as it was, it stays: the kept connections with it, and the tickets of its clients.
     pub(crate) fn build(
         svid: &Arc<Svid>,
         snapshot: &Snapshot,
+        certificates: &Certificates,
+        challenges: &Arc<Challenges>,
         before: Option<&Self>,
         clock: &SharedClock,
-        limits: &Limits,
+        limits: &Arc<Limits>,
     ) -> Result<Self, TermsError> {
         let links = || {
-            let links = limits.connections.min(Semaphore::MAX_PERMITS);
+            let links = limits.links.min(Semaphore::MAX_PERMITS);
             Arc::new(Semaphore::new(links))
         };
         let mut terms = Self {
             version: snapshot.version,
             svid: svid.clone(),
+            trust: snapshot.trust.clone(),
+            tls: snapshot.tls.clone(),
             inbound: BTreeMap::new(),
+            challenges: BTreeMap::new(),
             outbound: BTreeMap::new(),
             links: before.map_or_else(links, |before| before.links.clone()),
             outbound_links: before.map_or_else(links, |before| before.outbound_links.clone()),
         };
+        let kept = before
+            .filter(|before| Arc::ptr_eq(&before.svid, svid) && before.trust == snapshot.trust);
         for inbound in &snapshot.inbound {
             let listen = listen_address(&inbound.listen);
+            let kept = kept.and_then(|kept| kept.inbound.get(&listen));
             let before = before.and_then(|before| before.inbound.get(&listen));
-            let new_app = || App::new(inbound.app.clone(), terms.links.clone(), limits.clone());
-            let built = InboundTerms::build(inbound, svid, snapshot, before, clock, new_app)?;
-            if terms.inbound.insert(listen, Arc::new(built)).is_some() {
+            let named = certificates.of(inbound);
+            let own = Own {
+                svid,
+                named: &named,
+            };
+            let built = match kept {
+                Some(kept) if kept.is_of(inbound, &named) => kept.clone(),
+                Some(_) | None => {
+                    let app = match before.map(|before| &before.app) {
+                        Some(app) if *app.address() == inbound.app => app.clone(),
+                        Some(_) | None => {
+                            let links = terms.links.clone();
+                            Arc::new(App::new(inbound.app.clone(), links, limits))
+                        }
+                    };
+                    let built =
+                        InboundTerms::build(inbound, own, snapshot, challenges, app, clock, limits);
+                    Arc::new(built?)
+                }
+            };
+            if terms.inbound.insert(listen, built).is_some() {
                 return Err(TermsError::Twice(inbound.listen.clone()));
             }
         }
-        for outbound in &snapshot.outbound {
-            let built = OutboundTerms::build(
-                &outbound.to,
-                |source| TermsError::Tls {
-                    listen: outbound.listen.clone(),
-                    source,
-                },
-                svid,
-                snapshot,
-                clock,
-                |lasts| Pool::new(terms.outbound_links.clone(), limits.clone(), lasts),
-            )?;
-            let listen = listen_address(&outbound.listen);
+        for listen in challenge_ports(snapshot) {
             let taken = terms.inbound.contains_key(&listen);
-            if terms.outbound.insert(listen, Arc::new(built)).is_some() || taken {
+            let names = certificates.names();
+            terms
+                .challenges
+                .insert(listen.clone(), Arc::new(ChallengeTerms { names }));
+            if taken {
+                return Err(TermsError::TakenByChallenges(listen));
+            }
+        }
+        let kept = kept.filter(|kept| kept.tls == snapshot.tls);
+        for outbound in &snapshot.outbound {
+            let listen = listen_address(&outbound.listen);
+            let roots = roots_of(&outbound.to, snapshot)?;
+            let built = match kept.and_then(|kept| kept.outbound.get(&listen)) {
+                Some(kept) if kept.asked == outbound.to && kept.roots == roots => kept.clone(),
+                Some(_) | None => Arc::new(OutboundTerms::build(
+                    &outbound.to,
+                    roots,
+                    |source| TermsError::Tls {
+                        listen: outbound.listen.clone(),
+                        source,
+                    },
+                    svid,
+                    snapshot,
+                    clock,
+                    |lasts| Pool::new(terms.outbound_links.clone(), limits.clone(), lasts),
+                )?),
+            };
+            let taken = terms.entrances().any(|entrance| *entrance == listen);
+            if terms.outbound.insert(listen, built).is_some() || taken {
                 return Err(TermsError::Twice(outbound.listen.clone()));
             }
         }
@@ -173,13 +264,38 @@ impl Terms {
 }
 
 impl InboundTerms {
+    /// How many slots a connection takes.
+    pub(crate) fn weight(&self) -> u32 {
+        match self.protocol {
+            // It holds a connection to the app as well.
+            Protocol::Tcp => 2,
+            Protocol::Http => 1,
+        }
+    }
+
+    /// The rules for what is believed of those before a caller, as they are by now; none where the port is gone.
+    pub(crate) fn newest_forwarded<'a>(&self, newest: &'a Snapshot) -> Option<&'a Forwarded> {
+        let listen = &self.asked.listen;
+        let port = newest.inbound.iter().find(|port| port.listen == *listen);
+        port.map(|port| &port.forwarded)
+    }
+
+    /// Whether it is what would be made of this.
+    fn is_of(&self, asked: &Inbound, named: &[NamedCertificate]) -> bool {
+        let same = |(one, other): (&NamedCertificate, &NamedCertificate)| one.is(other);
+        self.asked == *asked
+            && self.named.len() == named.len()
+            && self.named.iter().zip(named).all(same)
+    }
+
     fn build(
         inbound: &Inbound,
-        svid: &Svid,
+        own: Own<'_>,
         snapshot: &Snapshot,
-        before: Option<&Arc<Self>>,
+        challenges: &Arc<Challenges>,
+        app: Arc<App>,
         clock: &SharedClock,
-        new_app: impl FnOnce() -> App,
+        limits: &Arc<Limits>,
     ) -> Result<Self, TermsError> {
         let alpn: &[&[u8]] = match inbound.protocol {
             Protocol::Http => &[H2, H1],
@@ -194,16 +310,19 @@ impl InboundTerms {
             let time = Arc::new(TlsClock(clock.clone()));
             let trust = snapshot.trust.clone();
             let config =
-                tls::server(&inbound.tls, svid, trust, mode, alpn, time).map_err(|source| {
+                tls::server(&inbound.tls, own, trust, mode, alpn, time).map_err(|source| {
                     TermsError::Tls {
                         listen: inbound.listen.clone(),
                         source,
                     }
                 })?;
-            Ok::<_, TermsError>(match inbound.app_proxy_protocol {
+            let usual = match inbound.app_proxy_protocol {
                 AppProxyProtocol::Absent => config,
                 AppProxyProtocol::V2 => Arc::new(introduction::listening(&config)),
-            })
+            };
+            let names = proven_here(inbound);
+            let answering = (!names.is_empty()).then(|| Answering::new(&usual, names, challenges));
+            Ok::<_, TermsError>(Offers { usual, answering })
         };
         let opening = match inbound.mtls {
             Mtls::Strict(asked) => Opening::Tls(config(asked)?),
@@ -211,17 +330,19 @@ impl InboundTerms {
             Mtls::Permissive => Opening::Either(config(ClientCertificate::Accept)?),
             Mtls::Disabled => Opening::Plain,
         };
-        let app = match before.map(|before| &before.app) {
-            Some(app) if *app.address() == inbound.app => app.clone(),
-            Some(_) | None => Arc::new(new_app()),
-        };
         Ok(Self {
             protocol: inbound.protocol,
-            paths: rules(inbound.paths),
+            paths: rules(&inbound.paths),
             app,
             senders: inbound.proxy_protocol.clone(),
             app_proxy_protocol: inbound.app_proxy_protocol,
+            app_protocol: inbound.app_protocol,
+            forwarded: inbound.forwarded.clone(),
+            limits: limits.of_port(&inbound.limits),
+            listen: listen_address(&inbound.listen),
             opening,
+            asked: inbound.clone(),
+            named: own.named.to_vec(),
         })
     }
 }
@@ -235,6 +356,7 @@ impl OutboundTerms {
 
     fn build(
         destination: &Destination,
+        roots: Vec<CertificateDer<'static>>,
         tls_error: impl Fn(TlsError) -> TermsError,
         svid: &Svid,
         snapshot: &Snapshot,
@@ -265,36 +387,24 @@ impl OutboundTerms {
                     addresses: addresses.clone(),
                     config,
                     server: tls::server_name(id),
+                    asked: destination.clone(),
+                    roots,
                 })
             }
             Destination::Upstream {
                 name,
                 address,
                 protocol,
-                roots,
                 certificate,
+                roots: _,
             } => {
-                let roots = match roots {
-                    UpstreamRoots::Mesh => snapshot
-                        .trust
-                        .bundles
-                        .iter()
-                        .flat_map(|bundle| bundle.roots())
-                        .cloned()
-                        .collect(),
-                    UpstreamRoots::File(path) => {
-                        read_roots(path).map_err(|why| TermsError::Roots {
-                            name: name.to_string(),
-                            why,
-                        })?
-                    }
-                };
                 let own = match certificate {
                     OwnCertificate::Present => Some(svid),
                     OwnCertificate::Withhold => None,
                 };
-                let config = tls::client_dns(&snapshot.tls, own, roots, alpn(*protocol), time)
-                    .map_err(tls_error)?;
+                let config =
+                    tls::client_dns(&snapshot.tls, own, roots.clone(), alpn(*protocol), time)
+                        .map_err(tls_error)?;
                 let server = ServerName::try_from(address.host().to_owned())
                     .map_err(|_| TermsError::Name(address.clone()))?;
                 Ok(Self {
@@ -305,9 +415,31 @@ impl OutboundTerms {
                     addresses: vec![address.clone()],
                     config,
                     server,
+                    asked: destination.clone(),
+                    roots,
                 })
             }
         }
+    }
+}
+
+/// The authorities that vouch for an upstream outside the mesh.
+fn roots_of(
+    destination: &Destination,
+    snapshot: &Snapshot,
+) -> Result<Vec<CertificateDer<'static>>, TermsError> {
+    let Destination::Upstream { name, roots, .. } = destination else {
+        return Ok(Vec::new());
+    };
+    match roots {
+        UpstreamRoots::Mesh => {
+            let bundles = snapshot.trust.bundles.iter();
+            Ok(bundles.flat_map(|bundle| bundle.roots()).cloned().collect())
+        }
+        UpstreamRoots::File(path) => read_roots(path).map_err(|why| TermsError::Roots {
+            name: name.to_string(),
+            why,
+        }),
     }
 }
 
@@ -319,7 +451,30 @@ pub(crate) fn listen_address(address: &ListenAddr) -> ListenAddress {
     }
 }
 
-fn rules(rules: PathRules) -> path::Rules {
+/// The names that are proven at a port itself.
+fn proven_here(inbound: &Inbound) -> Vec<String> {
+    let by_alpn = |one: &&PortCertificate| {
+        one.acme()
+            .is_some_and(|acme| acme.challenge == AcmeChallenge::TlsAlpn)
+    };
+    let certificates = inbound.certificates.iter().filter(by_alpn);
+    certificates
+        .flat_map(PortCertificate::listed)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Where HTTP-01 is answered, each once.
+fn challenge_ports(snapshot: &Snapshot) -> BTreeSet<ListenAddress> {
+    let certificates = snapshot.inbound.iter().flat_map(|port| &port.certificates);
+    let ports = certificates.filter_map(|one| match one.acme()?.challenge {
+        AcmeChallenge::TlsAlpn => None,
+        AcmeChallenge::Http { listen } => Some(ListenAddress::Tcp(listen)),
+    });
+    ports.collect()
+}
+
+fn rules(rules: &PathRules) -> path::Rules {
     path::Rules {
         escaped_slash: match rules.escaped_slash {
             EscapedSlash::Reject => path::EscapedSlash::Reject,
@@ -331,24 +486,21 @@ fn rules(rules: PathRules) -> path::Rules {
         } else {
             path::MergeSlashes::Never
         },
-        exceptions: path::Exceptions::default(),
+        exceptions: rules.exceptions.iter().map(exception).collect(),
+    }
+}
+
+fn exception(exception: &PathException) -> path::Exception {
+    match exception {
+        PathException::DotSegmentParameters => path::Exception::DotSegmentParameters,
+        PathException::OverlongUtf8 => path::Exception::OverlongUtf8,
+        PathException::DoubleEncoding => path::Exception::DoubleEncoding,
     }
 }
 
 fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let text = file::read(path, MAX_ROOTS, Others::Whoever).map_err(|error| error.to_string())?;
     let shown = path.display();
-    let failed = |error: std::io::Error| format!("`{shown}`: {error}");
-    // A pipe would never answer and a device never end.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(format!("`{shown}` is not a regular file"));
-    }
-    let mut text = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_ROOTS + 1).read_to_end(&mut text))
-        .map_err(failed)?;
-    if text.len() as u64 > MAX_ROOTS {
-        return Err(format!("`{shown}` is larger than {MAX_ROOTS} bytes"));
-    }
     CertificateDer::pem_slice_iter(&text)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("`{shown}` is not PEM: {error}"))
@@ -362,16 +514,16 @@ pub(crate) async fn accept(
     limits: &Limits,
     deadline: Deadline,
 ) -> Result<(Stream, Peer), PeerFault> {
-    let config = match &terms.opening {
-        Opening::Tls(config) => config,
-        Opening::Either(config) => match deadline.bound(socket.peek()).await? {
-            Ok(Some(HANDSHAKE) | None) => config,
+    let offers = match &terms.opening {
+        Opening::Tls(offers) => offers,
+        Opening::Either(offers) => match deadline.bound(socket.peek()).await? {
+            Ok(Some(HANDSHAKE) | None) => offers,
             Ok(Some(_)) => return Ok((Stream::plain(socket), Peer::Anonymous)),
             Err(error) => return Err(PeerFault::handshake(&error)),
         },
         Opening::Plain => return Ok((Stream::plain(socket), Peer::Anonymous)),
     };
-    let handshake = Stream::accept(socket, config.clone());
+    let handshake = Stream::accept(socket, offers.now().clone());
     let stream = match deadline.bound(handshake).await? {
         Ok(stream) => stream,
         Err((error, mut socket)) => {
@@ -412,19 +564,4 @@ pub(crate) async fn connect(
 /// Whom the handshake proved; nobody, where there was none.
 fn peer_of(stream: &Stream) -> Peer {
     stream.tls().map_or(Peer::Anonymous, tls::peer_of)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn roots_are_read_from_a_small_regular_file_only() {
-        let endless = read_roots(Path::new("/dev/zero")).unwrap_err();
-        assert!(endless.contains("regular file"), "{endless}");
-        let large = tempfile::NamedTempFile::new().unwrap();
-        large.as_file().set_len(MAX_ROOTS + 1).unwrap();
-        let error = read_roots(large.path()).unwrap_err();
-        assert!(error.contains("larger"), "{error}");
-    }
 }

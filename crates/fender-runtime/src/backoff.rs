@@ -31,6 +31,14 @@ impl Backoff {
         }
     }
 
+    /// One that has already waited so many times.
+    pub fn after(base: Duration, cap: Duration, times: u32) -> Self {
+        let mut backoff = Self::new(base, cap);
+        let factor = 2_u32.saturating_pow(times);
+        backoff.step = backoff.base.saturating_mul(factor).min(cap);
+        backoff
+    }
+
     /// The next wait: between half and the whole of the doubling step.
     #[expect(
         clippy::should_implement_trait,
@@ -66,6 +74,16 @@ mod tests {
             }
             backoff.reset();
             assert!(backoff.next() <= Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn who_has_waited_before_goes_on_where_it_was() {
+        let (base, cap) = (Duration::from_secs(5), Duration::from_secs(600));
+        for (times, step) in [(0, 5), (1, 10), (6, 320), (7, 600), (u32::MAX, 600)] {
+            let step = Duration::from_secs(step);
+            let wait = Backoff::after(base, cap, times).next();
+            assert!(wait >= step / 2 && wait <= step, "{wait:?} after {times}");
         }
     }
 

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,8 @@ pub struct Drain {
 }
 
 struct Inner {
+    retires: AtomicBool,
+    hurry: CancellationToken,
     stop: CancellationToken,
     force: CancellationToken,
     tasks: TaskTracker,
@@ -34,22 +37,33 @@ struct Inner {
 impl Drain {
     /// An empty set, running.
     pub fn new() -> Self {
-        Self::with(CancellationToken::new(), CancellationToken::new(), None)
+        let [hurry, stop, force] = std::array::from_fn(|_| CancellationToken::new());
+        Self::with(hurry, stop, force, None)
     }
 
     /// A set of its own that also stops and is forced with this one; this one is not drained before
     /// it is.
     pub fn child(&self) -> Self {
-        let Inner { stop, force, .. } = &*self.inner;
-        Self::with(stop.child_token(), force.child_token(), Some(self.clone()))
+        let Inner {
+            hurry, stop, force, ..
+        } = &*self.inner;
+        let [hurry, stop, force] = [hurry, stop, force].map(CancellationToken::child_token);
+        Self::with(hurry, stop, force, Some(self.clone()))
     }
 
-    fn with(stop: CancellationToken, force: CancellationToken, parent: Option<Self>) -> Self {
+    fn with(
+        hurry: CancellationToken,
+        stop: CancellationToken,
+        force: CancellationToken,
+        parent: Option<Self>,
+    ) -> Self {
         let tasks = TaskTracker::new();
         // A closed tracker still takes tasks; it only lets `drained` resolve while nothing runs.
         tasks.close();
         Self {
             inner: Arc::new(Inner {
+                retires: AtomicBool::new(false),
+                hurry,
                 stop,
                 force,
                 tasks,
@@ -61,6 +75,30 @@ impl Drain {
     /// Takes no new work from now on.
     pub fn stop(&self) {
         self.inner.stop.cancel();
+    }
+
+    /// The same where somebody else takes the new work: what is idle here need not hurry.
+    pub fn retire(&self) {
+        self.inner.retires.store(true, Ordering::Release);
+        self.stop();
+    }
+
+    /// Whether it stopped because somebody else takes the new work.
+    pub fn is_retiring(&self) -> bool {
+        let parent = self.inner.parent.as_ref();
+        self.inner.retires.load(Ordering::Acquire) || parent.is_some_and(Self::is_retiring)
+    }
+
+    /// What is idle here must hurry after all: somebody waits for the end.
+    pub fn hurry(&self) {
+        self.inner.hurry.cancel();
+    }
+
+    /// Resolves once what is idle must hurry though somebody else takes the new work.
+    ///
+    /// Cancel safe.
+    pub async fn hurried(&self) {
+        self.inner.hurry.cancelled().await;
     }
 
     /// Ends what is left, and stops if that was not done yet.

@@ -205,6 +205,8 @@ fn examine(fd: OwnedFd) -> io::Result<(OwnedFd, ListenAddress)> {
     socket.set_cloexec(true)?;
     let local = socket.local_addr()?;
     let address = if let Some(address) = local.as_socket() {
+        // Small answers are not held back; connections inherit this from here, without a call for each.
+        socket.set_tcp_nodelay(true)?;
         ListenAddress::Tcp(address)
     } else if let Some(path) = local.as_pathname() {
         ListenAddress::Unix(path.to_owned())

@@ -164,6 +164,12 @@ pub fn raise_descriptor_limit() -> io::Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
+/// How many descriptors this process may have open.
+pub fn descriptor_limit() -> u64 {
+    let Rlimit { current, .. } = rustix::process::getrlimit(Resource::Nofile);
+    current.unwrap_or(u64::MAX)
+}
+
 /// Lets a child start with every signal at its default, also those this process was told to ignore.
 ///
 /// Signals that are handled return to their default by themselves when a program is executed, and

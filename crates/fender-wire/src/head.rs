@@ -213,16 +213,22 @@ const MAX_BYTES: usize = 16 * 1024 * 1024;
 impl HeadReader {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        let limits = Limits {
-            bytes: limits.bytes.min(MAX_BYTES),
-            ..limits
-        };
-        Self {
+        let mut reader = Self {
             limits,
             bare: BareLineFeed::Refused,
             place: Place::default(),
             refused: None,
-        }
+        };
+        reader.hold_to(limits);
+        reader
+    }
+
+    /// Holds the heads to come to other limits. One that is half read goes on by them too.
+    pub fn hold_to(&mut self, limits: Limits) {
+        self.limits = Limits {
+            bytes: limits.bytes.min(MAX_BYTES),
+            ..limits
+        };
     }
 
     /// Takes a bare line feed for the end of a line of a response (RFC 9112 §2.2), for one's own

@@ -5,6 +5,7 @@
 //! is refused rather than guessed: two readers who disagree about one message are how requests are
 //! smuggled past a gate.
 //!
+//! - [`forwarded`] reads and writes whom a request came through;
 //! - [`head`] reads request and response heads (RFC 9112, strictly) as the bytes arrive;
 //! - [`body`] decodes and encodes message bodies;
 //! - [`connection`] says which fields belong to one hop only;
@@ -18,6 +19,7 @@ pub mod authority;
 pub mod body;
 pub mod connection;
 pub mod fields;
+pub mod forwarded;
 mod grammar;
 pub mod head;
 pub mod path;

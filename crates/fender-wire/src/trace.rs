@@ -1,8 +1,8 @@
 //! W3C Trace Context, level 1 (<https://www.w3.org/TR/trace-context-1/>): what is a `traceparent`, and what a `tracestate`.
 //!
 //! Strict where the recommendation is: what is not exactly a `traceparent` is none, and two of them are none either. Of a
-//! later version only what the recommendation says may be understood is understood. Nothing is written here, and no id is
-//! made: who takes no part in a trace passes its fields on as they are.
+//! later version only what the recommendation says may be understood is understood. What is written is of version 0. No id is
+//! made here: whoever takes part in a trace brings the random bytes.
 
 use std::fmt;
 
@@ -19,6 +19,14 @@ pub struct SpanId([u8; 8]);
 pub struct TraceParent {
     pub trace: TraceId,
     pub span: SpanId,
+    /// Whether the caller may have recorded its span.
+    pub sampled: Sampled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampled {
+    Yes,
+    No,
 }
 
 /// As fields of requests are called.
@@ -33,11 +41,33 @@ impl TraceId {
     fn new(bytes: [u8; 16]) -> Option<Self> {
         (bytes != [0; 16]).then_some(Self(bytes))
     }
+
+    /// One of random bytes. All zeros, which no generator brings and no trace may be called, count as one.
+    #[must_use]
+    pub fn of_random(bytes: [u8; 16]) -> Self {
+        Self::new(bytes).unwrap_or(Self(1_u128.to_be_bytes()))
+    }
+
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
 }
 
 impl SpanId {
     fn new(bytes: [u8; 8]) -> Option<Self> {
         (bytes != [0; 8]).then_some(Self(bytes))
+    }
+
+    /// One of random bytes; all zeros count as one.
+    #[must_use]
+    pub fn of_random(bytes: [u8; 8]) -> Self {
+        Self::new(bytes).unwrap_or(Self(1_u64.to_be_bytes()))
+    }
+
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 8] {
+        &self.0
     }
 }
 
@@ -57,8 +87,8 @@ impl TraceParent {
         let version = octets::<1>(parts.next()?)?;
         let trace = octets::<16>(parts.next()?)?;
         let span = octets::<8>(parts.next()?)?;
-        // Which flags there are is for later versions to say.
-        octets::<1>(parts.next()?)?;
+        // Of the flags there is one; the others are for later versions to say.
+        let [flags] = octets::<1>(parts.next()?)?;
         match (version, rest) {
             // Never a version; and this version ends here.
             ([0xff], _) | ([0], [_, ..]) => return None,
@@ -69,7 +99,21 @@ impl TraceParent {
         Some(Self {
             trace: TraceId::new(trace)?,
             span: SpanId::new(span)?,
+            sampled: match flags & 1 {
+                0 => Sampled::No,
+                _ => Sampled::Yes,
+            },
         })
+    }
+
+    /// As a value of the field, of version 0.
+    #[must_use]
+    pub fn to_value(&self) -> String {
+        let flags = match self.sampled {
+            Sampled::Yes => "01",
+            Sampled::No => "00",
+        };
+        format!("00-{}-{}-{flags}", self.trace, self.span)
     }
 }
 
@@ -172,6 +216,44 @@ mod tests {
             let value = format!("{}{flags}", &GOOD[..53]);
             assert_eq!(read(&[&value]).as_deref(), Some(READ), "{value}");
         }
+    }
+
+    #[test]
+    fn the_last_flag_alone_says_whether_it_is_sampled() {
+        for (flags, sampled) in [
+            ("00", Sampled::No),
+            ("01", Sampled::Yes),
+            ("02", Sampled::No),
+            ("ff", Sampled::Yes),
+        ] {
+            let value = format!("{}{flags}", &GOOD[..53]);
+            let parent = TraceParent::read([value.as_bytes()]).unwrap();
+            assert_eq!(parent.sampled, sampled, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_says_nothing_it_does_not_know() {
+        let later = format!("cc{}ff-what.ever", &GOOD[2..53]);
+        let parent = TraceParent::read([later.as_bytes()]).unwrap();
+        assert_eq!(parent.to_value(), GOOD);
+        let unsampled = TraceParent {
+            sampled: Sampled::No,
+            ..parent
+        };
+        assert_eq!(
+            TraceParent::read([unsampled.to_value().as_bytes()]),
+            Some(unsampled)
+        );
+        let zeros = TraceParent {
+            trace: TraceId::of_random([0; 16]),
+            span: SpanId::of_random([0; 8]),
+            ..parent
+        };
+        assert_eq!(
+            TraceParent::read([zeros.to_value().as_bytes()]),
+            Some(zeros)
+        );
     }
 
     #[test]

@@ -130,13 +130,8 @@ pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
 pub(crate) async fn status(args: cli::Status) -> Outcome {
     if let Some(socket) = &args.sidecar {
         if args.ready {
-            return match local::get(socket, "/readyz").await {
-                Ok(Some(_)) => Ok(Exit::Done),
-                Ok(None) | Err(_) => Err(Failure::unavailable(anyhow::anyhow!(
-                    "the sidecar at `{}` is not ready",
-                    socket.display()
-                ))),
-            };
+            let ready = local::ready(socket).await;
+            return ready.map(|()| Exit::Done).map_err(Failure::unavailable);
         }
         let status = local::get_json(socket, "/status")
             .await

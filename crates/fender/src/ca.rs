@@ -15,10 +15,19 @@ use fender_identity::tls::CaPin;
 use fender_runtime::clock;
 
 use crate::admin::can_be_written;
+use crate::cli::CaOffline;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::{cli, print, render};
 
-pub(crate) fn create_root(args: &cli::CaCreateRoot, sealing: &Sealing) -> Outcome {
+pub(crate) fn run(command: &CaOffline, sealing: &Sealing) -> Outcome {
+    match command {
+        CaOffline::CreateRoot(args) => create_root(args, sealing),
+        CaOffline::SignIntermediate(args) => sign_intermediate(args, sealing),
+        CaOffline::Import(args) => import(args),
+    }
+}
+
+fn create_root(args: &cli::CaCreateRoot, sealing: &Sealing) -> Outcome {
     let now = clock::system().now();
     let made = offline::create_root(&args.dir, &args.trust_domain, args.lifetime, sealing, now)
         .map_err(failed)?;
@@ -31,7 +40,7 @@ pub(crate) fn create_root(args: &cli::CaCreateRoot, sealing: &Sealing) -> Outcom
     print(&out)
 }
 
-pub(crate) fn sign_intermediate(args: &cli::CaSignIntermediate, sealing: &Sealing) -> Outcome {
+fn sign_intermediate(args: &cli::CaSignIntermediate, sealing: &Sealing) -> Outcome {
     // Before anything is signed: a certificate that is not wanted cannot be taken back.
     if let Some(out) = args.out.as_deref() {
         can_be_written(out)?;
@@ -58,7 +67,7 @@ pub(crate) fn sign_intermediate(args: &cli::CaSignIntermediate, sealing: &Sealin
     print(&text)
 }
 
-pub(crate) fn import(args: &cli::CaImport) -> Outcome {
+fn import(args: &cli::CaImport) -> Outcome {
     let now = clock::system().now();
     let another = match args.another_root {
         true => AnotherRoot::Allowed,

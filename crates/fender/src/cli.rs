@@ -4,9 +4,10 @@
 //! is given as a file, so that it shows neither in `ps` nor in a shell's history.
 
 mod administration;
+#[cfg(feature = "control-plane")]
+mod plane;
 mod programs;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -14,10 +15,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::lines;
-use fender_runtime::listen::LocalAddress;
 use fender_runtime::telemetry::LogFormat;
 
 pub(crate) use administration::*;
+#[cfg(feature = "control-plane")]
+pub(crate) use plane::*;
 pub(crate) use programs::*;
 
 const AFTER_HELP: &str = "\
@@ -53,6 +55,12 @@ pub(crate) struct Log {
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReferenceOf {
+    CommandLine,
+    Metrics,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Text,
     Json,
@@ -69,18 +77,17 @@ impl From<Format> for LogFormat {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Run the control plane: certificate authority, registry of identities, documents
-    Control(Box<Control>),
+    #[cfg(feature = "control-plane")]
+    #[command(flatten)]
+    Plane(Plane),
     /// Run the sidecar beside an application
     Sidecar(Box<Sidecar>),
     /// Replace a running sidecar by the program that lies at its path now, without a connection lost
     Upgrade(Upgrade),
     /// Have a sidecar that runs from a file read it again, and show what is wrong with it
     Reload(Upgrade),
-    /// Run the agent of a node: it attests processes and containers of this host
-    Agent(Agent),
     /// Put credentials into the environment of a command and become it
-    Exec(Exec),
+    Exec(Box<Exec>),
     /// Validate documents and make them the mesh's next revision
     Apply(Apply),
     /// Which revisions of the documents there are, and what they say
@@ -112,41 +119,15 @@ pub(crate) enum Command {
     AuditLog(AuditLog),
     /// Print the JSON Schema of the documents
     Schema,
-    /// Show everything at work on this machine, with nothing else installed
-    Demo(Demo),
-    /// Print this command line's reference as Markdown
+    /// Print a page of the reference as Markdown
     #[command(hide = true)]
-    Reference,
-    /// One of the demo's two applications
-    #[command(hide = true, name = "demo-app")]
-    DemoApp(DemoApp),
+    Reference { of: ReferenceOf },
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Table,
     Json,
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct Demo {
-    /// Run the story with short lifetimes, print one line per expectation and exit: 0 only if all held
-    #[arg(long)]
-    pub(crate) check: bool,
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct DemoApp {
-    #[arg(long)]
-    pub(crate) name: String,
-    #[arg(long)]
-    pub(crate) listen: SocketAddr,
-    /// The plain-text address at which the other application is reached
-    #[arg(long)]
-    pub(crate) inventory: Option<SocketAddr>,
-    /// A file holding a credential
-    #[arg(long)]
-    pub(crate) credential: Option<PathBuf>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -170,26 +151,6 @@ fn ca_pin(text: &str) -> Result<CaPin, String> {
     digits
         .parse()
         .map_err(|error: CaPinError| error.to_string())
-}
-
-/// `unix:///run/docker.sock`, as `DOCKER_HOST` has it.
-fn unix_url(text: &str) -> Result<PathBuf, String> {
-    let path = text.strip_prefix("unix://").map(PathBuf::from);
-    path.filter(|path| path.is_absolute())
-        .ok_or_else(|| "write it like `unix:///var/run/docker.sock`".to_owned())
-}
-
-/// A relative path begins where this process does now.
-fn local_address(text: &str) -> Result<LocalAddress, String> {
-    let address: LocalAddress = text
-        .parse()
-        .map_err(|error: fender_runtime::listen::InvalidAddress| error.to_string())?;
-    Ok(match address {
-        LocalAddress::Path(path) => {
-            LocalAddress::Path(std::path::absolute(path).map_err(|error| error.to_string())?)
-        }
-        named @ LocalAddress::Abstract(_) => named,
-    })
 }
 
 /// A relative path begins where this process does now.

@@ -14,8 +14,33 @@ use tokio::net::UnixStream;
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 const TIME: Duration = Duration::from_secs(10);
 
-/// What the socket answers; `None` if it answers that there is no such thing, or that it is not ready.
+/// Whether the sidecar says that it is ready; else an error that says why not.
+pub(crate) async fn ready(socket: &Path) -> Result<()> {
+    match ask(socket, "/readyz").await? {
+        Answer::Found(_) => Ok(()),
+        Answer::None(why) => anyhow::bail!(
+            "the sidecar at `{}` is not ready: {}",
+            socket.display(),
+            why.trim_end().replace('\n', "; ")
+        ),
+    }
+}
+
+/// What the socket answers; `None` if it answers that there is no such thing.
 pub(crate) async fn get(socket: &Path, path: &str) -> Result<Option<Value>> {
+    match ask(socket, path).await? {
+        Answer::Found(value) => Ok(Some(value)),
+        Answer::None(_) => Ok(None),
+    }
+}
+
+enum Answer {
+    Found(Value),
+    /// Why there is none, as text.
+    None(String),
+}
+
+async fn ask(socket: &Path, path: &str) -> Result<Answer> {
     let asked = tokio::time::timeout(TIME, exchange(socket, path)).await;
     asked.with_context(|| {
         format!(
@@ -36,7 +61,7 @@ pub(crate) async fn get_json(socket: &Path, path: &str) -> Result<Value> {
     })
 }
 
-async fn exchange(socket: &Path, path: &str) -> Result<Option<Value>> {
+async fn exchange(socket: &Path, path: &str) -> Result<Answer> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no sidecar answers at the admin socket `{}`",
@@ -60,8 +85,12 @@ async fn exchange(socket: &Path, path: &str) -> Result<Option<Value>> {
             .map_err(|error| anyhow::anyhow!("read the sidecar's answer: {error}"))?
             .to_bytes();
         match status {
-            StatusCode::OK => Ok(Some(serde_json::from_slice(&body).unwrap_or(Value::Null))),
-            StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE => Ok(None),
+            StatusCode::OK => Ok(Answer::Found(
+                serde_json::from_slice(&body).unwrap_or(Value::Null),
+            )),
+            StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE => {
+                Ok(Answer::None(String::from_utf8_lossy(&body).into_owned()))
+            }
             other => anyhow::bail!("the sidecar answered {other}"),
         }
     };

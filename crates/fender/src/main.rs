@@ -6,17 +6,23 @@
 
 mod admin;
 mod admin_socket;
+#[cfg(feature = "control-plane")]
 mod agent;
 mod audit;
+#[cfg(feature = "control-plane")]
 mod ca;
 mod cli;
+#[cfg(feature = "control-plane")]
 mod control;
 mod crl;
+#[cfg(feature = "control-plane")]
 mod demo;
 mod exec;
 mod exit;
 mod load;
 mod local;
+#[cfg(feature = "control-plane")]
+mod plane;
 mod reference;
 mod render;
 mod revisions;
@@ -34,7 +40,7 @@ use std::time::Duration;
 use clap::Parser;
 use fender_runtime::{sys, telemetry};
 
-use cli::{Ca, CaCreateRoot, CaSignIntermediate, Cli, Command, SvidCommand, Token};
+use cli::{Ca, Cli, Command, SvidCommand, Token};
 use exit::{Exit, Failure, Outcome};
 
 /// For threads that are about to end by themselves.
@@ -78,25 +84,16 @@ fn run(cli: Cli) -> Outcome {
         )));
     }
     // Before any thread: it may be in the environment, which is then changed.
-    let sealing = if let Command::Control(args) = &cli.command {
-        control::sealing(control::sealing_of(args))?
-    } else if let Command::Ca(
-        Ca::CreateRoot(CaCreateRoot { sealing, .. })
-        | Ca::SignIntermediate(CaSignIntermediate { sealing, .. }),
-    ) = &cli.command
-    {
-        control::sealing(&sealing.into())?
-    } else {
-        fender_control::Sealing::default()
-    };
+    #[cfg(feature = "control-plane")]
+    let sealing = plane::sealing(&cli.command)?;
     telemetry::init(cli.log.log_format.into(), &cli.log.log).map_err(Failure::usage)?;
     match cli.command {
-        Command::Control(args) => blocking(control::run(*args, sealing)),
+        #[cfg(feature = "control-plane")]
+        Command::Plane(command) => plane::run(command, sealing),
         Command::Sidecar(args) => sidecar::run(*args),
         Command::Upgrade(args) => single(upgrade::upgrade(args)),
         Command::Reload(args) => single(upgrade::reload(args)),
-        Command::Agent(args) => blocking(agent::run(args)),
-        Command::Exec(args) => exec::run(args),
+        Command::Exec(args) => exec::run(*args),
         Command::Apply(args) => blocking(admin::apply(args)),
         Command::Revisions(args) => blocking(revisions::list_or_show(args)),
         Command::Diff(args) => blocking(revisions::diff(args)),
@@ -107,17 +104,14 @@ fn run(cli: Cli) -> Outcome {
         Command::Explain(args) => blocking(admin::explain(args)),
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
-        Command::Ca(Ca::CreateRoot(args)) => ca::create_root(&args, &sealing),
-        Command::Ca(Ca::SignIntermediate(args)) => ca::sign_intermediate(&args, &sealing),
-        Command::Ca(Ca::Import(args)) => ca::import(&args),
+        #[cfg(feature = "control-plane")]
+        Command::Ca(Ca::Offline(command)) => ca::run(&command, &sealing),
         Command::Revoke(args) => blocking(revoke::revoke(args)),
         Command::Revocations(args) => blocking(revoke::list(args)),
         Command::Crl(args) => blocking(crl::write(args)),
         Command::AuditLog(args) => blocking(audit::run(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
-        Command::Demo(args) => single(demo::run(&args)),
-        Command::Reference => print(&reference::markdown()),
-        Command::DemoApp(args) => single(demo::app(args)),
+        Command::Reference { of } => print(&reference::markdown(of)),
     }
 }
 

@@ -228,6 +228,14 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
     for listener in strings(status, "listeners") {
         let _ = writeln!(out, "listener       {listener}");
     }
+    for certificate in array(status, "certificates") {
+        let names: Vec<&str> = strings(certificate, "names").collect();
+        let until = match text(certificate, "not_after") {
+            "" => "the workload's own instead".to_owned(),
+            end => format!("until {end}"),
+        };
+        let _ = writeln!(out, "shown          {} {until}", names.join(" "));
+    }
     for credential in array(status, "credentials") {
         let why = text(credential, "why");
         let why = if why.is_empty() {
@@ -235,9 +243,17 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
         } else {
             format!(": {why}")
         };
+        let age = credential["outdated_seconds"].as_u64();
+        let age = age.map(|age| {
+            format!(
+                " for {}",
+                humantime::format_duration(Duration::from_secs(age))
+            )
+        });
+        let age = age.unwrap_or_default();
         let _ = writeln!(
             out,
-            "credential     {} {}{why}",
+            "credential     {} {}{age}{why}",
             text(credential, "name"),
             text(credential, "state")
         );

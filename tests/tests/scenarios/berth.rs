@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fender_tests::pki::{Authority, Template};
-use fender_tests::process::{PATIENCE, Process, binary, free_address, output};
-use fender_tests::{Client, Nginx, wait_until};
+use fender_tests::process::{PATIENCE, Process, binary, free_address, is_ready, output};
+use fender_tests::{Client, Nginx};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -95,6 +95,12 @@ spec:
         fs::rename(fresh, self.program()).unwrap();
     }
 
+    /// What the application serves below `/file/`.
+    pub(crate) fn put_file(&self, name: &str, bytes: &[u8]) {
+        let home = format!("nginx-{}/files", self._nginx.address.port());
+        fs::write(self.path(&home).join(name), bytes).unwrap();
+    }
+
     pub(crate) fn config(&self) -> String {
         fs::read_to_string(self.path("sidecar.yaml")).unwrap()
     }
@@ -164,15 +170,11 @@ spec:
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        let socket = self.admin_socket();
-        output(binary(), &["status", "--sidecar", &socket, "--ready"]).0 == 0
+        is_ready(&self.path("admin.sock"))
     }
 
     pub(crate) fn wait_ready(&self, process: &mut Process) {
-        wait_until("the sidecar is ready", PATIENCE, || {
-            process.assert_running();
-            self.is_ready()
-        });
+        process.wait_ready(&self.path("admin.sock"));
     }
 
     /// `fender upgrade` or `fender reload`: code, output, error.

@@ -31,6 +31,7 @@ kind: Credential
 metadata: {{ namespace: shop, name: smtp }}
 spec:
   source: {{ file: {{ path: "{}", via: {via} }} }}
+  maxStale: 1s
   deliver:
     - file: {{ path: "{}", mode: "0440", storage: disk }}
     - environment: {{ variable: SMTP_PASSWORD }}
@@ -105,6 +106,50 @@ fn an_outage_of_the_source_leaves_the_file_alone_and_equal_bytes_are_not_rewritt
         fs::read_to_string(&file).unwrap() == "third secret"
     });
     assert_ne!(fs::metadata(&file).unwrap().ino(), inode);
+}
+
+/// A value that is outdated for too long ends the readiness of its sidecar and nothing else.
+fn a_stale_value_is_used_and_ends_readiness_after_its_time(via: &str) {
+    let mesh = mesh(via);
+    let mut sidecar = mesh.sidecar("shop/orders", &[]);
+    let socket = mesh.state("shop/orders").join("admin.sock");
+    let socket = socket.to_string_lossy();
+    let told = |what: &str| output(binary(), &["status", "--sidecar", &socket, what]);
+    assert_eq!(told("--ready").0, 0);
+    // There is something, but no secret is that large.
+    replace(&mesh.path("source"), &"x".repeat(2 * 1024 * 1024));
+    wait_until("the sidecar is not ready", PATIENCE, || {
+        told("--ready").0 != 0
+    });
+    let (_, out, err) = told("--ready");
+    assert!(
+        format!("{out}{err}")
+            .contains("`shop/smtp` has been outdated for longer than its `maxStale`"),
+        "{out}{err}"
+    );
+    sidecar.assert_running();
+    let (code, out, err) = output(binary(), &["status", "--sidecar", &socket]);
+    assert!(
+        code == 0 && out.contains("shop/smtp outdated for "),
+        "{out}{err}"
+    );
+    let file = mesh.path("delivered/smtp");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "first secret");
+    replace(&mesh.path("source"), "second secret");
+    wait_until("the sidecar is ready again", PATIENCE, || {
+        told("--ready").0 == 0
+    });
+    assert_eq!(fs::read_to_string(&file).unwrap(), "second secret");
+}
+
+#[test]
+fn a_value_that_the_sidecar_cannot_refresh_ends_its_readiness() {
+    a_stale_value_is_used_and_ends_readiness_after_its_time("sidecar");
+}
+
+#[test]
+fn a_value_that_the_control_plane_cannot_refresh_ends_readiness() {
+    a_stale_value_is_used_and_ends_readiness_after_its_time("control");
 }
 
 #[test]

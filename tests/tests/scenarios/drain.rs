@@ -182,7 +182,7 @@ fn end(process: &mut Process) -> Option<i32> {
     process.wait(PATIENCE).code()
 }
 
-async fn assert_closed(connection: &Connection) {
+pub(crate) async fn assert_closed(connection: &Connection) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !connection.is_closed() {
         assert!(

@@ -1,6 +1,7 @@
 //! What a port carries, between clients and apps that nobody here wrote: curl, HAProxy, nginx, Python.
 
 mod app_side;
+mod grpc;
 mod proxy_protocol;
 mod websocket;
 
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use fender_tests::pki::{Authority, Template};
-use fender_tests::process::{PATIENCE, Process, binary, free_address, output};
+use fender_tests::process::{PATIENCE, Process, binary, free_address};
 use fender_tests::python::script;
 use fender_tests::{Client, wait_until};
 use tempfile::TempDir;
@@ -76,11 +77,7 @@ spec:
         command.arg(&socket).arg("--config").arg(file);
         let log = directory.path().join("log");
         let mut process = Process::start("adapter", &mut command, &log);
-        let socket = socket.to_string_lossy();
-        wait_until("the adapter is ready", PATIENCE, || {
-            process.assert_running();
-            output(binary(), &["status", "--sidecar", &socket, "--ready"]).0 == 0
-        });
+        process.wait_ready(&socket);
         Self {
             directory,
             authority,
@@ -136,10 +133,13 @@ fn app(name: &str, arguments: &[&str], directory: &TempDir) -> Process {
     let mut command = script(name);
     command.args(arguments);
     let log = directory.path().join(format!("{}.log", arguments[0]));
+    // One before it may have written to the same file.
+    let listening = |log: &str| log.matches("\"listens\"").count();
+    let before = fs::read_to_string(&log).map_or(0, |log| listening(&log));
     let mut process = Process::start(arguments[0], &mut command, &log);
     wait_until("the app listens", PATIENCE, || {
         process.assert_running();
-        process.log().contains("\"listens\"")
+        listening(&process.log()) > before
     });
     process
 }

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::standalone::{CALLER, Standalone};
 
 /// With a file that can be replaced, and a socket to ask at.
-fn start() -> Standalone {
+pub(crate) fn start() -> Standalone {
     Standalone::start_with(|command| {
         let config = command.get_args().last().unwrap();
         let socket = Path::new(config)
@@ -20,18 +20,18 @@ fn start() -> Standalone {
     })
 }
 
-fn config(sidecar: &Standalone) -> String {
+pub(crate) fn config(sidecar: &Standalone) -> String {
     fs::read_to_string(sidecar.directory.path().join("sidecar.yaml")).unwrap()
 }
 
 /// As an editor does, and a package manager.
-fn configure(sidecar: &Standalone, text: &str) {
+pub(crate) fn configure(sidecar: &Standalone, text: &str) {
     let fresh = sidecar.directory.path().join("fresh");
     fs::write(&fresh, text).unwrap();
     fs::rename(fresh, sidecar.directory.path().join("sidecar.yaml")).unwrap();
 }
 
-fn reload(sidecar: &Standalone) -> (i32, String, String) {
+pub(crate) fn reload(sidecar: &Standalone) -> (i32, String, String) {
     let socket = sidecar.directory.path().join("private/upgrade.sock");
     output(
         binary(),

@@ -44,15 +44,7 @@ impl Standalone {
         command.arg("--config").arg(config);
         adjust(&mut command);
         let mut process = Process::start("standalone", &mut command, &directory.path().join("log"));
-        let socket = directory
-            .path()
-            .join("admin.sock")
-            .to_string_lossy()
-            .into_owned();
-        wait_until("the standalone sidecar is ready", PATIENCE, || {
-            process.assert_running();
-            output(binary(), &["status", "--sidecar", &socket, "--ready"]).0 == 0
-        });
+        process.wait_ready(&directory.path().join("admin.sock"));
         Self {
             directory,
             authority,

@@ -1,5 +1,6 @@
 //! DESIGN §11: health and metrics, of the control plane at a socket that is its owner's, of a sidecar at an address too.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -71,6 +72,8 @@ fn a_control_plane_whose_database_is_away_lives_and_is_not_ready() {
     ] {
         assert!(metrics.contains(line), "{line}{metrics}");
     }
+    let refused = "fender_control_issuances_refused_total{reason}";
+    assert_told_by_the_reference("A control plane", &metrics, &[refused]);
 
     server.down();
     wait_until("it is not ready", PATIENCE, || ready("503"));
@@ -172,20 +175,41 @@ async fn a_sidecar_counts_by_who_called_and_says_nothing_of_what_was_called() {
         metrics.contains(&series[0]),
         "the socket tells the same: {metrics}"
     );
-    assert_told_by_the_guide(&metrics);
+    // None of its ports has a certificate beside the workload's own.
+    let absent = [
+        "fender_port_certificate_expiry_timestamp_seconds{name,certificate}",
+        "fender_port_certificate_problem{name,certificate}",
+    ];
+    assert_told_by_the_reference("A sidecar", &metrics, &absent);
+    assert_handshakes_are_explained(&metrics);
 }
 
-/// Every metric, and every reason for which a handshake fails, has its place in the documentation.
-fn assert_told_by_the_guide(metrics: &str) {
-    let guide = include_str!("../../../docs/guide/telemetry.md");
-    let types = metrics
+/// What is told is what the reference says of this program: every metric, with its type and its labels, and no other.
+fn assert_told_by_the_reference(program: &str, metrics: &str, absent: &[&str]) {
+    let reference = include_str!("../../../docs/reference/metrics.md");
+    let sections = reference.split("\n## ");
+    let section = sections
+        .into_iter()
+        .find(|section| section.starts_with(program));
+    let rows = section
+        .unwrap()
         .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE "));
-    let names: Vec<&str> = types.filter_map(|line| line.split(' ').next()).collect();
-    assert!(names.len() > 15, "{names:?}");
-    for name in names {
-        assert!(guide.contains(&format!("`{name}")), "`{name}` is not told");
-    }
+        .filter(|line| line.contains("`fender_"));
+    let said: BTreeSet<(String, String)> = rows
+        .filter_map(|row| {
+            let mut cells = row.trim_matches('|').split(" | ").map(str::trim);
+            let series = cells.next()?.trim_matches('`');
+            Some((series.to_owned(), cells.next()?.to_owned()))
+        })
+        .filter(|(series, _)| series.starts_with("fender_"))
+        .filter(|(series, _)| !absent.contains(&series.as_str()))
+        .collect();
+    assert_eq!(series(metrics), said);
+}
+
+/// The guide says what each reason means for which a handshake fails.
+fn assert_handshakes_are_explained(metrics: &str) {
+    let guide = include_str!("../../../docs/guide/telemetry.md");
     let failed = "fender_handshakes_failed_total{reason=\"";
     let reasons = metrics.lines().filter_map(|line| line.strip_prefix(failed));
     for reason in reasons.filter_map(|rest| rest.split('"').next()) {
@@ -194,6 +218,44 @@ fn assert_told_by_the_guide(metrics: &str) {
             "`{reason}` is not told"
         );
     }
+}
+
+/// Each metric as the reference writes it, with its type.
+fn series(metrics: &str) -> BTreeSet<(String, String)> {
+    let types = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "));
+    let each = types.map(|line| {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let told = match kind {
+            "counter" => format!("{name}_total"),
+            "histogram" => format!("{name}_count"),
+            _ => name.to_owned(),
+        };
+        let is_its = |line: &&str| {
+            let rest = line.strip_prefix(&told);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+        };
+        let line = metrics.lines().find(is_its).unwrap();
+        let labels = line
+            .split_once('{')
+            .map_or("", |(_, rest)| rest.rsplit_once('}').unwrap().0);
+        let labels: Vec<_> = labels
+            .split("\",")
+            .filter_map(|label| label.split('=').next())
+            .collect();
+        let labels = match labels.join(",") {
+            none if none.is_empty() => none,
+            some => format!("{{{some}}}"),
+        };
+        let name = if kind == "counter" {
+            told
+        } else {
+            name.to_owned()
+        };
+        (format!("{name}{labels}"), kind.to_owned())
+    });
+    each.collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

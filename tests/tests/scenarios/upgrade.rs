@@ -2,6 +2,7 @@
 //! the successor, or stands at the socket, the one that serves goes on.
 
 mod attacks;
+mod ending;
 mod mesh;
 
 use std::fs;

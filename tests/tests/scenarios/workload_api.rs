@@ -295,11 +295,7 @@ pub(crate) fn alone(directory: &Path, name: &str, spec: &str) -> Process {
     let socket = directory.join(format!("{name}-admin.sock"));
     command.arg("--admin-socket").arg(&socket);
     let mut process = Process::start(name, &mut command, &directory.join(format!("{name}.log")));
-    let socket = socket.to_string_lossy().into_owned();
-    wait_until(&format!("{name} is ready"), PATIENCE, || {
-        process.assert_running();
-        output(binary(), &["status", "--sidecar", &socket, "--ready"]).0 == 0
-    });
+    process.wait_ready(&socket);
     process
 }
 

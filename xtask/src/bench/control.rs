@@ -45,7 +45,7 @@ impl Extent {
 }
 
 pub(crate) fn run(root: &Path, extent: Extent, store: Option<&str>) -> Result<()> {
-    let fender = build::for_release(root)?;
+    let fender = build::to_publish(root)?;
     let meshload = super::build_tool(root, "meshload", "meshload")?;
     let work = root.join("bench/work/control");
     if work.exists() {

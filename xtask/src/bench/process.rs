@@ -124,22 +124,25 @@ pub(super) fn seconds_of_ticks(ticks: u64) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Memory of these processes in bytes: resident, and with shared pages divided among their users.
+/// Memory of these processes in bytes: resident, with shared pages divided among their users, and without those of files.
 pub(super) struct Memory {
     pub(super) resident: u64,
     pub(super) proportional: u64,
+    pub(super) anonymous: u64,
 }
 
 pub(super) fn memory(pids: &[u32]) -> Result<Memory> {
     let mut sum = Memory {
         resident: 0,
         proportional: 0,
+        anonymous: 0,
     };
     for pid in pids {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
             .with_context(|| format!("read the memory of process {pid}"))?;
         sum.resident += kilobytes(&rollup, "Rss:")? * 1024;
         sum.proportional += kilobytes(&rollup, "Pss:")? * 1024;
+        sum.anonymous += kilobytes(&rollup, "Anonymous:")? * 1024;
     }
     Ok(sum)
 }
@@ -218,6 +221,7 @@ mod tests {
         assert!(is_alive(me));
         let memory = memory(&[me]).unwrap();
         assert!(memory.resident >= memory.proportional && memory.proportional > 0);
+        assert!(memory.resident >= memory.anonymous && memory.anonymous > 0);
     }
 
     #[test]

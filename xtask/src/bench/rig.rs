@@ -215,13 +215,14 @@ impl Rig<'_> {
             u32::try_from(started.tv_nsec)?,
         );
         let took = Duration::from_nanos(ready).saturating_sub(started);
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(SETTLE);
         let memory = process::memory(&running.pids())?;
         let mut taken = seen.taken();
         taken.figures = named([
             ("ms", took.as_secs_f64() * 1e3),
             ("rss_mb", memory.resident as f64 / MEGABYTE),
             ("pss_mb", memory.proportional as f64 / MEGABYTE),
+            ("anonymous_mb", memory.anonymous as f64 / MEGABYTE),
         ]);
         Ok(taken)
     }

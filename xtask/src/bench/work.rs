@@ -117,6 +117,7 @@ const STARTUP: &[Figure] = &[
     figure("ms", "ms"),
     figure("rss_mb", "MB resident after it"),
     figure("pss_mb", "MB proportional"),
+    figure("anonymous_mb", "MB anonymous"),
 ];
 const SIZE: &[Figure] = &[
     figure("mb", "MB"),

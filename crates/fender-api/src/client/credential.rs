@@ -33,10 +33,12 @@ pub enum CredentialState {
         value: Secret,
         /// Changes whenever the value does.
         generation: String,
+        /// Why it may not be the newest, while its source or the control plane cannot be asked.
+        outdated: Option<String>,
     },
     /// It is gone, or not this workload's to have: withdraw it.
     Withdrawn(String),
-    /// There was never a value and there is none to be had just now. A value that is known is kept instead.
+    /// There was never a value and there is none to be had just now.
     Unavailable(String),
 }
 
@@ -128,6 +130,7 @@ impl Worker<'_> {
                 let next = CredentialState::Value {
                     value: Secret::new(secret.value),
                     generation: secret.generation,
+                    outdated: (!secret.outdated.is_empty()).then_some(secret.outdated),
                 };
                 self.state.send_replace(next);
             }
@@ -176,7 +179,12 @@ impl Worker<'_> {
 
     fn unavailable(&self, why: String) {
         self.state.send_if_modified(|state| match state {
-            CredentialState::Value { .. } | CredentialState::Withdrawn(_) => false,
+            CredentialState::Withdrawn(_) => false,
+            CredentialState::Value { outdated, .. } => {
+                let news = outdated.as_ref() != Some(&why);
+                *outdated = Some(why);
+                news
+            }
             CredentialState::Pending | CredentialState::Unavailable(_) => {
                 *state = CredentialState::Unavailable(why);
                 true

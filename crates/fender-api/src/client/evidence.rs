@@ -256,7 +256,7 @@ impl FirstContact {
 }
 
 /// A small regular file, wherever its links lead: a projected volume is made of links.
-fn read_file(what: &'static str, path: &Path) -> Result<Secret, EvidenceFileError> {
+pub(crate) fn read_file(what: &'static str, path: &Path) -> Result<Secret, EvidenceFileError> {
     let read = || {
         let file = File::open(path)?;
         let length = file.metadata()?.len();

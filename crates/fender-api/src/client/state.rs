@@ -8,7 +8,7 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use fender_config::snapshot::Snapshot;
 use fender_identity::csr::NewKey;
 use fender_identity::{Secret, Svid, Trust};
 use fender_runtime::clock::UnixTime;
+use fender_runtime::file;
 use prost::Message as _;
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
@@ -312,22 +313,10 @@ impl StateDir {
     /// Written beside, synced, renamed, and the directory synced.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
         let path = self.0.path.join(name);
-        let beside = self.0.path.join(format!(".{name}.new"));
         let Some(_writing) = self.writing() else {
             return Ok(());
         };
-        let replace = || -> io::Result<()> {
-            match fs::remove_file(&beside) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
-            }
-            let mut file = open_file(&beside, OpenOptions::new().write(true).create_new(true))?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&beside, &path)?;
-            File::open(&self.0.path)?.sync_all()
-        };
-        replace().map_err(|source| StateError::Io {
+        file::replace(&path, bytes).map_err(|source| StateError::Io {
             act: "write",
             path: path.clone(),
             source,

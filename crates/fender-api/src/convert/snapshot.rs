@@ -1,5 +1,8 @@
 //! The Snapshot on the wire, without the trust that travels apart.
 
+mod inbound;
+mod limits;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +11,7 @@ use fender_config::snapshot as domain;
 use fender_identity::Trust;
 use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion};
 
+use self::inbound::{from_inbound, inbound};
 use super::{InvalidField, each, parse, parse_all, required, texts, unknown};
 use crate::proto::control::v1 as proto;
 
@@ -142,118 +146,6 @@ fn from_protocol(protocol: domain::Protocol) -> i32 {
     .into()
 }
 
-fn inbound(message: proto::Inbound) -> Result<domain::Inbound, InvalidField> {
-    Ok(domain::Inbound {
-        listen: parse("listen", &message.listen)?,
-        app: parse("app", &message.app)?,
-        protocol: protocol(message.protocol)?,
-        mtls: mtls(message.client_certificate, message.plaintext)?,
-        tls: tls(required("tls", message.tls)?)?,
-        paths: paths(required("paths", message.paths)?)?,
-        proxy_protocol: message.proxy_protocol.map(proxy_protocol).transpose()?,
-        app_proxy_protocol: match proto::AppProxyProtocol::try_from(message.app_proxy_protocol) {
-            Ok(proto::AppProxyProtocol::Absent) => domain::AppProxyProtocol::Absent,
-            Ok(proto::AppProxyProtocol::V2) => domain::AppProxyProtocol::V2,
-            Ok(proto::AppProxyProtocol::Unspecified) | Err(_) => {
-                return Err(unknown("app_proxy_protocol", message.app_proxy_protocol));
-            }
-        },
-    })
-}
-
-fn proxy_protocol(message: proto::ProxyProtocol) -> Result<domain::ProxyProtocol, InvalidField> {
-    if message.from.is_empty() {
-        return Err(InvalidField::new("proxy_protocol.from", "lists nobody"));
-    }
-    Ok(domain::ProxyProtocol {
-        from: parse_all("proxy_protocol.from", &message.from)?,
-    })
-}
-
-fn mtls(client_certificate: i32, plaintext: i32) -> Result<domain::Mtls, InvalidField> {
-    use proto::Plaintext;
-    let asked = match proto::ClientCertificate::try_from(client_certificate) {
-        Ok(proto::ClientCertificate::Require) => domain::ClientCertificate::Require,
-        Ok(proto::ClientCertificate::Accept) => domain::ClientCertificate::Accept,
-        Ok(proto::ClientCertificate::Ignore) => domain::ClientCertificate::Ignore,
-        Ok(proto::ClientCertificate::Unspecified) | Err(_) => {
-            return Err(unknown("client_certificate", client_certificate));
-        }
-    };
-    match (Plaintext::try_from(plaintext), asked) {
-        (Ok(Plaintext::Refused), asked) => Ok(domain::Mtls::Strict(asked)),
-        (Ok(Plaintext::Too), domain::ClientCertificate::Accept) => Ok(domain::Mtls::Permissive),
-        (Ok(Plaintext::Only), domain::ClientCertificate::Ignore) => Ok(domain::Mtls::Disabled),
-        (Ok(_) | Err(_), _) => Err(unknown("plaintext", plaintext)),
-    }
-}
-
-fn from_mtls(mtls: domain::Mtls) -> (proto::ClientCertificate, proto::Plaintext) {
-    use proto::{ClientCertificate, Plaintext};
-    match mtls {
-        domain::Mtls::Strict(asked) => {
-            let asked = match asked {
-                domain::ClientCertificate::Require => ClientCertificate::Require,
-                domain::ClientCertificate::Accept => ClientCertificate::Accept,
-                domain::ClientCertificate::Ignore => ClientCertificate::Ignore,
-            };
-            (asked, Plaintext::Refused)
-        }
-        domain::Mtls::Permissive => (ClientCertificate::Accept, Plaintext::Too),
-        domain::Mtls::Disabled => (ClientCertificate::Ignore, Plaintext::Only),
-    }
-}
-
-fn from_inbound(inbound: &domain::Inbound) -> proto::Inbound {
-    let (client_certificate, plaintext) = from_mtls(inbound.mtls);
-    proto::Inbound {
-        listen: inbound.listen.to_string(),
-        app: inbound.app.to_string(),
-        protocol: from_protocol(inbound.protocol),
-        paths: Some(from_paths(inbound.paths)),
-        client_certificate: client_certificate.into(),
-        proxy_protocol: inbound
-            .proxy_protocol
-            .as_ref()
-            .map(|senders| proto::ProxyProtocol {
-                from: texts(&senders.from),
-            }),
-        app_proxy_protocol: match inbound.app_proxy_protocol {
-            domain::AppProxyProtocol::Absent => proto::AppProxyProtocol::Absent,
-            domain::AppProxyProtocol::V2 => proto::AppProxyProtocol::V2,
-        }
-        .into(),
-        tls: Some(from_tls(&inbound.tls)),
-        plaintext: plaintext.into(),
-    }
-}
-
-fn paths(message: proto::PathRules) -> Result<domain::PathRules, InvalidField> {
-    Ok(domain::PathRules {
-        escaped_slash: match proto::EscapedSlash::try_from(message.escaped_slash) {
-            Ok(proto::EscapedSlash::Reject) => domain::EscapedSlash::Reject,
-            Ok(proto::EscapedSlash::Keep) => domain::EscapedSlash::Keep,
-            Ok(proto::EscapedSlash::Decode) => domain::EscapedSlash::Decode,
-            Ok(proto::EscapedSlash::Unspecified) | Err(_) => {
-                return Err(unknown("paths.escaped_slash", message.escaped_slash));
-            }
-        },
-        merge_slashes: message.merge_slashes,
-    })
-}
-
-fn from_paths(rules: domain::PathRules) -> proto::PathRules {
-    let escaped_slash = match rules.escaped_slash {
-        domain::EscapedSlash::Reject => proto::EscapedSlash::Reject,
-        domain::EscapedSlash::Keep => proto::EscapedSlash::Keep,
-        domain::EscapedSlash::Decode => proto::EscapedSlash::Decode,
-    };
-    proto::PathRules {
-        escaped_slash: escaped_slash.into(),
-        merge_slashes: rules.merge_slashes,
-    }
-}
-
 fn outbound(message: proto::Outbound) -> Result<domain::Outbound, InvalidField> {
     use proto::outbound::Destination;
     Ok(domain::Outbound {
@@ -332,39 +224,55 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
         name: parse("name", &message.name)?,
         source: match required("source", message.source)? {
             proto::credential_spec::Source::File(it) => {
-                credential_source(it).map_err(|error| error.within("file"))?
+                let path = path("path", it.path).map_err(|error| error.within("file"))?;
+                domain::CredentialSource::Direct(domain::Origin::File { path })
+            }
+            proto::credential_spec::Source::DockerSecret(it) => {
+                let secret = docker_secret(it).map_err(|error| error.within("docker_secret"))?;
+                domain::CredentialSource::Direct(domain::Origin::DockerSecret(secret))
+            }
+            proto::credential_spec::Source::Control(proto::ControlSource {}) => {
+                domain::CredentialSource::Control
             }
         },
+        max_stale: Duration::from_millis(message.max_stale_millis),
         deliver: each("deliver", message.deliver, delivery)?,
     })
 }
 
 fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec {
-    let file = match &credential.source {
-        domain::CredentialSource::File { path } => proto::FileSource {
-            path: path.display().to_string(),
-            via: proto::Via::Sidecar.into(),
-        },
-        domain::CredentialSource::Control => proto::FileSource {
-            path: String::new(),
-            via: proto::Via::Control.into(),
-        },
+    let source = match &credential.source {
+        domain::CredentialSource::Direct(domain::Origin::File { path }) => {
+            let path = path.display().to_string();
+            proto::credential_spec::Source::File(proto::FileSource { path })
+        }
+        domain::CredentialSource::Direct(domain::Origin::DockerSecret(secret)) => {
+            proto::credential_spec::Source::DockerSecret(proto::DockerSecretSource {
+                name: secret.name.to_string(),
+                directory: secret.directory.display().to_string(),
+            })
+        }
+        domain::CredentialSource::Control => {
+            proto::credential_spec::Source::Control(proto::ControlSource {})
+        }
     };
     proto::CredentialSpec {
         name: credential.name.to_string(),
-        source: Some(proto::credential_spec::Source::File(file)),
+        source: Some(source),
+        max_stale_millis: credential
+            .max_stale
+            .as_millis()
+            .try_into()
+            .unwrap_or(u64::MAX),
         deliver: credential.deliver.iter().map(from_delivery).collect(),
     }
 }
 
-fn credential_source(message: proto::FileSource) -> Result<domain::CredentialSource, InvalidField> {
-    match proto::Via::try_from(message.via) {
-        Ok(proto::Via::Sidecar) => Ok(domain::CredentialSource::File {
-            path: path("path", message.path)?,
-        }),
-        Ok(proto::Via::Control) => Ok(domain::CredentialSource::Control),
-        Ok(proto::Via::Unspecified) | Err(_) => Err(unknown("via", message.via)),
-    }
+fn docker_secret(message: proto::DockerSecretSource) -> Result<domain::DockerSecret, InvalidField> {
+    Ok(domain::DockerSecret {
+        name: parse("name", &message.name)?,
+        directory: path("directory", message.directory)?,
+    })
 }
 
 fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> {

@@ -1,16 +1,9 @@
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+mod round_trip;
+
+use std::sync::LazyLock;
 
 use fender_config::snapshot as domain;
-use fender_identity::jwt::{JwtBundles, Keys, SigningKey};
-use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion};
-use fender_identity::{Bundle, Bundles, DenyList, SpiffeId, Trust};
-use fender_policy as policy;
-use proptest::collection::vec;
-use proptest::option;
-use proptest::prelude::*;
-use proptest::sample::subsequence;
-use rustls_pki_types::UnixTime;
+use fender_identity::Trust;
 
 use crate::proto::control::v1 as proto;
 use crate::testing::{Authority, snapshot, trust};
@@ -19,419 +12,11 @@ use crate::testing::{Authority, snapshot, trust};
 static ROOTS: LazyLock<[Authority; 3]> =
     LazyLock::new(|| std::array::from_fn(|_| Authority::new()));
 
-fn label() -> impl Strategy<Value = String> {
-    "[a-z]([a-z0-9-]{0,8}[a-z0-9])?"
-}
-
-fn object<T>() -> impl Strategy<Value = T>
-where
-    T: std::str::FromStr + std::fmt::Debug,
-    T::Err: std::fmt::Debug,
-{
-    (label(), label()).prop_map(|(namespace, name)| format!("{namespace}/{name}").parse().unwrap())
-}
-
-fn identity() -> impl Strategy<Value = SpiffeId> {
-    (label(), label()).prop_map(|(ns, sa)| {
-        format!("spiffe://acme.test/ns/{ns}/sa/{sa}")
-            .parse()
-            .unwrap()
+fn files(key: &str) -> proto::port_certificate::Source {
+    proto::port_certificate::Source::Files(proto::CertificateFiles {
+        certificate: "/certificate.pem".to_owned(),
+        key: key.to_owned(),
     })
-}
-
-fn listen<T>() -> impl Strategy<Value = T>
-where
-    T: std::str::FromStr + std::fmt::Debug,
-    T::Err: std::fmt::Debug,
-{
-    prop_oneof![
-        (1..=u16::MAX).prop_map(|port| format!("127.0.0.1:{port}")),
-        (1..=u16::MAX).prop_map(|port| format!("[::1]:{port}")),
-        label().prop_map(|name| format!("unix:/run/{name}.sock")),
-    ]
-    .prop_map(|text| text.parse().unwrap())
-}
-
-fn protocol() -> impl Strategy<Value = domain::Protocol> {
-    prop_oneof![Just(domain::Protocol::Http), Just(domain::Protocol::Tcp)]
-}
-
-/// Any that could be used.
-fn tls() -> impl Strategy<Value = TlsProfile> {
-    let suites = CipherSuite::NAMED
-        .iter()
-        .map(|(_, suite)| *suite)
-        .collect::<Vec<_>>();
-    let groups = Group::NAMED
-        .iter()
-        .map(|(_, group)| *group)
-        .collect::<Vec<_>>();
-    let parts = (
-        any::<(bool, bool)>(),
-        subsequence(suites, 1..9),
-        subsequence(groups, 1..5),
-    );
-    parts
-        .prop_map(|((tls12, never), cipher_suites, groups)| TlsProfile {
-            minimum: if tls12 {
-                TlsVersion::Tls12
-            } else {
-                TlsVersion::Tls13
-            },
-            cipher_suites,
-            groups,
-            resumption: match never {
-                true => SessionResumption::Never,
-                false => SessionResumption::Tickets,
-            },
-        })
-        .prop_filter("somebody could connect", |profile| profile.check().is_ok())
-}
-
-fn inbound() -> impl Strategy<Value = domain::Inbound> {
-    use domain::{ClientCertificate, EscapedSlash, Mtls};
-    let certificate = prop_oneof![
-        Just(Mtls::Strict(ClientCertificate::Require)),
-        Just(Mtls::Strict(ClientCertificate::Accept)),
-        Just(Mtls::Strict(ClientCertificate::Ignore)),
-        Just(Mtls::Permissive),
-        Just(Mtls::Disabled)
-    ];
-    let slash = prop_oneof![
-        Just(EscapedSlash::Reject),
-        Just(EscapedSlash::Keep),
-        Just(EscapedSlash::Decode)
-    ];
-    (
-        listen(),
-        listen(),
-        protocol(),
-        certificate,
-        slash,
-        any::<bool>(),
-        vec(block().prop_map(|text| text.parse().unwrap()), 0..3),
-        any::<bool>(),
-        tls(),
-    )
-        .prop_map(
-            |(listen, app, protocol, mtls, escaped_slash, merge_slashes, from, tells, tls)| {
-                let paths = domain::PathRules {
-                    escaped_slash,
-                    merge_slashes,
-                };
-                domain::Inbound {
-                    listen,
-                    app,
-                    protocol,
-                    mtls,
-                    tls,
-                    paths,
-                    proxy_protocol: (!from.is_empty()).then_some(domain::ProxyProtocol { from }),
-                    app_proxy_protocol: match tells {
-                        true => domain::AppProxyProtocol::V2,
-                        false => domain::AppProxyProtocol::Absent,
-                    },
-                }
-            },
-        )
-}
-
-fn address() -> impl Strategy<Value = fender_config::HostPort> {
-    (label(), 1..=u16::MAX)
-        .prop_map(|(host, port)| format!("{host}.internal:{port}").parse().unwrap())
-}
-
-fn outbound() -> impl Strategy<Value = domain::Outbound> {
-    let service =
-        (identity(), vec(address(), 0..3), protocol()).prop_map(|(id, addresses, protocol)| {
-            domain::Destination::Service {
-                id,
-                addresses,
-                protocol,
-            }
-        });
-    let roots = option::of(label()).prop_map(|file| match file {
-        Some(file) => domain::UpstreamRoots::File(format!("/etc/{file}.pem").into()),
-        None => domain::UpstreamRoots::Mesh,
-    });
-    let certificate = prop_oneof![
-        Just(domain::OwnCertificate::Present),
-        Just(domain::OwnCertificate::Withhold)
-    ];
-    let upstream = (object(), address(), protocol(), roots, certificate).prop_map(
-        |(name, address, protocol, roots, certificate)| domain::Destination::Upstream {
-            name,
-            address,
-            protocol,
-            roots,
-            certificate,
-        },
-    );
-    (listen(), prop_oneof![service, upstream])
-        .prop_map(|(listen, to)| domain::Outbound { listen, to })
-}
-
-fn text() -> impl Strategy<Value = policy::TextMatch> {
-    let any = ".{0,12}";
-    prop_oneof![
-        any.prop_map(policy::TextMatch::Exact),
-        any.prop_map(policy::TextMatch::Prefix),
-        any.prop_map(policy::TextMatch::Suffix),
-        Just(policy::TextMatch::Present),
-    ]
-}
-
-fn path() -> impl Strategy<Value = policy::PathMatch> {
-    prop_oneof![
-        text().prop_map(policy::PathMatch::Text),
-        Just(policy::PathMatch::Template(
-            "/a/{*}/b/{**}/c".parse().unwrap()
-        )),
-    ]
-}
-
-fn block() -> impl Strategy<Value = String> {
-    prop_oneof![
-        (any::<[u8; 4]>(), 0..=32u8)
-            .prop_map(|(ip, bits)| { format!("{}/{bits}", std::net::IpAddr::from(ip)) }),
-        (any::<[u8; 16]>(), 0..=128u8)
-            .prop_map(|(ip, bits)| { format!("{}/{bits}", std::net::IpAddr::from(ip)) }),
-    ]
-}
-
-fn source() -> impl Strategy<Value = policy::Source> {
-    let blocks = || vec(block().prop_map(|text| text.parse().unwrap()), 0..3);
-    let texts = || vec(text(), 0..3);
-    let accounts = || vec(object(), 0..3);
-    (
-        texts(),
-        texts(),
-        texts(),
-        texts(),
-        accounts(),
-        accounts(),
-        (blocks(), blocks()),
-        (blocks(), blocks()),
-    )
-        .prop_map(|(p, np, n, nn, s, ns, i, r)| policy::Source {
-            principals: p,
-            not_principals: np,
-            namespaces: n,
-            not_namespaces: nn,
-            service_accounts: s,
-            not_service_accounts: ns,
-            ip_blocks: i.0,
-            not_ip_blocks: i.1,
-            remote_ip_blocks: r.0,
-            not_remote_ip_blocks: r.1,
-        })
-}
-
-fn operation() -> impl Strategy<Value = policy::Operation> {
-    let texts = || vec(text(), 0..3);
-    let ports = || vec(any::<u16>(), 0..3);
-    let paths = || vec(path(), 0..3);
-    (
-        texts(),
-        texts(),
-        ports(),
-        ports(),
-        texts(),
-        texts(),
-        paths(),
-        paths(),
-    )
-        .prop_map(|(h, nh, p, np, m, nm, a, na)| policy::Operation {
-            hosts: h,
-            not_hosts: nh,
-            ports: p,
-            not_ports: np,
-            methods: m,
-            not_methods: nm,
-            paths: a,
-            not_paths: na,
-        })
-}
-
-fn condition() -> impl Strategy<Value = policy::Condition> {
-    let of = |key: &'static str, value: policy::TextMatch| {
-        policy::Condition::new(key, vec![value.clone()], vec![value]).unwrap()
-    };
-    prop_oneof![
-        text().prop_map(move |text| of("request.headers[x-team]", text)),
-        text().prop_map(move |text| of("source.namespace", text)),
-        text().prop_map(move |text| of("source.principal", text)),
-        block().prop_map(move |text| of("source.ip", policy::TextMatch::Exact(text))),
-        block().prop_map(move |text| of("remote.ip", policy::TextMatch::Exact(text))),
-        (1..=u16::MAX).prop_map(move |port| {
-            of(
-                "destination.port",
-                policy::TextMatch::Exact(port.to_string()),
-            )
-        }),
-    ]
-}
-
-fn policies() -> impl Strategy<Value = policy::PolicySet> {
-    let default = prop_oneof![
-        Just(policy::Default::Deny),
-        Just(policy::Default::Allow),
-        Just(policy::Default::Audit)
-    ];
-    let action = prop_oneof![
-        Just(policy::Action::Allow),
-        Just(policy::Action::Deny),
-        Just(policy::Action::Audit)
-    ];
-    let rule = (
-        vec(source(), 0..2),
-        vec(operation(), 0..2),
-        vec(condition(), 0..2),
-    )
-        .prop_map(|(from, to, when)| policy::Rule { from, to, when });
-    let policy =
-        (object(), action, vec(rule, 0..3)).prop_map(|(name, action, rules)| policy::Policy {
-            name,
-            action,
-            rules,
-        });
-    (default, vec(policy, 0..3))
-        .prop_map(|(default, policies)| policy::PolicySet { default, policies })
-}
-
-fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
-    let source = option::of(label()).prop_map(|file| match file {
-        Some(file) => domain::CredentialSource::File {
-            path: format!("/srv/{file}").into(),
-        },
-        None => domain::CredentialSource::Control,
-    });
-    let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
-    let file = (
-        label(),
-        0..=0o777u32,
-        option::of(label()),
-        option::of(label()),
-        storage,
-    )
-        .prop_map(|(name, mode, owner, group, storage)| {
-            let path = format!("/run/{name}").into();
-            domain::Delivery::File(domain::FileDelivery {
-                path,
-                mode,
-                owner,
-                group,
-                storage,
-            })
-        });
-    let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
-    (object(), source, vec(prop_oneof![file, variable], 0..3)).prop_map(
-        |(name, source, deliver)| domain::CredentialSpec {
-            name,
-            source,
-            deliver,
-        },
-    )
-}
-
-fn bundles() -> impl Strategy<Value = Bundles> {
-    vec(0..ROOTS.len(), 1..3).prop_map(|roots| {
-        let roots = roots
-            .into_iter()
-            .map(|root| ROOTS[root].root.clone())
-            .collect();
-        Bundle::new("acme.test".parse().unwrap(), roots)
-            .unwrap()
-            .into()
-    })
-}
-
-prop_compose! {
-    fn any_snapshot()(
-        version in 1..=u64::MAX,
-        identity in identity(),
-        development in any::<bool>(),
-        tls in tls(),
-        inbound in vec(inbound(), 0..3),
-        outbound in vec(outbound(), 0..3),
-        policies in policies(),
-        credentials in vec(credential(), 0..3),
-        drain in any::<u32>(),
-        max_age in option::of(1..=u32::MAX),
-    ) -> domain::Snapshot {
-        domain::Snapshot {
-            version,
-            identity,
-            profile: if development { domain::Profile::Development } else { domain::Profile::Production },
-            trust: Trust::default(),
-            tls,
-            inbound,
-            outbound,
-            policies: Arc::new(policies),
-            credentials,
-            drain: Duration::from_millis(drain.into()),
-            max_age: max_age.map(|millis| Duration::from_millis(millis.into())),
-        }
-    }
-}
-
-prop_compose! {
-    fn any_trust()(
-        version in 1..=u64::MAX,
-        bundles in bundles(),
-        serials in vec(1..=u64::MAX, 0..4),
-        identities in vec((identity(), any::<u32>()), 0..3),
-        workloads in vec(any::<u32>(), 0..2),
-        crls in vec(vec(any::<u8>(), 1..9), 0..3),
-        token_keys in 0..3_usize,
-    ) -> Trust {
-        let at = |seconds: u32| UnixTime::since_unix_epoch(Duration::from_secs(seconds.into()));
-        let mut denied = DenyList::default();
-        serials.into_iter().for_each(|serial| denied.deny_serial(format!("{serial:016x}").parse().unwrap()));
-        identities.into_iter().for_each(|(id, moment)| denied.deny_identity_before(id, at(moment)));
-        workloads.into_iter().for_each(|moment| denied.deny_workloads_before("acme.test".parse().unwrap(), at(moment)));
-        Trust {
-            version,
-            bundles: bundles.into(),
-            denied: denied.into(),
-            crls: crls.into_iter().map(Into::into).collect(),
-            jwt: jwt_bundles(token_keys).into(),
-        }
-    }
-}
-
-fn jwt_bundles(keys: usize) -> JwtBundles {
-    let key = |_| SigningKey::generate().unwrap().public().clone();
-    let keys = Keys::new((0..keys).map(key).collect()).unwrap();
-    [("acme.test".parse().unwrap(), keys)].into_iter().collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn trust_survives_the_wire(trust in any_trust()) {
-        use prost::Message as _;
-        let bytes = proto::Trust::from(&trust).encode_to_vec();
-        let message = proto::Trust::decode(bytes.as_slice()).unwrap();
-        prop_assert_eq!(Trust::try_from(message).unwrap(), trust);
-    }
-
-    #[test]
-    fn a_snapshot_survives_the_wire(snapshot in any_snapshot()) {
-        use prost::Message as _;
-        let bytes = proto::Snapshot::from(&snapshot).encode_to_vec();
-        let message = proto::Snapshot::decode(bytes.as_slice()).unwrap();
-        prop_assert_eq!(domain::Snapshot::try_from(message).unwrap(), snapshot);
-    }
-
-    #[test]
-    fn any_bytes_are_a_snapshot_or_refused(bytes in vec(any::<u8>(), 0..200)) {
-        use prost::Message as _;
-        if let Ok(message) = proto::Snapshot::decode(bytes.as_slice()) {
-            let _ = domain::Snapshot::try_from(message);
-        }
-    }
 }
 
 /// A Snapshot with one thing of everything, and something done to it.
@@ -444,6 +29,7 @@ fn refused(change: impl FnOnce(&mut proto::Snapshot)) -> String {
         paths: Some(proto::PathRules {
             escaped_slash: proto::EscapedSlash::Reject.into(),
             merge_slashes: false,
+            exceptions: Vec::new(),
         }),
         client_certificate: proto::ClientCertificate::Require.into(),
         proxy_protocol: Some(proto::ProxyProtocol {
@@ -452,6 +38,20 @@ fn refused(change: impl FnOnce(&mut proto::Snapshot)) -> String {
         app_proxy_protocol: proto::AppProxyProtocol::V2.into(),
         tls: message.tls.clone(),
         plaintext: proto::Plaintext::Refused.into(),
+        certificates: vec![proto::PortCertificate {
+            names: vec![],
+            source: Some(files("/key.pem")),
+        }],
+        app_protocol: proto::AppProtocol::H2c.into(),
+        forwarded: Some(proto::Forwarded {
+            fields: proto::ForwardedFields::Both.into(),
+            behind: Some(proto::Behind {
+                hops: 1,
+                from: vec!["10.0.0.0/8".to_owned()],
+                identities: vec![],
+            }),
+        }),
+        limits: Some(proto::RequestLimits::default()),
     });
     message.policies = Some(proto::PolicySet {
         default: proto::Default::Deny.into(),
@@ -504,6 +104,14 @@ fn every_error_names_its_field() {
     );
     assert_eq!(refused(|m| tls(m, |tls| tls.groups.clear())), "tls");
     assert_eq!(refused(|m| m.inbound[0].tls = None), "inbound[0].tls");
+    assert_eq!(
+        refused(|m| m.inbound[0].certificates[0].source = None),
+        "inbound[0].certificates[0].source"
+    );
+    assert_eq!(
+        refused(|m| m.inbound[0].certificates[0].source = Some(files("key.pem"))),
+        "inbound[0].certificates[0].files.key"
+    );
     for plaintext in [0, 2, 3, 4] {
         // Beside a certificate that is required, nothing but TLS.
         assert_eq!(
@@ -547,6 +155,10 @@ fn what_is_not_said_is_never_guessed() {
         "inbound[0].protocol"
     );
     assert_eq!(
+        refused(|m| m.inbound[0].app_protocol = 0),
+        "inbound[0].app_protocol"
+    );
+    assert_eq!(
         refused(|m| m.inbound[0].app_proxy_protocol = 0),
         "inbound[0].app_proxy_protocol"
     );
@@ -554,11 +166,65 @@ fn what_is_not_said_is_never_guessed() {
         refused(|m| m.inbound[0].proxy_protocol = Some(proto::ProxyProtocol::default())),
         "inbound[0].proxy_protocol.from"
     );
+    let forwarded = |change: fn(&mut proto::Forwarded)| {
+        refused(|m| change(m.inbound[0].forwarded.as_mut().unwrap()))
+    };
+    assert_eq!(
+        refused(|m| m.inbound[0].forwarded = None),
+        "inbound[0].forwarded"
+    );
+    assert_eq!(forwarded(|f| f.fields = 0), "inbound[0].forwarded.fields");
+    for hops in [0, 17, 257] {
+        let refused = refused(|m| {
+            let forwarded = m.inbound[0].forwarded.as_mut().unwrap();
+            forwarded.behind.as_mut().unwrap().hops = hops;
+        });
+        assert_eq!(refused, "inbound[0].forwarded.behind.hops", "{hops}");
+    }
+    assert_eq!(
+        forwarded(|f| f.behind.as_mut().unwrap().from.clear()),
+        "inbound[0].forwarded.behind"
+    );
+    assert_eq!(refused(|m| m.inbound[0].limits = None), "inbound[0].limits");
     assert_eq!(refused(|m| m.policies = None), "policies");
     assert_eq!(
         refused(|m| m.policies.as_mut().unwrap().default = 0),
         "policies.default"
     );
+}
+
+/// What a peer can make a sidecar hold is not the sender's to say.
+#[test]
+fn a_limit_out_of_its_range_is_refused_on_the_wire_too() {
+    let refused = |change: fn(&mut proto::RequestLimits)| {
+        refused(|m| change(m.inbound[0].limits.as_mut().unwrap()))
+    };
+    let field = |name: &str| format!("inbound[0].limits.{name}");
+    assert_eq!(
+        refused(|l| l.head_bytes = Some(u64::MAX)),
+        field("head_bytes")
+    );
+    assert_eq!(refused(|l| l.head_fields = Some(257)), field("head_fields"));
+    assert_eq!(
+        refused(|l| l.head_time_millis = Some(0)),
+        field("head_time_millis")
+    );
+    assert_eq!(refused(|l| l.target_bytes = Some(0)), field("target_bytes"));
+    assert_eq!(refused(|l| l.body_bytes = Some(0)), field("body_bytes"));
+    assert_eq!(refused(|l| l.idle_millis = Some(0)), field("idle_millis"));
+    assert_eq!(
+        refused(|l| l.stall_millis = Some(u64::MAX)),
+        field("stall_millis")
+    );
+    assert_eq!(
+        refused(|l| l.response_millis = Some(999)),
+        field("response_millis")
+    );
+    assert_eq!(
+        refused(|l| l.request_millis = Some(u64::MAX)),
+        field("request_millis")
+    );
+    assert_eq!(refused(|l| l.streams = Some(0)), field("streams"));
 }
 
 #[test]
@@ -648,10 +314,10 @@ fn a_delivery_outside_of_absolute_paths_and_permission_bits_is_refused() {
         refused(|m| {
             m.credentials.push(proto::CredentialSpec {
                 name: "shop/smtp".to_owned(),
-                source: Some(proto::credential_spec::Source::File(proto::FileSource {
-                    path: String::new(),
-                    via: proto::Via::Control.into(),
-                })),
+                max_stale_millis: 1,
+                source: Some(proto::credential_spec::Source::Control(
+                    proto::ControlSource {},
+                )),
                 deliver: vec![proto::Delivery {
                     kind: Some(proto::delivery::Kind::File(file)),
                 }],

@@ -266,7 +266,6 @@ struct Handshake {
 
 impl Handshake {
     async fn run(self, socket: Socket, remote: PeerAddr, slot: Slot) -> io::Result<ServerStream> {
-        socket.set_nodelay()?;
         let tls = tokio::select! {
             biased;
             tls = self.deadline.bound(self.acceptor.accept(socket)) => {

@@ -9,11 +9,10 @@ use fender_identity::{SpiffeId, Trust, TrustDomain, WorkloadName};
 use fender_policy::{Condition, Policy, PolicySet, TextMatch};
 
 use super::{
-    Credential, CredentialFrom, Documents, InboundPort, OutboundTo, SelectingPolicy, TlsProfiles,
-    Upstream,
+    Credential, Documents, InboundPort, OutboundTo, SelectingPolicy, TlsProfiles, Upstream, Via,
 };
 use crate::snapshot::{
-    CredentialSource, CredentialSpec, Destination, Inbound, Mtls, Outbound, Snapshot,
+    CredentialSource, CredentialSpec, Destination, Inbound, Mtls, Outbound, RequestLimits, Snapshot,
 };
 
 impl Documents {
@@ -44,10 +43,11 @@ impl Documents {
             .filter_map(|name| self.credentials.get(name));
         let profiles = &mesh.tls_profiles;
         let tls = workload.tls.over(profiles, &mesh.tls_of(namespace));
+        let limits = workload.limits.over(&mesh.limits_of(namespace));
         let ports = workload
             .inbound
             .iter()
-            .map(|port| port.listener(profiles, &tls, self.mtls(workload, port)));
+            .map(|port| port.listener(profiles, &tls, &limits, self.mtls(workload, port)));
         Some(Snapshot {
             version,
             identity: workload.spiffe_id(&mesh.trust_domain),
@@ -80,17 +80,27 @@ impl Documents {
 }
 
 impl InboundPort {
-    /// `tls` is what the workload says.
-    pub(crate) fn listener(&self, profiles: &TlsProfiles, tls: &TlsProfile, mtls: Mtls) -> Inbound {
+    /// `tls` and `limits` are what the workload says.
+    pub(crate) fn listener(
+        &self,
+        profiles: &TlsProfiles,
+        tls: &TlsProfile,
+        limits: &RequestLimits,
+        mtls: Mtls,
+    ) -> Inbound {
         Inbound {
             tls: self.tls.over(profiles, tls),
             listen: self.listen.clone(),
             app: self.app.clone(),
             protocol: self.protocol,
             mtls,
-            paths: self.paths,
+            certificates: self.certificates.clone(),
+            paths: self.paths.clone(),
             proxy_protocol: self.proxy_protocol.clone(),
             app_proxy_protocol: self.app_proxy_protocol,
+            app_protocol: self.app_protocol,
+            forwarded: self.forwarded.clone(),
+            limits: self.limits.over(limits),
         }
     }
 }
@@ -109,13 +119,14 @@ impl Upstream {
 
 impl Credential {
     pub(crate) fn spec(&self) -> CredentialSpec {
-        let source = match &self.source {
-            CredentialFrom::SidecarFile(path) => CredentialSource::File { path: path.clone() },
-            CredentialFrom::ControlFile(_) => CredentialSource::Control,
+        let source = match self.via {
+            Via::Sidecar => CredentialSource::Direct(self.origin.clone()),
+            Via::Control => CredentialSource::Control,
         };
         CredentialSpec {
             name: self.name.clone(),
             source,
+            max_stale: self.max_stale,
             deliver: self.deliver.clone(),
         }
     }

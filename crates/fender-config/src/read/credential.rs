@@ -1,12 +1,18 @@
 //! The `Credential`: where a secret comes from and how it reaches the app. Never the secret.
 
-use super::{file_path, full_name};
-use crate::ObjectName;
-use crate::documents::{Credential, CredentialFrom};
-use crate::raw::{self, Document, Via};
-use crate::snapshot::{Delivery, FileDelivery, Storage};
-use crate::yaml::{At, Reader};
+use std::time::Duration;
 
+use super::{duration, file_path, full_name};
+use crate::ObjectName;
+use crate::documents::{Credential, Via};
+use crate::raw::{self, Document};
+use crate::snapshot::{Delivery, DockerSecret, DockerSecretName, FileDelivery, Origin, Storage};
+use crate::yaml::{At, Reader, Word};
+
+/// A working day and its night: an outage that nobody ended by then has been looked at.
+const MAX_STALE: Duration = Duration::from_secs(24 * 60 * 60);
+const SHORTEST_MAX_STALE: Duration = Duration::from_secs(1);
+const LONGEST_MAX_STALE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const MODE: u32 = 0o400;
 const MAX_MODE: u32 = 0o777;
 /// Anybody but owner and group.
@@ -18,7 +24,7 @@ pub(crate) fn credential(
 ) -> Option<Credential> {
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
-    let source = source(reader, &spec.source.value);
+    let origin = origin(reader, &spec.source);
     if spec.deliver.value.is_empty() {
         reader.wrong(
             &spec.deliver,
@@ -34,24 +40,76 @@ pub(crate) fn credential(
         .iter()
         .filter_map(|at| delivery(reader, at))
         .collect();
+    let max_stale = spec.max_stale.as_ref().map_or(Some(MAX_STALE), |at| {
+        duration(
+            reader,
+            "maxStale",
+            at,
+            SHORTEST_MAX_STALE,
+            LONGEST_MAX_STALE,
+        )
+    });
+    let (via, origin) = origin?;
     Some(Credential {
         name: name?,
-        source: source?,
+        via,
+        origin,
+        max_stale: max_stale?,
         deliver,
     })
 }
 
-fn source(reader: &mut Reader<'_>, source: &raw::CredentialSource) -> Option<CredentialFrom> {
-    let path = file_path(reader, &source.file.path);
-    let via = source
-        .file
-        .via
-        .as_ref()
-        .map_or(Some(Via::Sidecar), |at| reader.choose("via", at));
-    match via? {
-        Via::Sidecar => path.map(CredentialFrom::SidecarFile),
-        Via::Control => path.map(CredentialFrom::ControlFile),
+fn origin(reader: &mut Reader<'_>, at: &At<raw::CredentialSource>) -> Option<(Via, Origin)> {
+    match (&at.value.file, &at.value.docker_secret) {
+        (Some(file), None) => {
+            let path = file_path(reader, &file.path);
+            let via = via(reader, file.via.as_ref());
+            Some((via?, Origin::File { path: path? }))
+        }
+        (None, Some(secret)) => {
+            let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
+            let via = via(reader, secret.via.as_ref());
+            Some((via?, origin?))
+        }
+        (None, None) | (Some(_), Some(_)) => {
+            reader.wrong(
+                at,
+                "fender::one-of",
+                "a credential comes from one place: either a `file` or a `dockerSecret`",
+                "write one of them; another place is another credential",
+            );
+            None
+        }
     }
+}
+
+fn via(reader: &mut Reader<'_>, at: Option<&At<Word<Via>>>) -> Option<Via> {
+    at.map_or(Some(Via::Sidecar), |at| reader.choose("via", at))
+}
+
+fn docker_secret(
+    reader: &mut Reader<'_>,
+    secret: &raw::SourceDockerSecret,
+) -> Option<DockerSecret> {
+    let directory = match &secret.directory {
+        Some(at) => file_path(reader, at),
+        None => Some(DockerSecret::DIRECTORY.into()),
+    };
+    let name = secret.name.value.parse::<DockerSecretName>();
+    if let Err(error) = &name {
+        let help = "at most 64 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or a digit; a file \
+            that is named otherwise is `source: { file: … }`";
+        reader.wrong(
+            &secret.name,
+            "fender::bad-secret-name",
+            error.to_string(),
+            help,
+        );
+    }
+    Some(DockerSecret {
+        name: name.ok()?,
+        directory: directory?,
+    })
 }
 
 fn delivery(reader: &mut Reader<'_>, at: &At<raw::Delivery>) -> Option<Delivery> {

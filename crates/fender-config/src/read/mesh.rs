@@ -7,7 +7,7 @@ use fender_identity::tls::TlsProfile;
 
 use super::administrators::{administrators, minimum_version};
 use super::vouching::{authorities, clusters};
-use super::{NAME_HELP, duration, fallback, span, tls};
+use super::{NAME_HELP, duration, fallback, limits, span, tls};
 use crate::documents::{Lifetimes, Mesh, Namespace, TlsProfiles};
 use crate::name::check_label;
 use crate::raw::{self, Document};
@@ -88,6 +88,7 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         &tls_profiles,
         &TlsProfile::default(),
     );
+    let limits = limits::limits(reader, spec.limits.as_ref());
     let namespaces = namespaces(reader, &spec.namespaces, &tls_profiles, &everywhere);
     let snapshot_max_age = max_age(reader, profile, spec.snapshot.as_ref());
     let authorization =
@@ -127,6 +128,7 @@ pub(crate) fn mesh(reader: &mut Reader<'_>, document: Document<raw::Mesh>) -> Op
         lifetimes,
         tls,
         tls_profiles,
+        limits,
         namespaces,
         snapshot_max_age,
         authorization,
@@ -144,7 +146,7 @@ fn namespaces(
     everywhere: &TlsProfile,
 ) -> BTreeMap<String, Namespace> {
     let mut namespaces = BTreeMap::new();
-    for raw::Namespace { name, tls } in written.iter().map(|at| &at.value) {
+    for raw::Namespace { name, tls, limits } in written.iter().map(|at| &at.value) {
         reader.take(
             name,
             "fender::bad-name",
@@ -153,7 +155,10 @@ fn namespaces(
         );
         let rule = tls::rule(reader, tls.as_ref());
         tls::effective(reader, tls.as_ref(), &rule, profiles, everywhere);
-        let namespace = Namespace { tls: rule };
+        let namespace = Namespace {
+            tls: rule,
+            limits: limits::limits(reader, limits.as_ref()),
+        };
         if namespaces.insert(name.value.clone(), namespace).is_some() {
             let message = format!("the namespace `{}` is there twice", name.value);
             reader.wrong(name, "fender::duplicate", message, "remove one of them");

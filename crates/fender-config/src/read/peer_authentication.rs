@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fender_policy::PolicyName;
 
-use super::full_name;
+use super::{certificates, full_name};
 use crate::documents::{InboundPort, MtlsMode, PeerAuthentication, Scope, Selector};
 use crate::objects::Objects;
 use crate::problem::{Place, Problem, Report};
@@ -62,10 +62,11 @@ pub(crate) fn judge(
                 .help("let one of them select it; Istio would take the older one"),
         );
     }
+    certificates::judge_orders(report, place, workload, ports);
     for port in ports {
-        if port.mtls(selecting.iter().copied()) == Mtls::Permissive
-            && port.protocol == Protocol::Tcp
-        {
+        let mtls = port.mtls(selecting.iter().copied());
+        certificates::judge(report, place, workload, port, mtls);
+        if mtls == Mtls::Permissive && port.protocol == Protocol::Tcp {
             let message = format!(
                 "the port `{}` of `{workload}` is `tcp`, and PERMISSIVE by a PeerAuthentication",
                 port.listen

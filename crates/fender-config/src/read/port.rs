@@ -1,13 +1,15 @@
 //! Listeners: what they are, and that no two of them want the same address.
 
+use std::net::SocketAddr;
+
 use ipnet::IpNet;
 
 use super::policy::ip_block;
-use super::{HOST_HELP, tls};
+use super::{HOST_HELP, certificates, forwarded, limits, tls};
 use crate::documents::InboundPort;
 use crate::problem::{Place, Problem};
 use crate::raw;
-use crate::snapshot::{AppProxyProtocol, PathRules, Protocol, ProxyProtocol};
+use crate::snapshot::{AppProtocol, AppProxyProtocol, PathRules, Protocol, ProxyProtocol};
 use crate::yaml::{At, Reader, Word};
 use crate::{AppAddress, HostPort, ListenAddr};
 
@@ -15,7 +17,11 @@ const LISTEN_HELP: &str = "write `0.0.0.0:8443`, `[::]:8443` or `unix:/run/order
 
 /// What one process already listens on.
 #[derive(Default)]
-pub(super) struct Taken(Vec<(ListenAddr, Place)>);
+pub(super) struct Taken {
+    listeners: Vec<(ListenAddr, Place)>,
+    /// Where authorities are answered: for as many certificates as there are.
+    answering: Vec<SocketAddr>,
+}
 
 impl Taken {
     pub(super) fn listen(
@@ -34,7 +40,11 @@ impl Taken {
             );
             return None;
         }
-        if let Some((taken, place)) = self.0.iter().find(|(taken, _)| overlap(taken, &address)) {
+        if let Some((taken, place)) = self
+            .listeners
+            .iter()
+            .find(|(taken, _)| overlap(taken, &address))
+        {
             let help = if *taken == address {
                 format!("it is used at {place}; every listener needs an address of its own")
             } else {
@@ -50,8 +60,31 @@ impl Taken {
             );
             return None;
         }
-        self.0.push((address.clone(), reader.place(at)));
+        self.listeners.push((address.clone(), reader.place(at)));
         Some(address)
+    }
+
+    /// Where HTTP-01 is answered, for one more certificate.
+    pub(super) fn answer(
+        &mut self,
+        reader: &mut Reader<'_>,
+        at: &At<String>,
+    ) -> Option<SocketAddr> {
+        match at.value.parse() {
+            Ok(ListenAddr::Tcp(address)) if self.answering.contains(&address) => Some(address),
+            Ok(ListenAddr::Unix(_)) => {
+                let message = format!("no authority can reach `{}`", at.value);
+                let help = "write `0.0.0.0:80` or `[::]:80`";
+                reader.wrong(at, "fender::bad-address", message, help);
+                None
+            }
+            Ok(ListenAddr::Tcp(address)) => {
+                self.listen(reader, at)?;
+                self.answering.push(address);
+                Some(address)
+            }
+            Err(_) => self.listen(reader, at).and(None),
+        }
     }
 
     /// An outbound listener lends the workload's identity to whoever reaches it.
@@ -82,7 +115,11 @@ impl Taken {
         let Ok(app) = at.value.parse::<ListenAddr>() else {
             return;
         };
-        if let Some((taken, place)) = self.0.iter().find(|(taken, _)| overlap(taken, &app)) {
+        if let Some((taken, place)) = self
+            .listeners
+            .iter()
+            .find(|(taken, _)| overlap(taken, &app))
+        {
             let problem = Problem::new(
                 reader.place(at),
                 "fender::circle",
@@ -125,7 +162,11 @@ pub(super) fn inbound(
         None => None,
     };
     let tls = tls::rule(reader, inbound.tls.as_ref());
+    let certificates = certificates::read(reader, taken, &inbound.certificates);
     let paths = paths(reader, inbound.paths.as_ref(), protocol);
+    let app_protocol = app_protocol(reader, inbound.app_protocol.as_ref(), protocol);
+    let forwarded = forwarded::forwarded(reader, inbound.forwarded.as_ref(), protocol);
+    let limits = limits::of_port(reader, inbound.limits.as_ref(), protocol);
     let proxy_protocol = proxy_protocol(reader, inbound.proxy_protocol.as_ref(), listen.as_ref());
     let app_proxy_protocol =
         app_proxy_protocol(reader, inbound.app_proxy_protocol.as_ref(), listen.as_ref());
@@ -145,10 +186,33 @@ pub(super) fn inbound(
         advertise,
         client_certificate,
         tls,
+        certificates,
         paths,
         proxy_protocol: proxy_protocol?,
         app_proxy_protocol: app_proxy_protocol?,
+        app_protocol: app_protocol?,
+        forwarded: forwarded?,
+        limits,
     })
+}
+
+fn app_protocol(
+    reader: &mut Reader<'_>,
+    written: Option<&At<Word<AppProtocol>>>,
+    protocol: Option<Protocol>,
+) -> Option<AppProtocol> {
+    let Some(at) = written else {
+        return Some(AppProtocol::default());
+    };
+    if protocol == Some(Protocol::Tcp) {
+        reader.wrong(
+            at,
+            "fender::not-http",
+            "`appProtocol` says which HTTP the app speaks, and this port is `tcp`",
+            "remove `appProtocol`, or write `protocol: http`",
+        );
+    }
+    reader.choose("appProtocol", at)
 }
 
 /// The inner option is whether there is one; the outer, whether it is right.
@@ -182,7 +246,7 @@ fn proxy_protocol(
 }
 
 /// A sender says where its connections come from, so whoever is one is believed to be anywhere.
-fn sender_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
+pub(super) fn sender_block(reader: &mut Reader<'_>, at: &At<String>) -> Option<IpNet> {
     let block = ip_block(reader, at)?;
     if block.prefix_len() == 0 {
         reader.wrong(
@@ -253,8 +317,12 @@ fn paths(
         .escaped_slash
         .as_ref()
         .and_then(|word| reader.choose("escapedSlash", word));
+    let exceptions = at.value.exceptions.iter();
     PathRules {
         escaped_slash: escaped_slash.unwrap_or_default(),
         merge_slashes: at.value.merge_slashes,
+        exceptions: exceptions
+            .filter_map(|word| reader.choose("exceptions", word))
+            .collect(),
     }
 }

@@ -10,11 +10,11 @@ use fender_identity::tls::TlsProfile;
 
 use super::port::{Taken, inbound};
 use super::workload::listed;
-use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, tls};
+use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, limits, tls};
 use crate::address::InvalidAddress;
 use crate::documents::{InboundPort, TlsProfiles};
 use crate::raw::{self, Document};
-use crate::snapshot::Protocol;
+use crate::snapshot::{Protocol, RequestLimits};
 use crate::standalone::{Identity, IdentityFiles, WorkloadApi};
 use crate::yaml::{At, Reader};
 use crate::{HostPort, ListenAddr, ObjectName};
@@ -32,6 +32,7 @@ pub(crate) struct Alone {
     /// For what it calls.
     pub(crate) tls: TlsProfile,
     pub(crate) tls_profiles: TlsProfiles,
+    pub(crate) limits: RequestLimits,
     pub(crate) inbound: Vec<InboundPort>,
     pub(crate) outbound: Vec<DirectPort>,
     pub(crate) credentials: Vec<ObjectName>,
@@ -75,6 +76,7 @@ pub(crate) fn sidecar(
         &tls_profiles,
         &TlsProfile::default(),
     );
+    let limits = limits::limits(reader, spec.limits.as_ref());
     let mut taken = Taken::default();
     let ports = spec
         .inbound
@@ -121,6 +123,7 @@ pub(crate) fn sidecar(
         identity,
         tls,
         tls_profiles,
+        limits,
         inbound: ports,
         outbound,
         credentials,

@@ -7,7 +7,7 @@ use fender_identity::tls::TlsProfile;
 
 use super::attest::{self, Whom, Whose, attest};
 use super::port::{Taken, inbound};
-use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name, tls};
+use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name, limits, tls};
 use crate::address::is_host_name;
 use crate::documents::{Documents, Kind, Mesh, OutboundPort, OutboundTo, Workload};
 use crate::problem::{Place, Report};
@@ -80,6 +80,7 @@ pub(crate) fn workload<'a>(
     let drain = drain(reader, spec.drain.as_ref());
     let authorization = fallback(reader, spec.authorization.as_ref());
     let tls = tls::rule(reader, spec.tls.as_ref());
+    let limits = limits::limits(reader, spec.limits.as_ref());
     let workload = Workload {
         name: name?,
         labels: metadata.value.labels,
@@ -91,6 +92,7 @@ pub(crate) fn workload<'a>(
         drain,
         authorization,
         tls,
+        limits,
     };
     Some(Unresolved {
         page,

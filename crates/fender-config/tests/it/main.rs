@@ -8,11 +8,13 @@
 mod attest;
 mod limits;
 mod right;
+mod tls;
 mod wrong;
 
 use std::path::Path;
 
 use fender_config::Source;
+use fender_identity::WorkloadName;
 
 fn source(name: &str, text: impl Into<String>) -> Source {
     Source {
@@ -40,4 +42,8 @@ fn fixtures(folder: &str) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+fn name(text: &str) -> WorkloadName {
+    text.parse().unwrap()
 }

@@ -3,24 +3,21 @@
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    AppProxyProtocol, CredentialSource, Delivery, Destination, Profile, Protocol,
+    AppProxyProtocol, CredentialSource, Delivery, Destination, Forwarded, ForwardedFields, Profile,
+    Protocol, RequestLimits,
 };
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
     Attestor, Change, Documents, KeySource, Kind, Reach, Role, Source, Vouching, What, parse,
     schema,
 };
-use fender_identity::{Bundles, Peer, WorkloadName};
+use fender_identity::{Bundles, Peer};
 use fender_policy::{Action, Default, Facts, Verdict};
 
-use crate::{fixture, source};
+use crate::{fixture, name, source};
 
 fn shop() -> Documents {
     parse(&[fixture("right", "shop.yaml")]).unwrap_or_else(|problems| panic!("{problems}"))
-}
-
-fn name(text: &str) -> WorkloadName {
-    text.parse().unwrap()
 }
 
 #[test]
@@ -39,6 +36,48 @@ fn a_port_names_whose_proxy_headers_are_believed() {
     for other in ["10.0.0.6", "::1", "2001:db8:0:1::7"] {
         assert!(!senders.lists(other.parse().unwrap()), "{other}");
     }
+}
+
+#[test]
+fn a_port_names_the_proxies_that_are_believed_about_whom_they_ask_for() {
+    let snapshot = shop().snapshot(&name("shop/reports"), 7).unwrap();
+    let [first, second] = &snapshot.inbound[..] else {
+        panic!("{:?}", snapshot.inbound)
+    };
+    assert_eq!(first.forwarded, Forwarded::default());
+    assert_eq!(second.forwarded.fields, ForwardedFields::Both);
+    let behind = second.forwarded.behind.as_ref().unwrap();
+    assert_eq!(behind.hops.get(), 2);
+    let gateway = "spiffe://example.org/ns/edge/sa/gateway".parse().unwrap();
+    let other = "spiffe://other.org/ns/edge/sa/gateway".parse().unwrap();
+    let (listed, elsewhere) = ("::ffff:10.0.1.7".parse().ok(), "10.0.2.7".parse().ok());
+    assert!(behind.believes(listed, None) && behind.believes(listed, Some(&other)));
+    assert!(behind.believes(elsewhere, Some(&gateway)) && behind.believes(None, Some(&gateway)));
+    assert!(!behind.believes(elsewhere, Some(&other)) && !behind.believes(None, None));
+}
+
+#[test]
+fn limits_are_those_of_the_most_specific_place_that_sets_them_field_by_field() {
+    let (kib, mib, seconds) = (1024, 1024 * 1024, |seconds| {
+        Some(Duration::from_secs(seconds))
+    });
+    let snapshot = shop().snapshot(&name("shop/reports"), 7).unwrap();
+    let of_workload = RequestLimits {
+        head_bytes: Some(16 * kib),
+        idle: seconds(60),
+        streams: Some(100),
+        request: seconds(300),
+        response: seconds(30),
+        ..RequestLimits::default()
+    };
+    let of_port = RequestLimits {
+        idle: seconds(10),
+        body_bytes: Some(10 * mib),
+        head_fields: Some(64),
+        ..of_workload
+    };
+    let limits: Vec<_> = snapshot.inbound.iter().map(|port| port.limits).collect();
+    assert_eq!(limits, [of_workload, of_port]);
 }
 
 #[test]
@@ -197,6 +236,13 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     let identity = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
     let snapshot = alone.snapshot(&identity, Bundles::default(), 1);
     assert_eq!(snapshot.identity, identity);
+    let limits = RequestLimits {
+        target_bytes: Some(4 * 1024),
+        stall: Some(Duration::from_secs(10)),
+        head_time: Some(Duration::from_secs(5)),
+        ..RequestLimits::default()
+    };
+    assert_eq!(snapshot.inbound[0].limits, limits);
     assert_eq!(snapshot.policies.default, Default::Deny);
     assert_eq!(snapshot.policies.policies.len(), 1);
     assert_eq!(snapshot.credentials.len(), 1);
@@ -447,129 +493,4 @@ fn a_snapshot_may_become_a_day_old_or_what_the_mesh_says_and_closed_lets_nobody_
             (snapshot.inbound, snapshot.trust)
         );
     }
-}
-
-#[test]
-fn tls_is_what_the_most_specific_place_says() {
-    use fender_identity::tls::{Group, TlsProfile, TlsVersion};
-    let text = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: m }\nspec:\n  trustDomain: example.org\n  \
-        tls: { groups: [ X25519MLKEM768, P-256 ] }\n  tlsProfiles: [ { name: old, minimum: \"1.2\" } ]\n  \
-        namespaces: [ { name: shop, tls: { groups: [ P-256 ] } } ]\n---\n\
-        apiVersion: fender.dev/v1\nkind: Workload\nmetadata: { namespace: shop, name: orders }\nspec:\n  \
-        attest: [ { token: {} } ]\n  tls: { profile: old }\n  inbound:\n  \
-        - { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http }\n  \
-        - { listen: \"0.0.0.0:8444\", app: \"127.0.0.1:81\", protocol: http, tls: { minimum: \"1.3\" } }\n---\n\
-        apiVersion: fender.dev/v1\nkind: Workload\nmetadata: { namespace: bank, name: ledger }\nspec:\n  \
-        attest: [ { token: {} } ]\n";
-    let documents =
-        parse(&[source("all.yaml", text)]).unwrap_or_else(|problems| panic!("{problems}"));
-    let orders = documents.snapshot(&name("shop/orders"), 1).unwrap();
-    assert_eq!(orders.tls.minimum, TlsVersion::Tls12);
-    assert_eq!(orders.tls.groups, [Group::P256]);
-    assert_eq!(orders.inbound[0].tls, orders.tls);
-    assert_eq!(orders.inbound[1].tls.minimum, TlsVersion::Tls13);
-    assert_eq!(orders.inbound[1].tls.groups, [Group::P256]);
-    let ledger = documents.snapshot(&name("bank/ledger"), 1).unwrap();
-    let expected = TlsProfile {
-        groups: vec![Group::X25519Mlkem768, Group::P256],
-        ..TlsProfile::default()
-    };
-    assert_eq!(ledger.tls, expected);
-}
-
-#[test]
-fn a_sidecar_alone_has_profiles_of_its_own() {
-    use fender_identity::tls::{Group, TlsVersion};
-    let text = "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: { namespace: shop, name: orders }\nspec:\n  \
-        identity: { workloadApi: \"unix:///run/spire.sock\" }\n  tlsProfiles: [ { name: old, minimum: \"1.2\" } ]\n  \
-        tls: { groups: [ X25519 ] }\n  inbound:\n  \
-        - { listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, tls: { profile: old } }\n";
-    let alone = standalone::parse(&[source("alone.yaml", text)])
-        .unwrap_or_else(|problems| panic!("{problems}"));
-    let id = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
-    let snapshot = alone.snapshot(&id, Bundles::default(), 1);
-    assert_eq!(snapshot.tls.minimum, TlsVersion::Tls13);
-    assert_eq!(snapshot.inbound[0].tls.minimum, TlsVersion::Tls12);
-    assert_eq!(snapshot.inbound[0].tls.groups, [Group::X25519]);
-}
-
-/// The documents that a page of the guide shows, each block by itself.
-fn examples(page: &str) -> impl Iterator<Item = &str> {
-    let blocks = page.split("```yaml\n").skip(1);
-    blocks.map(|rest| rest.split("```").next().unwrap())
-}
-
-#[test]
-fn the_examples_of_the_page_about_tls_are_right() {
-    let page = include_str!("../../../../docs/guide/tls.md");
-    let mut count = 0;
-    for text in examples(page) {
-        let told = match text.contains("kind: Sidecar") {
-            true => standalone::parse(&[source("tls.md", text)]).err(),
-            false => parse(&[source("tls.md", text)]).err(),
-        };
-        assert!(told.is_none(), "{}", told.unwrap());
-        count += 1;
-    }
-    assert!(count > 0);
-}
-
-#[test]
-fn peer_authentication_says_how_clients_come_in() {
-    use fender_config::snapshot::{ClientCertificate, Mtls};
-    let mesh = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: m }\nspec: { trustDomain: example.org }\n";
-    let workload = |namespace: &str| {
-        format!(
-            "---\napiVersion: fender.dev/v1\nkind: Workload\nmetadata: {{ namespace: {namespace}, name: orders, labels: {{ app: orders }} }}\n\
-             spec:\n  attest: [ {{ token: {{}} }} ]\n  inbound:\n  \
-             - {{ listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http }}\n  \
-             - {{ listen: \"0.0.0.0:8444\", app: \"127.0.0.1:81\", protocol: http }}\n  \
-             - {{ listen: \"0.0.0.0:8445\", app: \"127.0.0.1:82\", protocol: http, clientCertificate: accept }}\n"
-        )
-    };
-    let one = |version: &str, namespace: &str, name: &str, spec: &str| {
-        format!(
-            "---\napiVersion: security.istio.io/{version}\nkind: PeerAuthentication\nmetadata:\n  namespace: {namespace}\n  \
-             name: {name}\n  creationTimestamp: null\nspec: {spec}\nstatus: {{}}\n"
-        )
-    };
-    let ports = |documents: &[String], of: &str| {
-        let text = [
-            &[mesh.to_owned(), workload("shop"), workload("bank")],
-            documents,
-        ]
-        .concat();
-        let all = parse(&[source("all.yaml", text.concat())])
-            .unwrap_or_else(|problems| panic!("{problems}"));
-        let snapshot = all.snapshot(&name(of), 1).unwrap();
-        snapshot
-            .inbound
-            .iter()
-            .map(|port| port.mtls)
-            .collect::<Vec<_>>()
-    };
-    let strict = Mtls::Strict(ClientCertificate::Require);
-    // What the port says itself is never anything else.
-    let own = Mtls::Strict(ClientCertificate::Accept);
-    assert_eq!(ports(&[], "shop/orders"), [strict, strict, own]);
-
-    let everywhere = one(
-        "v1",
-        "fender-system",
-        "default",
-        "{ mtls: { mode: PERMISSIVE } }",
-    );
-    let namespace = one("v1beta1", "shop", "default", "{ mtls: { mode: DISABLE } }");
-    let selected = one(
-        "v1",
-        "shop",
-        "orders",
-        "{ selector: { matchLabels: { app: orders } }, mtls: { mode: UNSET }, portLevelMtls: { \"8443\": { mode: STRICT } } }",
-    );
-    let all = [selected, everywhere, namespace];
-    assert_eq!(ports(&all, "shop/orders"), [strict, Mtls::Disabled, own]);
-    assert_eq!(
-        ports(&all, "bank/orders"),
-        [Mtls::Permissive, Mtls::Permissive, own]
-    );
 }

@@ -71,7 +71,7 @@ impl PublishedKeys {
         match source {
             KeySource::File(path) => Self::File(Followed::begin(
                 format!("keys of the cluster `{cluster}`"),
-                sources.watch(path),
+                sources.watch_file(path),
                 parse,
                 clock,
                 drain,
@@ -81,7 +81,7 @@ impl PublishedKeys {
                 let ask = Arc::new(Notify::new());
                 let follow = |what, path: &Path| {
                     let what = format!("{what} for the issuer of the cluster `{cluster}`");
-                    Followed::bytes(what, sources.watch(path), clock, drain)
+                    Followed::bytes(what, sources.watch_file(path), clock, drain)
                 };
                 let issuer = Issuer {
                     cluster: cluster.to_owned(),

@@ -55,7 +55,7 @@ impl Reviewer {
     ) -> Self {
         let follow = |what, path: &Path| {
             let what = format!("{what} for the API of the cluster `{cluster}`");
-            Followed::bytes(what, sources.watch(path), clock, drain)
+            Followed::bytes(what, sources.watch_file(path), clock, drain)
         };
         Self {
             roots: follow("roots", &review.roots),

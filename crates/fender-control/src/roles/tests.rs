@@ -276,6 +276,38 @@ fn attack_an_operator_weakens_no_tls_that_the_security_team_set() {
     assert_eq!(lacks("ben", &plain, &named), [""; 0]);
 }
 
+#[test]
+fn attack_an_operator_raises_no_limit_that_the_security_team_set() {
+    let with = |limits: &str, port: &str| {
+        let spec = format!(
+            "{{ limits: {limits}, inbound: [ {{ listen: \"0.0.0.0:8443\", app: \"127.0.0.1:80\", protocol: http, limits: {port} }} ] }}"
+        );
+        let set = "  limits: { headBytes: 16KiB, request: 1h }\n  namespaces: [ { name: shop, limits: { request: 5m } } ]\n";
+        [mesh(set), workload("shop", "orders", &spec)]
+    };
+    let plain = with("{}", "{}");
+    for changed in [
+        with("{ headBytes: 32KiB }", "{}"),
+        with("{}", "{ headBytes: 17KiB }"),
+        with("{ request: 30m }", "{}"),
+        with("{ request: 1m }", "{ request: 6m }"),
+    ] {
+        assert_eq!(
+            lacks("ben", &plain, &changed),
+            ["Workload shop/orders: security"]
+        );
+        assert_eq!(lacks("ada", &plain, &changed), [""; 0]);
+        // What is as it was is nobody's change.
+        assert_eq!(lacks("ben", &changed, &with("{}", "{}")), [""; 0]);
+    }
+    // Less is theirs to choose, and what nobody chose.
+    let less = with(
+        "{ headBytes: 8KiB, idle: 1h }",
+        "{ request: 4m, streams: 256 }",
+    );
+    assert_eq!(lacks("ben", &plain, &less), [""; 0]);
+}
+
 fn peer_authentication(namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{ namespace: {namespace}, name: mtls }}\n\

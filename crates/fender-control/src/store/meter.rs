@@ -6,6 +6,8 @@ use fender_runtime::metrics::Exposition;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+use crate::telemetry::declared;
+
 /// From a commit that cost no flush to one that somebody waited for: 1 ms to 16 s.
 const BUCKETS: u16 = 15;
 
@@ -50,25 +52,9 @@ impl Meter {
     }
 
     pub(crate) fn tell(&self, told: &mut Exposition) {
-        told.register(
-            "fender_control_store_transactions",
-            "Transactions committed; many changes share one",
-            self.committed.clone(),
-        );
-        told.register(
-            "fender_control_store_transactions_failed",
-            "Transactions that could not be committed, whose callers were told so",
-            self.failed.clone(),
-        );
-        told.register(
-            "fender_control_store_changes",
-            "Changes in committed transactions",
-            self.changes.clone(),
-        );
-        told.register(
-            "fender_control_store_transaction_seconds",
-            "From taking up a batch of changes to its answer, tries included",
-            self.seconds.clone(),
-        );
+        told.register(&declared::TRANSACTIONS, self.committed.clone());
+        told.register(&declared::TRANSACTIONS_FAILED, self.failed.clone());
+        told.register(&declared::CHANGES, self.changes.clone());
+        told.register(&declared::TRANSACTION_SECONDS, self.seconds.clone());
     }
 }

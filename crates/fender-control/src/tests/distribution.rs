@@ -374,6 +374,36 @@ async fn a_document_cannot_have_a_file_read_outside_the_allowed_directories() {
 }
 
 #[tokio::test]
+async fn a_docker_secret_of_the_control_plane_is_read_below_an_allowed_directory_only() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("smtp"), "root:hash").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let mounted_in = |directory: &Path| {
+        documents(world.directory.path(), "shop").replace(
+            &format!("file: {{ path: {}", world.path("smtp").display()),
+            &format!(
+                "dockerSecret: {{ name: smtp, directory: {}",
+                directory.display()
+            ),
+        )
+    };
+    let answer = world.apply(mounted_in(outside.path())).await;
+    let mut warnings = answer.warnings.iter();
+    let warned = warnings.any(|one| one.contains("shop/smtp") && one.contains("--allow-dir"));
+    assert!(warned, "{:?}", answer.warnings);
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    assert!(matches!(next(&mut values).await, State::Withdrawn(_)));
+
+    world.apply(mounted_in(world.directory.path())).await;
+    let State::Value(told) = next(&mut values).await else {
+        panic!("a value")
+    };
+    assert_eq!(told.value, b"hunter2");
+}
+
+#[tokio::test]
 async fn a_sidecar_is_told_once_that_a_file_is_not_allowed_and_waits_for_one_that_is() {
     let world = World::new().await;
     fs::write(world.path("smtp"), "hunter2").unwrap();

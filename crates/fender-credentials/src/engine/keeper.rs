@@ -28,6 +28,9 @@ pub(super) struct Keeper {
     files: Files,
     /// What all of `places` hold.
     delivered: Option<Generation>,
+    /// Since when that may not be the newest.
+    outdated: Option<Instant>,
+    max_stale: Duration,
     backoff: Backoff,
     retry: Option<Instant>,
 }
@@ -50,6 +53,8 @@ impl Keeper {
             places: Vec::new(),
             files: Files::default(),
             delivered: None,
+            outdated: None,
+            max_stale: Duration::ZERO,
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry: None,
         }
@@ -63,6 +68,7 @@ impl Keeper {
         self.delivered = Some(generation);
         self.states = Some(gathered.states);
         self.files = files;
+        self.max_stale = gathered.spec.max_stale;
         // Resolving the places once more costs little and keeps one path for documents.
         self.places = places(&gathered.spec, &self.settings).unwrap_or_default();
         self.specs.mark_unchanged();
@@ -103,6 +109,7 @@ impl Keeper {
         };
         // The source of the document before is not followed into the places of this one.
         self.states = None;
+        self.max_stale = spec.max_stale;
         match places(&spec, &self.settings) {
             Ok(places) => self.places = places,
             Err(error) => return self.fail(error.to_string()),
@@ -164,18 +171,24 @@ impl Keeper {
         match stale {
             Some(error) => self.fail(error.to_string()),
             None => {
+                self.outdated = None;
                 self.ledger.enter(Some(Holding::Delivered(generation)));
             }
         }
     }
 
     /// Something is wrong; what was delivered before stays. Said once for each thing that is.
-    fn fail(&self, why: String) {
+    fn fail(&mut self, why: String) {
         let holding = match self.delivered.clone() {
-            Some(generation) => Holding::Outdated {
-                generation,
-                why: why.clone(),
-            },
+            Some(generation) => {
+                let since = *self.outdated.get_or_insert_with(Instant::now);
+                Holding::Outdated {
+                    generation,
+                    why: why.clone(),
+                    since,
+                    too_old: since.checked_add(self.max_stale),
+                }
+            }
             None => Holding::Failed { why: why.clone() },
         };
         if self.ledger.enter(Some(holding)) {
@@ -186,6 +199,7 @@ impl Keeper {
     async fn forget(&mut self) {
         self.retry = None;
         self.delivered = None;
+        self.outdated = None;
         std::mem::take(&mut self.files)
             .remove(&self.ledger.name)
             .await;

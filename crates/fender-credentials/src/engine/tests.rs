@@ -1,10 +1,11 @@
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fender_config::snapshot::{CredentialSource, FileDelivery, Snapshot, Storage};
+use fender_config::snapshot::{CredentialSource, FileDelivery, Origin, Snapshot, Storage};
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
 use fender_providers::{FetchError, Fetched, State};
@@ -13,6 +14,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::allow::AllowDirs;
 use crate::sources::RemoteSecrets;
+
+const MAX_STALE: Duration = Duration::from_secs(60);
 
 /// A control plane whose answers the test gives.
 #[derive(Default)]
@@ -78,6 +81,7 @@ impl Bench {
         CredentialSpec {
             name,
             source: CredentialSource::Control,
+            max_stale: MAX_STALE,
             deliver,
         }
     }
@@ -102,9 +106,13 @@ impl Bench {
             .unwrap()
             .map(|entry| entry.unwrap())
             .filter(|entry| entry.file_type().unwrap().is_file())
-            .map(|entry| {
+            .filter_map(|entry| {
                 let name = entry.file_name().into_string().unwrap();
-                (name, fs::read_to_string(entry.path()).unwrap())
+                match fs::read_to_string(entry.path()) {
+                    // The engine removes files meanwhile: this one is no longer there.
+                    Err(error) if error.kind() == ErrorKind::NotFound => None,
+                    text => Some((name, text.unwrap())),
+                }
             })
             .collect();
         files.sort();
@@ -216,7 +224,7 @@ async fn a_change_of_the_source_file_reaches_the_delivered_one_within_two_second
     let source = tempfile::tempdir().unwrap();
     let path = source.path().join("source");
     fs::write(&path, "one").unwrap();
-    let from_file = CredentialSource::File { path: path.clone() };
+    let from_file = CredentialSource::Direct(Origin::File { path: path.clone() });
     bench.publish(vec![CredentialSpec {
         source: from_file,
         ..bench.spec("db", &["a"])
@@ -226,7 +234,7 @@ async fn a_change_of_the_source_file_reaches_the_delivered_one_within_two_second
 
     held.mark_unchanged();
     fs::write(&path, "two").unwrap();
-    let changed = tokio::time::Instant::now();
+    let changed = Instant::now();
     held.changed().await.unwrap();
     assert!(
         changed.elapsed() <= Duration::from_secs(1),
@@ -253,6 +261,52 @@ async fn an_outage_keeps_good_files_and_says_so() {
     );
     let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { generation, .. }) if generation.as_str() == "one");
     holding(&mut held, "db", outdated).await;
+    bench.holds(&[("a", "one")]);
+    bench.end().await;
+}
+
+/// DESIGN §9: stale is served up to `max-stale`, counted from the first failure, whatever fails after it.
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_stale_value_counts_from_the_first_failure_until_it_is_known_to_be_the_newest()
+{
+    let bench = Bench::new();
+    let stale = |why: &str| State::Stale {
+        last: Some(fetched("one")),
+        error: FetchError::Outage(why.to_owned()),
+    };
+    let age = |holding: Option<&Holding>, reason: &str| match holding {
+        Some(Holding::Outdated {
+            why,
+            since,
+            too_old,
+            ..
+        }) if why.contains(reason) => Some((*since, too_old.unwrap())),
+        _ => None,
+    };
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let mut held = bench.start().await.unwrap();
+    let mut ages = Vec::new();
+    for reason in ["away", "still away"] {
+        bench.remote.says("db", stale(reason));
+        holding(&mut held, "db", |holding| age(holding, reason).is_some()).await;
+        let name = ObjectName::new("shop", "db").unwrap();
+        ages.push(age(held.borrow().get(&name), reason).unwrap());
+        tokio::time::sleep(MAX_STALE / 2).await;
+    }
+    assert_eq!(ages[0], ages[1]);
+    assert_eq!(ages[0].1, ages[0].0 + MAX_STALE);
+
+    bench.remote.says("db", current("one"));
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("one"))
+    })
+    .await;
+    bench.remote.says("db", stale("away again"));
+    holding(&mut held, "db", |holding| {
+        age(holding, "again").is_some_and(|(since, _)| since >= ages[0].1)
+    })
+    .await;
     bench.holds(&[("a", "one")]);
     bench.end().await;
 }
@@ -370,9 +424,9 @@ async fn a_document_that_may_not_be_followed_ends_the_source_of_the_one_before()
     bench.publish(vec![bench.spec("db", &["a"])]);
     let mut held = bench.start().await.unwrap();
 
-    let elsewhere = CredentialSource::File {
+    let elsewhere = CredentialSource::Direct(Origin::File {
         path: "/etc/hostname".into(),
-    };
+    });
     bench.publish(vec![CredentialSpec {
         source: elsewhere,
         ..bench.spec("db", &["b"])

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use fender_config::snapshot::Delivery;
+use fender_config::snapshot::{Delivery, DockerSecret};
 use fender_identity::Secret;
 use fender_providers::Generation;
 use tokio::time::Instant;
@@ -32,6 +32,7 @@ fn spec(name: &str) -> CredentialSpec {
     CredentialSpec {
         name,
         source: CredentialSource::Control,
+        max_stale: Duration::from_secs(60),
         deliver,
     }
 }
@@ -142,9 +143,9 @@ async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link()
     std::os::unix::fs::symlink("../shadow", root.join("link")).unwrap();
     std::fs::write(root.join("secret"), "ours").unwrap();
     let file = |path: &Path| CredentialSpec {
-        source: CredentialSource::File {
+        source: CredentialSource::Direct(Origin::File {
             path: path.to_owned(),
-        },
+        }),
         ..spec("a")
     };
     let drain = Drain::new();
@@ -164,5 +165,36 @@ async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link()
     assert!(matches!(escaped, StartError::Missing { .. }), "{escaped}");
     let gathered = gather(allow, &root.join("secret")).await.unwrap();
     assert_eq!(gathered[0].fetched.value.expose(), b"ours");
+    drain.stop();
+}
+
+#[tokio::test]
+async fn a_docker_secret_of_a_foreign_document_is_read_below_an_allowed_directory_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("secrets");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("smtp"), "ours").unwrap();
+    let mounted = CredentialSpec {
+        source: CredentialSource::Direct(Origin::DockerSecret(DockerSecret {
+            name: "smtp".parse().unwrap(),
+            directory: root.clone(),
+        })),
+        ..spec("a")
+    };
+    let drain = Drain::new();
+    let gather = async |allow: AllowDirs| {
+        let sources = Sources {
+            allow,
+            remote: Arc::new(NoRemote),
+        };
+        gather(std::slice::from_ref(&mounted), &sources, soon(), &drain).await
+    };
+    let refused = gather(AllowDirs::none()).await.unwrap_err();
+    assert_eq!(refused.exit_code(), 77);
+    assert!(refused.to_string().contains("--allow-dir"), "{refused}");
+    for allow in [AllowDirs::Below(vec![root.clone()]), AllowDirs::Any] {
+        let gathered = gather(allow).await.unwrap();
+        assert_eq!(gathered[0].fetched.value.expose(), b"ours");
+    }
     drain.stop();
 }

@@ -10,6 +10,8 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{SupportedCipherSuite, SupportedProtocolVersion, version};
 
+use super::hkdf;
+
 /// What a connection must at least be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TlsProfile {
@@ -205,9 +207,9 @@ impl CipherSuite {
 
     fn rustls(self) -> SupportedCipherSuite {
         match self {
-            Self::Aes256GcmSha384 => cipher_suite::TLS13_AES_256_GCM_SHA384,
-            Self::Aes128GcmSha256 => cipher_suite::TLS13_AES_128_GCM_SHA256,
-            Self::Chacha20Poly1305Sha256 => cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            Self::Aes256GcmSha384 => hkdf::TLS13_AES_256_GCM_SHA384,
+            Self::Aes128GcmSha256 => hkdf::TLS13_AES_128_GCM_SHA256,
+            Self::Chacha20Poly1305Sha256 => hkdf::TLS13_CHACHA20_POLY1305_SHA256,
             Self::EcdheEcdsaAes256GcmSha384 => {
                 cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384
             }

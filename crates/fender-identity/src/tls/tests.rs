@@ -1,6 +1,7 @@
 //! Real handshakes in memory, honest and not.
 
 mod attacks;
+mod certificates;
 mod tickets;
 
 use std::error::Error as _;

@@ -15,19 +15,20 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-const NOW: u64 = 1_800_000_000;
+pub(crate) const NOW: u64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A server for `127.0.0.1` that sends every connection the same bytes and says what it was asked.
-struct Server {
+/// A server for `127.0.0.1` that sends every connection the same bytes, with its address for `ADDRESS` in them, and says
+/// what it was asked.
+pub(crate) struct Server {
     address: SocketAddr,
     roots: String,
-    asked: mpsc::UnboundedReceiver<String>,
+    pub(crate) asked: mpsc::UnboundedReceiver<String>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Server {
-    async fn answering(answer: impl Into<Vec<u8>>) -> Self {
+    pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
         Self::named("127.0.0.1", answer.into(), End::Close).await
     }
 
@@ -55,6 +56,10 @@ impl Server {
         let roots = authority.self_signed(&ca).unwrap().pem();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let answer = match String::from_utf8(answer) {
+            Ok(text) => text.replace("ADDRESS", &address.to_string()).into_bytes(),
+            Err(error) => error.into_bytes(),
+        };
         let (told, asked) = mpsc::unbounded_channel();
         #[expect(clippy::disallowed_methods, reason = "ends with the test")]
         let task = tokio::spawn(async move {
@@ -89,11 +94,15 @@ impl Server {
         }
     }
 
-    fn client(&self, limit: usize) -> HttpClient {
+    pub(crate) fn client(&self, limit: usize) -> HttpClient {
         HttpClient::new(self.roots.as_bytes(), limit, clock()).unwrap()
     }
 
-    fn url(&self, path: &str) -> HttpsUrl {
+    pub(crate) fn roots(&self) -> &str {
+        &self.roots
+    }
+
+    pub(crate) fn url(&self, path: &str) -> HttpsUrl {
         format!("https://{}{path}", self.address).parse().unwrap()
     }
 

@@ -4,10 +4,13 @@ use std::time::Duration;
 use fender_policy::{Action, Default as PolicyDefault};
 use fender_runtime::clock::{TestClock, UnixTime};
 use fender_runtime::lines;
+use fender_wire::Fields;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::fault::{PeerFault, UpstreamFault};
+use crate::span::{Recorder, Recording, Share};
+use crate::trace::Traces;
 
 const PARENT: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const HOSTILE: &str = "a\"b\\c\u{1b}[2J\u{85}\u{202e}\n{\"target\":\"access\"}";
@@ -34,7 +37,17 @@ fn by_policy() -> Allowed {
     }
 }
 
-fn request<'a>(preamble: &'a Preamble, allowed: Option<&'a Allowed>) -> RequestLine<'a> {
+/// Of a request that belongs to a trace.
+fn trace(recorder: &Recorder) -> Trace {
+    let fields = Fields::build([(b"traceparent".as_slice(), PARENT)]).unwrap();
+    Trace::of(&fields, Traces::GoneOnWith, recorder)
+}
+
+fn request<'a>(
+    preamble: &'a Preamble,
+    allowed: Option<&'a Allowed>,
+    trace: &'a Trace,
+) -> RequestLine<'a> {
     RequestLine {
         protocol: "h2",
         preamble,
@@ -42,9 +55,10 @@ fn request<'a>(preamble: &'a Preamble, allowed: Option<&'a Allowed>) -> RequestL
         destination: None,
         asked: Some(Asked {
             method: "POST",
-            authority: Some("orders:8443"),
+            authority: "orders:8443",
             path: "/orders/7",
-            trace: TraceParent::read([PARENT]),
+            client: None,
+            trace,
         }),
         status: Some(201),
         allowed,
@@ -88,8 +102,8 @@ fn written(write: impl FnOnce(&AccessLog)) -> (String, Value) {
 #[test]
 fn a_request_is_told_whole_and_in_the_documented_order() {
     let preamble = origin(Some("spiffe://mesh.test/ns/shop/sa/web")).preamble();
-    let allowed = by_policy();
-    let line = request(&preamble, Some(&allowed));
+    let (allowed, trace) = (by_policy(), trace(&Recorder::default()));
+    let line = request(&preamble, Some(&allowed), &trace);
     let (text, _) = written(|log| line.write(log, Ok(()), None));
     assert_eq!(
         text,
@@ -107,13 +121,40 @@ fn a_request_is_told_whole_and_in_the_documented_order() {
 }
 
 #[test]
+fn a_request_that_is_recorded_names_its_span_and_a_trace_of_ours_has_no_parent() {
+    let (spans, _taken) = tokio::sync::mpsc::channel(1);
+    let recorder = Recorder::new(Some(Recording {
+        spans,
+        begins: Share::ALL,
+    }));
+    let preamble = origin(None).preamble();
+    let (joined, begun) = (
+        trace(&recorder),
+        Trace::of(&Fields::default(), Traces::BegunAnew, &recorder),
+    );
+    let told =
+        |trace: &Trace| written(|log| request(&preamble, None, trace).write(log, Ok(()), None)).1;
+    let line = told(&joined);
+    assert_eq!(line["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert_eq!(line["parent_id"], "00f067aa0ba902b7");
+    let own = joined.own.unwrap();
+    assert_eq!(line["span_id"], own.id.to_string());
+    let line = told(&begun);
+    let own = begun.own.unwrap();
+    assert_eq!(line["trace_id"], own.trace.to_string());
+    assert_eq!(line.get("parent_id"), None);
+    assert_eq!(line["span_id"], own.id.to_string());
+}
+
+#[test]
 fn an_anonymous_caller_has_no_peer_and_what_was_not_decided_no_verdict() {
     let preamble = origin(None).preamble();
+    let trace = Trace::default();
     let line = RequestLine {
         asked: None,
         status: None,
         first_byte: None,
-        ..request(&preamble, None)
+        ..request(&preamble, None, &trace)
     };
     let fault = PeerFault::Abandons.into();
     let (_, read) = written(|log| line.write(log, Err(&fault), None));
@@ -138,14 +179,16 @@ fn a_hostile_request_is_one_line_that_says_what_was_sent() {
         by: By::Default(PolicyDefault::Audit),
         audits: vec![],
     };
+    let trace = Trace::default();
     let line = RequestLine {
         asked: Some(Asked {
             method,
-            authority: Some(HOSTILE),
+            authority: HOSTILE,
             path: HOSTILE,
-            trace: None,
+            client: Some("203.0.113.9".parse().unwrap()),
+            trace: &trace,
         }),
-        ..request(&preamble, Some(&allowed))
+        ..request(&preamble, Some(&allowed), &trace)
     };
     let fault = UpstreamFault::Breaks(HOSTILE.to_owned()).into();
     let told = OpaqueId::random();

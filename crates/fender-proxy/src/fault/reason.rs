@@ -5,7 +5,7 @@ use std::io;
 use fender_identity::verify::Refusal;
 use rustls::Error as TlsError;
 
-use super::{Blame, Fault, OurFault, PeerFault, UpstreamFault};
+use super::{Fault, OurFault, PeerFault, UpstreamFault};
 use crate::permit::Why;
 
 macro_rules! named {
@@ -24,8 +24,22 @@ macro_rules! named {
                     $(Self::$variant => $label,)*
                 }
             }
+
+            pub(crate) fn labels() -> Vec<&'static str> {
+                Self::ALL.map(Self::label).to_vec()
+            }
         }
     };
+}
+
+named! {
+    /// Who is to blame.
+    Blame {
+        Peer => "peer",
+        Upstream => "upstream",
+        Policy => "policy",
+        Ours => "ours",
+    }
 }
 
 named! {
@@ -34,11 +48,13 @@ named! {
         Handshake => "handshake",
         ProxyHeader => "proxy_header",
         EstablishTimeout => "establish_timeout",
+        AddressCrowded => "address_crowded",
         Head => "head",
         HeadTimeout => "head_timeout",
         Path => "path",
         Body => "body",
         Stalled => "stalled",
+        RequestTimeout => "request_timeout",
         Lost => "lost",
         Abandoned => "abandoned",
         Http2 => "http2",
@@ -55,6 +71,7 @@ named! {
         Removed => "removed",
         Expired => "own_certificate_expired",
         Crowded => "crowded",
+        Full => "full",
         Unwritable => "unwritable",
     }
 }
@@ -76,6 +93,7 @@ named! {
         Protocol => "protocol",
         Left => "left",
         TooSlow => "too_slow",
+        TurnedAway => "turned_away",
         ProxyHeader => "proxy_header",
         OwnCertificate => "own_certificate_expired",
     }
@@ -87,11 +105,13 @@ impl Reason {
             Self::Handshake
             | Self::ProxyHeader
             | Self::EstablishTimeout
+            | Self::AddressCrowded
             | Self::Head
             | Self::HeadTimeout
             | Self::Path
             | Self::Body
             | Self::Stalled
+            | Self::RequestTimeout
             | Self::Lost
             | Self::Abandoned
             | Self::Http2 => Blame::Peer,
@@ -102,9 +122,12 @@ impl Reason {
             | Self::ResponseTimeout
             | Self::UpstreamLost => Blame::Upstream,
             Self::Denied | Self::Revoked | Self::PeerExpired => Blame::Policy,
-            Self::Drained | Self::Removed | Self::Expired | Self::Crowded | Self::Unwritable => {
-                Blame::Ours
-            }
+            Self::Drained
+            | Self::Removed
+            | Self::Expired
+            | Self::Crowded
+            | Self::Full
+            | Self::Unwritable => Blame::Ours,
         }
     }
 }
@@ -131,6 +154,9 @@ impl Fault {
             Self::Peer(
                 PeerFault::Introduction(_) | PeerFault::NamesNobody | PeerFault::IsNoSender,
             ) => Some(HandshakeFailure::ProxyHeader),
+            Self::Peer(PeerFault::Crowds) | Self::Ours(OurFault::Full) => {
+                Some(HandshakeFailure::TurnedAway)
+            }
             Self::Ours(OurFault::Expired) => Some(HandshakeFailure::OwnCertificate),
             Self::Peer(_) | Self::Upstream(_) | Self::Policy(_) | Self::Ours(_) => None,
         }
@@ -143,11 +169,13 @@ impl PeerFault {
             Self::Handshake { .. } => Reason::Handshake,
             Self::Introduction(_) | Self::NamesNobody | Self::IsNoSender => Reason::ProxyHeader,
             Self::EstablishesTooSlowly => Reason::EstablishTimeout,
-            Self::Head(_) => Reason::Head,
+            Self::Crowds => Reason::AddressCrowded,
+            Self::Head(_) | Self::Forwarded(_) => Reason::Head,
             Self::SendsHeadTooSlowly => Reason::HeadTimeout,
             Self::Path(_) => Reason::Path,
-            Self::Body(_) => Reason::Body,
+            Self::Body(_) | Self::SendsTooMuch => Reason::Body,
             Self::Stalls => Reason::Stalled,
+            Self::Outlives => Reason::RequestTimeout,
             Self::Leaves(_) => Reason::Lost,
             Self::Abandons => Reason::Abandoned,
             Self::Http2(_) => Reason::Http2,
@@ -174,7 +202,8 @@ impl OurFault {
             Self::Drained => Reason::Drained,
             Self::Removed => Reason::Removed,
             Self::Expired => Reason::Expired,
-            Self::Crowded => Reason::Crowded,
+            Self::Crowded | Self::Overrun => Reason::Crowded,
+            Self::Full => Reason::Full,
             Self::Unwritable(_) => Reason::Unwritable,
         }
     }

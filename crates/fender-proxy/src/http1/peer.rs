@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use fender_runtime::deadline::Deadline;
-use fender_wire::{Decoder, Frame, HeadReader, RequestHead, head};
+use fender_wire::{Decoder, Frame, HeadReader, RequestHead};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
@@ -37,11 +37,7 @@ pub(crate) enum Heard {
 
 impl Peer {
     pub(crate) fn new(io: Stream, limits: &Limits) -> Self {
-        let heads = HeadReader::new(head::Limits {
-            bytes: limits.head_bytes,
-            headers: limits.head_fields,
-            target: limits.target_bytes,
-        });
+        let heads = HeadReader::new(limits.head());
         Self {
             io,
             read: BytesMut::new(),
@@ -71,6 +67,7 @@ impl Peer {
             self.read = BytesMut::new();
             self.out.release();
         }
+        self.heads.hold_to(limits.head());
         let mut until = None;
         let mut had_begun = false;
         poll_fn(|cx| {
@@ -142,15 +139,8 @@ impl Peer {
         }
     }
 
-    /// Ends a connection on which nothing is open.
-    pub(super) async fn close(mut self, limits: &Limits) -> Result<(), Fault> {
-        // Whether the peer takes notice is its own affair.
-        let _ = timeout(limits.linger, self.io.shutdown()).await;
-        Ok(())
-    }
-
     /// Ends a connection whose peer may still be sending: says so, then reads on for a moment, because
-    /// a reset would take the answer away before it was read.
+    /// a reset would take the answer away before it was read, or meet a request that was on its way.
     pub(super) async fn linger(mut self, limits: &Limits) -> Result<(), Fault> {
         let deadline = Deadline::after(limits.linger);
         let _ = deadline.bound(self.io.shutdown()).await;

@@ -31,8 +31,9 @@ pub(super) struct Turn<'a> {
     limits: &'a Limits,
     decoder: Decoder,
     body: Body,
-    /// By when the response must have begun.
-    respond_by: Option<Instant>,
+    /// By when the response must have begun, and once it has, by when it must have ended.
+    due: Option<Instant>,
+    responding: bool,
     /// Since when a body is awaited, and what is waited with.
     stalled: Option<(Instant, Patience)>,
 }
@@ -54,7 +55,9 @@ impl<'a> Turn<'a> {
         framing: Framing,
         limits: &'a Limits,
     ) -> Self {
-        let respond_by = exchange.began().checked_add(limits.response);
+        let due = exchange
+            .began()
+            .checked_add(limits.response.min(limits.request));
         let decoder = Decoder::new(framing, BodyLimits::default());
         Self {
             peer,
@@ -66,7 +69,8 @@ impl<'a> Turn<'a> {
                 false => Body::Open,
             },
             decoder,
-            respond_by,
+            due,
+            responding: false,
             stalled: None,
         }
     }
@@ -97,7 +101,8 @@ impl<'a> Turn<'a> {
         dialect: Dialect,
         wished: Then,
     ) -> Result<Then, Fault> {
-        self.respond_by = None;
+        self.due = self.exchange.began().checked_add(self.limits.request);
+        self.responding = true;
         self.exchange.answered(head.status());
         let (framing, then) = (dialect.framing(head), dialect.then(wished));
         write_head(self.peer.out.buffer(), head, returns, framing, then);
@@ -115,7 +120,9 @@ impl<'a> Turn<'a> {
                         }
                         Poll::Ready(Step::End(trailers)) => {
                             let trailers = match dialect.trailers {
-                                Trailers::Taken => trailers,
+                                Trailers::Taken => {
+                                    headers::returning_trailers(trailers, head, returns)
+                                }
                                 Trailers::LeftOut => Fields::default(),
                             };
                             let end = encoder.end(&trailers).map_err(unwritable)?;
@@ -164,9 +171,8 @@ impl<'a> Turn<'a> {
                 }
                 Frame::End(trailers) => {
                     let trailers = trailers.iter();
-                    let passing = headers::passing_trailers(
-                        trailers.map(|field| (field.name().as_bytes(), field.value())),
-                    );
+                    let trailers = trailers.map(|field| (field.name().as_bytes(), field.value()));
+                    let passing = self.exchange.passing_trailers(trailers, self.policy);
                     return Poll::Ready(Ok(Step::End(passing)));
                 }
                 Frame::NeedMore => {}
@@ -234,7 +240,12 @@ impl Near for Turn<'_> {
             }
         };
         match &step {
-            Step::Data(data) => self.exchange.received(data.len()),
+            Step::Data(data) => {
+                if let Err(fault) = self.exchange.received(data.len(), self.limits) {
+                    self.body = Body::Broken;
+                    return Poll::Ready(Err(fault.into()));
+                }
+            }
             Step::End(_) => self.body = Body::Done,
         }
         Poll::Ready(Ok(step))
@@ -251,14 +262,14 @@ impl Near for Turn<'_> {
         if let Poll::Ready(fault) = self.poll_left(cx) {
             return Poll::Ready(fault.into());
         }
-        match self.respond_by {
-            Some(until) => self
-                .peer
-                .patience
-                .poll(until, cx)
-                .map(|()| UpstreamFault::StaysSilent.into()),
-            None => Poll::Pending,
-        }
+        let Some(due) = self.due else {
+            return Poll::Pending;
+        };
+        ready!(self.peer.patience.poll(due, cx));
+        Poll::Ready(match self.responding {
+            true => PeerFault::Outlives.into(),
+            false => UpstreamFault::StaysSilent.into(),
+        })
     }
 
     fn takes(&mut self, far: &Arc<Identity>) -> bool {

@@ -2,70 +2,142 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use fender_identity::Peer;
 use fender_wire::head::{Http2Body, Http2Request};
-use fender_wire::{Fields, RequestHead, ResponseHead, head};
+use fender_wire::{Fields, RequestHead, ResponseHead};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::PROTOCOL;
+use super::piece::Piece;
+use super::{PROTOCOL, grpc};
 use crate::Limits;
 use crate::call::{Call, Near, Step};
 use crate::exchange::{Answer, Exchange};
 use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
 use crate::headers;
+use crate::inflow::Inflow;
 use crate::patience::Patience;
 use crate::permit::{Denied, Policy};
 use crate::request::{Admitted, Desk, Gate};
 
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    Answered,
+    /// By the peer, before its response had begun.
+    GivenUp,
+}
+
+/// The way back of one stream.
+pub(super) struct Back {
+    pub(super) respond: SendResponse<Piece>,
+    /// For what its connection holds of responses.
+    pub(super) room: Arc<Semaphore>,
+}
+
+/// A body that is taken as its request goes on, and parked by the stream while it does not.
+type Body = Arc<Mutex<Inflow>>;
+
 /// Serves one stream to its end, whichever side brings it.
 pub(super) async fn serve(
     gate: &Gate,
-    mut policy: Policy,
+    policy: Policy,
+    limits: Arc<Limits>,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) {
-    let limits = &gate.entrance.node.limits;
+    back: Back,
+) -> Ended {
     let (parts, body) = request.into_parts();
-    let has_body = !body.is_end_stream();
-    let head = match read(&parts, has_body, limits) {
+    if body.is_end_stream() {
+        return converse(gate, policy, &limits, parts, None, back).await;
+    }
+    let body = Arc::new(Mutex::new(Inflow::new(body)));
+    let mut work = pin!(converse(
+        gate,
+        policy,
+        &limits,
+        parts,
+        Some(body.clone()),
+        back
+    ));
+    poll_fn(|cx| {
+        let ended = work.as_mut().poll(cx);
+        if ended.is_pending() {
+            locked(&body).park(cx);
+        }
+        ended
+    })
+    .await
+}
+
+/// Nobody else waits for it: both are in one task.
+fn locked(body: &Body) -> MutexGuard<'_, Inflow> {
+    body.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn converse(
+    gate: &Gate,
+    mut policy: Policy,
+    limits: &Limits,
+    parts: http::request::Parts,
+    body: Option<Body>,
+    back: Back,
+) -> Ended {
+    let Back { mut respond, room } = back;
+    let told = match grpc::asks(&parts.method, &parts.headers) {
+        true => Told::Grpc,
+        false => Told::Http,
+    };
+    let head = match read(&parts, body.is_some(), limits) {
         Ok(head) => head,
-        Err(fault) => return answer(&mut respond, &gate.refuse(fault, PROTOCOL)),
+        Err(fault) => {
+            answer(&mut respond, &gate.refuse(fault, PROTOCOL), told);
+            return Ended::Answered;
+        }
     };
     drop(parts);
     let Admitted {
         pass: permit,
         onward,
         mut exchange,
-    } = match gate.admit(head, PROTOCOL, &mut policy) {
+    } = match gate.admit(head, PROTOCOL, &mut policy, limits) {
         Ok(admitted) => admitted,
-        Err(refused) => return answer(&mut respond, &refused),
+        Err(refused) => {
+            answer(&mut respond, &refused, told);
+            return Ended::Answered;
+        }
     };
     let ask = exchange.ask();
     let mut feed = policy.clone();
     let mut revoked = pin!(permit.revoked(&mut feed, &ask));
     let mut turn = Turn {
-        respond_by: exchange.began().checked_add(limits.response),
+        respond_by: exchange
+            .began()
+            .checked_add(limits.response.min(limits.request)),
+        end_by: exchange.began().checked_add(limits.request),
         exchange: &mut exchange,
         policy: &mut policy,
         revoked: revoked.as_mut(),
-        body: has_body.then_some(body),
+        body,
         way: Way::Unanswered(&mut respond),
+        room,
         patience: Patience::default(),
+        limits,
+        stalled: None,
     };
     match gate.send(&permit, &onward, &mut turn).await {
         Ok((head, _)) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let why = "it changed protocols unasked".to_owned();
             let fault = UpstreamFault::Breaks(why).into();
-            answer(&mut respond, &exchange.answer(fault));
+            answer(&mut respond, &exchange.answer(fault), told);
         }
-        Ok((head, mut call)) => match turn.respond(&head, &mut call, limits).await {
+        Ok((head, mut call)) => match turn.respond(&head, &mut call).await {
             Ok(()) => exchange.succeed(),
             Err(fault) => {
                 respond.send_reset(Reason::INTERNAL_ERROR);
@@ -73,9 +145,13 @@ pub(super) async fn serve(
             }
         },
         // It was reset, and nobody waits for an answer.
-        Err(fault @ Fault::Peer(PeerFault::Abandons)) => exchange.fail(fault),
-        Err(fault) => answer(&mut respond, &exchange.answer(fault)),
+        Err(fault @ Fault::Peer(PeerFault::Abandons)) => {
+            exchange.fail(fault);
+            return Ended::GivenUp;
+        }
+        Err(fault) => answer(&mut respond, &exchange.answer(fault), told),
     }
+    Ended::Answered
 }
 
 /// The request, if it can be read in one way only, whichever version carries it on.
@@ -100,27 +176,37 @@ fn read(
         .headers
         .iter()
         .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-    let limits = head::Limits {
-        bytes: limits.head_bytes,
-        headers: limits.head_fields,
-        target: limits.target_bytes,
-    };
-    Ok(RequestHead::of_http2(request, fields, &limits)?)
+    Ok(RequestHead::of_http2(request, fields, &limits.head())?)
+}
+
+/// In which form a peer understands an answer of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Http,
+    Grpc,
 }
 
 /// Sends an answer of ours. A peer that has gone does not get it.
-fn answer(respond: &mut SendResponse<Bytes>, answer: &Answer) {
+fn answer(respond: &mut SendResponse<Piece>, answer: &Answer, told: Told) {
+    if told == Told::Grpc {
+        if let Ok(response) = grpc::response(answer) {
+            let _ = respond.send_response(response, true);
+        }
+        return;
+    }
     let (name, id) = &answer.field;
     let response = Response::builder()
         .status(answer.status)
         .header(http::header::CONTENT_TYPE, "application/json")
         .header(http::header::CONTENT_LENGTH, answer.text.len())
+        .header(http::header::CACHE_CONTROL, headers::NO_STORE)
         .header(*name, id)
         .body(());
     if let Ok(response) = response
         && let Ok(mut stream) = respond.send_response(response, false)
     {
-        let _ = stream.send_data(Bytes::copy_from_slice(answer.text.as_bytes()), true);
+        let text = Bytes::copy_from_slice(answer.text.as_bytes());
+        let _ = stream.send_data(Piece::of_ours(text), true);
     }
 }
 
@@ -130,29 +216,30 @@ struct Turn<'a, R> {
     policy: &'a mut Policy,
     revoked: Pin<&'a mut R>,
     /// Until it is taken.
-    body: Option<RecvStream>,
+    body: Option<Body>,
     way: Way<'a>,
+    room: Arc<Semaphore>,
     /// By when the response must have begun.
     respond_by: Option<Instant>,
+    /// By when it must have ended.
+    end_by: Option<Instant>,
     patience: Patience,
+    limits: &'a Limits,
+    /// Until when a body is awaited, and what is waited with.
+    stalled: Option<(Instant, Patience)>,
 }
 
 /// The way back.
 enum Way<'a> {
-    Unanswered(&'a mut SendResponse<Bytes>),
-    Answered(SendStream<Bytes>),
+    Unanswered(&'a mut SendResponse<Piece>),
+    Answered(SendStream<Piece>),
     /// Everything is said.
     Closed,
 }
 
 impl<R: Future<Output = Denied>> Turn<'_, R> {
     /// Sends the response as it comes, as far as the peer makes room for it.
-    async fn respond(
-        &mut self,
-        head: &ResponseHead,
-        call: &mut Call,
-        limits: &Limits,
-    ) -> Result<(), Fault> {
+    async fn respond(&mut self, head: &ResponseHead, call: &mut Call) -> Result<(), Fault> {
         self.respond_by = None;
         self.exchange.answered(head.status());
         let response = response(head)?;
@@ -169,13 +256,14 @@ impl<R: Future<Output = Denied>> Turn<'_, R> {
             match poll_fn(|cx| call.poll_step(self, cx)).await? {
                 Step::Data(data) => {
                     self.exchange.sent(data.len());
-                    self.send(data, call, limits).await?;
+                    self.send(data, call).await?;
                 }
                 Step::End(trailers) => {
+                    let trailers = headers::returning_trailers(trailers, head, headers::returns);
                     if let Way::Answered(stream) = &mut self.way {
                         match trailers.is_empty() {
-                            true => stream.send_data(Bytes::new(), true),
-                            false => stream.send_trailers(map(&trailers)),
+                            true => stream.send_data(Piece::of_ours(Bytes::new()), true),
+                            false => stream.send_trailers(headers::map(&trailers)),
                         }
                         .map_err(gone)?;
                     }
@@ -186,16 +274,13 @@ impl<R: Future<Output = Denied>> Turn<'_, R> {
         }
     }
 
-    async fn send(
-        &mut self,
-        mut data: Bytes,
-        call: &mut Call,
-        limits: &Limits,
-    ) -> Result<(), Fault> {
+    async fn send(&mut self, mut data: Bytes, call: &mut Call) -> Result<(), Fault> {
         let ends = call.is_done();
         while !data.is_empty() {
-            let room = poll_fn(|cx| self.poll_room(data.len(), call, limits, cx)).await?;
-            let piece = data.split_to(room.min(data.len()));
+            let window = poll_fn(|cx| self.poll_window(data.len(), call, cx)).await?;
+            let size = window.min(data.len()).min(self.limits.unwritten as usize);
+            let room = self.room(size, call).await?;
+            let piece = Piece::new(data.split_to(size), room);
             let Way::Answered(stream) = &mut self.way else {
                 return Err(PeerFault::Abandons.into());
             };
@@ -208,12 +293,30 @@ impl<R: Future<Output = Denied>> Turn<'_, R> {
         Ok(())
     }
 
+    /// Room on the connection for so much that is not written yet.
+    async fn room(&mut self, size: usize, call: &mut Call) -> Result<OwnedSemaphorePermit, Fault> {
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        if let Ok(room) = self.room.clone().try_acquire_many_owned(size) {
+            return Ok(room);
+        }
+        // Boxed: most streams never wait for it.
+        let mut waits = Box::pin(self.room.clone().acquire_many_owned(size));
+        poll_fn(|cx| match waits.as_mut().poll(cx) {
+            Poll::Ready(Ok(room)) => {
+                self.respond_by = None;
+                Poll::Ready(Ok(room))
+            }
+            Poll::Ready(Err(_)) => Poll::Ready(Err(PeerFault::Abandons.into())),
+            Poll::Pending => self.poll_stuck(call, cx).map(Err),
+        })
+        .await
+    }
+
     /// How much the peer takes. While it takes nothing the rest of the request still goes on.
-    fn poll_room(
+    fn poll_window(
         &mut self,
         wanted: usize,
         call: &mut Call,
-        limits: &Limits,
         cx: &mut Context<'_>,
     ) -> Poll<Result<usize, Fault>> {
         let Way::Answered(stream) = &mut self.way else {
@@ -233,42 +336,70 @@ impl<R: Future<Output = Denied>> Turn<'_, R> {
                 Poll::Pending => break,
             }
         }
+        self.poll_stuck(call, cx).map(Err)
+    }
+
+    /// Ready when nothing moved for too long, or the request must end.
+    fn poll_stuck(&mut self, call: &mut Call, cx: &mut Context<'_>) -> Poll<Fault> {
         if let Poll::Ready(fault) = call.poll_while_stuck(self, cx) {
-            return Poll::Ready(Err(fault));
+            return Poll::Ready(fault);
         }
         let until = *self
             .respond_by
-            .get_or_insert_with(|| Instant::now() + limits.stall);
+            .get_or_insert_with(|| Instant::now() + self.limits.stall);
         self.patience
             .poll(until, cx)
-            .map(|()| Err(PeerFault::Stalls.into()))
+            .map(|()| PeerFault::Stalls.into())
+    }
+}
+
+impl<R> Turn<'_, R> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
+        let failed = |error: h2::Error| match error.is_remote() && error.is_reset() {
+            true => Fault::from(PeerFault::Abandons),
+            false => PeerFault::Http2(error.to_string()).into(),
+        };
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(Ok(Step::End(Fields::default())));
+        };
+        let mut inflow = locked(body);
+        match ready!(inflow.poll_data(cx)) {
+            Some(Ok(data)) => {
+                let within = self.exchange.received(data.len(), self.limits);
+                return Poll::Ready(within.map(|()| Step::Data(data)).map_err(Fault::from));
+            }
+            Some(Err(error)) => return Poll::Ready(Err(failed(error))),
+            None => {}
+        }
+        let trailers = ready!(inflow.poll_trailers(cx)).map_err(failed)?;
+        drop(inflow);
+        self.body = None;
+        let Some(trailers) = trailers else {
+            return Poll::Ready(Ok(Step::End(Fields::default())));
+        };
+        let trailers = trailers.iter();
+        let trailers = trailers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+        let passing = self.exchange.passing_trailers(trailers, self.policy);
+        Poll::Ready(Ok(Step::End(passing)))
     }
 }
 
 impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
-        let failed = |error: h2::Error| Fault::from(PeerFault::Http2(error.to_string()));
-        let Some(body) = &mut self.body else {
-            return Poll::Ready(Ok(Step::End(Fields::default())));
-        };
-        loop {
-            match ready!(body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    // It is taken: as much more may come.
-                    let _ = body.flow_control().release_capacity(data.len());
-                    if data.is_empty() {
-                        continue;
-                    }
-                    self.exchange.received(data.len());
-                    return Poll::Ready(Ok(Step::Data(data)));
-                }
-                Some(Err(error)) => return Poll::Ready(Err(failed(error))),
-                None => break,
-            }
+        if let Poll::Ready(step) = self.poll_piece(cx) {
+            self.stalled = None;
+            return Poll::Ready(step);
         }
-        let trailers = ready!(body.poll_trailers(cx)).map_err(failed)?;
-        self.body = None;
-        Poll::Ready(Ok(Step::End(trailers.map_or_else(Fields::default, fields))))
+        // Once it is answered, both sides converse.
+        let Way::Unanswered(_) = &self.way else {
+            return Poll::Pending;
+        };
+        let (until, patience) = self
+            .stalled
+            .get_or_insert_with(|| (Instant::now() + self.limits.stall, Patience::default()));
+        patience
+            .poll(*until, cx)
+            .map(|()| Err(PeerFault::Stalls.into()))
     }
 
     fn ended(&mut self) -> Option<Fault> {
@@ -294,7 +425,14 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
                 .patience
                 .poll(until, cx)
                 .map(|()| UpstreamFault::StaysSilent.into()),
-            _ => Poll::Pending,
+            (Way::Answered(_) | Way::Closed, _) => match self.end_by {
+                Some(until) => self
+                    .patience
+                    .poll(until, cx)
+                    .map(|()| PeerFault::Outlives.into()),
+                None => Poll::Pending,
+            },
+            (Way::Unanswered(_), None) => Poll::Pending,
         }
     }
 
@@ -318,34 +456,8 @@ fn response(head: &ResponseHead) -> Result<Response<()>, Fault> {
         // A 204 has no length (RFC 9110 §8.6).
         let void = head.status() == StatusCode::NO_CONTENT && field.is("content-length");
         if headers::returns(head, field.name_bytes()) && !void {
-            append(map, head.fields(), field);
+            headers::append(map, head.fields(), field);
         }
     }
     Ok(response)
-}
-
-/// Adds a parsed field, whose value stays where it is. What the parser accepted fits.
-fn append(map: &mut HeaderMap, fields: &Fields, field: fender_wire::Field<'_>) {
-    let name = HeaderName::from_bytes(field.name_bytes());
-    let value = HeaderValue::from_maybe_shared(fields.share(field.value()));
-    if let (Ok(name), Ok(value)) = (name, value) {
-        map.append(name, value);
-    }
-}
-
-/// The trailers of a response.
-fn map(trailers: &Fields) -> HeaderMap {
-    let mut map = HeaderMap::with_capacity(trailers.len());
-    for field in trailers.iter() {
-        append(&mut map, trailers, field);
-    }
-    map
-}
-
-/// The trailers of a request that may pass.
-fn fields(trailers: HeaderMap) -> Fields {
-    let trailers = trailers.iter();
-    headers::passing_trailers(
-        trailers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
-    )
 }

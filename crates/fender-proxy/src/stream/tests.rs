@@ -441,6 +441,21 @@ async fn a_peer_that_speaks_no_tls_gets_an_alert_and_the_socket_comes_back() {
     assert_eq!(told.first(), Some(&21), "not an alert: {told:?}");
 }
 
+#[test]
+fn whatever_a_stranger_says_first_is_refused_alike_however_it_was_cut() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/hello");
+    let files = std::fs::read_dir(corpus).unwrap();
+    let inputs: Vec<_> = files
+        .map(|file| std::fs::read(file.unwrap().path()).unwrap())
+        .collect();
+    assert!(
+        inputs.len() >= 20,
+        "{corpus} holds only {} inputs",
+        inputs.len()
+    );
+    inputs.iter().for_each(|input| checks::hello(input));
+}
+
 #[tokio::test]
 async fn a_handshake_message_without_end_is_refused() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();

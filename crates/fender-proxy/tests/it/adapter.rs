@@ -1,14 +1,22 @@
 //! Requests that arrive as they should, and what the app sees of them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use fender_config::AppAddress;
 use fender_config::snapshot::{ClientCertificate, Mtls, Protocol};
+use fender_identity::tls;
 use fender_policy::{Rule, Source, TextMatch};
 use fender_proxy::{Limits, Reason};
 use fender_runtime::drain::Drain;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
+use rustls::HandshakeKind::{Full as Anew, Resumed};
+use rustls::client::Resumption;
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::harness::*;
 
@@ -45,7 +53,7 @@ async fn http1_arrives_with_the_callers_identity_and_nothing_of_the_hop() {
 }
 
 fn peer_fingerprint(svid: &fender_identity::Svid) -> [u8; 32] {
-    *fender_identity::tls::CaPin::of(&svid.chain()[0]).as_bytes()
+    *tls::CaPin::of(&svid.chain()[0]).as_bytes()
 }
 
 #[tokio::test]
@@ -175,6 +183,7 @@ async fn a_denied_request_gets_403_with_an_id_and_leaves_a_record() {
     let record = soon(world.records.recv()).await.unwrap();
 
     assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{head}");
+    assert!(head.contains("cache-control: no-store\r\n"), "{head}");
     assert!(
         head.contains(&format!("x-fender-decision: {}\r\n", record.id)),
         "{head}"
@@ -301,6 +310,17 @@ async fn request_trailers_reach_the_app() {
     assert!(seen.contains("trailers: {\"x-sum\": \"42\"}"), "{seen}");
 }
 
+/// An app that merged it with the head would go on with a trace that nobody judged.
+#[tokio::test]
+async fn attack_a_trace_context_in_the_trailers_does_not_reach_the_app() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let request = "POST /t HTTP/1.1\r\nhost: o\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\
+                   TraceParent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=b\r\nx-sum: 42\r\n\r\n";
+    let seen = world.raw(request).await;
+    assert!(seen.contains("trailers: {\"x-sum\": \"42\"}"), "{seen}");
+}
+
 #[tokio::test]
 async fn head_requests_keep_the_length_and_send_no_body() {
     let tasks = Drain::new();
@@ -381,11 +401,26 @@ async fn options_of_the_whole_server_reach_the_app() {
 async fn an_http_1_0_client_is_served_once() {
     let tasks = Drain::new();
     let world = World::http(echo_app(&tasks).await);
-    let seen = world.raw("GET /old HTTP/1.0\r\n\r\n").await;
-    assert!(
-        seen.starts_with("HTTP/1.1 200") && seen.contains("GET /old\n"),
-        "{seen}"
-    );
+    for request in [
+        "GET /old HTTP/1.0\r\nhost: o\r\n\r\n",
+        "GET http://o/old HTTP/1.0\r\n\r\n",
+    ] {
+        let seen = world.raw(request).await;
+        assert!(
+            seen.starts_with("HTTP/1.1 200") && seen.contains("GET /old\n"),
+            "{seen}"
+        );
+        assert!(seen.contains("host: o\n"), "{seen}");
+    }
+}
+
+/// It would go on as HTTP/1.1, which must name a host, and no policy has judged one.
+#[tokio::test]
+async fn a_request_that_names_no_host_is_refused_in_http_1_0_too() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let answer = world.raw("GET /old HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
 }
 
 #[tokio::test]
@@ -444,4 +479,36 @@ async fn an_app_that_writes_bare_line_feeds_is_heard_with_proper_ones() {
         "{answer}"
     );
     assert!(answer.contains("by a script"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_session_goes_on_after_a_change_of_the_rules_and_not_after_one_of_trust() {
+    let tasks = Drain::new();
+    let world = World::http(echo_app(&tasks).await);
+    let web = world.authority.svid(WEB);
+    let mut client = ClientConfig::clone(&world.client_config(&web, &[b"http/1.1"]));
+    client.resumption = Resumption::in_memory_sessions(8);
+    let client = Arc::new(client);
+    let again = async || {
+        let socket = TcpStream::connect(world.address()).await.unwrap();
+        let connecting = TlsConnector::from(client.clone());
+        let connecting = connecting.connect(tls::server_name(&id(ORDERS)), socket);
+        let mut stream = soon(connecting).await.unwrap();
+        // The ticket comes before the answer.
+        stream.write_all(get("/").as_bytes()).await.unwrap();
+        let (head, _) = response(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        stream.get_ref().1.handshake_kind().unwrap()
+    };
+    let mut kinds: Vec<HandshakeKind> = vec![again().await];
+    world.change(|snapshot| snapshot.drain *= 2);
+    world.settled().await;
+    kinds.push(again().await);
+    let stranger = world.authority.svid("spiffe://mesh.test/ns/shop/sa/other");
+    world.change(|snapshot| {
+        Arc::make_mut(&mut snapshot.trust.denied).deny_serial(stranger.serial().clone());
+    });
+    world.settled().await;
+    kinds.push(again().await);
+    assert_eq!(kinds, [Anew, Resumed, Anew]);
 }

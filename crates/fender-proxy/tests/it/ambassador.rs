@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::HostPort;
-use fender_config::snapshot::{Destination, OwnCertificate, Protocol, UpstreamRoots};
+use fender_config::snapshot::{Destination, OwnCertificate, Protocol, Snapshot, UpstreamRoots};
 use fender_proxy::Limits;
 use fender_runtime::drain::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,11 +186,7 @@ async fn a_half_closed_tcp_call_still_hears_the_answer() {
 async fn a_rotation_reaches_the_next_call() {
     let tasks = Drain::new();
     let server = World::http(echo_app(&tasks).await);
-    let world = beside(
-        &server,
-        service(ORDERS, vec![host(server.address())], Protocol::Http),
-    );
-    ready(&world).await;
+    let world = calling(&server).await;
     let first = call(&world, &last_get("/")).await;
     world
         .svid
@@ -257,6 +253,14 @@ async fn an_external_upstream_is_verified_by_its_name_and_roots() {
     assert_eq!(heard, "secure");
 }
 
+/// A workload whose app calls `orders` at `server`.
+async fn calling(server: &World) -> World {
+    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
+    let world = beside(server, to);
+    ready(&world).await;
+    world
+}
+
 /// Calls as an app that keeps its connection.
 async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -267,9 +271,7 @@ async fn ask(stream: &mut TcpStream, request: &str) -> (String, String) {
 async fn calls_of_many_connections_share_the_kept_ones_to_the_expected_workload() {
     let tasks = Drain::new();
     let server = World::http(echo_app(&tasks).await);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     for turn in 0..5 {
         let mut stream = TcpStream::connect(world.address()).await.unwrap();
         for at in 0..5 {
@@ -291,12 +293,49 @@ async fn calls_of_many_connections_share_the_kept_ones_to_the_expected_workload(
 }
 
 #[tokio::test]
+async fn a_kept_connection_outlives_a_change_of_the_rules_and_not_one_of_its_tls() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let world = calling(&server).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    let mut made = Vec::new();
+    let fewer_groups = |snapshot: &mut Snapshot| snapshot.tls.groups.truncate(1);
+    let changes: [fn(&mut Snapshot); 3] = [|_| (), |snapshot| snapshot.drain *= 2, fewer_groups];
+    for change in changes {
+        world.change(change);
+        world.settled().await;
+        let (head, _) = ask(&mut stream, &get("/")).await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        made.push(server.running.status().counts.connections);
+    }
+    assert_eq!(made, [1, 1, 2]);
+}
+
+/// D2: what the app has open calls by the newest addresses and trust, until it has ended.
+#[tokio::test]
+async fn a_call_while_a_successor_serves_goes_where_the_newest_snapshot_says() {
+    let tasks = Drain::new();
+    let server = World::http(echo_app(&tasks).await);
+    let world = calling(&server).await;
+    let mut stream = TcpStream::connect(world.address()).await.unwrap();
+    let (head, _) = ask(&mut stream, &get("/before")).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    world.outbound.retire();
+    let gone = host(nobody().await);
+    world.change(|snapshot| snapshot.outbound[0].to = service(ORDERS, vec![gone], Protocol::Http));
+    world.settled().await;
+    let (head, _) = ask(&mut stream, &get("/after")).await;
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+    // Nor does who follows the snapshot keep the drain from its end.
+    drop(stream);
+    soon(world.outbound.drained()).await;
+}
+
+#[tokio::test]
 async fn a_kept_connection_to_a_workload_that_was_revoked_serves_nobody() {
     let tasks = Drain::new();
     let server = World::http(echo_app(&tasks).await);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let mut stream = TcpStream::connect(world.address()).await.unwrap();
     assert!(
         ask(&mut stream, &get("/before"))
@@ -319,9 +358,7 @@ async fn a_call_that_is_open_ends_when_its_server_is_revoked() {
     let tasks = Drain::new();
     let (app, _) = crate::lifetime::streaming_app(&tasks).await;
     let server = World::http(app);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let mut stream = TcpStream::connect(world.address()).await.unwrap();
     stream.write_all(get("/events").as_bytes()).await.unwrap();
     assert!(head(&mut stream).await.starts_with("HTTP/1.1 200"));
@@ -337,9 +374,7 @@ async fn a_call_that_is_open_ends_when_its_server_is_revoked() {
 async fn what_an_app_sends_is_held_to_the_rules_of_what_peers_send() {
     let tasks = Drain::new();
     let server = World::http(echo_app(&tasks).await);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let smuggled = "GET /smuggled-out HTTP/1.1\r\nhost: o\r\n\r\n";
     for fields in [
         "content-length: 4\r\ntransfer-encoding: chunked\r\n",
@@ -389,9 +424,7 @@ async fn a_connection_that_its_server_closed_meanwhile_fails_no_call() {
     })
     .await;
     let server = World::http(app);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let mut stream = TcpStream::connect(world.address()).await.unwrap();
     for turn in 0..100 {
         let (head, body) = ask(&mut stream, &get("/turn")).await;
@@ -426,9 +459,7 @@ async fn a_refusal_reaches_the_app_with_the_id_of_the_decision() {
     let tasks = Drain::new();
     let mut server = World::http(echo_app(&tasks).await);
     server.change(|snapshot| snapshot.policies = policies(vec![]));
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let answer = call(&world, &last_get("/")).await;
     let record = soon(server.records.recv()).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
@@ -448,9 +479,7 @@ async fn a_call_that_changes_protocols_is_carried_both_ways() {
     })
     .await;
     let server = World::http(app);
-    let to = service(ORDERS, vec![host(server.address())], Protocol::Http);
-    let world = beside(&server, to);
-    ready(&world).await;
+    let world = calling(&server).await;
     let mut stream = TcpStream::connect(world.address()).await.unwrap();
     let request =
         "GET /chat HTTP/1.1\r\nhost: o\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nping";

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::snapshot::{
-    AppProxyProtocol, ClientCertificate, Destination, Inbound, Mtls, Outbound, PathRules, Profile,
-    Protocol, Snapshot,
+    AppProtocol, AppProxyProtocol, ClientCertificate, Destination, Forwarded, Inbound, Mtls,
+    Outbound, PathRules, Profile, Protocol, RequestLimits, Snapshot,
 };
 use fender_config::{AppAddress, ListenAddr};
 use fender_identity::tls::{self, TlsProfile};
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid};
 use fender_policy::{Action, Default as PolicyDefault, Operation, Policy, PolicySet, Rule};
-use fender_proxy::{Inputs, Limits, Proxy, Record, Running, TracesFrom};
+use fender_proxy::{Challenges, Inputs, Limits, Proxy, Record, Recording, Running, TracesFrom};
 use fender_runtime::clock::{TestClock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::lines::{self, Lines, Writer};
@@ -29,6 +29,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
 };
+use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -179,6 +180,7 @@ pub(crate) struct World {
     pub(crate) outbound: Drain,
     pub(crate) records: mpsc::Receiver<Record>,
     pub(crate) running: Running,
+    pub(crate) challenges: Arc<Challenges>,
     /// Runs clients and apps.
     pub(crate) tasks: Drain,
 }
@@ -194,9 +196,13 @@ pub(crate) fn inbound(app: SocketAddr, protocol: Protocol) -> Inbound {
         protocol,
         mtls: Mtls::Strict(ClientCertificate::Require),
         tls: TlsProfile::default(),
+        certificates: vec![],
         paths: PathRules::default(),
         proxy_protocol: None,
         app_proxy_protocol: AppProxyProtocol::Absent,
+        app_protocol: AppProtocol::Http1,
+        forwarded: Forwarded::default(),
+        limits: RequestLimits::default(),
     }
 }
 
@@ -230,11 +236,17 @@ impl World {
         outbound: Vec<Outbound>,
         limits: Limits,
     ) -> Self {
-        Self::build(authority, inbound, outbound, limits, TracesFrom::Mesh)
+        let traces = (TracesFrom::Mesh, None);
+        Self::build(authority, inbound, outbound, limits, traces)
     }
 
-    pub(crate) fn tracing(from: TracesFrom, inbound: Vec<Inbound>, limits: Limits) -> Self {
-        Self::build(Authority::new(), inbound, vec![], limits, from)
+    pub(crate) fn tracing(
+        from: TracesFrom,
+        recording: Option<Recording>,
+        inbound: Vec<Inbound>,
+    ) -> Self {
+        let (authority, limits) = (Authority::new(), Limits::default());
+        Self::build(authority, inbound, vec![], limits, (from, recording))
     }
 
     fn build(
@@ -242,7 +254,7 @@ impl World {
         inbound: Vec<Inbound>,
         outbound: Vec<Outbound>,
         limits: Limits,
-        traces: TracesFrom,
+        (traces, recording): (TracesFrom, Option<Recording>),
     ) -> Self {
         logs();
         let clock = TestClock::new(UnixTime::since_unix_epoch(Duration::from_secs(NOW)));
@@ -262,9 +274,12 @@ impl World {
         }));
         let (sender, records) = mpsc::channel(64);
         let (inbound, outbound) = (Drain::new(), Drain::new());
+        let challenges = Arc::new(Challenges::default());
         let running = Proxy::start(Inputs {
             svid: svids,
             snapshot: snapshots,
+            issued: watch::channel(Arc::default()).1,
+            challenges: challenges.clone(),
             clock: clock.clone(),
             inbound: inbound.clone(),
             outbound: outbound.clone(),
@@ -272,6 +287,7 @@ impl World {
             records: sender,
             access: access_log(),
             traces,
+            recording,
             limits,
         })
         .unwrap();
@@ -285,6 +301,7 @@ impl World {
             outbound,
             records,
             running,
+            challenges,
             tasks,
         }
     }
@@ -329,15 +346,10 @@ impl World {
         self.handshake(stream, svid, alpn).await
     }
 
-    /// Begins TLS on a connection that is there.
-    pub(crate) async fn handshake(
-        &self,
-        stream: TcpStream,
-        svid: &Svid,
-        alpn: &[&[u8]],
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    /// What a client of the mesh begins with.
+    pub(crate) fn client_config(&self, svid: &Svid, alpn: &[&[u8]]) -> Arc<ClientConfig> {
         let clock = Arc::new(TlsClock(self.clock.clone()));
-        let config = tls::client(
+        tls::client(
             &TlsProfile::default(),
             Some(svid),
             self.authority.bundles(),
@@ -345,7 +357,17 @@ impl World {
             alpn,
             clock,
         )
-        .unwrap();
+        .unwrap()
+    }
+
+    /// Begins TLS on a connection that is there.
+    pub(crate) async fn handshake(
+        &self,
+        stream: TcpStream,
+        svid: &Svid,
+        alpn: &[&[u8]],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let config = self.client_config(svid, alpn);
         soon(TlsConnector::from(config).connect(tls::server_name(&id(ORDERS)), stream)).await
     }
 

@@ -30,7 +30,7 @@ async fn the_streams_of_one_peer_open_no_more_connections_to_the_app_than_there_
     })
     .await;
     let limits = Limits {
-        connections: 2,
+        links: 2,
         establish: Duration::from_secs(2),
         ..Limits::default()
     };
@@ -97,6 +97,87 @@ async fn a_stream_whose_response_is_not_taken_is_reset_and_the_others_go_on() {
     let short = soon(short.into_body().collect()).await.unwrap().to_bytes();
     assert_eq!(short, "ok");
     assert!(soon(endless.into_body().collect()).await.is_err());
+}
+
+/// A slow loris of many streams: bodies that are announced and do not come.
+#[tokio::test]
+async fn an_upload_that_stands_still_ends_and_a_conversation_does_not() {
+    let tasks = Drain::new();
+    let limits = Limits {
+        stall: Duration::from_secs(2),
+        ..Limits::default()
+    };
+    // The app awaits the body, or answers before it.
+    let app = crate::h2c::app(&tasks, |_, request, mut respond| async move {
+        let talks = request.uri().path() == "/talk";
+        let mut body = request.into_body();
+        if talks {
+            let response = http::Response::new(());
+            let mut stream = respond.send_response(response, false).unwrap();
+            let said = body.data().await.unwrap().unwrap();
+            stream.send_data(said, true).unwrap();
+        } else {
+            let _ = crate::h2c::collect(&mut body).await;
+        }
+    })
+    .await;
+    let world = World::start(vec![crate::h2c::port(app)], vec![], limits);
+    let mut peer = crate::h2c::peer(&world).await;
+    let talk = crate::h2c::post("/talk");
+    let (talk, mut talks) = peer.send_request(talk, false).unwrap();
+    let mut talk = soon(talk).await.unwrap().into_body();
+    let stands = crate::h2c::post("/stands");
+    let (answer, mut stands) = peer.send_request(stands, false).unwrap();
+    stands.send_data("half".into(), false).unwrap();
+    let answer = soon(answer).await.unwrap();
+    assert_eq!(answer.status(), http::StatusCode::REQUEST_TIMEOUT);
+    // It began before, and has been silent for longer.
+    talks.send_data("well".into(), true).unwrap();
+    let (said, _) = soon(crate::h2c::collect(&mut talk)).await.unwrap();
+    assert_eq!(said, b"well");
+}
+
+#[tokio::test]
+async fn uploads_that_the_app_does_not_take_hold_up_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let tasks = Drain::new();
+    let apps = tasks.clone();
+    tasks.spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            apps.spawn(async move {
+                let request = head(&mut socket).await;
+                if request.starts_with("POST /stuck ") {
+                    // Open, and never read.
+                    return std::future::pending().await;
+                }
+                let mut body = vec![0; UPLOAD];
+                socket.read_exact(&mut body).await.unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                socket.write_all(answer).await.unwrap();
+            });
+        }
+    });
+    // Much more than a stream's window and what the kernel holds of a Unix socket.
+    const UPLOAD: usize = 2 * 1024 * 1024;
+    let mut port = inbound(nobody().await, fender_config::snapshot::Protocol::Http);
+    port.app = fender_config::AppAddress::Unix(socket);
+    let world = World::start(vec![port], vec![], Limits::default());
+    let client = world.web2().await;
+    let body = bytes::Bytes::from(vec![b'x'; UPLOAD]);
+    let upload = |path: &str| {
+        let request = Request::post(format!("https://orders{path}")).body(Full::new(body.clone()));
+        let mut client = client.clone();
+        async move { client.send_request(request.unwrap()).await }
+    };
+    let mut stuck = tokio::task::JoinSet::new();
+    for _ in 0..Limits::default().streams - 1 {
+        stuck.spawn(upload("/stuck"));
+    }
+    let answer = soon(upload("/taken")).await.unwrap();
+    assert_eq!(answer.status(), http::StatusCode::OK);
+    assert!(stuck.try_join_next().is_none(), "they are stuck");
 }
 
 #[tokio::test]

@@ -24,10 +24,14 @@ const CLIENT: &str = "192.0.2.7:51000";
 const FRONT: &str = "198.51.100.9:443";
 
 fn passed_on(extensions: Vec<Extension>) -> Header {
+    passed_on_from(CLIENT, extensions)
+}
+
+fn passed_on_from(client: &str, extensions: Vec<Extension>) -> Header {
     Header::Proxied(Proxied {
         endpoints: Endpoints::Ip {
             transport: Transport::Stream,
-            source: CLIENT.parse().unwrap(),
+            source: client.parse().unwrap(),
             destination: FRONT.parse().unwrap(),
         },
         extensions,
@@ -89,6 +93,29 @@ async fn the_client_of_a_listed_sender_is_who_the_connection_comes_from() {
     let line = logs_line("/passed-on-line").await;
     assert!(line.contains(&format!("\"source\":\"{CLIENT}\"")), "{line}");
     assert!(line.contains("\"via\":\"127.0.0.1:"), "{line}");
+}
+
+#[tokio::test]
+async fn each_client_behind_a_sender_has_its_number_of_connections_and_the_sender_has_any() {
+    let tasks = Drain::new();
+    let limits = Limits {
+        connections_per_address: 1,
+        ..Limits::default()
+    };
+    let port = believing(echo_app(&tasks).await, Protocol::Http, "127.0.0.1/32");
+    let world = World::start(vec![port], vec![], limits);
+    let from = async |client: &str| {
+        let header = passed_on_from(client, vec![]).to_bytes().unwrap();
+        after(&world, &header).await
+    };
+    let first = from("192.0.2.7:51000").await.unwrap();
+    let _second = from("192.0.2.8:51000").await.unwrap();
+    assert!(from("192.0.2.7:51001").await.is_err());
+    logs_line("too many connections from its address").await;
+    drop(first);
+    while from("192.0.2.7:51002").await.is_err() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -50,6 +50,8 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
     let running = Proxy::start(Inputs {
         svid: svids,
         snapshot: snapshots,
+        issued: watch::channel(Arc::default()).1,
+        challenges: Arc::default(),
         clock: system(),
         inbound: Drain::new(),
         outbound: Drain::new(),
@@ -57,6 +59,7 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         records,
         access: Lines::off(),
         traces: TracesFrom::Mesh,
+        recording: None,
         limits: Limits::default(),
     })
     .unwrap();

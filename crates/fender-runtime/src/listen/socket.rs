@@ -4,8 +4,10 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, recv};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -19,11 +21,12 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Sends small writes at once; a Unix socket always does.
-    pub fn set_nodelay(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_nodelay(true),
-            Self::Unix(_) => Ok(()),
+    /// Has the other side see, once this is dropped, that it was cut off and did not end; what is unsent
+    /// is lost with it. A Unix socket knows no such sign.
+    pub fn cut_off(&self) {
+        if let Self::Tcp(stream) = self {
+            // A socket that refuses this is gone already.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 

@@ -108,6 +108,18 @@ async fn a_socket_that_was_inherited_and_handed_over_is_one_and_not_two() {
 }
 
 #[tokio::test]
+async fn small_answers_are_not_held_back_whoever_made_the_listener() {
+    let made_elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = made_elsewhere.local_addr().unwrap();
+    let listener = Listener::from_fd(made_elsewhere.into()).unwrap();
+    let _client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (Socket::Tcp(socket), _) = listener.accept().await.unwrap() else {
+        unreachable!()
+    };
+    assert!(socket.nodelay().unwrap());
+}
+
+#[tokio::test]
 async fn attack_what_does_not_listen_is_not_taken_over() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     let error = Listeners::none().take_over(vec![one.into()]).unwrap_err();
@@ -129,7 +141,6 @@ async fn a_unix_socket_is_for_its_owner_from_its_first_moment() {
     let mut client = tokio::net::UnixStream::connect(&path).await.unwrap();
     let (mut socket, peer) = listener.accept().await.unwrap();
     assert_eq!(peer, PeerAddr::Unix);
-    socket.set_nodelay().unwrap();
     socket.write_all(b"ahoy").await.unwrap();
     let mut heard = [0; 4];
     client.read_exact(&mut heard).await.unwrap();

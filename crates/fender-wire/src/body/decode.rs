@@ -12,11 +12,12 @@ use crate::{
 /// How much beside the data itself one body may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BodyLimits {
-    /// Bytes of chunk extensions in the whole body.
+    /// Chunk extensions in the whole body, in bytes. 4 KiB: hardly anybody sends one, and nobody reads it.
     pub extensions: usize,
-    /// Bytes of the trailer section, with its line ends.
+    /// The trailer section, in bytes, line ends included. 8 KiB: checksums fit, and the status of a gRPC call
+    /// with its details.
     pub trailer_bytes: usize,
-    /// Number of trailer fields.
+    /// Fields of the trailer section. 32.
     pub trailers: usize,
 }
 

@@ -1,4 +1,4 @@
-//! A request that came by HTTP/2 (RFC 9113 §8.3), in the form of one that came by HTTP/1.
+//! A request or a response that came by HTTP/2 (RFC 9113 §8.3), in the form of one that came by HTTP/1.
 //!
 //! The framing layer has taken the pseudo-header fields apart and refused what is malformed in
 //! HTTP/2. Refused here is what HTTP/2 allows and HTTP/1, which may carry the request on, would read
@@ -8,7 +8,10 @@
 use bytes::{Bytes, BytesMut};
 
 use super::request::{Target, expects_continue};
-use super::{Declared, HeadError, Limits, RequestHead, TargetForm, Version, declared};
+use super::response::framing;
+use super::{
+    Declared, HeadError, Limits, RequestHead, ResponseHead, TargetForm, Version, declared,
+};
 use crate::fields::Span;
 use crate::{Authority, Fields, Framing, connection::Connection, grammar};
 
@@ -85,12 +88,55 @@ impl RequestHead {
             query: target.query,
             form: target.form,
             version: Version::Http11,
-            authority: Some(authority(&fields, named)?),
+            authority: authority(&fields, named)?,
             // The framing layer refuses what would be for this hop only.
             connection: Connection::default(),
             framing,
             expect_continue: expects_continue(&fields, Version::Http11)?
                 && request.body == Body::Follows,
+            upgrade: None,
+            fields,
+        })
+    }
+}
+
+impl ResponseHead {
+    /// Reads a final response of HTTP/2 and its fields, values of one name together. `method` is that of its request.
+    pub fn of_http2<'a>(
+        status: u16,
+        fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+        method: &str,
+        body: Body,
+        limits: &Limits,
+    ) -> Result<Self, HeadError> {
+        // HTTP/2 has no change of protocols, and an interim response is not the final one.
+        if !(200..=999).contains(&status) {
+            return Err(HeadError::BreaksStatus);
+        }
+        let mut bytes = BytesMut::with_capacity(USUAL_BYTES);
+        let spans = append(&mut bytes, fields, limits)?;
+        let fields = Fields::new(bytes.freeze(), spans);
+        let declared = match declared(&fields, Version::Http11)? {
+            Declared::Chunked => return Err(HeadError::BreaksTransferEncoding),
+            declared @ (Declared::Nothing | Declared::Length(_)) => declared,
+        };
+        let framing = match (framing(declared, status, method)?, body) {
+            (Framing::Length(1..), Body::None) => return Err(HeadError::FramesBodiless),
+            (Framing::UntilClose, Body::None) => Framing::Length(0),
+            // Its end is told by the framing layer.
+            (Framing::UntilClose, Body::Follows) => Framing::Chunked,
+            (framing, Body::None | Body::Follows) => framing,
+        };
+        Ok(Self {
+            status,
+            reason: Bytes::new(),
+            version: Version::Http11,
+            connection: Connection::default(),
+            framing,
+            declared_length: match declared {
+                Declared::Length(length) => Some(length),
+                Declared::Nothing | Declared::Chunked => None,
+            },
             upgrade: None,
             fields,
         })
@@ -179,6 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn a_response_reads_like_one_of_http1() {
+        let read = |status, method: &str, length: Option<&str>, body| {
+            let fields = length.map(|length| (&b"content-length"[..], length.as_bytes()));
+            let limits = Limits::default();
+            ResponseHead::of_http2(status, fields, method, body, &limits).map(|head| head.framing())
+        };
+        let (none, follows) = (Body::None, Body::Follows);
+        assert_eq!(read(200, "GET", None, follows), Ok(Framing::Chunked));
+        assert_eq!(read(200, "GET", None, none), Ok(Framing::Length(0)));
+        assert_eq!(read(200, "GET", Some("3"), follows), Ok(Framing::Length(3)));
+        assert_eq!(read(200, "HEAD", Some("3"), none), Ok(Framing::None));
+        assert_eq!(read(304, "GET", Some("3"), none), Ok(Framing::None));
+        assert_eq!(read(204, "GET", None, none), Ok(Framing::None));
+        // It announces what never comes.
+        let announced = read(200, "GET", Some("3"), none);
+        assert_eq!(announced, Err(HeadError::FramesBodiless));
+        for status in [101, 103] {
+            assert_eq!(
+                read(status, "GET", None, none),
+                Err(HeadError::BreaksStatus)
+            );
+        }
+    }
+
+    #[test]
     fn a_request_reads_like_one_of_http1() {
         let fields = [("x-a", "1"), ("content-length", "3"), ("x-a", "2")];
         let head = read("POST", "/p/q?x=/y", Some("Host"), &fields, Body::Follows).unwrap();
@@ -186,7 +257,7 @@ mod tests {
             (head.method(), head.path(), head.query()),
             ("POST", "/p/q", Some("x=/y"))
         );
-        assert_eq!(head.authority().unwrap().as_str(), "host");
+        assert_eq!(head.authority().as_str(), "host");
         assert_eq!(head.framing(), Framing::Length(3));
         let all: Vec<&[u8]> = head.fields().all("x-a").collect();
         assert_eq!(all, [b"1", b"2"]);

@@ -27,7 +27,7 @@ pub struct RequestHead {
     pub(super) form: TargetForm,
     pub(super) version: Version,
     pub(super) fields: Fields,
-    pub(super) authority: Option<Authority>,
+    pub(super) authority: Authority,
     pub(super) connection: Connection,
     pub(super) framing: Framing,
     pub(super) expect_continue: bool,
@@ -99,10 +99,10 @@ impl RequestHead {
         &self.fields
     }
 
-    /// The host asked for, canonical; absent only in HTTP/1.0.
+    /// The host asked for, canonical.
     #[must_use]
-    pub fn authority(&self) -> Option<&Authority> {
-        self.authority.as_ref()
+    pub fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     /// What the sender said about this hop.
@@ -263,7 +263,11 @@ fn split_query(target: Bytes) -> (Bytes, Option<Bytes>) {
     }
 }
 
-/// Exactly one `Host` in HTTP/1.1, at most one in HTTP/1.0 (RFC 9112 §3.2).
+/// Exactly one `Host` in HTTP/1.1 (RFC 9112 §3.2); in HTTP/1.0 it may be the target that says it.
+///
+/// A request that names no host at all, as HTTP/1.0 allows, is refused: it goes on as HTTP/1.1, which must
+/// name one, and whichever were put there, the application would serve a site that nobody asked for and no
+/// policy judged.
 ///
 /// A target that names a host must name the same one: the RFC lets the target win, but an
 /// application that reads the field instead would serve another site than the one that was matched.
@@ -271,7 +275,7 @@ fn authority(
     fields: &Fields,
     of_target: Option<Authority>,
     version: Version,
-) -> Result<Option<Authority>, HeadError> {
+) -> Result<Authority, HeadError> {
     let mut hosts = fields.all("host");
     let of_field = match (hosts.next(), hosts.next()) {
         (Some(host), None) => Some(Authority::parse(fields.share(host))?),
@@ -281,8 +285,8 @@ fn authority(
     };
     match (of_target, of_field) {
         (Some(target), Some(field)) if target != field => Err(HeadError::DisagreesOnHost),
-        (Some(target), _) => Ok(Some(target)),
-        (None, field) => Ok(field),
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority),
+        (None, None) => Err(HeadError::LacksHost),
     }
 }
 

@@ -166,7 +166,7 @@ impl Line {
 /// RFC 9112 §6.3. A response that has no body may not announce one: whoever believes the
 /// announcement reads the next response as its body. A 204 with a length is common enough to be
 /// forgiven: it ends with its head, and the length is not passed on.
-fn framing(declared: Declared, status: u16, method: &str) -> Result<Framing, HeadError> {
+pub(super) fn framing(declared: Declared, status: u16, method: &str) -> Result<Framing, HeadError> {
     if matches!(status, 100..=199 | 204) {
         return match (declared, status) {
             (Declared::Nothing | Declared::Length(0), _) | (Declared::Length(_), 204) => {

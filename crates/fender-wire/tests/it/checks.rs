@@ -3,11 +3,14 @@
 //! Each check panics when a promise is broken and otherwise says nothing. `fuzz/` includes this
 //! very file.
 
+use std::num::NonZeroU8;
+
 use bytes::{Buf, Bytes, BytesMut};
 use fender_wire::{
     BodyLimits, Decoder, Encoder, Fields, Frame, Framing, HeadError, HeadReader, Limits,
     RequestHead, ResponseHead, Version,
     body::BodyError,
+    forwarded,
     head::TargetForm,
     path::{EscapedSlash, Exception, Exceptions, MergeSlashes, Rules, normalize, split_query},
     proxy, trace,
@@ -28,19 +31,43 @@ pub(crate) const BODY_LIMITS: BodyLimits = BodyLimits {
     trailers: 4,
 };
 
-/// A head reads alike however it is cut, httparse agrees on what is accepted, and what is written
-/// from it reads as itself.
+/// A request head reads alike however it is cut, httparse agrees on what is accepted, and what is
+/// written from it reads as itself.
 pub(crate) fn head(data: &[u8]) {
-    let (whole, answer) = (read_request([data]), read_response([data]));
     for cut in [1, 2, 7] {
         head_reads_alike_in_parts(&data.chunks(cut).collect::<Vec<_>>());
     }
-    if let Outcome::Complete(head, taken) = &whole {
+    if let Outcome::Complete(head, taken) = &read_request([data]) {
         agrees_with_httparse(head, *taken, data);
         survives_rewriting(head);
     }
-    if let Outcome::Complete(head, taken) = &answer {
-        response_agrees_with_httparse(head, *taken, data);
+}
+
+/// A response head does likewise, whatever was asked. The reader that forgives an application its bare
+/// line feeds forgives nothing else: what the strict one takes, it takes alike.
+pub(crate) fn response(data: &[u8]) {
+    for method in ["GET", "HEAD"] {
+        let read = |parts: &[&[u8]]| {
+            [BareLineFeed::Refused, BareLineFeed::EndsLine]
+                .map(|bare| read_response(parts.iter().copied(), bare, method))
+        };
+        let whole = read(&[data]);
+        for cut in [1, 2, 7] {
+            let in_parts = read(&data.chunks(cut).collect::<Vec<_>>());
+            assert_eq!(
+                format!("{whole:?}"),
+                format!("{in_parts:?}"),
+                "cut in {cut}"
+            );
+        }
+        let [strict, forgiving] = &whole;
+        if matches!(strict, Outcome::Complete(..)) {
+            assert_eq!(format!("{strict:?}"), format!("{forgiving:?}"));
+        }
+        if let Outcome::Complete(head, taken) = forgiving {
+            response_agrees_with_httparse(head, *taken, data);
+            response_survives_rewriting(head, method);
+        }
     }
 }
 
@@ -49,19 +76,33 @@ pub(crate) fn head_reads_alike_in_parts(parts: &[&[u8]]) {
     let whole = parts.concat();
     let (at_once, in_parts) = (read_request([&*whole]), read_request(parts.iter().copied()));
     assert_eq!(format!("{at_once:?}"), format!("{in_parts:?}"), "{parts:?}");
-    let (at_once, in_parts) = (
-        read_response([&*whole]),
-        read_response(parts.iter().copied()),
-    );
-    assert_eq!(format!("{at_once:?}"), format!("{in_parts:?}"), "{parts:?}");
 }
 
 fn read_request<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Outcome<RequestHead> {
-    read(parts, |reader, buffer| reader.request(buffer))
+    let reader = HeadReader::new(LIMITS);
+    read(parts, reader, |reader, buffer| reader.request(buffer))
 }
 
-fn read_response<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Outcome<ResponseHead> {
-    read(parts, |reader, buffer| reader.response(buffer, "GET"))
+/// What becomes of a bare line feed.
+#[derive(Clone, Copy)]
+enum BareLineFeed {
+    Refused,
+    EndsLine,
+}
+
+fn read_response<'a>(
+    parts: impl IntoIterator<Item = &'a [u8]>,
+    bare: BareLineFeed,
+    method: &str,
+) -> Outcome<ResponseHead> {
+    let reader = HeadReader::new(LIMITS);
+    let reader = match bare {
+        BareLineFeed::Refused => reader,
+        BareLineFeed::EndsLine => reader.forgiving_applications(),
+    };
+    read(parts, reader, |reader, buffer| {
+        reader.response(buffer, method)
+    })
 }
 
 #[derive(Debug)]
@@ -74,9 +115,9 @@ enum Outcome<T> {
 
 fn read<'a, T>(
     parts: impl IntoIterator<Item = &'a [u8]>,
+    mut reader: HeadReader,
     mut step: impl FnMut(&mut HeadReader, &mut BytesMut) -> Result<Option<T>, HeadError>,
 ) -> Outcome<T> {
-    let mut reader = HeadReader::new(LIMITS);
     let mut buffer = BytesMut::new();
     let mut given = 0;
     for part in parts {
@@ -138,7 +179,8 @@ fn survives_rewriting(head: &RequestHead) {
         writer.copy(field);
     }
     if !head.fields().contains("host") {
-        writer.field("host", b"absent").unwrap();
+        let authority = head.authority().as_str();
+        writer.field("host", authority.as_bytes()).unwrap();
     }
     writer.end();
     let limits = Limits {
@@ -157,6 +199,45 @@ fn survives_rewriting(head: &RequestHead) {
         (head.query(), head.framing())
     );
     assert_eq!(again.keep_alive(), head.keep_alive());
+    assert!(buffer.is_empty());
+}
+
+/// Sending every field back, and the length anew, gives the same response.
+fn response_survives_rewriting(head: &ResponseHead, method: &str) {
+    let mut buffer = BytesMut::new();
+    let mut writer = HeadWriter::response(&mut buffer, head.status());
+    let declares = |name: &str| matches!(name, "content-length" | "transfer-encoding");
+    let passed = |head: &ResponseHead| {
+        let fields = head.fields().iter();
+        fields
+            .filter(|field| !declares(&field.name().to_ascii_lowercase()))
+            .map(|field| (field.name().to_owned(), field.value().to_vec()))
+            .collect::<Vec<_>>()
+    };
+    let fields = head.fields().iter();
+    for field in fields.filter(|field| !declares(&field.name().to_ascii_lowercase())) {
+        writer.copy(field);
+    }
+    writer.framing(head.framing());
+    writer.end();
+    let mut reader = HeadReader::new(Limits {
+        bytes: 4096,
+        headers: 16,
+        target: 256,
+    });
+    let again = reader.response(&mut buffer, method).unwrap().unwrap();
+    assert_eq!(
+        (again.status(), again.framing(), again.is_interim()),
+        (head.status(), head.framing(), head.is_interim())
+    );
+    assert_eq!(passed(&again), passed(head));
+    if head.version() == Version::Http11 {
+        // HTTP/1.0 closes, and changes protocols, by other rules.
+        assert_eq!(
+            (again.keep_alive(), again.upgrade()),
+            (head.keep_alive(), head.upgrade())
+        );
+    }
     assert!(buffer.is_empty());
 }
 
@@ -418,6 +499,32 @@ pub(crate) fn trace(data: &[u8]) {
         trace::is_state(values.iter().copied()),
         trace::is_state([&*joined])
     );
+}
+
+/// What is before the entries that count changes nothing, however the list is cut into fields, and what was read can
+/// be written and reads as itself.
+pub(crate) fn forwarded(data: &[u8]) {
+    let Some((hops, data)) = data.split_first() else {
+        return;
+    };
+    let Some(hops) = NonZeroU8::new(*hops) else {
+        return;
+    };
+    let values: Vec<&[u8]> = data.split(|byte| *byte == b'\n').collect();
+    let read = forwarded::chain(values.iter().copied(), hops);
+    let joined = values.join(&b',');
+    assert_eq!(read, forwarded::chain([&*joined], hops));
+    let Ok(chain) = read else {
+        return;
+    };
+    assert!(chain.len() <= usize::from(hops.get()));
+    if chain.len() == usize::from(hops.get()) {
+        let forged = [b"forged, 127.0.0.1, ".as_slice(), &joined].concat();
+        assert_eq!(forwarded::chain([&*forged], hops).as_ref(), Ok(&chain));
+    }
+    if let Some(list) = forwarded::list(&chain) {
+        assert_eq!(forwarded::chain([list.as_bytes()], hops), Ok(chain));
+    }
 }
 
 /// A PROXY header reads alike however it is cut, asks for no byte beyond itself, and what was read

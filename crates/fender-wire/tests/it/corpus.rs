@@ -21,8 +21,13 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
-fn the_corpus_of_heads_breaks_no_promise() {
+fn the_corpus_of_request_heads_breaks_no_promise() {
     replay("head", checks::head);
+}
+
+#[test]
+fn the_corpus_of_response_heads_breaks_no_promise() {
+    replay("response", checks::response);
 }
 
 #[test]
@@ -51,13 +56,18 @@ fn the_corpus_of_trace_contexts_breaks_no_promise() {
 }
 
 #[test]
+fn the_corpus_of_forwarded_lists_breaks_no_promise() {
+    replay("forwarded", checks::forwarded);
+}
+
+#[test]
 fn the_vectors_break_no_promise() {
     rows::<3>(REQUESTS)
         .iter()
         .for_each(|row| checks::head(&row.bytes));
     rows::<4>(RESPONSES)
         .iter()
-        .for_each(|row| checks::head(&row.bytes));
+        .for_each(|row| checks::response(&row.bytes));
     rows::<4>(BODIES)
         .iter()
         .for_each(|row| checks::chunked(&row.bytes));

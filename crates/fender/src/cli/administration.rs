@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use fender_api::audit::Head;
-use fender_identity::{NodeName, Serial, TrustDomain, WorkloadName};
+use fender_identity::{NodeName, Serial, WorkloadName};
 use fender_runtime::clock::UnixTime;
 
-use super::{NoSealing, Output, Sealing, duration, moment};
+#[cfg(feature = "control-plane")]
+use super::CaOffline;
+use super::{Output, duration, moment};
 
 /// How an administrator reaches the control plane.
 #[derive(Args, Debug, Clone)]
@@ -242,93 +244,9 @@ pub(crate) struct SvidWrite {
 pub(crate) enum Ca {
     /// Make the next intermediate, or root, now instead of when it is due
     Rotate(CaRotate),
-    /// Make a root whose key no control plane has, in a directory of its own; asks nobody
-    CreateRoot(CaCreateRoot),
-    /// Sign the intermediate that a control plane asks for, with such a root; asks nobody
-    SignIntermediate(CaSignIntermediate),
-    /// Give a control plane the intermediate that was signed for its request
-    Import(CaImport),
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct CaCreateRoot {
-    /// Where the root is made: a directory of its own, readable by nobody else
-    #[arg(value_name = "DIR")]
-    pub(crate) dir: PathBuf,
-    /// The trust domain it is for
-    #[arg(long, value_name = "DOMAIN")]
-    pub(crate) trust_domain: TrustDomain,
-    /// How long it lives
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10years")]
-    pub(crate) lifetime: Duration,
+    #[cfg(feature = "control-plane")]
     #[command(flatten)]
-    pub(crate) sealing: RootSealing,
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct CaSignIntermediate {
-    /// The control plane's request: offline/request.pem in its data directory
-    #[arg(value_name = "CSR")]
-    pub(crate) request: PathBuf,
-    /// The directory that `fender ca create-root` made
-    #[arg(long, value_name = "DIR")]
-    pub(crate) root: PathBuf,
-    /// How long the intermediate lives; no longer than its root
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "1year")]
-    pub(crate) lifetime: Duration,
-    /// Write intermediate and root to this file, which must not be there, instead of standard output
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) sealing: RootSealing,
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct CaImport {
-    /// What `fender ca sign-intermediate` wrote: the intermediate, then what lies between, then its root
-    #[arg(value_name = "FILE")]
-    pub(crate) signed: PathBuf,
-    /// The data directory of the control plane that made the request
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "FENDER_DATA_DIR",
-        default_value = "fender-data"
-    )]
-    pub(crate) data_dir: PathBuf,
-    /// Yes, the root shall be another than the one before
-    #[arg(long)]
-    pub(crate) another_root: bool,
-}
-
-/// By what the key of a root is sealed that lies in a directory of its own: 32 bytes, as they are, in hex or in base64.
-#[derive(Args, Debug, Clone)]
-#[group(id = "root_sealing", required = true, multiple = false)]
-pub(crate) struct RootSealing {
-    /// A file, readable by its owner only, that holds the key which seals the root's key; kept apart from the root
-    #[arg(long, value_name = "FILE")]
-    pub(crate) sealing_key_file: Option<PathBuf>,
-    /// The environment variable that holds it; it is removed from the environment
-    #[arg(long, value_name = "NAME")]
-    pub(crate) sealing_key_env: Option<String>,
-    /// The credential of the service manager that holds it (`LoadCredential=` of systemd)
-    #[arg(long, value_name = "NAME")]
-    pub(crate) sealing_key_credential: Option<String>,
-    /// Store the root's key in the clear: whoever reads the directory is the root
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub(crate) sealing: Option<NoSealing>,
-}
-
-impl From<&RootSealing> for Sealing {
-    fn from(root: &RootSealing) -> Self {
-        let root = root.clone();
-        Self {
-            sealing_key_file: root.sealing_key_file,
-            sealing_key_env: root.sealing_key_env,
-            sealing_key_credential: root.sealing_key_credential,
-            sealing: root.sealing,
-        }
-    }
+    Offline(CaOffline),
 }
 
 #[derive(Args, Debug, Clone)]

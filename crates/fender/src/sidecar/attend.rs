@@ -1,9 +1,11 @@
 //! A sidecar that serves: what it is asked for, and why it ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use fender_credentials::engine::OnExit;
 use fender_credentials::supervise::{Order, Superior};
+use fender_runtime::deadline::Deadline;
 use fender_runtime::manager::Manager;
 use tokio::sync::{mpsc, watch};
 
@@ -25,6 +27,9 @@ pub(super) struct Serving {
     pub(super) on_exit: watch::Sender<OnExit>,
     pub(super) requests: mpsc::Receiver<Request>,
 }
+
+/// How long whoever has the configuration read waits for the proxy to serve by it.
+const IN_FORCE: Duration = Duration::from_secs(3);
 
 /// Why it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,11 +155,16 @@ impl Watch {
 
     async fn reload(&mut self, answer: Option<Answer>) {
         self.manager.reloading();
+        let before = self.serving.feed.snapshot.borrow().version;
         let came_of = match &self.serving.feed.reloads {
-            Some(reloads) => reloads.ask().await.map(|reloaded| match reloaded {
-                Reloaded::Applied => "the configuration was read and is in force",
-                Reloaded::Unchanged => "the configuration has not changed",
-            }),
+            Some(reloads) => match reloads.ask().await {
+                Ok(Reloaded::Applied) => self.in_force_after(before).await,
+                Ok(Reloaded::Unchanged) => self
+                    .in_force_after(before.saturating_sub(1))
+                    .await
+                    .map(|_| "the configuration has not changed"),
+                Err(why) => Err(why),
+            },
             None => Ok("there is no file to read: the control plane says what changes"),
         };
         if let Ok(what) = &came_of {
@@ -170,6 +180,31 @@ impl Watch {
             let exit = Exit::Usage;
             let came_of = came_of.map(ToOwned::to_owned);
             let _ = answer.send(came_of.map_err(|why| Failed { why, exit }));
+        }
+    }
+}
+
+impl Watch {
+    /// Waits until the proxy serves by what was read, which made a later snapshot than this one.
+    async fn in_force_after(&mut self, version: u64) -> Result<&'static str, String> {
+        let Serving { feed, status, .. } = &mut self.serving;
+        let served = async {
+            let newer = feed
+                .snapshot
+                .wait_for(|snapshot| snapshot.version > version);
+            let version = newer.await.ok()?.version;
+            status.proxy()?.serves(version).await;
+            Some(())
+        };
+        match Deadline::after(IN_FORCE).bound(served).await {
+            Ok(_) => Ok("the configuration was read and is in force"),
+            Err(_) => {
+                let problem = status.proxy().and_then(|proxy| proxy.status().problem);
+                let problem = problem.unwrap_or_else(|| "it is busy".to_owned());
+                Err(format!(
+                    "the configuration was read, but the proxy does not serve by it yet: {problem}"
+                ))
+            }
         }
     }
 }

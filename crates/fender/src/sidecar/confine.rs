@@ -10,7 +10,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use fender_config::snapshot::{CredentialSource, Delivery};
+use fender_config::snapshot::{CredentialSource, Delivery, Origin};
 use fender_config::standalone::{Identity, Standalone};
 use fender_runtime::{lines, sys};
 use landlock::{
@@ -66,6 +66,9 @@ impl Reach {
         for file in evidence.into_iter().flatten() {
             reach.read_file(file);
         }
+        if let Some(roots) = &args.telemetry.tracing.otlp_roots {
+            reach.read_file(roots);
+        }
         if let Some(socket) = &args.upgrade_socket {
             upgrade::private_directory(socket).map_err(Failure::usage_of)?;
         }
@@ -97,9 +100,16 @@ impl Reach {
         }
         self.sockets
             .extend(standalone.listening_sockets().map(Self::parent));
+        for file in standalone.certificate_files() {
+            self.read_file(file);
+        }
         for credential in standalone.credentials() {
-            if let CredentialSource::File { path } = &credential.source {
-                self.read_file(path);
+            match &credential.source {
+                CredentialSource::Direct(Origin::File { path }) => self.read_file(path),
+                CredentialSource::Direct(Origin::DockerSecret(secret)) => {
+                    self.read_file(&secret.path());
+                }
+                CredentialSource::Control => {}
             }
             let places = credential.deliver.iter();
             self.write

@@ -76,14 +76,16 @@ impl Drains {
 
     /// D2: a successor serves. Nothing new is taken here, and nothing kept that is its own now.
     pub(super) fn hand_over(&self) {
-        for drain in [
-            &self.inbound,
-            &self.outbound,
-            &self.credentials,
-            &self.local,
-        ] {
-            drain.stop();
-        }
+        self.inbound.retire();
+        self.outbound.retire();
+        self.credentials.stop();
+        self.local.stop();
+    }
+
+    /// Somebody waits for the end: what is idle goes, what is busy keeps its time.
+    pub(super) fn hurry(&self) {
+        self.inbound.hurry();
+        self.outbound.hurry();
     }
 
     /// Ends everything at once: nobody depends on it yet.

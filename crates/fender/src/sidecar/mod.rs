@@ -6,6 +6,7 @@
 //! listen, and last of all it says that it is ready.
 
 mod abandoned;
+mod acme;
 mod attend;
 mod callers;
 mod confine;
@@ -14,13 +15,18 @@ mod drains;
 mod paths;
 mod records;
 pub(crate) mod remote;
+mod spans;
 mod status;
 mod supervisor;
 pub(crate) mod upgrade;
 
+pub(crate) use status::METRICS;
+
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use fender_api::client::{Received, Report};
@@ -30,7 +36,7 @@ use fender_credentials::engine::{self, Holdings, OnExit, Settings};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
-use fender_proxy::{Inputs, Limits, Proxy};
+use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::lines::{self, Lines};
@@ -57,6 +63,8 @@ const ADMIN_SOCKET: &str = "admin.sock";
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// How many may wait for an upgrade or a reload.
 const REQUESTS: usize = 8;
+/// When the start is over, once everything serves: what runs once has run.
+const STARTED: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if args.workload_api.workload_api.is_some() && args.source.config.is_some() {
@@ -137,10 +145,6 @@ async fn serve(
     let manager = Manager::from_variable(variable.as_deref());
     manager.ready();
     tracing::info!(identity = %serving.feed.svid.borrow().id(), "ready");
-    // The start is over, and most of the program was for it. If not, it only stays where it is.
-    if let Err(error) = sys::release_code() {
-        tracing::debug!(%error, "cannot give back the pages of the program");
-    }
 
     let mut watch = Watch {
         serving,
@@ -149,7 +153,11 @@ async fn serve(
         superior,
         upgrade: None,
     };
-    let app = match watch.attend(&mut signals, interfaces).await {
+    let end = tokio::select! {
+        end = watch.attend(&mut signals, interfaces) => end,
+        never = leave_the_start_behind() => match never {},
+    };
+    let app = match end {
         End::Asked if args.supervised && !args.supervise => App::Over,
         End::Asked => App::Unknown,
         End::Succeeded => App::Succeeded,
@@ -158,13 +166,29 @@ async fn serve(
             return Err(Failure::unavailable(anyhow::anyhow!(ABANDONED)));
         }
     };
-    let serving = watch.serving;
+    let Watch {
+        serving, drains, ..
+    } = watch;
     let grace = serving.feed.snapshot.borrow().drain;
-    watch
-        .drains
-        .end(grace, app, || serving.status.outbound_activity())
-        .await;
+    let mut ends = std::pin::pin!(drains.end(grace, app, || serving.status.outbound_activity()));
+    tokio::select! {
+        () = &mut ends => {}
+        // Who asks by now wants the process gone, though a successor has left what is idle its time.
+        () = signals.stop.requested() => {
+            drains.hurry();
+            ends.await;
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// Most of the program was for the start. What is still needed comes back by itself, from the kernel's cache of the file.
+async fn leave_the_start_behind() -> Infallible {
+    tokio::time::sleep(STARTED).await;
+    if let Err(error) = sys::release_code() {
+        tracing::debug!(%error, "cannot give back the pages of the program");
+    }
+    std::future::pending().await
 }
 
 async fn start(
@@ -176,6 +200,8 @@ async fn start(
 ) -> Result<(Serving, Legacy), Failure> {
     let clock = clock::system();
     let deadline = Deadline::after(args.source.start_timeout);
+    let tracing = &args.telemetry.tracing;
+    let collector = spans::collector(tracing, &clock)?;
 
     // Who we are, and what we must do.
     let tenure = match args.take_over {
@@ -264,6 +290,17 @@ async fn start(
         .map_err(Failure::unavailable)?;
     }
 
+    // Certificates for consumers, from whoever issues them.
+    let (owns_state, owned) = watch::channel(tenure == Tenure::Own);
+    let challenges = Arc::new(Challenges::default());
+    let settings = fender_providers::acme::Settings {
+        state: args.source.state.clone(),
+        owned,
+        answers: Arc::new(acme::AtThePorts(Arc::clone(&challenges))),
+        clock: Arc::clone(&clock),
+    };
+    let issued = fender_providers::acme::follow(served.clone(), settings, &drains.inbound);
+
     // The data plane.
     let (records, recorded) = mpsc::channel(records::WAITING);
     drains.work.spawn(records::carry(
@@ -272,9 +309,22 @@ async fn start(
         reports,
         drains.work.clone(),
     ));
+    let exported = Arc::clone(&status.exported);
+    let recording = collector.map(|collector| {
+        let own = feed.svid.borrow().id().clone();
+        spans::record(
+            collector,
+            tracing.traces_begin,
+            &own,
+            exported,
+            &drains.work,
+        )
+    });
     let proxy = Proxy::start(Inputs {
         svid: feed.svid.clone(),
         snapshot: served,
+        issued,
+        challenges,
         clock,
         inbound: drains.inbound.clone(),
         outbound: drains.outbound.clone(),
@@ -282,7 +332,8 @@ async fn start(
         records,
         access,
         traces: args.telemetry.traces_from.into(),
-        limits: Limits::default(),
+        recording,
+        limits: Limits::within(sys::descriptor_limit()),
     })
     .map_err(Failure::unavailable)?;
     status.set_started(proxy);
@@ -297,6 +348,7 @@ async fn start(
     let legacy = Legacy {
         succession,
         listeners,
+        owns_state,
     };
     Ok((serving, legacy))
 }
@@ -305,6 +357,8 @@ async fn start(
 struct Legacy {
     succession: Option<Succession>,
     listeners: Listeners,
+    /// Whoever waits to write into the state directory.
+    owns_state: watch::Sender<bool>,
 }
 
 impl Legacy {
@@ -334,6 +388,7 @@ impl Legacy {
             (Received::Behind, Some(session)) => session.keep_identity().await,
             (Received::Behind | Received::Nothing | Received::AnotherOne, _) => {}
         }
+        self.owns_state.send_replace(true);
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 //! The paths that ports name: a document from a control plane reaches only Unix sockets (to connect
-//! to and to listen on alike) and files of roots below an `--allow-dir`.
+//! to and to listen on alike) and files of roots and of certificates below an `--allow-dir`.
 //!
 //! Landlock does not keep a process from connecting to a socket, and the socket of a container
 //! engine is the whole machine. A port that names such a path is not served; the rest is.
@@ -7,7 +7,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fender_config::snapshot::{Destination, Inbound, Outbound, Snapshot, UpstreamRoots};
+use fender_config::snapshot::{
+    Destination, Inbound, Outbound, PortCertificate, Snapshot, UpstreamRoots,
+};
 use fender_config::{AppAddress, ListenAddr};
 use fender_credentials::AllowDirs;
 use fender_runtime::drain::Drain;
@@ -54,6 +56,10 @@ fn restrict(snapshot: Arc<Snapshot>, allow: &AllowDirs) -> Arc<Snapshot> {
         AppAddress::Unix(path) => refused(path),
         AppAddress::Loopback(_) => false,
     };
+    let refused_certificate = |port: &Inbound| {
+        let mut files = port.certificates.iter().flat_map(PortCertificate::files);
+        files.any(refused)
+    };
     let refused_to = |to: &Destination| match to {
         Destination::Upstream {
             roots: UpstreamRoots::File(path),
@@ -64,7 +70,9 @@ fn restrict(snapshot: Arc<Snapshot>, allow: &AllowDirs) -> Arc<Snapshot> {
     let inbound: Vec<Inbound> = snapshot
         .inbound
         .iter()
-        .filter(|port| !refused_listen(&port.listen) && !refused_app(&port.app))
+        .filter(|port| {
+            !refused_listen(&port.listen) && !refused_app(&port.app) && !refused_certificate(port)
+        })
         .cloned()
         .collect();
     let outbound: Vec<Outbound> = snapshot
@@ -85,7 +93,7 @@ fn restrict(snapshot: Arc<Snapshot>, allow: &AllowDirs) -> Arc<Snapshot> {
 
 #[cfg(test)]
 mod tests {
-    use fender_config::snapshot::{OwnCertificate, Protocol};
+    use fender_config::snapshot::{CertificateFiles, CertificateSource, OwnCertificate, Protocol};
     use fender_config::{ObjectName, Source, standalone};
     use fender_identity::Bundles;
 
@@ -148,6 +156,26 @@ spec:
         let allow = AllowDirs::Below(vec!["/run/app".into()]);
         assert_eq!(restrict(Arc::clone(&named), &allow).outbound.len(), 1);
         assert!(restrict(named, &AllowDirs::none()).outbound.is_empty());
+    }
+
+    #[test]
+    fn attack_a_document_from_elsewhere_shows_no_certificate_that_it_may_not_read() {
+        let with = |certificate: &str, key: &str| {
+            let mut snapshot = Snapshot::clone(&snapshot());
+            snapshot.inbound.truncate(1);
+            snapshot.inbound[0].certificates = vec![PortCertificate {
+                source: CertificateSource::Files(CertificateFiles {
+                    certificate: certificate.into(),
+                    key: key.into(),
+                }),
+                names: vec![],
+            }];
+            let allow = AllowDirs::Below(vec!["/run/app".into()]);
+            restrict(Arc::new(snapshot), &allow).inbound.len()
+        };
+        assert_eq!(with("/run/app/chain.pem", "/run/app/key.pem"), 1);
+        assert_eq!(with("/run/app/chain.pem", "/etc/ssl/private/host.key"), 0);
+        assert_eq!(with("/etc/shadow", "/run/app/key.pem"), 0);
     }
 
     #[tokio::test]

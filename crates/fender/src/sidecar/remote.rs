@@ -43,10 +43,23 @@ impl RemoteSecrets for ByControl {
 fn translate(known: &State, heard: &CredentialState) -> State {
     match heard {
         CredentialState::Pending => State::Pending,
-        CredentialState::Value { value, generation } => State::Current(Fetched {
-            value: value.clone(),
-            generation: Generation::named(generation.clone()),
-        }),
+        CredentialState::Value {
+            value,
+            generation,
+            outdated,
+        } => {
+            let fetched = Fetched {
+                value: value.clone(),
+                generation: Generation::named(generation.clone()),
+            };
+            match outdated {
+                None => State::Current(fetched),
+                Some(why) => State::Stale {
+                    last: Some(fetched),
+                    error: FetchError::Outage(why.clone()),
+                },
+            }
+        }
         CredentialState::Withdrawn(why) => State::Withdrawn(FetchError::Missing(why.clone())),
         CredentialState::Unavailable(why) => State::Stale {
             last: known.value().cloned(),

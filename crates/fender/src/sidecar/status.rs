@@ -2,21 +2,54 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use fender_api::client::Session;
+use fender_api::otlp::Exported;
 use fender_config::snapshot::{Profile, Snapshot};
 use fender_credentials::engine::{Holding, Holdings};
 use fender_identity::Svid;
 use fender_proxy::Direction;
 use fender_runtime::clock::{SharedClock, UnixTime};
-use fender_runtime::metrics::{Exposition, seconds_until};
+use fender_runtime::metrics::{Exposition, Label, Metric, seconds_until};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::decisions::Decisions;
 use crate::admin_socket::{NOT_STARTED, Observed, Reading};
 use crate::render;
 use crate::source::LinkState;
+
+fender_runtime::metrics! {
+    /// Those of a sidecar that are not its data plane's.
+    pub(crate) METRICS;
+
+    CERTIFICATE_EXPIRY = Metric::gauge(
+        "fender_certificate_expiry_seconds",
+        "seconds",
+        "Seconds until this sidecar's certificate ends; negative afterwards",
+    );
+    UNRECOVERABLE = Metric::gauge(
+        "fender_unrecoverable_seconds",
+        "seconds",
+        "Seconds until a person must act if the control plane stays away from now on",
+    );
+    READY = Metric::gauge("fender_ready", "0 or 1", "1 while this sidecar serves, as `/readyz` says");
+    OUTDATED = Metric::gauge(
+        "fender_credential_outdated_seconds",
+        "seconds",
+        "Seconds since the application's most outdated credential was known to be the newest; 0 if none is outdated",
+    );
+    BUILD_INFO = Metric::gauge("fender_build_info", "1", "1, with the version of Fender")
+        .by(&[Label::bounded("version", "the one of this process")]);
+    SPANS = Metric::counter("fender_spans_delivered", "spans", "Spans that a collector took");
+    SPANS_LOST = Metric::counter("fender_spans_lost", "spans", "Spans that no collector has, and why")
+        .by(&[Label::these("reason", || LOST.to_vec())]);
+}
+
+/// Why a span is lost: nobody took it in time, the collector does not want it, or there was none for too long.
+const LOST: [&str; 3] = ["crowded", "refused", "undelivered"];
 
 pub(super) struct Status {
     svid: watch::Receiver<Arc<Svid>>,
@@ -25,6 +58,7 @@ pub(super) struct Status {
     session: Option<Arc<Session>>,
     clock: SharedClock,
     pub(super) decisions: Arc<Decisions>,
+    pub(super) exported: Arc<Exported>,
     /// There once the credentials are.
     holdings: OnceLock<watch::Receiver<Holdings>>,
     /// There once it serves.
@@ -47,6 +81,7 @@ impl Status {
             session,
             clock,
             decisions: Arc::default(),
+            exported: Arc::default(),
             holdings: OnceLock::new(),
             proxy: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -57,6 +92,10 @@ impl Status {
     pub(super) fn set_holdings(&self, holdings: watch::Receiver<Holdings>) {
         // Called once, in the course of the start; so is the next.
         let _ = self.holdings.set(holdings);
+    }
+
+    pub(super) fn proxy(&self) -> Option<&fender_proxy::Running> {
+        self.proxy.get()
     }
 
     /// Everything needed to serve is there, the proxy last.
@@ -72,8 +111,8 @@ impl Status {
         self.proxy.get().is_some()
     }
 
-    /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept and
-    /// a Snapshot that is not too old.
+    /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept, and
+    /// neither a Snapshot nor a credential that is too old.
     pub(super) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.proxy.get() {
@@ -93,7 +132,21 @@ impl Status {
             reasons
                 .push("its Snapshot is too old: the control plane has not confirmed it".to_owned());
         }
+        let now = Instant::now();
+        for (name, holding) in self.holdings() {
+            if matches!(holding, Holding::Outdated { too_old: Some(moment), .. } if moment <= now) {
+                reasons.push(format!(
+                    "the credential `{name}` has been outdated for longer than its `maxStale`"
+                ));
+            }
+        }
         reasons
+    }
+
+    /// What the application holds; nothing before it was delivered.
+    fn holdings(&self) -> Holdings {
+        let holdings = self.holdings.get();
+        holdings.map_or_else(Holdings::new, |holdings| holdings.borrow().clone())
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -124,10 +177,7 @@ impl Status {
         let (svid, snapshot) = (self.svid.borrow().clone(), self.snapshot.borrow().clone());
         let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
         let unrecoverable = i64::try_from(self.unrecoverable().as_secs()).unwrap_or(i64::MAX);
-        let holdings = self
-            .holdings
-            .get()
-            .map(|holdings| holdings.borrow().clone());
+        let now = Instant::now();
         let proxy = self.proxy.get().map(fender_proxy::Running::status);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -145,6 +195,7 @@ impl Status {
             "link": self.link.describe(),
             "problem": proxy.as_ref().and_then(|proxy| proxy.problem.clone()),
             "listeners": proxy.iter().flat_map(|proxy| &proxy.listeners).map(listener).collect::<Vec<_>>(),
+            "certificates": proxy.iter().flat_map(|proxy| &proxy.certificates).map(certificate).collect::<Vec<_>>(),
             "counts": proxy.as_ref().map(|proxy| json!({
                 "connections": proxy.counts.connections,
                 "plaintext": proxy.counts.plaintext,
@@ -156,13 +207,14 @@ impl Status {
                 "records_dropped": proxy.records_dropped,
                 "access_lines_dropped": proxy.access_lines_dropped,
             })),
-            "credentials": holdings.iter().flatten().map(|(name, holding)| {
+            "credentials": self.holdings().iter().map(|(name, holding)| {
                 let (state, why) = describe(holding);
                 json!({
                     "name": name.to_string(),
                     "state": state,
                     "generation": holding.generation().map(|generation| generation.as_str()),
                     "why": why,
+                    "outdated_seconds": outdated(holding, now).map(|age| age.as_secs()),
                 })
             }).collect::<Vec<_>>(),
         })
@@ -196,27 +248,26 @@ impl Observed for Status {
     async fn metrics(&self) -> String {
         let now = self.clock.now();
         let mut told = Exposition::default();
-        told.gauge(
-            "fender_certificate_expiry_seconds",
-            "Seconds until this sidecar's certificate ends",
-            seconds_until(now, self.svid.borrow().validity().not_after),
-        );
-        told.gauge(
-            "fender_unrecoverable_seconds",
-            "Seconds until a person must act if the control plane stays away from now on",
-            seconds_until(now, self.unrecoverable()),
-        );
-        told.gauge(
-            "fender_ready",
-            "1 while this sidecar serves",
-            i64::from(Status::is_ready(self)),
-        );
+        let certificate = self.svid.borrow().validity().not_after;
+        told.gauge(&CERTIFICATE_EXPIRY, seconds_until(now, certificate));
+        told.gauge(&UNRECOVERABLE, seconds_until(now, self.unrecoverable()));
+        told.gauge(&READY, i64::from(Status::is_ready(self)));
+        let (holdings, moment) = (self.holdings(), Instant::now());
+        let ages = holdings.values().filter_map(|held| outdated(held, moment));
+        let oldest = ages.max().unwrap_or_default().as_secs();
+        told.gauge(&OUTDATED, i64::try_from(oldest).unwrap_or(i64::MAX));
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
-        told.gauges(
-            "fender_build_info",
-            "1, with the version of Fender",
-            vec![(version, 1)],
-        );
+        told.numbers(&BUILD_INFO, vec![(version, 1)]);
+        let crowded = self
+            .proxy
+            .get()
+            .map_or(0, |proxy| proxy.status().spans_dropped);
+        let exported = &*self.exported;
+        let lost = [crowded, exported.refused(), exported.undelivered()];
+        let lost = LOST.into_iter().zip(lost);
+        let lost = lost.map(|(reason, count)| (vec![("reason", reason.into())], count));
+        told.number(&SPANS, exported.taken());
+        told.numbers(&SPANS_LOST, lost.collect());
         if let Some(proxy) = self.proxy.get() {
             proxy.tell(&mut told);
         }
@@ -241,6 +292,26 @@ fn listener(listener: &fender_proxy::ListenerStatus) -> String {
     match listener.direction {
         Direction::Inbound => format!("{} inbound", listener.local),
         Direction::Outbound => format!("{} outbound", listener.local),
+    }
+}
+
+fn certificate(certificate: &fender_proxy::CertificateStatus) -> Value {
+    let end = |end: UnixTime| i64::try_from(end.as_secs()).unwrap_or(i64::MAX);
+    json!({
+        "names": certificate.names,
+        "not_after": certificate.not_after.map(|moment| render::moment(end(moment))),
+        "problem": certificate.problem,
+    })
+}
+
+/// For how long it may not have been the newest.
+fn outdated(holding: &Holding, now: Instant) -> Option<Duration> {
+    match holding {
+        Holding::Outdated { since, .. } => Some(now.saturating_duration_since(*since)),
+        Holding::Waiting
+        | Holding::Delivered(_)
+        | Holding::Withdrawn { .. }
+        | Holding::Failed { .. } => None,
     }
 }
 

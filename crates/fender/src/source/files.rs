@@ -5,8 +5,6 @@
 //! whenever they do not or the certificate is not valid now, it keeps what it has and says so once. It never takes another identity
 //! than the one it started with: a certificate of somebody else is a mistake, not a renewal.
 
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +14,7 @@ use fender_config::standalone::IdentityFiles;
 use fender_identity::{Bundle, Bundles, Secret, Svid};
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::drain::Drain;
+use fender_runtime::file::{self, Others};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -171,20 +170,5 @@ impl Follower {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    // Opening a pipe returns at once, and reads as empty.
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)
-        .and_then(|file| file.take(FILE_LIMIT + 1).read_to_end(&mut bytes))
-        .with_context(|| format!("read `{}`", path.display()))?;
-    ensure!(
-        bytes.len() as u64 <= FILE_LIMIT,
-        "`{}` is longer than {} KiB",
-        path.display(),
-        FILE_LIMIT / 1024
-    );
-    Ok(bytes)
+    Ok(file::read(path, FILE_LIMIT, Others::Whoever)?)
 }

@@ -107,11 +107,12 @@ pub(crate) async fn open(
     deadline: Deadline,
 ) -> Result<Feed, Failure> {
     if let Some(file) = &source.config {
-        return standalone(file, admit, clock, drain, deadline).await;
+        let state = opened(source, tenure)?;
+        let feed = standalone(file, admit, clock, drain, deadline).await?;
+        return Ok(Feed { state, ..feed });
     }
     let control = control(&source.control)?;
-    let state = source.state.as_ref().map(|path| state(path, tenure));
-    let state = state.transpose()?;
+    let state = opened(source, tenure)?;
     let config = SessionConfig {
         control,
         evidence: evidence(source)?,
@@ -161,6 +162,11 @@ async fn standalone(
         state: None,
         reloads: Some(reloads),
     })
+}
+
+fn opened(source: &cli::Source, tenure: Tenure) -> Result<Option<StateDir>, Failure> {
+    let state = source.state.as_ref().map(|path| state(path, tenure));
+    state.transpose()
 }
 
 fn state(path: &Path, tenure: Tenure) -> Result<StateDir, Failure> {

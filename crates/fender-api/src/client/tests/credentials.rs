@@ -9,15 +9,26 @@ fn value(text: &str, generation: &str) -> proto::CredentialValue {
         state: Some(State::Value(proto::Secret {
             value: text.as_bytes().to_vec(),
             generation: generation.to_owned(),
+            outdated: String::new(),
         })),
+    }
+}
+
+/// Why it may not be the newest.
+fn outdated(state: &CredentialState) -> Option<&str> {
+    match state {
+        CredentialState::Value { outdated, .. } => outdated.as_deref(),
+        CredentialState::Pending
+        | CredentialState::Withdrawn(_)
+        | CredentialState::Unavailable(_) => None,
     }
 }
 
 fn shown(state: &CredentialState) -> Option<(String, String)> {
     match state {
-        CredentialState::Value { value, generation } => {
-            Some((value.expose_str().unwrap().to_owned(), generation.clone()))
-        }
+        CredentialState::Value {
+            value, generation, ..
+        } => Some((value.expose_str().unwrap().to_owned(), generation.clone())),
         CredentialState::Pending
         | CredentialState::Withdrawn(_)
         | CredentialState::Unavailable(_) => None,
@@ -27,7 +38,7 @@ fn shown(state: &CredentialState) -> Option<(String, String)> {
 #[tokio::test(start_paused = true)]
 async fn a_credential_follows_its_source_and_survives_an_outage() {
     let bench = Bench::new();
-    bench.control.credential.send_replace(value("one", "1"));
+    bench.control.credential.send_replace(value("hunter2", "1"));
     let session = bench.joined().await;
     let mut credential = session.watch_credential(&"shop/smtp".parse().unwrap());
     let one = credential
@@ -35,8 +46,8 @@ async fn a_credential_follows_its_source_and_survives_an_outage() {
         .await
         .unwrap()
         .clone();
-    assert_eq!(shown(&one).unwrap(), ("one".to_owned(), "1".to_owned()));
-    assert!(!format!("{one:?}").contains("one"));
+    assert_eq!(shown(&one).unwrap(), ("hunter2".to_owned(), "1".to_owned()));
+    assert!(!format!("{one:?}").contains("hunter2"));
 
     bench.control.credential.send_replace(value("two", "2"));
     credential
@@ -51,6 +62,28 @@ async fn a_credential_follows_its_source_and_survives_an_outage() {
         .unwrap();
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(shown(&credential.borrow()).unwrap().0, "two");
+    assert!(outdated(&credential.borrow()).is_some());
+}
+
+/// DESIGN §9: whoever has a value knows how old it is, whoever of those between cannot ask.
+#[tokio::test(start_paused = true)]
+async fn a_value_that_the_control_plane_cannot_refresh_says_so_until_it_can() {
+    let bench = Bench::new();
+    bench.control.credential.send_replace(value("one", "1"));
+    let session = bench.joined().await;
+    let mut credential = session.watch_credential(&"shop/smtp".parse().unwrap());
+    for why in [None, Some("away"), Some("still away"), None] {
+        let mut said = value("one", "1");
+        if let Some(proto::credential_value::State::Value(secret)) = &mut said.state {
+            secret.outdated = why.unwrap_or_default().to_owned();
+        }
+        bench.control.credential.send_replace(said);
+        let heard = credential
+            .wait_for(|state| shown(state).is_some() && outdated(state) == why)
+            .await
+            .unwrap();
+        assert_eq!(shown(&heard).unwrap(), ("one".to_owned(), "1".to_owned()));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,6 +156,7 @@ fn only_the_word_that_it_is_gone_or_not_ours_takes_a_value_away() {
         let state = watch::Sender::new(CredentialState::Value {
             value,
             generation: "1".into(),
+            outdated: None,
         });
         let error = CallError::Answered {
             code,

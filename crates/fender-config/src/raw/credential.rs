@@ -1,0 +1,71 @@
+//! The `Credential` as it is written.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::documents::Via;
+use crate::snapshot::Storage;
+use crate::yaml::{At, Word};
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Credential {
+    pub(crate) source: At<CredentialSource>,
+    /// How long the newest value that is known may be used while its source cannot be asked, before the sidecar says that it
+    /// is not ready. Default: 24h.
+    pub(crate) max_stale: Option<At<String>>,
+    /// How it reaches the app.
+    pub(crate) deliver: At<Vec<At<Delivery>>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct CredentialSource {
+    pub(crate) file: Option<SourceFile>,
+    pub(crate) docker_secret: Option<SourceDockerSecret>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceFile {
+    pub(crate) path: At<String>,
+    /// Who reads it. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// A secret of Docker, Compose or Swarm, as mounted into the container.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceDockerSecret {
+    pub(crate) name: At<String>,
+    /// Default: /run/secrets.
+    pub(crate) directory: Option<At<String>>,
+    /// Who reads it. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Delivery {
+    pub(crate) file: Option<DeliveryFile>,
+    pub(crate) environment: Option<Environment>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliveryFile {
+    pub(crate) path: At<String>,
+    /// Octal. Default: 0400.
+    pub(crate) mode: Option<At<String>>,
+    /// A name or a number.
+    pub(crate) owner: Option<At<String>>,
+    pub(crate) group: Option<At<String>>,
+    /// Default: memory, which refuses a directory that is not on tmpfs.
+    pub(crate) storage: Option<At<Word<Storage>>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Environment {
+    pub(crate) variable: At<String>,
+}

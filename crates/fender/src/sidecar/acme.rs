@@ -1,0 +1,51 @@
+//! Where what an authority asks meets the ports at which it is answered.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use fender_config::snapshot::AcmeChallenge;
+use fender_providers::acme::{Answer, Answers};
+use fender_proxy::Challenges;
+use fender_runtime::listen::ListenAddress;
+
+/// The proxy answers.
+#[derive(Debug)]
+pub(super) struct AtThePorts(pub(super) Arc<Challenges>);
+
+impl Answers for AtThePorts {
+    fn give(&self, answer: &Answer) {
+        match answer {
+            Answer::TlsAlpn(certificate) => self.0.show(certificate),
+            Answer::Http {
+                token,
+                authorization,
+            } => self.0.tell(token, authorization),
+        }
+    }
+
+    fn withdraw(&self, answer: &Answer) {
+        match answer {
+            Answer::TlsAlpn(certificate) => self.0.hide(certificate.name()),
+            Answer::Http { token, .. } => self.0.forget(token),
+        }
+    }
+
+    fn ready(&self, challenge: AcmeChallenge) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let mut listening = self.0.listening();
+        Box::pin(async move {
+            // A port without a listener is no port of a sidecar that runs.
+            let AcmeChallenge::Http { listen } = challenge else {
+                return;
+            };
+            let listen = ListenAddress::Tcp(listen);
+            if listening
+                .wait_for(|all| all.contains(&listen))
+                .await
+                .is_err()
+            {
+                // Nobody will listen any more: it is about to end.
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}

@@ -1,0 +1,4 @@
+//! Fuzzes response heads.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fender_fuzz::response(data));
