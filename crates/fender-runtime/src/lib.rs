@@ -5,7 +5,7 @@
 //! they are told to ([`drain`]), one deadline for a whole establishment ([`deadline`]), jittered
 //! backoff ([`backoff`]), small files of others ([`file`](mod@file)), the wall clock as a value ([`clock`]), the log ([`telemetry`]), lines
 //! written beside the work ([`lines`]), what a monitoring system reads ([`metrics`](mod@metrics)), what processes of one machine pass to each other
-//! ([`courier`]) and what a service manager is told ([`manager`]).
+//! ([`courier`]), programs that are run for what they answer ([`program`]) and what a service manager is told ([`manager`]).
 //!
 //! It knows no certificate, policy or secret, and no other crate of the house.
 
@@ -21,6 +21,7 @@ pub mod lines;
 pub mod listen;
 pub mod manager;
 pub mod metrics;
+pub mod program;
 pub mod random;
 pub mod sys;
 pub mod telemetry;

@@ -7,7 +7,7 @@
     reason = "the one module that may; each block has its SAFETY comment"
 )]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -27,6 +27,7 @@ unsafe extern "C" {
     #[cfg(target_env = "gnu")]
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
+    fn syscall(number: c_long, ...) -> c_long;
     fn getsockopt(
         socket: c_int,
         level: c_int,
@@ -189,6 +190,35 @@ pub fn default_signals(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec; it calls only an async-signal-safe function
     // and neither allocates nor locks.
     unsafe { command.pre_exec(reset) };
+}
+
+/// Lets a child start with as little of this process as there can be: every descriptor from 3 on is closed, no set-user-id
+/// file gives it a privilege, it leaves no core file, and it is killed when the thread that starts it ends.
+///
+/// Needs Linux 5.11; earlier ones fail to start the child.
+pub fn isolate(command: &mut Command) {
+    let isolate = || {
+        /// The same number on every architecture.
+        const CLOSE_RANGE: c_long = 436;
+        const FIRST: c_long = 3;
+        const LAST: c_long = u32::MAX as c_long;
+        /// Not at once: the standard library tells by one of them what kept the program from starting.
+        const ON_EXEC: c_long = 4;
+        // SAFETY: `close_range` takes three integers and no pointer, and changes nothing but a flag of this child's own
+        // descriptors.
+        if unsafe { syscall(CLOSE_RANGE, FIRST, LAST, ON_EXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        rustix::thread::set_no_new_privs(true)?;
+        let none = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        rustix::process::setrlimit(Resource::Core, none)?;
+        die_with_parent(Signal::KILL)
+    };
+    // SAFETY: the closure runs between fork and exec; it makes system calls only, and neither allocates nor locks.
+    unsafe { command.pre_exec(isolate) };
 }
 
 /// The signal of a number, real-time signals included; nothing for numbers the kernel does not know
