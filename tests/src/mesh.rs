@@ -20,20 +20,27 @@ pub struct Mesh {
     process: Option<Process>,
     /// Beside its own, a directory from which documents may have files read.
     files: Option<PathBuf>,
+    /// What documents may have the control plane run.
+    programs: Vec<PathBuf>,
 }
 
 impl Mesh {
     /// A control plane holding `documents`, ready.
     pub fn start(documents: &str) -> Self {
-        Self::start_with(documents, None)
+        Self::start_with(documents, None, Vec::new())
     }
 
     /// The same, whose documents refer to files that are in `files` already.
     pub fn start_allowing(documents: &str, files: &Path) -> Self {
-        Self::start_with(documents, Some(files.to_owned()))
+        Self::start_with(documents, Some(files.to_owned()), Vec::new())
     }
 
-    fn start_with(documents: &str, files: Option<PathBuf>) -> Self {
+    /// The same, whose documents may have these programs run by the control plane.
+    pub fn start_running(documents: &str, programs: &[PathBuf]) -> Self {
+        Self::start_with(documents, None, programs.to_vec())
+    }
+
+    fn start_with(documents: &str, files: Option<PathBuf>, programs: Vec<PathBuf>) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("fender-test-")
             .tempdir()
@@ -47,6 +54,7 @@ impl Mesh {
             control: free_address(),
             process: None,
             files,
+            programs,
         };
         mesh.start_control();
         mesh
@@ -80,6 +88,9 @@ impl Mesh {
             .arg(self.control.to_string());
         if let Some(files) = &self.files {
             command.arg("--allow-dir").arg(files);
+        }
+        for program in &self.programs {
+            command.arg("--allow-command").arg(program);
         }
         let mut process = Process::start("control", &mut command, &self.path("logs/control.log"));
         wait_until("the control plane answers", PATIENCE, || {

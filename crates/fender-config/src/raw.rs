@@ -28,7 +28,7 @@ use crate::yaml::{At, Choice, Word};
 
 pub(crate) use certificates::{Acme, ExternalAccount, PortCertificate, TermsOfService};
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, SourceDockerSecret,
+    Credential, CredentialSource, Delivery, DeliveryFile, SourceCommand, SourceDockerSecret,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

@@ -4,6 +4,7 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
+mod command;
 mod docker;
 mod limits;
 
@@ -22,6 +23,7 @@ use ipnet::IpNet;
 use crate::address::{AppAddress, HostPort, HttpsUrl, ListenAddr};
 use crate::name::ObjectName;
 
+pub use command::{Command, InvalidArguments};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
 pub use limits::RequestLimits;
 
@@ -401,6 +403,8 @@ pub enum Origin {
     File { path: PathBuf },
     /// What an engine mounted into the container.
     DockerSecret(DockerSecret),
+    /// A program that was locally allowed.
+    Command(Command),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! other files that documents let it read.
 //!
 //! A value is in memory while somebody watches it, and nowhere else. Whoever may apply documents is not thereby allowed
-//! to read this machine: a document's path is read only below the directories that were allowed at the start, links
+//! to use this machine: a program is run only if it was allowed at the start, by its path; a document's path is read only below the directories that were allowed at the start, links
 //! included, and never inside the data directory, where the keys of the authorities lie.
 
 use std::collections::HashMap;
@@ -11,13 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{CredentialSource, Origin};
+use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin};
 use fender_config::{Documents, ObjectName};
 use fender_identity::WorkloadName;
+use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, Source, State};
+use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
+use fender_runtime::program::Runner;
 use tokio::sync::watch;
 
 use crate::documents::Library;
@@ -27,44 +30,81 @@ use crate::documents::Library;
 pub(crate) struct Sources {
     allowed: Vec<PathBuf>,
     forbidden: Arc<Path>,
+    programs: Runner,
+    clock: SharedClock,
     drain: Drain,
-    watched: Mutex<HashMap<Origin, Weak<watch::Receiver<State>>>>,
+    watched: Mutex<HashMap<Asked, Weak<watch::Receiver<State>>>>,
+}
+
+/// What is asked, and for which credential, where the answer depends on that.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Asked {
+    File(PathBuf),
+    DockerSecret(DockerSecret),
+    Command(ObjectName, Command),
 }
 
 /// One watch, shared; what it watches is let go when the last who shares it is gone.
 pub(crate) type Watched = Arc<watch::Receiver<State>>;
 
 impl Sources {
-    pub(crate) fn new(allowed: Vec<PathBuf>, forbidden: &Path, drain: Drain) -> Self {
+    pub(crate) fn new(
+        allowed: Vec<PathBuf>,
+        programs: Runner,
+        forbidden: &Path,
+        clock: SharedClock,
+        drain: Drain,
+    ) -> Self {
         Self {
             allowed,
             forbidden: forbidden.into(),
+            programs,
+            clock,
             drain,
             watched: Mutex::default(),
         }
     }
 
-    pub(crate) fn watch(&self, origin: &Origin) -> Watched {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        watched.retain(|_, states| states.strong_count() > 0);
-        if let Some(states) = watched.get(origin).and_then(Weak::upgrade) {
-            return states;
-        }
-        let states = Arc::new(match origin {
-            Origin::File { path } => self.guarded(path, |root| FileSource::below(root, path)),
-            Origin::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
-                DockerSource::below(root, secret.clone())
-            }),
-        });
-        watched.insert(origin.clone(), Arc::downgrade(&states));
-        states
+    /// The value of the credential `name`.
+    pub(crate) fn watch(&self, name: &ObjectName, origin: &Origin) -> Watched {
+        self.shared(match origin {
+            Origin::File { path } => Asked::File(path.clone()),
+            Origin::DockerSecret(secret) => Asked::DockerSecret(secret.clone()),
+            Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
+        })
     }
 
     /// A file that documents name for something else than a credential.
     pub(crate) fn watch_file(&self, path: &Path) -> Watched {
-        self.watch(&Origin::File {
-            path: path.to_owned(),
-        })
+        self.shared(Asked::File(path.to_owned()))
+    }
+
+    fn shared(&self, asked: Asked) -> Watched {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.retain(|_, states| states.strong_count() > 0);
+        if let Some(states) = watched.get(&asked).and_then(Weak::upgrade) {
+            return states;
+        }
+        let states = Arc::new(match &asked {
+            Asked::File(path) => self.guarded(path, |root| FileSource::below(root, path)),
+            Asked::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
+                DockerSource::below(root, secret.clone())
+            }),
+            Asked::Command(name, command) => self.run(name, command),
+        });
+        watched.insert(asked, Arc::downgrade(&states));
+        states
+    }
+
+    /// What a program says, if this machine lets documents have it run.
+    fn run(&self, name: &ObjectName, command: &Command) -> watch::Receiver<State> {
+        if !self.programs.allows(&command.program) {
+            tracing::warn!(credential = %name, program = %command.program.display(), "a credential's program is not allowed with --allow-command");
+            return fender_providers::watch(NotAllowed(PROGRAM), &self.drain);
+        }
+        let (programs, clock) = (self.programs.clone(), Arc::clone(&self.clock));
+        let source = CommandSource::new(name.clone(), command.clone(), programs, clock);
+        fender_providers::watch(source, &self.drain)
     }
 
     /// What is at `path`, if this machine lets documents have it read.
@@ -84,7 +124,7 @@ impl Sources {
             }
             None => {
                 tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
-                fender_providers::watch(NotAllowed, &self.drain)
+                fender_providers::watch(NotAllowed(FILE), &self.drain)
             }
         }
     }
@@ -92,20 +132,34 @@ impl Sources {
     /// A sentence for each credential that documents let the control plane read and this machine does not.
     pub(crate) fn not_allowed(&self, documents: &Documents) -> Vec<String> {
         let asked = documents.credentials.values();
-        let files = asked.filter_map(|credential| match credential.asked_by_control()? {
-            Origin::File { path } => Some((&credential.name, path.clone())),
-            Origin::DockerSecret(secret) => Some((&credential.name, secret.path())),
+        let refused = asked.filter_map(|credential| {
+            let name = &credential.name;
+            let file = |path: &Path| {
+                let refused = self.root(path).is_none();
+                refused.then(|| {
+                    format!(
+                        "the credential `{name}` will not be read: `{}` is in no directory that the control plane was \
+                         started with --allow-dir for",
+                        path.display()
+                    )
+                })
+            };
+            match credential.asked_by_control()? {
+                Origin::File { path } => file(path),
+                Origin::DockerSecret(secret) => file(&secret.path()),
+                Origin::Command(command) => {
+                    let refused = !self.programs.allows(&command.program);
+                    refused.then(|| {
+                        format!(
+                            "the credential `{name}` will not be fetched: `{}` is no program that the control plane \
+                             was started with --allow-command for",
+                            command.program.display()
+                        )
+                    })
+                }
+            }
         });
-        files
-            .filter(|(_, path)| self.root(path).is_none())
-            .map(|(name, path)| {
-                format!(
-                    "the credential `{name}` will not be read: `{}` is in no directory that the control plane was \
-                     started with --allow-dir for",
-                    path.display()
-                )
-            })
-            .collect()
+        refused.collect()
     }
 
     /// The allowed directory a path lies in, by its text; opening it keeps links inside as well.
@@ -163,14 +217,15 @@ pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
     Some(proto::CredentialValue { state: Some(state) })
 }
 
-/// A file in no allowed directory. It is followed like any other, so that whoever asks is answered once and then waits.
-struct NotAllowed;
+/// A file in no allowed directory, a program that is not allowed. It is followed like any other, so that whoever asks is answered once and then waits.
+struct NotAllowed(&'static str);
+
+const FILE: &str = "it is in no directory allowed with --allow-dir";
+const PROGRAM: &str = "its program is not allowed with --allow-command";
 
 impl Source for NotAllowed {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
-        Err(FetchError::Denied(
-            "it is in no directory allowed with --allow-dir".to_owned(),
-        ))
+        Err(FetchError::Denied(self.0.to_owned()))
     }
 
     fn interval(&self) -> Duration {

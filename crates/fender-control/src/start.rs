@@ -18,6 +18,7 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
 use fender_runtime::metrics::Exposition;
+use fender_runtime::program::Runner;
 use tokio::sync::{mpsc, watch};
 use tonic::service::interceptor::InterceptedService;
 
@@ -70,6 +71,8 @@ pub struct ControlConfig {
     pub dns_names: Vec<String>,
     /// Directories below which documents may name files for the control plane to read; none: it reads none.
     pub allow_dirs: Vec<PathBuf>,
+    /// Runs the programs that documents may have it run for credentials.
+    pub programs: Runner,
 }
 
 /// A control plane that serves. It ends with the [`Drain`] it was started with.
@@ -147,6 +150,7 @@ pub async fn start(
         replica_url,
         dns_names,
         allow_dirs,
+        programs,
     } = config;
     let written = foundation.written()?;
 
@@ -190,7 +194,13 @@ pub async fn start(
 
     let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
 
-    let sources = Arc::new(Sources::new(allow_dirs, data.path(), drain.clone()));
+    let sources = Arc::new(Sources::new(
+        allow_dirs,
+        programs,
+        data.path(),
+        Arc::clone(&clock),
+        drain.clone(),
+    ));
     warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);

@@ -1,8 +1,9 @@
-//! Which directories documents may name.
+//! Which directories and programs documents may name.
 //!
 //! A document that came from a control plane is not trusted with the whole file system: it reads and
 //! writes only below directories that somebody on this machine allowed. A document that lies on this
-//! machine was written by whoever could allow everything.
+//! machine was written by whoever could allow everything. Programs are allowed one by one
+//! ([`Runner`](fender_runtime::program::Runner)).
 
 use std::path::{Component, Path, PathBuf};
 
@@ -57,6 +58,16 @@ impl AllowDirs {
 pub struct NotAllowed {
     path: PathBuf,
     why: &'static str,
+}
+
+impl NotAllowed {
+    /// A program that may not be run.
+    pub(crate) fn program(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            why: "is no program that documents may have run; name it with --allow-command",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
+use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, State};
+use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use fender_runtime::program::Runner;
 use futures_util::future::select_all;
 use tokio::sync::watch;
 
@@ -37,6 +40,9 @@ impl RemoteSecrets for NoRemote {
 pub struct Sources {
     /// Which files documents may name.
     pub allow: AllowDirs,
+    /// Which programs they may name, and whoever runs them.
+    pub programs: Runner,
+    pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
 }
 
@@ -63,6 +69,15 @@ impl Sources {
                 };
                 Ok(fender_providers::watch(source, drain))
             }
+            CredentialSource::Direct(Origin::Command(command)) => {
+                if !self.programs.allows(&command.program) {
+                    return Err(NotAllowed::program(&command.program));
+                }
+                let (name, command) = (spec.name.clone(), command.clone());
+                let (programs, clock) = (self.programs.clone(), Arc::clone(&self.clock));
+                let source = CommandSource::new(name, command, programs, clock);
+                Ok(fender_providers::watch(source, drain))
+            }
         }
     }
 }
@@ -76,7 +91,7 @@ pub enum StartError {
     /// The sources did not say yes in time.
     #[error("credential `{name}` did not come in time: {why}")]
     Timeout { name: ObjectName, why: String },
-    /// The document may not read that file.
+    /// The document may not have that file read, or that program run.
     #[error("credential `{name}`: source {error}")]
     NotAllowed { name: ObjectName, error: NotAllowed },
     /// It came, but cannot be put where the document says.

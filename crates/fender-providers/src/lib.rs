@@ -10,6 +10,7 @@
 mod state;
 
 pub mod acme;
+pub mod command;
 pub mod docker;
 pub mod file;
 pub mod http;
@@ -29,6 +30,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// How often it is worth asking.
     fn interval(&self) -> Duration;
+
+    /// Whether each answer stands for itself; of others a change is believed only when it is seen twice.
+    fn is_whole(&self) -> bool {
+        false
+    }
 }
 
 /// A secret and which one of its successive values it is.

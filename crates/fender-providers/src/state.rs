@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::{FetchError, Fetched, Source};
 
-/// A change is believed when two looks this far apart agree: somebody who writes a file in place,
+/// Unless an answer is whole ([`Source::is_whole`]), a change is believed when two looks this far apart agree: somebody who writes a file in place,
 /// or removes it first, is not caught halfway.
 const SETTLE: Duration = Duration::from_millis(100);
 
@@ -88,7 +88,7 @@ async fn follow(source: &impl Source, publish: &watch::Sender<State>) {
         let mut answer = source.fetch().await;
         let settled = {
             let known = publish.borrow();
-            matches!(*known, State::Pending) || known.agrees_with(&answer)
+            source.is_whole() || matches!(*known, State::Pending) || known.agrees_with(&answer)
         };
         if !settled {
             tokio::time::sleep(SETTLE).await;

@@ -8,7 +8,7 @@ mod administration;
 mod plane;
 mod programs;
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -119,6 +119,9 @@ pub(crate) enum Command {
     AuditLog(AuditLog),
     /// Print the JSON Schema of the documents
     Schema,
+    /// Started by a sidecar and by the control plane, to run programs for them
+    #[command(hide = true, name = "run-programs")]
+    RunPrograms(RunPrograms),
     /// Print a page of the reference as Markdown
     #[command(hide = true)]
     Reference { of: ReferenceOf },
@@ -171,4 +174,17 @@ fn access_log(text: &str) -> Result<lines::Destination, String> {
 /// Documents name absolute paths, so a directory is compared as one.
 fn directory(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+/// Documents name programs by their absolute paths, letter by letter.
+fn program(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let plain = path.is_absolute()
+        && path
+            .components()
+            .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    match plain && !text.ends_with('/') {
+        true => Ok(path),
+        false => Err("it must be the absolute path of a program, without `..`".to_owned()),
+    }
 }

@@ -22,6 +22,7 @@ use fender_runtime::listen::{ListenAddress, Listeners};
 use fender_runtime::sys;
 
 use crate::exit::{Exit, Failure, Outcome};
+use crate::programs::Helper;
 use crate::signals::{self, Stop};
 use crate::{admin_socket, cli, load, print};
 
@@ -99,6 +100,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
     let mut stop = Stop::install(signals::hang_up()).map_err(Failure::unavailable)?;
+    let helper = Helper::start(&args.allow_command).map_err(Failure::unavailable)?;
     let data_dir = args.foundation.data_dir.clone();
     let admin_socket = AdminSocket {
         given: args.admin_socket,
@@ -111,6 +113,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         replica_url: args.replica_url,
         dns_names: args.dns_names,
         allow_dirs: args.allow_dir,
+        programs: helper.runner().map_err(Failure::unavailable)?,
     };
     let drain = Drain::new();
     let running = fender_control::start(config, clock::system(), drain.clone())

@@ -3,14 +3,16 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use fender_config::snapshot::{CredentialSpec, Delivery};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Origin};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use fender_runtime::program::Runner;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
@@ -46,14 +48,20 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
 
 async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Failure> {
     let deadline = Deadline::after(args.source.start_timeout);
-    let drain = Drain::new();
+    let (drain, clock) = (Drain::new(), clock::system());
     let (specs, sources): (Vec<_>, _) = match &args.source.config {
         Some(file) => {
             let standalone = source::read_standalone(file)?;
+            let specs: Vec<_> = standalone.credentials().collect();
+            let programs = specs.iter().filter_map(program);
+            let programs = programs.chain(args.source.allow_command.iter().cloned());
+            let programs = Runner::here(programs);
             (
-                standalone.credentials().collect(),
+                specs,
                 Sources {
                     allow: AllowDirs::Any,
+                    programs,
+                    clock,
                     remote: Arc::new(NoRemote),
                 },
             )
@@ -63,7 +71,7 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
                 &args.source,
                 Tenure::Own,
                 Box::new(|_| Ok(())),
-                &clock::system(),
+                &clock,
                 &drain,
                 deadline,
             )
@@ -77,6 +85,8 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
                 specs,
                 Sources {
                     allow: AllowDirs::Below(args.source.allow_dir.clone()),
+                    programs: Runner::here(args.source.allow_command.iter().cloned()),
+                    clock,
                     remote,
                 },
             )
@@ -94,6 +104,14 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
     .map_err(|error| Failure::new(Exit::Usage, error))?;
     drain.close(Deadline::after(FAREWELL)).await;
     Ok(built)
+}
+
+/// What has to be run for it.
+fn program(spec: &CredentialSpec) -> Option<PathBuf> {
+    match &spec.source {
+        CredentialSource::Direct(Origin::Command(command)) => Some(command.program.clone()),
+        CredentialSource::Direct(_) | CredentialSource::Control => None,
+    }
 }
 
 fn is_for_the_environment(spec: &CredentialSpec) -> bool {

@@ -23,6 +23,7 @@ mod load;
 mod local;
 #[cfg(feature = "control-plane")]
 mod plane;
+mod programs;
 mod reference;
 mod render;
 mod revisions;
@@ -111,6 +112,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Crl(args) => blocking(crl::write(args)),
         Command::AuditLog(args) => blocking(audit::run(args)),
         Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
+        Command::RunPrograms(args) => programs::run(args),
         Command::Reference { of } => print(&reference::markdown(of)),
     }
 }

@@ -38,6 +38,7 @@ mod idle;
 mod limits;
 mod offline_root;
 mod paths;
+mod plugins;
 mod protocols;
 mod reload;
 mod renewal;

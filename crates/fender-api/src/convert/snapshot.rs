@@ -231,6 +231,10 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = docker_secret(it).map_err(|error| error.within("docker_secret"))?;
                 domain::CredentialSource::Direct(domain::Origin::DockerSecret(secret))
             }
+            proto::credential_spec::Source::Command(it) => {
+                let command = command(it).map_err(|error| error.within("command"))?;
+                domain::CredentialSource::Direct(domain::Origin::Command(command))
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -252,6 +256,14 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
                 directory: secret.directory.display().to_string(),
             })
         }
+        domain::CredentialSource::Direct(domain::Origin::Command(command)) => {
+            proto::credential_spec::Source::Command(proto::CommandSource {
+                program: command.program.display().to_string(),
+                arguments: command.arguments.clone(),
+                every_millis: millis(command.every),
+                timeout_millis: millis(command.timeout),
+            })
+        }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})
         }
@@ -259,11 +271,7 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
     proto::CredentialSpec {
         name: credential.name.to_string(),
         source: Some(source),
-        max_stale_millis: credential
-            .max_stale
-            .as_millis()
-            .try_into()
-            .unwrap_or(u64::MAX),
+        max_stale_millis: millis(credential.max_stale),
         deliver: credential.deliver.iter().map(from_delivery).collect(),
     }
 }
@@ -273,6 +281,21 @@ fn docker_secret(message: proto::DockerSecretSource) -> Result<domain::DockerSec
         name: parse("name", &message.name)?,
         directory: path("directory", message.directory)?,
     })
+}
+
+fn command(message: proto::CommandSource) -> Result<domain::Command, InvalidField> {
+    domain::Command::check(&message.arguments)
+        .map_err(|error| InvalidField::new("arguments", error.to_string()))?;
+    Ok(domain::Command {
+        program: path("program", message.program)?,
+        arguments: message.arguments,
+        every: Duration::from_millis(message.every_millis),
+        timeout: Duration::from_millis(message.timeout_millis),
+    })
+}
+
+fn millis(span: Duration) -> u64 {
+    span.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> {

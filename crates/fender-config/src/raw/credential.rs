@@ -23,6 +23,7 @@ pub(crate) struct Credential {
 pub(crate) struct CredentialSource {
     pub(crate) file: Option<SourceFile>,
     pub(crate) docker_secret: Option<SourceDockerSecret>,
+    pub(crate) command: Option<SourceCommand>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -41,6 +42,23 @@ pub(crate) struct SourceDockerSecret {
     /// Default: /run/secrets.
     pub(crate) directory: Option<At<String>>,
     /// Who reads it. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// A plug-in: a program that is asked for the secret, by a line of JSON. It is run only if it is allowed locally, by
+/// --allow-command.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceCommand {
+    /// The absolute path of the program.
+    pub(crate) program: At<String>,
+    /// At most 16, of at most 4096 bytes each. Never a secret: documents are read by many. Default: none.
+    pub(crate) arguments: Option<At<Vec<At<String>>>>,
+    /// How often it is asked, from 1s to 24h. Default: 5m.
+    pub(crate) every: Option<At<String>>,
+    /// How long it may take, from 100ms to 2m; then it is killed. Default: 10s.
+    pub(crate) timeout: Option<At<String>>,
+    /// Who runs it. Default: sidecar.
     pub(crate) via: Option<At<Word<Via>>>,
 }
 

@@ -6,13 +6,23 @@ use super::{duration, file_path, full_name};
 use crate::ObjectName;
 use crate::documents::{Credential, Via};
 use crate::raw::{self, Document};
-use crate::snapshot::{Delivery, DockerSecret, DockerSecretName, FileDelivery, Origin, Storage};
+use crate::snapshot::{
+    Command, Delivery, DockerSecret, DockerSecretName, FileDelivery, Origin, Storage,
+};
 use crate::yaml::{At, Reader, Word};
 
 /// A working day and its night: an outage that nobody ended by then has been looked at.
 const MAX_STALE: Duration = Duration::from_secs(24 * 60 * 60);
 const SHORTEST_MAX_STALE: Duration = Duration::from_secs(1);
 const LONGEST_MAX_STALE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How often a plug-in is asked.
+const EVERY: Duration = Duration::from_secs(5 * 60);
+const SHORTEST_EVERY: Duration = Duration::from_secs(1);
+const LONGEST_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long it may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(2 * 60);
 const MODE: u32 = 0o400;
 const MAX_MODE: u32 = 0o777;
 /// Anybody but owner and group.
@@ -60,22 +70,32 @@ pub(crate) fn credential(
 }
 
 fn origin(reader: &mut Reader<'_>, at: &At<raw::CredentialSource>) -> Option<(Via, Origin)> {
-    match (&at.value.file, &at.value.docker_secret) {
-        (Some(file), None) => {
+    let raw::CredentialSource {
+        file,
+        docker_secret: secret,
+        command: program,
+    } = &at.value;
+    match (file, secret, program) {
+        (Some(file), None, None) => {
             let path = file_path(reader, &file.path);
             let via = via(reader, file.via.as_ref());
             Some((via?, Origin::File { path: path? }))
         }
-        (None, Some(secret)) => {
+        (None, Some(secret), None) => {
             let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
             let via = via(reader, secret.via.as_ref());
             Some((via?, origin?))
         }
-        (None, None) | (Some(_), Some(_)) => {
+        (None, None, Some(program)) => {
+            let origin = command(reader, program).map(Origin::Command);
+            let via = via(reader, program.via.as_ref());
+            Some((via?, origin?))
+        }
+        _ => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a credential comes from one place: either a `file` or a `dockerSecret`",
+                "a credential comes from one place: a `file`, a `dockerSecret` or a `command`",
                 "write one of them; another place is another credential",
             );
             None
@@ -109,6 +129,48 @@ fn docker_secret(
     Some(DockerSecret {
         name: name.ok()?,
         directory: directory?,
+    })
+}
+
+fn command(reader: &mut Reader<'_>, command: &raw::SourceCommand) -> Option<Command> {
+    let program = file_path(reader, &command.program);
+    let written = command.arguments.as_ref();
+    let arguments: Vec<String> = written
+        .into_iter()
+        .flat_map(|at| &at.value)
+        .map(|at| at.value.clone())
+        .collect();
+    let checked = Command::check(&arguments);
+    if let (Err(error), Some(at)) = (&checked, written) {
+        let help = "what is longer belongs into a file of its own, whose name is an argument";
+        reader.wrong(at, "fender::bad-arguments", error.to_string(), help);
+    }
+    let mut span = |field, at: &Option<At<String>>, usual, shortest, longest| {
+        let written = at.as_ref();
+        written.map_or(Some(usual), |at| {
+            duration(reader, field, at, shortest, longest)
+        })
+    };
+    let every = span(
+        "every",
+        &command.every,
+        EVERY,
+        SHORTEST_EVERY,
+        LONGEST_EVERY,
+    );
+    let timeout = span(
+        "timeout",
+        &command.timeout,
+        TIMEOUT,
+        SHORTEST_TIMEOUT,
+        LONGEST_TIMEOUT,
+    );
+    checked.ok()?;
+    Some(Command {
+        program: program?,
+        arguments,
+        every: every?,
+        timeout: timeout?,
     })
 }
 

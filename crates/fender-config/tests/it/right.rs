@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    AppProxyProtocol, CredentialSource, Delivery, Destination, Forwarded, ForwardedFields, Profile,
-    Protocol, RequestLimits,
+    AppProxyProtocol, Command, CredentialSource, Delivery, Destination, Forwarded, ForwardedFields,
+    Origin, Profile, Protocol, RequestLimits,
 };
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
@@ -302,6 +302,45 @@ spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V 
     let alone = standalone::parse(&[source("exec.yaml", text)]).unwrap();
     assert_eq!(alone.identity, None);
     assert_eq!(alone.credentials().count(), 1);
+}
+
+#[test]
+fn a_plugin_is_asked_every_five_minutes_and_given_ten_seconds_unless_a_document_says_otherwise() {
+    let command = |written: &str| {
+        let text = format!(
+            "apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: {{ namespace: shop, name: orders }}
+spec: {{ credentials: [ smtp ] }}
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: {{ namespace: shop, name: smtp }}
+spec: {{ source: {{ command: {{ {written} }} }}, deliver: [ {{ environment: {{ variable: V }} }} ] }}
+"
+        );
+        let alone = standalone::parse(&[source("alone.yaml", &text)]).unwrap();
+        let spec = alone.credentials().next().unwrap();
+        let CredentialSource::Direct(Origin::Command(command)) = spec.source else {
+            panic!("{:?}", spec.source)
+        };
+        command
+    };
+    let usual = Command {
+        program: "/bin/plugin".into(),
+        arguments: Vec::new(),
+        every: Duration::from_secs(300),
+        timeout: Duration::from_secs(10),
+    };
+    assert_eq!(command("program: /bin/plugin"), usual);
+    let written = command("program: /bin/plugin, arguments: [ a b, ü ], every: 1s, timeout: 2m");
+    let expected = Command {
+        arguments: vec!["a b".to_owned(), "ü".to_owned()],
+        every: Duration::from_secs(1),
+        timeout: Duration::from_secs(120),
+        ..usual
+    };
+    assert_eq!(written, expected);
 }
 
 #[test]

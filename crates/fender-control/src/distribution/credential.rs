@@ -81,9 +81,9 @@ impl Delivery {
 
     /// Where the value is read, if the documents in force list it for this workload.
     pub(super) fn source(&self) -> Option<Watched> {
-        let path =
+        let origin =
             credentials::authorized(&self.control.library, &self.caller.workload, &self.name)?;
-        Some(self.control.sources.watch(&path))
+        Some(self.control.sources.watch(&self.name, &origin))
     }
 }
 

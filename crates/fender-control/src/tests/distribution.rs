@@ -403,6 +403,52 @@ async fn a_docker_secret_of_the_control_plane_is_read_below_an_allowed_directory
     assert_eq!(told.value, b"hunter2");
 }
 
+/// Each credential is asked for by its own name, also where one program with the same arguments answers for several.
+#[tokio::test]
+async fn a_plugin_of_the_control_plane_answers_for_each_credential_and_only_if_it_was_allowed() {
+    let world = World::new().await;
+    let (orders, inventory) = (
+        world.attested("shop/orders").await,
+        world.attested("shop/inventory").await,
+    );
+    let script = world.path("plugin");
+    // It gives each the name it was asked for.
+    let answers = r#"sed 's/.*"name":"\([a-z]*\)".*/{"version":1,"value":"of \1"}/'"#;
+    fs::write(&script, answers).unwrap();
+    let asked_of = |program: &str| {
+        let mut text = documents(world.directory.path(), "shop");
+        for name in ["smtp", "ledger"] {
+            let file = format!("file: {{ path: {}", world.path(name).display());
+            let command = format!(
+                "command: {{ program: {program}, arguments: [ {} ]",
+                script.display()
+            );
+            assert!(text.contains(&file), "{text}");
+            text = text.replace(&file, &command);
+        }
+        text
+    };
+    let answer = world.apply(asked_of("/bin/true")).await;
+    for name in ["shop/smtp", "shop/ledger"] {
+        let mut warnings = answer.warnings.iter();
+        let warned = warnings.any(|one| one.contains(name) && one.contains("--allow-command"));
+        assert!(warned, "{:?}", answer.warnings);
+    }
+    let mut smtp = watch(&world, &orders, "shop/smtp").await.unwrap();
+    assert!(matches!(next(&mut smtp).await, State::Withdrawn(_)));
+
+    let answer = world.apply(asked_of(PLUGIN)).await;
+    let mut warnings = answer.warnings.iter();
+    assert!(!warnings.any(|one| one.contains("--allow-command")));
+    let mut ledger = watch(&world, &inventory, "shop/ledger").await.unwrap();
+    for (values, expected) in [(&mut smtp, &b"of smtp"[..]), (&mut ledger, b"of ledger")] {
+        let State::Value(told) = next(values).await else {
+            panic!("a value")
+        };
+        assert_eq!(told.value, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_sidecar_is_told_once_that_a_file_is_not_allowed_and_waits_for_one_that_is() {
     let world = World::new().await;

@@ -49,6 +49,7 @@ use fender_runtime::clock::{Clock as _, TestClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::ListenAddress;
+use fender_runtime::program::Runner;
 use prost::Message as _;
 use tempfile::TempDir;
 use tonic::Status;
@@ -369,8 +370,12 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
         dns_names: vec!["control.internal".to_owned()],
         // What the tests lay beside the data directory.
         allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),
+        programs: Runner::here([PLUGIN.into()]),
     }
 }
+
+/// What documents may have the control plane run.
+const PLUGIN: &str = "/bin/sh";
 
 fn documents(directory: &Path, callers: &str) -> String {
     let (smtp, ledger) = (directory.join("smtp"), directory.join("ledger"));

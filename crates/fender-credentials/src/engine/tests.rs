@@ -54,6 +54,8 @@ impl Bench {
         let remote = Arc::new(Remote::default());
         let sources = Sources {
             allow: AllowDirs::Any,
+            programs: fender_runtime::program::Runner::none(),
+            clock: fender_runtime::clock::system(),
             remote: remote.clone(),
         };
         Self {

@@ -2,9 +2,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use fender_config::snapshot::{Delivery, DockerSecret};
+use fender_config::snapshot::{Command, Delivery, DockerSecret};
 use fender_identity::Secret;
 use fender_providers::Generation;
+use fender_runtime::clock;
 use tokio::time::Instant;
 
 use super::*;
@@ -51,6 +52,8 @@ fn soon() -> Deadline {
 fn sources(remote: Arc<Remote>) -> Sources {
     Sources {
         allow: AllowDirs::none(),
+        programs: Runner::none(),
+        clock: clock::system(),
         remote,
     }
 }
@@ -120,6 +123,8 @@ async fn a_secret_that_does_not_come_ends_the_start_at_the_deadline() {
 async fn without_a_control_plane_its_secrets_are_missing() {
     let sources = Sources {
         allow: AllowDirs::Any,
+        programs: Runner::none(),
+        clock: clock::system(),
         remote: Arc::new(NoRemote),
     };
     let error = gather(&[spec("a")], &sources, soon(), &Drain::new())
@@ -152,6 +157,8 @@ async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link()
     let gather = async |allow: AllowDirs, path: &Path| {
         let sources = Sources {
             allow,
+            programs: Runner::none(),
+            clock: clock::system(),
             remote: Arc::new(NoRemote),
         };
         gather(&[file(path)], &sources, soon(), &drain).await
@@ -185,6 +192,8 @@ async fn a_docker_secret_of_a_foreign_document_is_read_below_an_allowed_director
     let gather = async |allow: AllowDirs| {
         let sources = Sources {
             allow,
+            programs: Runner::none(),
+            clock: clock::system(),
             remote: Arc::new(NoRemote),
         };
         gather(std::slice::from_ref(&mounted), &sources, soon(), &drain).await
@@ -197,4 +206,48 @@ async fn a_docker_secret_of_a_foreign_document_is_read_below_an_allowed_director
         assert_eq!(gathered[0].fetched.value.expose(), b"ours");
     }
     drain.stop();
+}
+
+#[tokio::test]
+async fn a_foreign_document_has_no_program_run_but_those_that_were_allowed() {
+    let directory = tempfile::tempdir().unwrap();
+    let ran = directory.path().join("ran");
+    let script = format!(
+        "touch {}; printf '{{\"version\":1,\"value\":\"ours\"}}'",
+        ran.display()
+    );
+    let plugin = CredentialSpec {
+        source: CredentialSource::Direct(Origin::Command(Command {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".to_owned(), script],
+            every: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+        })),
+        ..spec("a")
+    };
+    let drain = Drain::new();
+    let gather = async |programs: Runner| {
+        let sources = Sources {
+            // Files are one thing and programs another.
+            allow: AllowDirs::Any,
+            programs,
+            clock: clock::system(),
+            remote: Arc::new(NoRemote),
+        };
+        let deadline = Deadline::after(Duration::from_secs(60));
+        gather(std::slice::from_ref(&plugin), &sources, deadline, &drain).await
+    };
+    for programs in [
+        Runner::none(),
+        Runner::here(["/bin".into(), "/bin/true".into()]),
+    ] {
+        let refused = gather(programs).await.unwrap_err();
+        assert_eq!(refused.exit_code(), 77);
+        assert!(refused.to_string().contains("--allow-command"), "{refused}");
+    }
+    assert!(!ran.exists());
+    let gathered = gather(Runner::here(["/bin/sh".into()])).await.unwrap();
+    assert_eq!(gathered[0].fetched.value.expose(), b"ours");
+    drain.stop();
+    drain.drained().await;
 }

@@ -12,7 +12,7 @@ use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain};
 use fender_runtime::listen::LocalAddress;
 
-use super::{Health, ca_pin, directory, duration};
+use super::{Health, ca_pin, directory, duration, program};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Plane {
@@ -46,6 +46,9 @@ pub(crate) struct Control {
     /// A directory in which documents may have the control plane read credentials (repeatable; default: none)
     #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
+    /// A program that documents may have the control plane run for credentials, by its exact path (repeatable; default: none)
+    #[arg(long = "allow-command", value_name = "PATH", value_parser = program)]
+    pub(crate) allow_command: Vec<PathBuf>,
     /// Where health checks and a monitoring system reach this control plane [default: admin.sock in the data directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,

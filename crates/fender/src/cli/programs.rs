@@ -11,7 +11,7 @@ use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
-use super::{access_log, ca_pin, directory, duration};
+use super::{access_log, ca_pin, directory, duration, program};
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sidecar {
@@ -229,6 +229,9 @@ pub(crate) struct Source {
     /// A directory in which documents from the control plane may read and write files (repeatable; default: none)
     #[arg(long = "allow-dir", value_name = "DIR", value_parser = directory)]
     pub(crate) allow_dir: Vec<PathBuf>,
+    /// A program that documents from the control plane may have run, by its exact path (repeatable; default: none)
+    #[arg(long = "allow-command", value_name = "PATH", value_parser = program)]
+    pub(crate) allow_command: Vec<PathBuf>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,
@@ -241,4 +244,11 @@ pub(crate) struct Exec {
     /// The command to become
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+/// What a helper may run for the process at its standard input.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct RunPrograms {
+    #[arg(required = true, value_name = "PATH", value_parser = program)]
+    pub(crate) allowed: Vec<PathBuf>,
 }

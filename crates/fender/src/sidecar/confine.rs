@@ -1,7 +1,8 @@
 //! The proxy confines itself before it opens anything: no new privileges, and a view of the file
 //! system cut down by Landlock to what this command line names.
 //!
-//! The application is not a descendant of the proxy and inherits none of it. Documents from a
+//! The application is not a descendant of the proxy and inherits none of it; programs that documents have run are started by
+//! a helper, which is as little confined ([`crate::programs`]). Documents from a
 //! control plane can reach no path that was not named locally, even if every check above this one
 //! were wrong; except that all of `/etc` is readable, as far as this user may, because names are
 //! resolved from files there that are replaced by renaming. Connecting to Unix sockets is not
@@ -41,6 +42,8 @@ pub(super) struct Reach {
     pub(super) logs: Vec<PathBuf>,
     /// Directories of files that are read once and removed.
     pub(super) consume: Vec<PathBuf>,
+    /// Programs that are run, by a helper that is not confined.
+    pub(super) programs: Vec<PathBuf>,
 }
 
 impl Reach {
@@ -48,6 +51,7 @@ impl Reach {
     pub(super) fn of(args: &cli::Sidecar) -> Result<Self, Failure> {
         let mut reach = Self::default();
         reach.write.extend(args.source.allow_dir.iter().cloned());
+        reach.programs.clone_from(&args.source.allow_command);
         if let Some(state) = &args.source.state {
             // It may not exist yet: then it is made now, so that a rule can name it.
             make_private(state).map_err(Failure::unavailable)?;
@@ -109,6 +113,9 @@ impl Reach {
                 CredentialSource::Direct(Origin::DockerSecret(secret)) => {
                     self.read_file(&secret.path());
                 }
+                CredentialSource::Direct(Origin::Command(command)) => {
+                    self.programs.push(command.program.clone());
+                }
                 CredentialSource::Control => {}
             }
             let places = credential.deliver.iter();
@@ -138,6 +145,8 @@ impl Reach {
         let missing = wanted.read.iter().find(|path| !read(path));
         let missing = missing.or_else(|| wanted.write.iter().find(|path| !write(path)));
         let missing = missing.or_else(|| wanted.sockets.iter().find(|path| !listen(path)));
+        let run = |path: &PathBuf| self.programs.contains(path);
+        let missing = missing.or_else(|| wanted.programs.iter().find(|path| !run(path)));
         missing.map_or(Ok(()), |missing| {
             Err(format!(
                 "`{}` lies outside of what this sidecar may touch since it started: start it again, or upgrade it",

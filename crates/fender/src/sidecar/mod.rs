@@ -37,15 +37,17 @@ use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
-use fender_runtime::clock;
+use fender_runtime::clock::{self, SharedClock};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::lines::{self, Lines};
 use fender_runtime::listen::{ListenAddress, Listeners};
 use fender_runtime::manager::Manager;
+use fender_runtime::program::Runner;
 use fender_runtime::sys;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use crate::exit::{Exit, Failure, Outcome};
+use crate::programs::Helper;
 use crate::signals::{self, Signals};
 use crate::source::{self, Feed, Tenure};
 use crate::{admin_socket, blocking, cli, single};
@@ -94,14 +96,16 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         true => HangUp::Reloads,
         false => signals::hang_up_of_a_service(),
     };
+    let helper = Helper::start(&reach.programs).map_err(Failure::unavailable)?;
     confine::confine(&reach).map_err(Failure::unavailable)?;
-    blocking(serve(args, reach, listeners, interfaces, hang_up))
+    blocking(serve(args, reach, helper, listeners, interfaces, hang_up))
 }
 
 /// The proxy from nothing to serving, and from serving to its end.
 async fn serve(
     args: cli::Sidecar,
     reach: Reach,
+    helper: Helper,
     listeners: Listeners,
     interfaces: Option<Interfaces>,
     hang_up: HangUp,
@@ -113,7 +117,7 @@ async fn serve(
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
     let started = tokio::select! {
-        started = start(&args, reach, listeners, access, &drains) => started,
+        started = start(&args, reach, helper, listeners, access, &drains) => started,
         () = signals.stop.requested() => {
             tracing::info!("stopped before it was ready");
             drains.abandon().await;
@@ -194,6 +198,7 @@ async fn leave_the_start_behind() -> Infallible {
 async fn start(
     args: &cli::Sidecar,
     reach: Reach,
+    helper: Helper,
     listeners: Listeners,
     access: Lines,
     drains: &Drains,
@@ -229,7 +234,8 @@ async fn start(
         Tenure::Own => OnExit::Wipe,
         Tenure::Succeed => OnExit::Keep,
     });
-    let sources = sources(args, &feed, drains);
+    let programs = helper.runner().map_err(Failure::unavailable)?;
+    let sources = sources(args, &feed, programs, &clock, drains);
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
     let settings = Settings {
         sources,
@@ -473,7 +479,13 @@ fn announcement() -> [Option<String>; 3] {
         .map(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
 }
 
-fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
+fn sources(
+    args: &cli::Sidecar,
+    feed: &Feed,
+    programs: Runner,
+    clock: &SharedClock,
+    drains: &Drains,
+) -> Sources {
     let remote: Arc<dyn RemoteSecrets> = match &feed.session {
         Some(session) => Arc::new(remote::ByControl::new(
             Arc::clone(session),
@@ -486,7 +498,12 @@ fn sources(args: &cli::Sidecar, feed: &Feed, drains: &Drains) -> Sources {
         Some(_) => AllowDirs::Any,
         None => AllowDirs::Below(args.source.allow_dir.clone()),
     };
-    Sources { allow, remote }
+    Sources {
+        allow,
+        programs,
+        clock: Arc::clone(clock),
+        remote,
+    }
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {

@@ -422,8 +422,18 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             directory: format!("/run/{directory}").into(),
         })
     });
+    let times = (any::<u32>(), any::<u32>());
+    let command =
+        (label(), vec("[ -~]{0,9}", 0..3), times).prop_map(|(program, arguments, times)| {
+            domain::Origin::Command(domain::Command {
+                program: format!("/usr/lib/{program}").into(),
+                arguments,
+                every: Duration::from_millis(times.0.into()),
+                timeout: Duration::from_millis(times.1.into()),
+            })
+        });
     let source = prop_oneof![
-        prop_oneof![file, docker_secret].prop_map(domain::CredentialSource::Direct),
+        prop_oneof![file, docker_secret, command].prop_map(domain::CredentialSource::Direct),
         Just(domain::CredentialSource::Control),
     ];
     let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
