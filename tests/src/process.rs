@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 /// How long anything may take to become ready: generous, because a machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The `fender` binary that cargo built for the scenarios.
 pub fn binary() -> PathBuf {

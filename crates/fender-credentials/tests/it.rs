@@ -23,7 +23,7 @@ use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// Far beyond what any step takes; a test that reaches it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 #[ignore = "child"]

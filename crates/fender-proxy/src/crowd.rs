@@ -240,6 +240,26 @@ mod tests {
     }
 
     #[test]
+    fn attack_a_host_with_a_network_of_addresses_has_the_room_for_requests_of_one() {
+        let crowd = crowd(8, 1);
+        let room = |address| {
+            let seat = crowd.admit(from(address), 1).unwrap();
+            (seat.room().unwrap(), seat)
+        };
+        let (one, _one) = room("2001:db8:0:1::1");
+        let (other, _other) = room("2001:db8:0:1:ffff::2");
+        let (elsewhere, _elsewhere) = room("2001:db8:0:2::1");
+        assert!(Arc::ptr_eq(&one.links, &other.links));
+        assert!(Arc::ptr_eq(&one.unanswered, &other.unanswered));
+        let _all = one
+            .unanswered
+            .try_acquire_many(one.unanswered.available_permits() as u32)
+            .unwrap();
+        assert!(other.unanswered.try_acquire().is_err());
+        assert!(elsewhere.unanswered.try_acquire().is_ok());
+    }
+
+    #[test]
     fn nothing_is_remembered_of_who_has_left() {
         let crowd = crowd(1, 1);
         drop(crowd.admit(from("192.0.2.1"), 1));

@@ -67,7 +67,7 @@ impl Host {
         command
             .env_clear()
             .env("FENDER_CONTROL", self.mesh.url())
-            .args(["exec", "--start-timeout", "20s", "--agent"])
+            .args(["exec", "--start-timeout", "60s", "--agent"])
             .arg(self.socket())
             .args(flags)
             .args(["--", "/bin/true"])
@@ -228,7 +228,7 @@ fn attack_a_socket_squatted_by_another_user_is_not_believed() {
     command
         .env_clear()
         .env("FENDER_CONTROL", host.mesh.url())
-        .args(["exec", "--start-timeout", "20s"])
+        .args(["exec", "--start-timeout", "60s"])
         .args(flags)
         .args(["--", "/bin/true"])
         .uid(ORDERS)
@@ -351,7 +351,7 @@ fn containers_are_told_apart(engine: &Engine) {
         let mut arguments = vec!["run", "--rm", "--volume", &volume, "--label", label];
         arguments.extend(flags);
         // The engine's network has no way to the control plane: the agent's word comes by the socket.
-        arguments.extend([image, "exec", "--control", &url, "--start-timeout", "3s"]);
+        arguments.extend([image, "exec", "--control", &url, "--start-timeout", "8s"]);
         arguments.extend(["--agent", "/run/fender/agent.sock", "--", "/fender"]);
         let (code, out, err) = engine.docker(&arguments);
         (code, out + &err)

@@ -40,7 +40,7 @@ fn become_somebody(mesh: &Mesh, name: &str) -> (Option<i32>, String) {
     command
         .env_clear()
         .env("FENDER_CONTROL", mesh.url())
-        .args(["exec", "--start-timeout", "20s", "--agent"])
+        .args(["exec", "--start-timeout", "60s", "--agent"])
         .arg(format!("unix-abstract:{name}"))
         .args(["--", "/bin/true"])
         .uid(ORDERS)

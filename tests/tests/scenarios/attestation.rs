@@ -133,7 +133,7 @@ impl World {
 
     /// The same by `fender sidecar`, which sees no file but those it is told of.
     fn confined(&self, flags: &[&str]) -> (i32, String) {
-        self.run("sidecar", flags, "20s")
+        self.run("sidecar", flags, "60s")
     }
 
     fn run(&self, command: &str, flags: &[&str], patience: &str) -> (i32, String) {
@@ -166,7 +166,7 @@ impl World {
     fn with_token(&self, token: &Path) -> (i32, String) {
         self.exec(
             &["--kubernetes-token-file", &token.to_string_lossy()],
-            "20s",
+            "60s",
         )
     }
 
@@ -175,7 +175,7 @@ impl World {
         let (certificate, key) = (file("certificate.pem"), file("key.pem"));
         self.exec(
             &["--x509-certificate", &certificate, "--x509-key", &key],
-            "20s",
+            "60s",
         )
     }
 }
@@ -352,7 +352,7 @@ fn an_agent_attests_by_its_pods_token_on_its_node_and_is_revoked_with_all_it_obt
         let output = mesh
             .command()
             .env_remove("FENDER_ADMIN")
-            .args(["exec", "--start-timeout", "20s", "--agent"])
+            .args(["exec", "--start-timeout", "60s", "--agent"])
             .arg(&socket)
             .args(["--", "/bin/true"])
             .output()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fender_tests::docker::Engine;
-use fender_tests::process::{binary, installed};
+use fender_tests::process::{PATIENCE, binary, installed};
 use fender_tests::wait_until;
 use tempfile::TempDir;
 
@@ -170,7 +170,7 @@ impl Shop {
     fn wait_until_it_answers(&self, since: &str) {
         let mut last = (0, String::new(), String::new());
         let started = std::time::Instant::now();
-        wait_until("an answer", RECOVERY + Duration::from_secs(5), || {
+        wait_until("an answer", RECOVERY + PATIENCE, || {
             last = self.call("https://localhost:8443/cgi-bin/order", &[]);
             assert!(
                 started.elapsed() < RECOVERY,

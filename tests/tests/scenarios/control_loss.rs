@@ -178,7 +178,7 @@ fn killing_and_restarting_the_control_plane_under_load_loses_no_request() {
     let nginx_home = tempfile::tempdir().unwrap();
     let nginx = Nginx::start(nginx_home.path());
     let listen = fender_tests::process::free_address();
-    let mut mesh = Mesh::start(&one_service("30s", listen, nginx.address));
+    let mut mesh = Mesh::start(&one_service("2m", listen, nginx.address));
     let _sidecar = mesh.sidecar("shop/orders", &[]);
     let load = Load::start(mesh.client(listen));
 
@@ -238,7 +238,7 @@ fn a_sidecar_that_has_not_heard_for_too_long_lets_nobody_in_until_it_hears_again
     let nginx = Nginx::start(nginx_home.path());
     let listen = fender_tests::process::free_address();
     let documents = one_service("1h", listen, nginx.address);
-    let documents = documents.replace("lifetimes:", "snapshot: { maxAge: 3s }\n  lifetimes:");
+    let documents = documents.replace("lifetimes:", "snapshot: { maxAge: 10s }\n  lifetimes:");
     let mut mesh = Mesh::start(&documents);
     let sidecar = mesh.sidecar("shop/orders", &[]);
     let client = mesh.client(listen);

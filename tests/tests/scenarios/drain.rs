@@ -64,7 +64,7 @@ async fn a_request_in_flight_is_finished() {
 /// Readiness first: whoever balances load stops sending before anybody is refused; then, one by one, what is open.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_unready_while_what_is_open_goes_on_and_a_websocket_is_cut_only_at_the_deadline() {
-    let berth = Berth::new("3s");
+    let berth = Berth::new("15s");
     let mut process = berth.start(&mut berth.command());
     berth.wait_ready(&mut process);
     let mut tunnel = Tunnel::open(&berth).await;
@@ -103,7 +103,7 @@ async fn it_is_unready_while_what_is_open_goes_on_and_a_websocket_is_cut_only_at
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kept_connection_is_told_to_close_with_its_next_answer() {
-    let berth = Berth::new("10s");
+    let berth = Berth::new("30s");
     let mut process = berth.start(&mut berth.command());
     berth.wait_ready(&mut process);
     let load = Load::start(&berth.client(), "/public", 8, 8);
@@ -127,7 +127,7 @@ async fn a_kept_connection_is_told_to_close_with_its_next_answer() {
 #[tokio::test]
 async fn outbound_works_until_the_application_has_exited() {
     let orders = Standalone::start();
-    let berth = Berth::new("5s");
+    let berth = Berth::new("20s");
     let way_out = free_address();
     let identity = berth.path("caller");
     orders
@@ -141,7 +141,7 @@ async fn outbound_works_until_the_application_has_exited() {
 kind: Sidecar
 metadata: {{ namespace: shop, name: caller }}
 spec:
-  drain: 5s
+  drain: 20s
   identity: {{ files: {{ certificate: {identity}/certificate.pem, key: {identity}/key.pem, bundle: {identity}/bundle.pem }} }}
   inbound: [ {{ listen: "{}", app: "127.0.0.1:1", protocol: http }} ]
   outbound: [ {{ listen: "{way_out}", connect: "{}", expect: "{ORDERS}", protocol: http }} ]

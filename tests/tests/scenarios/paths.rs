@@ -256,7 +256,7 @@ async fn status(client: &Client, request: &[u8]) -> u16 {
 
 /// What the application took, once it has taken what is expected.
 async fn arrived(recorder: &mut Recorder, expected: bool) -> Vec<Taken> {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     let mut all = recorder.taken();
     while expected && all.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;

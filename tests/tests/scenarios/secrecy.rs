@@ -17,7 +17,7 @@ async fn a_run_at_debug_level_writes_no_secret_anywhere_but_where_it_belongs() {
     let nginx_home = tempfile::tempdir().unwrap();
     let nginx = Nginx::start(nginx_home.path());
     let listen = free_address();
-    let mesh = Mesh::start(&one_service("10s", listen, nginx.address));
+    let mesh = Mesh::start(&one_service("30s", listen, nginx.address));
     fs::write(mesh.path("source"), CANARY).unwrap();
     fs::create_dir(mesh.path("delivered")).unwrap();
     let documents = fs::read_to_string(mesh.path("documents/mesh.yaml"))

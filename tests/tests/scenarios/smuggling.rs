@@ -12,15 +12,13 @@ pub(crate) mod table;
 
 use std::time::Duration;
 
+use fender_tests::process::PATIENCE;
 use fender_tests::recorder::{Habit, Taken};
 use fender_tests::{Client, Recorder};
 use tokio::time::Instant;
 
 use crate::front::{BUT_DENIED, EVERYBODY, Front, Port};
 use crate::standalone::{CALLER, ORDERS};
-
-/// For a request to be in the log of an application that has answered it.
-const SOON: Duration = Duration::from_secs(10);
 
 /// A request as an application must have read it: method, target, bytes of the body.
 type Arrival = (String, String, usize);
@@ -89,7 +87,7 @@ fn as_read_by(recorder: &Recorder, arrivals: &[Arrival]) -> Vec<Arrival> {
 
 /// Waits for as many requests as are expected, and gives all that there are.
 async fn taken(recorder: &mut Recorder, expected: usize) -> Vec<Taken> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + PATIENCE;
     let mut all = recorder.taken();
     while all.len() < expected && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;

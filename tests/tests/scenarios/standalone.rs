@@ -288,7 +288,8 @@ fn an_idle_sidecar_ends_at_once() {
     sidecar.process.signal(rustix::process::Signal::TERM);
     assert_eq!(sidecar.process.wait(PATIENCE).code(), Some(0));
     let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+    // A drain that waited for nothing would take its 30 s.
+    assert!(took < std::time::Duration::from_secs(20), "{took:?}");
 }
 
 #[test]

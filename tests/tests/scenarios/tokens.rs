@@ -38,7 +38,7 @@ fn refused(mesh: &Mesh, workload: &str, state: &str, token: &Path) -> (i32, Stri
         .args([
             "sidecar",
             "--start-timeout",
-            "20s",
+            "60s",
             "--workload",
             workload,
             "--state",

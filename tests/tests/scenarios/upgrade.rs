@@ -114,7 +114,7 @@ async fn under_load(way: Way) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_survives_two_upgrades_until_the_deadline_of_its_drain() {
-    let berth = Berth::new("15s");
+    let berth = Berth::new("40s");
     let mut processes = vec![start(&berth, Way::Asked)];
     berth.wait_ready(&mut processes[0]);
     let mut tunnel = Tunnel::open(&berth).await;
@@ -237,7 +237,7 @@ async fn a_successor_that_cannot_start_changes_nothing() {
     let mut process = berth.start(
         berth
             .command()
-            .args(["--supervise", "--start-timeout", "1s"]),
+            .args(["--supervise", "--start-timeout", "10s"]),
     );
     berth.wait_ready(&mut process);
     let serving = berth.serving();

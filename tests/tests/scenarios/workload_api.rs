@@ -312,7 +312,7 @@ fn consumer(host: &Host, listen: SocketAddr, app: SocketAddr) -> Process {
 async fn a_sidecar_takes_its_identity_from_a_workload_api_and_follows_it_over_an_outage() {
     let home = tempfile::tempdir().unwrap();
     let nginx = Nginx::start(home.path());
-    let mut host = Host::start("10s", &[]);
+    let mut host = Host::start("30s", &[]);
     let listen = free_address();
     let consumer = consumer(&host, listen, nginx.address);
     let client = host.mesh.client(listen);

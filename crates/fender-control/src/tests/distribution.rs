@@ -333,7 +333,7 @@ async fn a_credential_whose_file_is_elsewhere_by_a_new_document_is_read_there_at
         &format!("path: {}", new.display()),
     );
     assert_eq!(world.apply(moved).await.changes.len(), 1);
-    let told = tokio::time::timeout(Duration::from_secs(5), next(&mut values)).await;
+    let told = tokio::time::timeout(Duration::from_secs(60), next(&mut values)).await;
     let State::Value(second) = told.expect("it is told in time") else {
         panic!("a value")
     };

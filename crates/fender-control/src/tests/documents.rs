@@ -149,7 +149,7 @@ async fn wrong_documents_at_the_start_are_refused_with_their_places_and_exit_cod
     let data = world.path("data");
     let (clock, drain) = (world.clock.clone(), world.drain.clone());
     drop(world.running);
-    drain.close(Deadline::after(Duration::from_secs(10))).await;
+    drain.close(Deadline::after(Duration::from_secs(60))).await;
 
     let wrong = config(&data, Some([MESH, "\nnonsense: true\n"].concat()));
     let error = start(wrong, clock.clone(), Drain::new()).await.unwrap_err();

@@ -123,7 +123,7 @@ const TURNS: usize = 30;
 
 async fn end(session: Session, drain: Drain) {
     drop(session);
-    drain.close(Deadline::after(Duration::from_secs(5))).await;
+    drain.close(Deadline::after(Duration::from_secs(60))).await;
 }
 
 #[tokio::test]
@@ -265,7 +265,7 @@ async fn sidecars_that_stay_connected_pass_three_roots_and_recognise_each_other_
 
 async fn end_all(sessions: [Session; 2], drain: Drain) {
     drop(sessions);
-    drain.close(Deadline::after(Duration::from_secs(5))).await;
+    drain.close(Deadline::after(Duration::from_secs(60))).await;
 }
 
 #[tokio::test]

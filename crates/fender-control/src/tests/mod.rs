@@ -154,7 +154,7 @@ impl World {
         let address = running.address;
         drop(running);
         assert!(
-            drain.close(Deadline::after(Duration::from_secs(10))).await,
+            drain.close(Deadline::after(Duration::from_secs(60))).await,
             "it drains by itself"
         );
         Stopped {
@@ -231,7 +231,7 @@ impl World {
             &url,
             config,
             tls::server_name(&control()),
-            Deadline::after(Duration::from_secs(10)),
+            Deadline::after(Duration::from_secs(60)),
         )
         .await
     }
@@ -496,7 +496,7 @@ fn report(kind: proto::report::Kind) -> proto::Report {
 
 /// Asks until the answer is the wanted one: for what happens a moment after a report was sent.
 async fn eventually<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
-    let deadline = Deadline::after(Duration::from_secs(10));
+    let deadline = Deadline::after(Duration::from_secs(60));
     deadline
         .bound(async {
             loop {

@@ -155,7 +155,7 @@ impl Machine {
             fs::canonicalize(request).unwrap(),
             fs::canonicalize(self.request()).unwrap()
         );
-        assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+        assert!(drain.close(Deadline::after(Duration::from_secs(60))).await);
     }
 
     fn import(&self, signed: &Path, another: AnotherRoot) -> Result<Made, OfflineError> {
@@ -343,7 +343,7 @@ async fn whoever_forgets_to_say_where_the_root_is_is_told_at_the_start() {
             .iter()
             .any(|text| text.contains("`--root offline`"));
         assert_eq!(offline, told, "{warnings:?}");
-        assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+        assert!(drain.close(Deadline::after(Duration::from_secs(60))).await);
     }
 }
 

@@ -94,7 +94,7 @@ fn world(mesh: &Mesh, (mut running, drain): (Running, Drain), admin_dir: &Path) 
 
 async fn end((running, drain): (Running, Drain)) {
     drop(running);
-    assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+    assert!(drain.close(Deadline::after(Duration::from_secs(60))).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

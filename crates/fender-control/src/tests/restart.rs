@@ -216,7 +216,7 @@ async fn a_database_without_its_key_does_not_start_and_says_why() {
     let (data, clock) = (world.path("data"), world.clock.clone());
     world
         .drain
-        .close(Deadline::after(Duration::from_secs(10)))
+        .close(Deadline::after(Duration::from_secs(60)))
         .await;
     drop(world.running);
 

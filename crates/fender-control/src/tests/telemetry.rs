@@ -144,7 +144,7 @@ async fn it_is_ready_while_it_can_sign_and_no_longer() {
     let running = world.running.clone();
     world
         .drain
-        .close(Deadline::after(Duration::from_secs(10)))
+        .close(Deadline::after(Duration::from_secs(60)))
         .await;
     assert!(!running.is_ready().await);
     assert!(!running.metrics().await.contains("fender_ready"));

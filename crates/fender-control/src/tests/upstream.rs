@@ -387,7 +387,7 @@ async fn a_mesh_with_a_root_of_its_own_moves_under_an_upstream_without_a_break()
         running,
     } = world;
     drop(running);
-    assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+    assert!(drain.close(Deadline::after(Duration::from_secs(60))).await);
     let world = founded(directory, clock, place).await.unwrap();
     // Both roots are told; the old one signs until everybody has had the time to hear of the new one.
     let told = world

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 pub(crate) const NOW: u64 = 1_800_000_000;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server for `127.0.0.1` that sends every connection the same bytes, with its address for `ADDRESS` in them, and says
 /// what it was asked.

@@ -44,7 +44,7 @@ pub(crate) const WEB: &str = "spiffe://mesh.test/ns/shop/sa/web";
 pub(crate) const ORDERS: &str = "spiffe://mesh.test/ns/shop/sa/orders";
 
 /// No test waits longer for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what)

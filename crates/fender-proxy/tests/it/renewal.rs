@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::harness::*;
 
-const LIFETIME: u64 = 5;
-const LASTS: Duration = Duration::from_secs(9);
+const LIFETIME: u64 = 12;
+const LASTS: Duration = Duration::from_secs(20);
 
 struct Live {
     _snapshot: watch::Sender<Arc<Snapshot>>,

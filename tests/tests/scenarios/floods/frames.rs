@@ -22,19 +22,22 @@ enum Flood {
     Held,
 }
 
+/// After so long without a byte taken, nobody reads: long, because a busy machine is not a sidecar that holds back.
+const HELD: Duration = Duration::from_secs(8);
+
 /// Sends what `put` writes for each number, a thousand at a time, and reads nothing meanwhile.
 async fn flood(frames: &mut Frames, count: u32, mut put: impl FnMut(&mut Frames, u32)) -> Flood {
     for number in 0..count {
         put(frames, number);
         if number % 1000 == 999 {
-            match tokio::time::timeout(Duration::from_secs(2), frames.send()).await {
+            match tokio::time::timeout(HELD, frames.send()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Flood::Ended,
                 Err(_) => return Flood::Held,
             }
         }
     }
-    match tokio::time::timeout(Duration::from_secs(2), frames.send()).await {
+    match tokio::time::timeout(HELD, frames.send()).await {
         Ok(Ok(())) => Flood::Sent,
         Ok(Err(_)) => Flood::Ended,
         Err(_) => Flood::Held,

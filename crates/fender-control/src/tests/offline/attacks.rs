@@ -209,7 +209,7 @@ async fn attack_another_root_that_a_new_replica_is_brought_is_not_believed_witho
         ),
         "{refused}"
     );
-    assert!(drain.close(Deadline::after(Duration::from_secs(10))).await);
+    assert!(drain.close(Deadline::after(Duration::from_secs(60))).await);
 
     // The request waits on, and what the right root signs is taken, once it is said that it shall be another one.
     let signed = vault.signed("root", &machine.request(), NOW);
