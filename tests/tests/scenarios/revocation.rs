@@ -86,7 +86,7 @@ pub(crate) fn serial(certificate: &Path) -> String {
 }
 
 #[test]
-fn open_connections_of_a_revoked_peer_are_severed_within_a_second() {
+fn open_connections_of_a_revoked_peer_are_severed() {
     let nginx_home = tempfile::tempdir().unwrap();
     let nginx = Nginx::start(nginx_home.path());
     let (http, tcp, out) = (free_address(), free_address(), free_address());
@@ -120,7 +120,7 @@ fn open_connections_of_a_revoked_peer_are_severed_within_a_second() {
     mesh.fender_ok(&["revoke", "serial", &serial, "--reason", "laptop stolen"]);
     let pushed = Instant::now();
     let severed = runtime
-        .block_on(tokio::time::timeout(PATIENCE, severed))
+        .block_on(async { tokio::time::timeout(PATIENCE, severed).await })
         .expect("TCP is severed")
         .unwrap();
     wait_until("HTTP connections are severed", PATIENCE, || {
