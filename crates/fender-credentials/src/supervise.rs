@@ -155,6 +155,8 @@ struct Sibling {
     pid: Pid,
     channel: Channel,
     ready: Option<Instant>,
+    /// A change that it may have read too early for, because it was not ready yet.
+    stale: bool,
     kill: Option<Instant>,
 }
 
@@ -257,6 +259,9 @@ impl Supervisor {
                     self.order(Order::DrainInbound);
                 }
             }
+            App::Waiting | App::Absent if signal == Signal::HUP && self.plan.app.is_none() => {
+                self.hang_up();
+            }
             App::Waiting if stops || matches!(signal, Signal::HUP | Signal::QUIT) => {
                 let code = self
                     .plan
@@ -266,19 +271,26 @@ impl Supervisor {
                 self.app_is_over(code.unwrap_or_default());
             }
             App::Absent if stops || signal == Signal::QUIT => self.app_is_over(0),
-            App::Absent if signal == Signal::HUP => match self.plan.hang_up {
-                HangUp::Reloads => self.reload(),
-                HangUp::Stops => self.app_is_over(0),
-                HangUp::Ignored => {}
-            },
             App::Waiting | App::Absent | App::Over(_) => {}
         }
     }
 
+    fn hang_up(&mut self) {
+        match self.plan.hang_up {
+            HangUp::Reloads => self.reload(),
+            HangUp::Stops => self.app_is_over(0),
+            HangUp::Ignored => {}
+        }
+    }
+
+    /// At once, or when the proxy is ready: before, it would die of the signal.
     fn reload(&mut self) {
-        if let Proxy::Running(proxy) = &self.proxy {
-            self.plan.manager.reloading();
-            send(proxy.pid, Signal::HUP);
+        if let Proxy::Running(proxy) = &mut self.proxy {
+            proxy.stale = proxy.ready.is_none();
+            if !proxy.stale {
+                self.plan.manager.reloading();
+                send(proxy.pid, Signal::HUP);
+            }
         }
     }
 
@@ -341,12 +353,17 @@ impl Supervisor {
 
     fn proxy_is_ready(&mut self) {
         let over = matches!(self.app, App::Over(_));
+        let mut stale = false;
         if let Proxy::Running(proxy) = &mut self.proxy {
             proxy.ready.get_or_insert_with(Instant::now);
             proxy.kill = proxy.kill.filter(|_| over);
+            stale = std::mem::take(&mut proxy.stale) && !over;
         }
         if matches!(self.app, App::Waiting) {
             self.start_app();
+        }
+        if stale {
+            self.reload();
         }
     }
 
@@ -505,6 +522,7 @@ fn start_sibling(program: &Program) -> io::Result<Sibling> {
         pid,
         channel,
         ready: None,
+        stale: false,
         kill: None,
     })
 }

@@ -231,9 +231,10 @@ fn a_successor_is_the_proxy_once_it_is_ready_and_the_application_goes_on() {
 
 #[test]
 fn a_successor_that_fails_or_is_never_ready_leaves_the_proxy_as_it_was() {
-    for (script, code) in [("exit 9", 9), ("exec sleep 3600", 137)] {
+    let long = "3600000";
+    for (script, code, within) in [("exit 9", 9, long), ("exec sleep 3600", 137, "300")] {
         let ship = heirs(&format!("[ -z $1 ] || {script}"))
-            .with("upgrade", "300")
+            .with("upgrade", within)
             .launch();
         for line in ["first: up", "first: ready", "app"] {
             ship.hears(line);
@@ -269,11 +270,27 @@ fn without_an_application_the_proxy_is_kept_and_told_what_signals_mean() {
     let ship = heirs("").with("alone", "").launch();
     ship.hears("first: up");
     ship.hears("first: ready");
+    // Whether the supervisor has heard that it is ready or not.
     ship.send(Signal::HUP);
     // This one dies of it, and so there is another.
     ship.hears("first: HUP");
     ship.hears("first: up");
     ship.hears("first: ready");
+    ship.send(Signal::TERM);
+    ship.hears("first: TERM");
+    ship.exits_with(0);
+}
+
+#[test]
+fn to_reload_is_no_end_for_a_proxy_that_is_not_ready_yet() {
+    let wait = "[ -e waited ] || { touch waited; echo '> waits'; read go < gate; }";
+    let ship = heirs(wait).with("alone", "").launch();
+    ship.hears("waits");
+    ship.send(Signal::HUP);
+    ship.open("gate");
+    for line in ["up", "ready", "HUP", "up", "ready"] {
+        ship.hears(&format!("first: {line}"));
+    }
     ship.send(Signal::TERM);
     ship.hears("first: TERM");
     ship.exits_with(0);
