@@ -95,6 +95,11 @@ fn unknown(field: &str, value: i32) -> InvalidField {
     InvalidField::new(field, format!("{value} has no meaning here"))
 }
 
+/// A word that is none of those there are.
+fn unknown_word(field: &str, word: &str) -> InvalidField {
+    InvalidField::new(field, format!("`{word}` has no meaning here"))
+}
+
 /// Proto has no 16-bit numbers.
 pub(crate) fn port(field: &str, port: u32) -> Result<u16, InvalidField> {
     u16::try_from(port).map_err(|_| InvalidField::new(field, format!("{port} is not a port")))

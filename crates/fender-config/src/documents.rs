@@ -32,8 +32,9 @@ use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
-    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Origin, OwnCertificate,
-    PathRules, PortCertificate, Profile, Protocol, ProxyProtocol, RequestLimits, UpstreamRoots,
+    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Notification, Origin,
+    OwnCertificate, PathRules, PortCertificate, Profile, Protocol, ProxyProtocol, RequestLimits,
+    UpstreamRoots,
 };
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
@@ -463,6 +464,7 @@ pub struct Credential {
     pub origin: Origin,
     pub max_stale: Duration,
     pub deliver: Vec<Delivery>,
+    pub notify: Vec<Notification>,
 }
 
 impl Credential {

@@ -21,14 +21,15 @@ use crate::administrators::Role;
 use crate::documents::MtlsMode;
 use crate::documents::Via;
 use crate::snapshot::{
-    AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields,
-    OwnCertificate, PathException, Profile, Protocol, Storage,
+    AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields, NotifyMethod,
+    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage,
 };
 use crate::yaml::{At, Choice, Word};
 
 pub(crate) use certificates::{Acme, ExternalAccount, PortCertificate, TermsOfService};
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, SourceCommand, SourceDockerSecret,
+    Credential, CredentialSource, Delivery, DeliveryFile, Notify, RestartNotify, SourceCommand,
+    SourceDockerSecret,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,
@@ -535,6 +536,8 @@ words!(PathException: "dot-segment-parameters" => Self::DotSegmentParameters, "o
 words!(OwnCertificate: "present" => Self::Present, "withhold" => Self::Withhold);
 words!(Verify: "full" => Self);
 words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
+words!(NotifySignal: "HUP" => Self::Hup, "USR1" => Self::Usr1, "USR2" => Self::Usr2);
+words!(NotifyMethod: "POST" => Self::Post, "PUT" => Self::Put, "GET" => Self::Get);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
 

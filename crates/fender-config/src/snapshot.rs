@@ -7,6 +7,7 @@
 mod command;
 mod docker;
 mod limits;
+mod notification;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,9 @@ use crate::name::ObjectName;
 pub use command::{Command, InvalidArguments};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
 pub use limits::RequestLimits;
+pub use notification::{
+    InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
+};
 
 /// What one sidecar runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -385,6 +389,8 @@ pub struct CredentialSpec {
     /// For how long it may be outdated before the sidecar is not ready.
     pub max_stale: Duration,
     pub deliver: Vec<Delivery>,
+    /// Who is told when it has changed.
+    pub notify: Vec<Notification>,
 }
 
 /// Who asks for a secret.

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::deliver::{DeliveryError, Place};
+use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
 use files::Files;
 use keeper::Keeper;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub sources: Sources,
     /// As it is when it matters: files of a process that has a successor are its successor's.
     pub on_exit: watch::Receiver<OnExit>,
+    /// Who tells applications of changes.
+    pub notifier: Notifier,
 }
 
 /// What the workload holds of one credential.
@@ -89,6 +92,7 @@ pub async fn start(
     drain: &Drain,
 ) -> Result<watch::Receiver<Holdings>, StartError> {
     let specs = filed(&snapshots.borrow_and_update());
+    settings.notifier.retain(&specs);
     let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
     let delivered = deliver_all(gathered, &settings).await?;
 

@@ -2,7 +2,7 @@
 //!
 //! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
 //! ([`RemoteSecrets`]); they leave as files ([`deliver`]) or as the environment of a command
-//! ([`environment`]). [`engine`] keeps the files right while the sidecar runs, [`supervise`] is the
+//! ([`environment`]). [`engine`] keeps the files right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
 //! parent of the application and of the proxy beside it.
 //!
 //! It knows nothing of listeners, TLS or policies, writes nowhere that was not allowed on this
@@ -14,6 +14,7 @@ mod sources;
 pub mod deliver;
 pub mod engine;
 pub mod environment;
+pub mod notify;
 pub mod supervise;
 
 pub use allow::{AllowDirs, NotAllowed};

@@ -13,6 +13,9 @@
 //! the proxy, whatever becomes of the successor; from then on the successor is, and the one before
 //! has the time of a drain to end by itself. The application notices nothing.
 //!
+//! The proxy may ask to have the application told, by a signal, that something has changed, or to have it stopped and started
+//! again; that is answered when it is done.
+//!
 //! There may be no application: then the proxy is kept running, and upgraded, all the same.
 //!
 //! As process 1, or as the subreaper it makes itself, it reaps every orphan. Because it waits for
@@ -24,6 +27,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::Duration;
 
+use fender_config::snapshot::NotifySignal;
 use fender_runtime::backoff::Backoff;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys::{self, Signal};
@@ -112,6 +116,7 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
         successor: None,
         retired: Vec::new(),
         stop: None,
+        restart: None,
         backoff,
     };
     supervisor.begin()?;
@@ -130,6 +135,8 @@ struct Supervisor {
     retired: Vec<Sibling>,
     /// When the application was asked to stop: when it is killed.
     stop: Option<Instant>,
+    /// It was asked to end so that it can be started again.
+    restart: Option<Restart>,
     backoff: Backoff,
 }
 
@@ -140,6 +147,14 @@ enum App {
     /// There is none, and the proxy serves.
     Absent,
     Over(u8),
+}
+
+/// The application is started again once it has ended.
+struct Restart {
+    /// Who asked for it.
+    asked: Vec<u64>,
+    /// If it does not end by itself.
+    kill: Option<Instant>,
 }
 
 enum Proxy {
@@ -205,6 +220,10 @@ impl Supervisor {
                 Event::ProxySays(Word::Ready) => self.proxy_is_ready(),
                 Event::ProxySays(Word::Upgrade) => self.upgrade(),
                 Event::ProxySays(Word::Reloaded) => self.plan.manager.ready(),
+                Event::ProxySays(Word::SignalApp(signal, number)) => {
+                    self.signal_app(signal, number)
+                }
+                Event::ProxySays(Word::RestartApp(number)) => self.restart_app(number),
                 Event::SuccessorSays(Word::Ready) => self.successor_is_ready(),
                 // Nothing that a proxy has to say, or that one has to say who is none yet.
                 Event::ProxySays(_) | Event::SuccessorSays(_) => {}
@@ -217,7 +236,10 @@ impl Supervisor {
 
     async fn event(&mut self) -> Event {
         let app_is_late = match self.app {
-            App::Running(_) => self.stop,
+            App::Running(_) => {
+                let kill = self.restart.as_ref().and_then(|restart| restart.kill);
+                self.stop.into_iter().chain(kill).min()
+            }
             App::Waiting | App::Absent | App::Over(_) => None,
         };
         let late = self.siblings().filter_map(|sibling| sibling.kill).min();
@@ -254,6 +276,8 @@ impl Supervisor {
             App::Running(pid) => {
                 send(pid, signal);
                 if stops && self.stop.is_none() {
+                    // Whoever ends it does not want it back.
+                    self.give_up_restart();
                     self.stop = Some(Instant::now() + self.plan.stop_timeout);
                     self.plan.manager.stopping();
                     self.order(Order::DrainInbound);
@@ -299,7 +323,7 @@ impl Supervisor {
             let code = code(status);
             let is = |sibling: &Sibling| sibling.pid == pid;
             match (&self.app, &self.proxy) {
-                (App::Running(app), _) if *app == pid => self.app_is_over(code),
+                (App::Running(app), _) if *app == pid => self.app_ended(code),
                 (_, Proxy::Running(proxy)) if is(proxy) => self.proxy_is_over(code),
                 _ if self.successor.as_ref().is_some_and(is) => self.successor_is_over(code),
                 _ if self.retired.iter().any(is) => {
@@ -331,6 +355,69 @@ impl Supervisor {
         }
     }
 
+    /// Somebody else has changed what it reads.
+    fn signal_app(&mut self, signal: NotifySignal, number: u64) {
+        let told = match self.app {
+            App::Running(pid) => {
+                send(
+                    pid,
+                    match signal {
+                        NotifySignal::Hup => Signal::HUP,
+                        NotifySignal::Usr1 => Signal::USR1,
+                        NotifySignal::Usr2 => Signal::USR2,
+                    },
+                );
+                true
+            }
+            // It will read what there is when it starts.
+            App::Waiting => true,
+            App::Absent | App::Over(_) => false,
+        };
+        self.answer_proxy(number, told);
+    }
+
+    fn restart_app(&mut self, number: u64) {
+        match (&self.app, &mut self.restart) {
+            // It has not read anything since it was asked to end.
+            (App::Running(_), Some(restart)) => restart.asked.push(number),
+            (App::Running(pid), None) if self.stop.is_none() => {
+                tracing::info!("restarting the application: what it reads has changed");
+                send(*pid, Signal::TERM);
+                self.restart = Some(Restart {
+                    asked: vec![number],
+                    kill: Some(Instant::now() + self.plan.stop_timeout),
+                });
+            }
+            (App::Waiting, _) => self.answer_proxy(number, true),
+            (App::Running(_) | App::Absent | App::Over(_), _) => self.answer_proxy(number, false),
+        }
+    }
+
+    fn app_ended(&mut self, code: u8) {
+        let Some(restart) = self.restart.take() else {
+            return self.app_is_over(code);
+        };
+        tracing::info!(code, "the application has ended, starting it again");
+        self.start_app();
+        let runs = matches!(self.app, App::Running(_));
+        for number in restart.asked {
+            self.answer_proxy(number, runs);
+        }
+    }
+
+    fn give_up_restart(&mut self) {
+        for number in self.restart.take().into_iter().flat_map(|it| it.asked) {
+            self.answer_proxy(number, false);
+        }
+    }
+
+    fn answer_proxy(&mut self, number: u64, told: bool) {
+        self.tell_proxy(match told {
+            true => Word::AppTold(number),
+            false => Word::AppNotTold(number),
+        });
+    }
+
     fn app_is_over(&mut self, code: u8) {
         self.app = App::Over(code);
         self.plan.manager.stopping();
@@ -343,6 +430,9 @@ impl Supervisor {
 
     fn kill_app(&mut self) {
         self.stop = None;
+        if let Some(restart) = &mut self.restart {
+            restart.kill = None;
+        }
         if let App::Running(pid) = self.app {
             tracing::warn!("the application did not stop in time, killing it");
             send(pid, Signal::KILL);
@@ -508,7 +598,7 @@ impl Supervisor {
         if let Proxy::Running(proxy) = &mut self.proxy
             && let Err(error) = proxy.channel.say(word)
         {
-            tracing::warn!(%error, "cannot tell the proxy what became of the upgrade");
+            tracing::warn!(%error, "cannot tell the proxy what became of what it asked for");
         }
     }
 }

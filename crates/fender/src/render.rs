@@ -258,6 +258,19 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
             text(credential, "state")
         );
     }
+    for notification in array(status, "notifications") {
+        let pending: Vec<_> = strings(notification, "pending").collect();
+        let state = match (pending.as_slice(), text(notification, "problem")) {
+            ([], _) => "knows all".to_owned(),
+            (names, "") => format!("has still to hear of {}", names.join(", ")),
+            (names, why) => format!("has still to hear of {}: {why}", names.join(", ")),
+        };
+        let _ = writeln!(
+            out,
+            "told           {} {state}",
+            text(notification, "target")
+        );
+    }
     if !text(status, "problem").is_empty() {
         let _ = writeln!(out, "PROBLEM        {}", text(status, "problem"));
     }

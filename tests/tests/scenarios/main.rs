@@ -36,6 +36,7 @@ mod frames;
 mod front;
 mod idle;
 mod limits;
+mod notify;
 mod offline_root;
 mod paths;
 mod plugins;

@@ -19,7 +19,10 @@ const CANARY: &str = "canary-5b0e9a77-plugin";
 
 fn example(name: &str) -> PathBuf {
     // Of the crate that these scenarios are tests of.
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap();
     let program = workspace.join("examples/plugins").join(name);
     assert!(program.exists(), "{}", program.display());
     program

@@ -2,6 +2,7 @@
 
 mod inbound;
 mod limits;
+mod notification;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -241,6 +242,7 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
         },
         max_stale: Duration::from_millis(message.max_stale_millis),
         deliver: each("deliver", message.deliver, delivery)?,
+        notify: each("notify", message.notify, notification::read)?,
     })
 }
 
@@ -273,6 +275,7 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         source: Some(source),
         max_stale_millis: millis(credential.max_stale),
         deliver: credential.deliver.iter().map(from_delivery).collect(),
+        notify: credential.notify.iter().map(notification::write).collect(),
     }
 }
 

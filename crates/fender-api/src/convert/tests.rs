@@ -315,6 +315,7 @@ fn a_delivery_outside_of_absolute_paths_and_permission_bits_is_refused() {
             m.credentials.push(proto::CredentialSpec {
                 name: "shop/smtp".to_owned(),
                 max_stale_millis: 1,
+                notify: Vec::new(),
                 source: Some(proto::credential_spec::Source::Control(
                     proto::ControlSource {},
                 )),

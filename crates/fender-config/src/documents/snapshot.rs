@@ -128,6 +128,7 @@ impl Credential {
             source,
             max_stale: self.max_stale,
             deliver: self.deliver.clone(),
+            notify: self.notify.clone(),
         }
     }
 }

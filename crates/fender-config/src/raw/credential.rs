@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::documents::Via;
-use crate::snapshot::Storage;
+use crate::snapshot::{NotifyMethod, NotifySignal, Storage};
 use crate::yaml::{At, Word};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -16,6 +16,8 @@ pub(crate) struct Credential {
     pub(crate) max_stale: Option<At<String>>,
     /// How it reaches the app.
     pub(crate) deliver: At<Vec<At<Delivery>>>,
+    /// Who is told once another value is in every file of `deliver`: at most 8. Default: nobody.
+    pub(crate) notify: Option<At<Vec<At<Notify>>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -87,3 +89,52 @@ pub(crate) struct DeliveryFile {
 pub(crate) struct Environment {
     pub(crate) variable: At<String>,
 }
+
+/// One of `signal`, `http`, `command` and `restart`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Notify {
+    pub(crate) signal: Option<SignalNotify>,
+    pub(crate) http: Option<HttpNotify>,
+    pub(crate) command: Option<NotifyCommand>,
+    pub(crate) restart: Option<RestartNotify>,
+    /// From the first change until it is told, up to 5m: what changes meanwhile, of all credentials that name the same, is told
+    /// with it. Default: 1s.
+    pub(crate) after: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SignalNotify {
+    pub(crate) signal: At<Word<NotifySignal>>,
+    /// The file that holds the number of the process. Default: the application that the sidecar supervises.
+    pub(crate) pid_file: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HttpNotify {
+    /// Of this machine's loopback: `http://127.0.0.1:PORT/PATH`.
+    pub(crate) url: At<String>,
+    /// Default: POST.
+    pub(crate) method: Option<At<Word<NotifyMethod>>>,
+    /// How long the answer may take, from 100ms to 2m. Default: 10s.
+    pub(crate) timeout: Option<At<String>>,
+}
+
+/// A program that is allowed locally, by --allow-command.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NotifyCommand {
+    /// The absolute path of the program.
+    pub(crate) program: At<String>,
+    /// At most 16, of at most 4096 bytes each. Default: none.
+    pub(crate) arguments: Option<At<Vec<At<String>>>>,
+    /// How long it may take, from 100ms to 2m; then it is killed. Default: 10s.
+    pub(crate) timeout: Option<At<String>>,
+}
+
+/// The application that the sidecar supervises is stopped and started.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RestartNotify {}

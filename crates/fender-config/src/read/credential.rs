@@ -7,7 +7,8 @@ use crate::ObjectName;
 use crate::documents::{Credential, Via};
 use crate::raw::{self, Document};
 use crate::snapshot::{
-    Command, Delivery, DockerSecret, DockerSecretName, FileDelivery, Origin, Storage,
+    Command, Delivery, DockerSecret, DockerSecretName, FileDelivery, LoopbackUrl, Notification,
+    NotifyMethod, Origin, Storage, Target,
 };
 use crate::yaml::{At, Reader, Word};
 
@@ -23,6 +24,10 @@ const LONGEST_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(2 * 60);
+/// From the first change until it is told.
+const AFTER: Duration = Duration::from_secs(1);
+const LONGEST_AFTER: Duration = Duration::from_secs(5 * 60);
+const MOST_NOTIFICATIONS: usize = 8;
 const MODE: u32 = 0o400;
 const MAX_MODE: u32 = 0o777;
 /// Anybody but owner and group.
@@ -44,7 +49,7 @@ pub(crate) fn credential(
                 environment: { variable: X } } ]`",
         );
     }
-    let deliver = spec
+    let deliver: Vec<_> = spec
         .deliver
         .value
         .iter()
@@ -59,6 +64,18 @@ pub(crate) fn credential(
             LONGEST_MAX_STALE,
         )
     });
+    let notify = notify(reader, spec.notify.as_ref());
+    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(_));
+    if let Some(at) = spec.notify.as_ref().filter(|at| !at.value.is_empty())
+        && !deliver.iter().any(in_file)
+    {
+        reader.wrong(
+            at,
+            "fender::nothing-to-notify-of",
+            "nobody is ever told: the credential is delivered into no file",
+            "what is told is that another value is in the files of `deliver`; an environment stays as it is",
+        );
+    }
     let (via, origin) = origin?;
     Some(Credential {
         name: name?,
@@ -66,6 +83,7 @@ pub(crate) fn credential(
         origin,
         max_stale: max_stale?,
         deliver,
+        notify,
     })
 }
 
@@ -134,44 +152,133 @@ fn docker_secret(
 
 fn command(reader: &mut Reader<'_>, command: &raw::SourceCommand) -> Option<Command> {
     let program = file_path(reader, &command.program);
-    let written = command.arguments.as_ref();
-    let arguments: Vec<String> = written
-        .into_iter()
-        .flat_map(|at| &at.value)
-        .map(|at| at.value.clone())
-        .collect();
-    let checked = Command::check(&arguments);
-    if let (Err(error), Some(at)) = (&checked, written) {
-        let help = "what is longer belongs into a file of its own, whose name is an argument";
-        reader.wrong(at, "fender::bad-arguments", error.to_string(), help);
-    }
-    let mut span = |field, at: &Option<At<String>>, usual, shortest, longest| {
-        let written = at.as_ref();
-        written.map_or(Some(usual), |at| {
-            duration(reader, field, at, shortest, longest)
-        })
-    };
-    let every = span(
-        "every",
-        &command.every,
-        EVERY,
-        SHORTEST_EVERY,
-        LONGEST_EVERY,
-    );
-    let timeout = span(
-        "timeout",
-        &command.timeout,
-        TIMEOUT,
-        SHORTEST_TIMEOUT,
-        LONGEST_TIMEOUT,
-    );
-    checked.ok()?;
+    let arguments = arguments(reader, command.arguments.as_ref());
+    let every = command.every.as_ref().map_or(Some(EVERY), |at| {
+        duration(reader, "every", at, SHORTEST_EVERY, LONGEST_EVERY)
+    });
+    let timeout = timeout(reader, command.timeout.as_ref());
     Some(Command {
         program: program?,
-        arguments,
+        arguments: arguments?,
         every: every?,
         timeout: timeout?,
     })
+}
+
+fn arguments(reader: &mut Reader<'_>, at: Option<&At<Vec<At<String>>>>) -> Option<Vec<String>> {
+    let Some(at) = at else {
+        return Some(Vec::new());
+    };
+    let arguments: Vec<String> = at.value.iter().map(|at| at.value.clone()).collect();
+    match Command::check(&arguments) {
+        Ok(()) => Some(arguments),
+        Err(error) => {
+            let help =
+                "what does not fit belongs into a file of its own, whose name is an argument";
+            reader.wrong(at, "fender::bad-arguments", error.to_string(), help);
+            None
+        }
+    }
+}
+
+fn timeout(reader: &mut Reader<'_>, at: Option<&At<String>>) -> Option<Duration> {
+    at.map_or(Some(TIMEOUT), |at| {
+        duration(reader, "timeout", at, SHORTEST_TIMEOUT, LONGEST_TIMEOUT)
+    })
+}
+
+fn notify(reader: &mut Reader<'_>, at: Option<&At<Vec<At<raw::Notify>>>>) -> Vec<Notification> {
+    let Some(at) = at else {
+        return Vec::new();
+    };
+    if at.value.len() > MOST_NOTIFICATIONS {
+        reader.wrong(
+            at,
+            "fender::too-many-notifications",
+            format!("a credential tells at most {MOST_NOTIFICATIONS}"),
+            "have one of them tell the others",
+        );
+    }
+    let entries = at.value.iter();
+    entries.filter_map(|at| notification(reader, at)).collect()
+}
+
+fn notification(reader: &mut Reader<'_>, at: &At<raw::Notify>) -> Option<Notification> {
+    let raw::Notify {
+        signal,
+        http,
+        command,
+        restart,
+        after,
+    } = &at.value;
+    let after = after.as_ref().map_or(Some(AFTER), |at| {
+        duration(reader, "after", at, Duration::ZERO, LONGEST_AFTER)
+    });
+    let target = match (signal, http, command, restart) {
+        (Some(notify), None, None, None) => {
+            let signal = reader.choose("signal", &notify.signal);
+            match &notify.pid_file {
+                None => Some(Target::App(signal?)),
+                Some(at) => {
+                    let pid_file = file_path(reader, at);
+                    Some(Target::Process {
+                        signal: signal?,
+                        pid_file: pid_file?,
+                    })
+                }
+            }
+        }
+        (None, Some(http), None, None) => {
+            let url = loopback(reader, &http.url);
+            let written = http.method.as_ref();
+            let method = written.map_or(Some(NotifyMethod::default()), |at| {
+                reader.choose("method", at)
+            });
+            let timeout = timeout(reader, http.timeout.as_ref());
+            Some(Target::Http {
+                url: url?,
+                method: method?,
+                timeout: timeout?,
+            })
+        }
+        (None, None, Some(command), None) => {
+            let program = file_path(reader, &command.program);
+            let arguments = arguments(reader, command.arguments.as_ref());
+            let timeout = timeout(reader, command.timeout.as_ref());
+            Some(Target::Command {
+                program: program?,
+                arguments: arguments?,
+                timeout: timeout?,
+            })
+        }
+        (None, None, None, Some(raw::RestartNotify {})) => Some(Target::Restart),
+        _ => {
+            reader.wrong(
+                at,
+                "fender::one-of",
+                "a notification is a `signal`, `http`, a `command` or a `restart`",
+                "write one list entry for each",
+            );
+            None
+        }
+    };
+    Some(Notification {
+        target: target?,
+        after: after?,
+    })
+}
+
+fn loopback(reader: &mut Reader<'_>, at: &At<String>) -> Option<LoopbackUrl> {
+    let url = at.value.parse::<LoopbackUrl>();
+    if let Err(error) = &url {
+        reader.wrong(
+            at,
+            "fender::bad-url",
+            format!("`{}` cannot be told: {error}", at.value),
+            "notifications stay on this machine: `http://127.0.0.1:PORT/PATH`",
+        );
+    }
+    url.ok()
 }
 
 fn delivery(reader: &mut Reader<'_>, at: &At<raw::Delivery>) -> Option<Delivery> {

@@ -344,6 +344,45 @@ spec: {{ source: {{ command: {{ {written} }} }}, deliver: [ {{ environment: {{ v
 }
 
 #[test]
+fn a_credential_says_who_is_told_of_a_change() {
+    let text = "apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: { namespace: shop, name: orders }
+spec: { credentials: [ smtp ] }
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: { namespace: shop, name: smtp }
+spec:
+  source: { file: { path: /x } }
+  deliver: [ { file: { path: /run/x } } ]
+  notify:
+    - signal: { signal: HUP, pidFile: /run/nginx.pid }
+    - { signal: { signal: USR1 }, after: 0s }
+    - http: { url: 'http://127.0.0.1:9000/-/reload' }
+    - { command: { program: /usr/bin/reload, arguments: [ app ], timeout: 1m }, after: 5m }
+    - restart: {}
+";
+    let alone = standalone::parse(&[source("alone.yaml", text)]).unwrap();
+    let spec = alone.credentials().next().unwrap();
+    let told: Vec<_> = spec
+        .notify
+        .iter()
+        .map(|told| format!("{} after {:?}", told.target, told.after))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "SIGHUP to the process of \"/run/nginx.pid\" after 1s",
+            "SIGUSR1 to the application after 0ns",
+            "POST http://127.0.0.1:9000/-/reload after 1s",
+            "\"/usr/bin/reload\" \"app\" after 300s",
+            "restart of the application after 1s",
+        ]
+    );
+}
+
+#[test]
 fn odd_but_allowed_documents_are_read_with_warnings() {
     let text = "apiVersion: fender.dev/v1
 kind: Mesh

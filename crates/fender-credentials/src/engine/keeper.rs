@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use fender_config::snapshot::CredentialSpec;
+use fender_config::snapshot::{CredentialSpec, Notification};
+use fender_identity::Secret;
 use fender_providers::{FetchError, Fetched, Generation, State};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::drain::Drain;
@@ -31,6 +32,7 @@ pub(super) struct Keeper {
     /// Since when that may not be the newest.
     outdated: Option<Instant>,
     max_stale: Duration,
+    notify: Vec<Notification>,
     backoff: Backoff,
     retry: Option<Instant>,
 }
@@ -55,6 +57,7 @@ impl Keeper {
             delivered: None,
             outdated: None,
             max_stale: Duration::ZERO,
+            notify: Vec::new(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry: None,
         }
@@ -69,6 +72,8 @@ impl Keeper {
         self.states = Some(gathered.states);
         self.files = files;
         self.max_stale = gathered.spec.max_stale;
+        self.notify.clone_from(&gathered.spec.notify);
+        self.told(&gathered.fetched.value);
         // Resolving the places once more costs little and keeps one path for documents.
         self.places = places(&gathered.spec, &self.settings).unwrap_or_default();
         self.specs.mark_unchanged();
@@ -103,6 +108,7 @@ impl Keeper {
     async fn adopt(&mut self) {
         let Some(spec) = self.specs.borrow_and_update().clone() else {
             self.forget().await;
+            self.settings.notifier.dropped(&self.ledger.name);
             self.states = None;
             self.ledger.enter(None);
             return;
@@ -110,6 +116,7 @@ impl Keeper {
         // The source of the document before is not followed into the places of this one.
         self.states = None;
         self.max_stale = spec.max_stale;
+        self.notify.clone_from(&spec.notify);
         match places(&spec, &self.settings) {
             Ok(places) => self.places = places,
             Err(error) => return self.fail(error.to_string()),
@@ -144,6 +151,7 @@ impl Keeper {
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %self.ledger.name, %error, "credential withdrawn");
                 self.forget().await;
+                self.settings.notifier.withdrawn(&self.ledger.name);
                 let why = error.to_string();
                 self.ledger.enter(Some(Holding::Withdrawn { why }));
             }
@@ -157,7 +165,7 @@ impl Keeper {
             files,
             change,
             failure,
-        } = files.write(self.places.clone(), value).await;
+        } = files.write(self.places.clone(), value.clone()).await;
         self.files = files;
         if let Some(error) = failure {
             self.retry = Some(Instant::now() + self.backoff.next());
@@ -168,6 +176,7 @@ impl Keeper {
             tracing::info!(credential = %self.ledger.name, %generation, "credential delivered");
         }
         self.delivered = Some(generation.clone());
+        self.told(&value);
         match stale {
             Some(error) => self.fail(error.to_string()),
             None => {
@@ -175,6 +184,12 @@ impl Keeper {
                 self.ledger.enter(Some(Holding::Delivered(generation)));
             }
         }
+    }
+
+    /// All of its places hold this value.
+    fn told(&self, value: &Secret) {
+        let notifier = &self.settings.notifier;
+        notifier.delivered(&self.ledger.name, value, &self.notify);
     }
 
     /// Something is wrong; what was delivered before stays. Said once for each thing that is.

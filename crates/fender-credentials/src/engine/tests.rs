@@ -5,14 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fender_config::snapshot::{CredentialSource, FileDelivery, Origin, Snapshot, Storage};
+use fender_config::snapshot::{
+    CredentialSource, FileDelivery, Notification, Origin, Snapshot, Storage, Target,
+};
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
 use fender_providers::{FetchError, Fetched, State};
+use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
 use super::*;
 use crate::allow::AllowDirs;
+use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
 const MAX_STALE: Duration = Duration::from_secs(60);
@@ -41,8 +45,26 @@ impl RemoteSecrets for Remote {
     }
 }
 
+/// Whoever is told: every time, and of what.
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Tell for Told {
+    fn tell<'a>(
+        &'a self,
+        target: &'a Target,
+        changed: &'a [ObjectName],
+    ) -> BoxFuture<'a, Result<(), String>> {
+        let names: Vec<_> = changed.iter().map(ToString::to_string).collect();
+        let told = format!("{target}: {}", names.join(" "));
+        self.0.lock().unwrap().push(told);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
 struct Bench {
     directory: TempDir,
+    told: Arc<Told>,
     remote: Arc<Remote>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     drain: Drain,
@@ -58,12 +80,15 @@ impl Bench {
             clock: fender_runtime::clock::system(),
             remote: remote.clone(),
         };
+        let (drain, told) = (Drain::new(), Arc::new(Told::default()));
         Self {
             directory: tempfile::tempdir().unwrap(),
             remote,
             snapshots: watch::channel(Arc::new(snapshot(Vec::new()))).0,
-            drain: Drain::new(),
+            told: told.clone(),
+            drain: drain.clone(),
             settings: Settings {
+                notifier: Notifier::new(told, Record::open(None, "").unwrap(), &drain),
                 sources,
                 on_exit: watch::channel(OnExit::Wipe).1,
             },
@@ -85,6 +110,7 @@ impl Bench {
             source: CredentialSource::Control,
             max_stale: MAX_STALE,
             deliver,
+            notify: Vec::new(),
         }
     }
 
@@ -314,6 +340,48 @@ async fn the_age_of_a_stale_value_counts_from_the_first_failure_until_it_is_know
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_told_hears_of_a_change_once_every_file_has_it_and_not_before() {
+    let bench = Bench::new();
+    let below = bench.path("dir");
+    fs::create_dir(&below).unwrap();
+    let mut spec = bench.spec("db", &["a", "dir/b"]);
+    spec.notify = vec![Notification {
+        target: Target::Restart,
+        after: Duration::from_secs(1),
+    }];
+    bench.remote.says("db", current("one"));
+    bench.publish(vec![spec]);
+    let mut held = bench.start().await.unwrap();
+    let told = || bench.told.0.lock().unwrap().clone();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(told(), [""; 0], "the first value is no change");
+
+    fs::rename(&below, bench.path("away")).unwrap();
+    bench.remote.says("db", current("two"));
+    let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { .. }));
+    holding(&mut held, "db", outdated).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(told(), [""; 0], "one file has it and one has not");
+    fs::rename(bench.path("away"), &below).unwrap();
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("two"))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(told(), ["restart of the application: shop/db"]);
+
+    // The same bytes under another name, by a source that was asked anew.
+    let again = Fetched {
+        generation: Generation::named("again"),
+        ..fetched("two")
+    };
+    bench.remote.says("db", State::Current(again));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(told().len(), 1);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_withdraws_the_files_and_a_new_value_brings_them_back() {
     let bench = Bench::new();
     bench.remote.says("db", current("one"));
@@ -468,6 +536,7 @@ async fn a_feed_that_ends_takes_nothing_away() {
         drain,
         directory,
         settings,
+        told: _,
     } = bench;
     let deadline = Deadline::after(Duration::from_secs(5));
     let _held = start(snapshots.subscribe(), settings, deadline, &drain)

@@ -35,6 +35,7 @@ fn spec(name: &str) -> CredentialSpec {
         source: CredentialSource::Control,
         max_stale: Duration::from_secs(60),
         deliver,
+        notify: Vec::new(),
     }
 }
 

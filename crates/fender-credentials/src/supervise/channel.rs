@@ -6,7 +6,10 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use fender_config::snapshot::NotifySignal;
 use tokio::net::UnixStream;
+
+use crate::notify::AppNotice;
 
 /// Longer lines are nobody's.
 const LONGEST: usize = 64;
@@ -20,6 +23,10 @@ pub enum Order {
     UpgradeRefused,
     /// The successor ended with this code before it was ready.
     UpgradeFailed(u8),
+    /// The application was told, or started again, as this request asked.
+    AppTold(u64),
+    /// There is none to be told, or it is about to end.
+    AppNotTold(u64),
 }
 
 /// The proxy's view of its supervisor.
@@ -51,6 +58,14 @@ impl Superior {
         self.channel.say(Word::Upgrade)
     }
 
+    /// Asks to have the application told that something has changed; the answer is an [`Order`] with this number.
+    pub fn tell_app(&self, notice: AppNotice, number: u64) -> io::Result<()> {
+        self.channel.say(match notice {
+            AppNotice::Signal(signal) => Word::SignalApp(signal, number),
+            AppNotice::Restart => Word::RestartApp(number),
+        })
+    }
+
     /// Says that what SIGHUP asked for is done.
     pub fn reloaded(&self) -> io::Result<()> {
         self.channel.say(Word::Reloaded)
@@ -63,7 +78,14 @@ impl Superior {
                 Word::DrainInbound => return Some(Order::DrainInbound),
                 Word::UpgradeRefused => return Some(Order::UpgradeRefused),
                 Word::UpgradeFailed(code) => return Some(Order::UpgradeFailed(code)),
-                Word::Ready | Word::Upgrade | Word::Reloaded | Word::Unknown => {}
+                Word::AppTold(number) => return Some(Order::AppTold(number)),
+                Word::AppNotTold(number) => return Some(Order::AppNotTold(number)),
+                Word::Ready
+                | Word::Upgrade
+                | Word::Reloaded
+                | Word::SignalApp(..)
+                | Word::RestartApp(_)
+                | Word::Unknown => {}
             }
         }
     }
@@ -78,11 +100,19 @@ pub(super) enum Word {
     DrainInbound,
     UpgradeRefused,
     UpgradeFailed(u8),
+    SignalApp(NotifySignal, u64),
+    RestartApp(u64),
+    AppTold(u64),
+    AppNotTold(u64),
     /// From another version.
     Unknown,
 }
 
 const UPGRADE_FAILED: &str = "upgrade-failed ";
+const SIGNAL_APP: &str = "signal-app ";
+const RESTART_APP: &str = "restart-app ";
+const APP_TOLD: &str = "app-told ";
+const APP_NOT_TOLD: &str = "app-not-told ";
 
 impl Word {
     fn line(self) -> String {
@@ -93,6 +123,10 @@ impl Word {
             Self::DrainInbound => "drain-inbound\n".to_owned(),
             Self::UpgradeRefused => "upgrade-refused\n".to_owned(),
             Self::UpgradeFailed(code) => format!("{UPGRADE_FAILED}{code}\n"),
+            Self::SignalApp(signal, number) => format!("{SIGNAL_APP}{signal} {number}\n"),
+            Self::RestartApp(number) => format!("{RESTART_APP}{number}\n"),
+            Self::AppTold(number) => format!("{APP_TOLD}{number}\n"),
+            Self::AppNotTold(number) => format!("{APP_NOT_TOLD}{number}\n"),
             Self::Unknown => "\n".to_owned(),
         }
     }
@@ -109,10 +143,20 @@ impl Word {
             Self::UpgradeRefused,
         ];
         let code = || line.trim_end().strip_prefix(UPGRADE_FAILED)?.parse().ok();
+        let numbered = |prefix| line.trim_end().strip_prefix(prefix)?.parse().ok();
+        let signal = || {
+            let (name, number) = line.trim_end().strip_prefix(SIGNAL_APP)?.split_once(' ')?;
+            let signal = NotifySignal::named(name)?;
+            Some(Self::SignalApp(signal, number.parse().ok()?))
+        };
         plain
             .into_iter()
             .find(|word| word.line() == line)
             .or_else(|| code().map(Self::UpgradeFailed))
+            .or_else(signal)
+            .or_else(|| numbered(RESTART_APP).map(Self::RestartApp))
+            .or_else(|| numbered(APP_TOLD).map(Self::AppTold))
+            .or_else(|| numbered(APP_NOT_TOLD).map(Self::AppNotTold))
             .unwrap_or(Self::Unknown)
     }
 }
@@ -123,6 +167,8 @@ impl From<Order> for Word {
             Order::DrainInbound => Self::DrainInbound,
             Order::UpgradeRefused => Self::UpgradeRefused,
             Order::UpgradeFailed(code) => Self::UpgradeFailed(code),
+            Order::AppTold(number) => Self::AppTold(number),
+            Order::AppNotTold(number) => Self::AppNotTold(number),
         }
     }
 }
@@ -225,7 +271,18 @@ mod tests {
         let mut here = Channel::new(here);
         superior.upgrade().unwrap();
         assert_eq!(here.next().await, Some(Word::Upgrade));
-        for order in [Order::UpgradeRefused, Order::UpgradeFailed(64)] {
+        superior
+            .tell_app(AppNotice::Signal(NotifySignal::Usr2), u64::MAX)
+            .unwrap();
+        superior.tell_app(AppNotice::Restart, 0).unwrap();
+        let asked = Word::SignalApp(NotifySignal::Usr2, u64::MAX);
+        assert_eq!(here.next().await, Some(asked));
+        assert_eq!(here.next().await, Some(Word::RestartApp(0)));
+        let answers = [Order::AppTold(u64::MAX), Order::AppNotTold(0)];
+        for order in [Order::UpgradeRefused, Order::UpgradeFailed(64)]
+            .into_iter()
+            .chain(answers)
+        {
             here.say(Word::from(order)).unwrap();
             assert_eq!(superior.next_order().await, Some(order));
         }

@@ -49,6 +49,9 @@ pub(crate) struct Sidecar {
     /// Set by the supervisor on the proxy it starts
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
+    /// Set by the supervisor: which run of the application this is
+    #[arg(long, hide = true, value_name = "ID")]
+    pub(crate) app_run: Option<String>,
     /// The application to start once the sidecar is ready
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,

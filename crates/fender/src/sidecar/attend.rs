@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::abandoned::{Interfaces, network_abandoned};
 use super::drains::Drains;
+use super::notices::{Notice, Waiting};
 use super::status::Status;
 use super::upgrade::{Answer, Failed, Handed, Request};
 use crate::exit::Exit;
@@ -26,6 +27,8 @@ pub(super) struct Serving {
     pub(super) status: Arc<Status>,
     pub(super) on_exit: watch::Sender<OnExit>,
     pub(super) requests: mpsc::Receiver<Request>,
+    /// Who wants the application told.
+    pub(super) notices: mpsc::Receiver<Notice>,
 }
 
 /// How long whoever has the configuration read waits for the proxy to serve by it.
@@ -49,6 +52,8 @@ pub(super) struct Watch {
     pub(super) superior: Option<Superior>,
     /// Who waits for an upgrade that is under way, if anybody does.
     pub(super) upgrade: Option<Option<Answer>>,
+    /// Who waits to hear that the application was told.
+    pub(super) waiting: Waiting,
 }
 
 impl Watch {
@@ -73,9 +78,14 @@ impl Watch {
                     Some(Order::UpgradeFailed(code)) => self.upgrade_failed(format!(
                         "the successor ended with code {code} before it was ready; its log says why"
                     )),
+                    Some(Order::AppTold(number)) => self.waiting.answer(number, true),
+                    Some(Order::AppNotTold(number)) => self.waiting.answer(number, false),
                     // The kernel's signal says the same, but not of one that went before we could ask for it.
                     None => return self.stop(),
                 },
+                Some(notice) = self.serving.notices.recv() => {
+                    self.waiting.tell(self.superior.as_ref(), notice);
+                }
                 Some(request) = self.serving.requests.recv() => match request {
                     Request::Upgrade(answer) => self.upgrade(Some(answer)),
                     Request::Reload(answer) => self.reload(Some(answer)).await,

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use fender_config::snapshot::{CredentialSource, Delivery, Origin};
+use fender_config::snapshot::{CredentialSource, Delivery, Origin, Target};
 use fender_config::standalone::{Identity, Standalone};
 use fender_runtime::{lines, sys};
 use landlock::{
@@ -118,12 +118,24 @@ impl Reach {
                 }
                 CredentialSource::Control => {}
             }
+            for notification in &credential.notify {
+                self.notify(&notification.target);
+            }
             let places = credential.deliver.iter();
             self.write
                 .extend(places.filter_map(|delivery| match delivery {
                     Delivery::File(file) => Some(Self::parent(&file.path)),
                     Delivery::Environment { .. } => None,
                 }));
+        }
+    }
+
+    fn notify(&mut self, target: &Target) {
+        match target {
+            Target::Process { pid_file, .. } => self.read_file(pid_file),
+            Target::Command { program, .. } => self.programs.push(program.clone()),
+            // Connecting is not Landlock's to forbid; it goes to loopback.
+            Target::Http { .. } | Target::App(_) | Target::Restart => {}
         }
     }
 

@@ -12,6 +12,7 @@ mod callers;
 mod confine;
 mod decisions;
 mod drains;
+mod notices;
 mod paths;
 mod records;
 pub(crate) mod remote;
@@ -33,6 +34,7 @@ use fender_api::client::{Received, Report};
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
@@ -54,13 +56,16 @@ use crate::{admin_socket, blocking, cli, single};
 use abandoned::Interfaces;
 use attend::{End, Serving, Watch};
 use confine::Reach;
-use drains::{App, Drains};
+use drains::{App as AppState, Drains};
+use notices::{BySupervisor, Waiting};
 use status::Status;
 use upgrade::{Desk, Request, Succession};
 
 const ABANDONED: &str = "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one";
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
+/// In the state directory: what applications were told.
+const NOTIFIED: &str = "notified";
 /// Where a service manager wants to be told how we are.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// How many may wait for an upgrade or a reload.
@@ -156,15 +161,16 @@ async fn serve(
         manager,
         superior,
         upgrade: None,
+        waiting: Waiting::default(),
     };
     let end = tokio::select! {
         end = watch.attend(&mut signals, interfaces) => end,
         never = leave_the_start_behind() => match never {},
     };
     let app = match end {
-        End::Asked if args.supervised && !args.supervise => App::Over,
-        End::Asked => App::Unknown,
-        End::Succeeded => App::Succeeded,
+        End::Asked if args.supervised && !args.supervise => AppState::Over,
+        End::Asked => AppState::Unknown,
+        End::Succeeded => AppState::Succeeded,
         End::Abandoned => {
             watch.drains.abandon().await;
             return Err(Failure::unavailable(anyhow::anyhow!(ABANDONED)));
@@ -237,9 +243,26 @@ async fn start(
     let programs = helper.runner().map_err(Failure::unavailable)?;
     let sources = sources(args, &feed, programs, &clock, drains);
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
+    let (app, notices) = BySupervisor::new();
+    let app: Arc<dyn App> = match args.supervised && !args.supervise {
+        true => Arc::new(app),
+        false => Arc::new(NoApp),
+    };
+    let ways = Ways {
+        allow: sources.allow.clone(),
+        programs: sources.programs.clone(),
+        app,
+    };
+    let record = args.source.state.as_ref().map(|state| state.join(NOTIFIED));
+    let record = Record::open(record, args.app_run.as_deref().unwrap_or_default())
+        .context("read what applications were told")
+        .map_err(Failure::unavailable)?;
+    let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
+    status.set_notified(notifier.outcomes());
     let settings = Settings {
         sources,
         on_exit: leaves,
+        notifier,
     };
     let holdings = engine::start(
         feed.snapshot.clone(),
@@ -350,6 +373,7 @@ async fn start(
         status,
         on_exit,
         requests,
+        notices,
     };
     let legacy = Legacy {
         succession,

@@ -8,6 +8,7 @@ use fender_api::client::Session;
 use fender_api::otlp::Exported;
 use fender_config::snapshot::{Profile, Snapshot};
 use fender_credentials::engine::{Holding, Holdings};
+use fender_credentials::notify::{Outcome, Outcomes};
 use fender_identity::Svid;
 use fender_proxy::Direction;
 use fender_runtime::clock::{SharedClock, UnixTime};
@@ -41,6 +42,17 @@ fender_runtime::metrics! {
         "seconds",
         "Seconds since the application's most outdated credential was known to be the newest; 0 if none is outdated",
     );
+    NOTIFICATIONS = Metric::counter(
+        "fender_notifications",
+        "notifications",
+        "Times that somebody was told of changed credentials, and what came of it",
+    )
+    .by(&[Label::these("outcome", || NOTIFIED.to_vec())]);
+    NOTIFICATIONS_PENDING = Metric::gauge(
+        "fender_notifications_pending",
+        "targets",
+        "How many have still to be told of changed credentials",
+    );
     BUILD_INFO = Metric::gauge("fender_build_info", "1", "1, with the version of Fender")
         .by(&[Label::bounded("version", "the one of this process")]);
     SPANS = Metric::counter("fender_spans_delivered", "spans", "Spans that a collector took");
@@ -48,6 +60,8 @@ fender_runtime::metrics! {
         .by(&[Label::these("reason", || LOST.to_vec())]);
 }
 
+/// What comes of telling somebody of changed credentials.
+const NOTIFIED: [&str; 2] = ["acknowledged", "failed"];
 /// Why a span is lost: nobody took it in time, the collector does not want it, or there was none for too long.
 const LOST: [&str; 3] = ["crowded", "refused", "undelivered"];
 
@@ -61,6 +75,8 @@ pub(super) struct Status {
     pub(super) exported: Arc<Exported>,
     /// There once the credentials are.
     holdings: OnceLock<watch::Receiver<Holdings>>,
+    /// As are these.
+    notified: OnceLock<watch::Receiver<Outcomes>>,
     /// There once it serves.
     proxy: OnceLock<fender_proxy::Running>,
     draining: AtomicBool,
@@ -83,6 +99,7 @@ impl Status {
             decisions: Arc::default(),
             exported: Arc::default(),
             holdings: OnceLock::new(),
+            notified: OnceLock::new(),
             proxy: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
@@ -92,6 +109,16 @@ impl Status {
     pub(super) fn set_holdings(&self, holdings: watch::Receiver<Holdings>) {
         // Called once, in the course of the start; so is the next.
         let _ = self.holdings.set(holdings);
+    }
+
+    /// What becomes of whoever is told of changes.
+    pub(super) fn set_notified(&self, outcomes: watch::Receiver<Outcomes>) {
+        let _ = self.notified.set(outcomes);
+    }
+
+    fn notified(&self) -> Outcomes {
+        let notified = self.notified.get();
+        notified.map_or_else(Outcomes::new, |outcomes| outcomes.borrow().clone())
     }
 
     pub(super) fn proxy(&self) -> Option<&fender_proxy::Running> {
@@ -217,6 +244,13 @@ impl Status {
                     "outdated_seconds": outdated(holding, now).map(|age| age.as_secs()),
                 })
             }).collect::<Vec<_>>(),
+            "notifications": self.notified().iter().map(|(target, outcome)| json!({
+                "target": target.to_string(),
+                "acknowledged": outcome.acknowledged,
+                "failed": outcome.failed,
+                "pending": outcome.pending.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "problem": outcome.problem,
+            })).collect::<Vec<_>>(),
         })
     }
 }
@@ -256,6 +290,20 @@ impl Observed for Status {
         let ages = holdings.values().filter_map(|held| outdated(held, moment));
         let oldest = ages.max().unwrap_or_default().as_secs();
         told.gauge(&OUTDATED, i64::try_from(oldest).unwrap_or(i64::MAX));
+        let notified = self.notified();
+        let sum = |count: fn(&Outcome) -> u64| notified.values().map(count).sum::<u64>();
+        let counts = [
+            sum(|outcome| outcome.acknowledged),
+            sum(|outcome| outcome.failed),
+        ];
+        let counts = NOTIFIED.into_iter().zip(counts);
+        let counts = counts.map(|(outcome, count)| (vec![("outcome", outcome.into())], count));
+        told.numbers(&NOTIFICATIONS, counts.collect());
+        let pending = notified
+            .values()
+            .filter(|outcome| !outcome.pending.is_empty());
+        let pending = i64::try_from(pending.count()).unwrap_or(i64::MAX);
+        told.gauge(&NOTIFICATIONS_PENDING, pending);
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         told.numbers(&BUILD_INFO, vec![(version, 1)]);
         let crowded = self

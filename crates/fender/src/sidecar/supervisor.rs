@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::{self, Plan, Program};
+use fender_runtime::id::OpaqueId;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys;
 use tempfile::TempDir;
@@ -147,5 +148,7 @@ fn own_arguments(named: &[OsString]) -> Vec<OsString> {
         .skip(1)
         .take_while(|argument| argument != OsStr::new("--"));
     let role = ["--supervised", "--tethered"].map(OsString::from);
-    own.chain(named.iter().cloned()).chain(role).collect()
+    let run = OsString::from(format!("--app-run={}", OpaqueId::random()));
+    let named = named.iter().cloned();
+    own.chain(named).chain(role).chain([run]).collect()
 }

@@ -11,7 +11,7 @@ use fender_policy as policy;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::subsequence;
+use proptest::sample::{select, subsequence};
 use rustls_pki_types::UnixTime;
 
 use super::ROOTS;
@@ -456,14 +456,53 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
         });
     let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
     let deliver = vec(prop_oneof![file, variable], 0..3);
-    (object(), source, any::<u32>(), deliver).prop_map(|(name, source, max_stale, deliver)| {
-        domain::CredentialSpec {
+    let told = (
+        object(),
+        source,
+        any::<u32>(),
+        deliver,
+        vec(notification(), 0..3),
+    );
+    told.prop_map(
+        |(name, source, max_stale, deliver, notify)| domain::CredentialSpec {
             name,
             source,
             max_stale: Duration::from_millis(max_stale.into()),
             deliver,
+            notify,
+        },
+    )
+}
+
+fn notification() -> impl Strategy<Value = domain::Notification> {
+    let signal = || select(domain::NotifySignal::ALL.to_vec());
+    let millis = || any::<u32>().prop_map(|millis| Duration::from_millis(millis.into()));
+    let process = (signal(), label()).prop_map(|(signal, file)| domain::Target::Process {
+        signal,
+        pid_file: format!("/run/{file}").into(),
+    });
+    let method = select(domain::NotifyMethod::ALL.to_vec());
+    let http = ("/[a-z?=]{0,9}", method, millis()).prop_map(|(path, method, timeout)| {
+        domain::Target::Http {
+            url: format!("http://127.0.0.1:80{path}").parse().unwrap(),
+            method,
+            timeout,
         }
-    })
+    });
+    let command = (label(), vec("[ -~]{0,9}", 0..3), millis());
+    let command = command.prop_map(|(program, arguments, timeout)| domain::Target::Command {
+        program: format!("/usr/lib/{program}").into(),
+        arguments,
+        timeout,
+    });
+    let target = prop_oneof![
+        signal().prop_map(domain::Target::App),
+        process,
+        http,
+        command,
+        Just(domain::Target::Restart),
+    ];
+    (target, millis()).prop_map(|(target, after)| domain::Notification { target, after })
 }
 
 fn bundles() -> impl Strategy<Value = Bundles> {
