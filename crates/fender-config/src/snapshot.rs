@@ -411,6 +411,8 @@ pub enum Origin {
     DockerSecret(DockerSecret),
     /// A program that was locally allowed.
     Command(Command),
+    /// A variable that was locally allowed.
+    Environment { variable: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

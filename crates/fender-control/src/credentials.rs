@@ -2,7 +2,7 @@
 //! other files that documents let it read.
 //!
 //! A value is in memory while somebody watches it, and nowhere else. Whoever may apply documents is not thereby allowed
-//! to use this machine: a program is run only if it was allowed at the start, by its path; a document's path is read only below the directories that were allowed at the start, links
+//! to use this machine: a program is run, and a variable read, only if it was allowed at the start, by its name; a document's path is read only below the directories that were allowed at the start, links
 //! included, and never inside the data directory, where the keys of the authorities lie.
 
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ use fender_config::{Documents, ObjectName};
 use fender_identity::WorkloadName;
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
+use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, Source, State};
 use fender_runtime::clock::SharedClock;
@@ -31,6 +32,7 @@ pub(crate) struct Sources {
     allowed: Vec<PathBuf>,
     forbidden: Arc<Path>,
     programs: Runner,
+    environment: Environment,
     clock: SharedClock,
     drain: Drain,
     watched: Mutex<HashMap<Asked, Weak<watch::Receiver<State>>>>,
@@ -42,6 +44,7 @@ enum Asked {
     File(PathBuf),
     DockerSecret(DockerSecret),
     Command(ObjectName, Command),
+    Variable(String),
 }
 
 /// One watch, shared; what it watches is let go when the last who shares it is gone.
@@ -51,6 +54,7 @@ impl Sources {
     pub(crate) fn new(
         allowed: Vec<PathBuf>,
         programs: Runner,
+        environment: Environment,
         forbidden: &Path,
         clock: SharedClock,
         drain: Drain,
@@ -59,6 +63,7 @@ impl Sources {
             allowed,
             forbidden: forbidden.into(),
             programs,
+            environment,
             clock,
             drain,
             watched: Mutex::default(),
@@ -71,6 +76,7 @@ impl Sources {
             Origin::File { path } => Asked::File(path.clone()),
             Origin::DockerSecret(secret) => Asked::DockerSecret(secret.clone()),
             Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
+            Origin::Environment { variable } => Asked::Variable(variable.clone()),
         })
     }
 
@@ -91,6 +97,10 @@ impl Sources {
                 DockerSource::below(root, secret.clone())
             }),
             Asked::Command(name, command) => self.run(name, command),
+            // One that is not allowed is denied.
+            Asked::Variable(variable) => {
+                fender_providers::watch(self.environment.source(variable), &self.drain)
+            }
         });
         watched.insert(asked, Arc::downgrade(&states));
         states
@@ -154,6 +164,15 @@ impl Sources {
                             "the credential `{name}` will not be fetched: `{}` is no program that the control plane \
                              was started with --allow-command for",
                             command.program.display()
+                        )
+                    })
+                }
+                Origin::Environment { variable } => {
+                    let refused = !self.environment.allows(variable);
+                    refused.then(|| {
+                        format!(
+                            "the credential `{name}` will not be read: `{variable}` is no variable that the control plane \
+                             was started with --allow-environment for"
                         )
                     })
                 }

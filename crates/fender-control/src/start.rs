@@ -14,6 +14,7 @@ use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
 use fender_api::url::ControlUrl;
 use fender_identity::TrustDomain;
 use fender_identity::tls::CaPin;
+use fender_providers::environment::Environment;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
@@ -73,6 +74,8 @@ pub struct ControlConfig {
     pub allow_dirs: Vec<PathBuf>,
     /// Runs the programs that documents may have it run for credentials.
     pub programs: Runner,
+    /// The variables that documents may name, and what they held.
+    pub environment: Environment,
 }
 
 /// A control plane that serves. It ends with the [`Drain`] it was started with.
@@ -151,6 +154,7 @@ pub async fn start(
         dns_names,
         allow_dirs,
         programs,
+        environment,
     } = config;
     let written = foundation.written()?;
 
@@ -197,6 +201,7 @@ pub async fn start(
     let sources = Arc::new(Sources::new(
         allow_dirs,
         programs,
+        environment,
         data.path(),
         Arc::clone(&clock),
         drain.clone(),

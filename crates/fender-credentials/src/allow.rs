@@ -3,7 +3,7 @@
 //! A document that came from a control plane is not trusted with the whole file system: it reads and
 //! writes only below directories that somebody on this machine allowed. A document that lies on this
 //! machine was written by whoever could allow everything. Programs are allowed one by one
-//! ([`Runner`](fender_runtime::program::Runner)).
+//! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)).
 
 use std::path::{Component, Path, PathBuf};
 
@@ -66,6 +66,16 @@ impl NotAllowed {
         Self {
             path: path.to_owned(),
             why: "is no program that documents may have run; name it with --allow-command",
+        }
+    }
+}
+
+impl NotAllowed {
+    /// A variable that may not be read.
+    pub(crate) fn variable(name: &str) -> Self {
+        Self {
+            path: name.into(),
+            why: "is no variable that documents may name; allow it with --allow-environment",
         }
     }
 }

@@ -6,6 +6,7 @@ use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
+use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, Fetched, State};
 use fender_runtime::clock::SharedClock;
@@ -42,6 +43,8 @@ pub struct Sources {
     pub allow: AllowDirs,
     /// Which programs they may name, and whoever runs them.
     pub programs: Runner,
+    /// Which variables they may name, and what those hold.
+    pub environment: Environment,
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
 }
@@ -78,6 +81,13 @@ impl Sources {
                 let source = CommandSource::new(name, command, programs, clock);
                 Ok(fender_providers::watch(source, drain))
             }
+            CredentialSource::Direct(Origin::Environment { variable }) => {
+                if !self.environment.allows(variable) {
+                    return Err(NotAllowed::variable(variable));
+                }
+                let source = self.environment.source(variable);
+                Ok(fender_providers::watch(source, drain))
+            }
         }
     }
 }
@@ -91,7 +101,7 @@ pub enum StartError {
     /// The sources did not say yes in time.
     #[error("credential `{name}` did not come in time: {why}")]
     Timeout { name: ObjectName, why: String },
-    /// The document may not have that file read, or that program run.
+    /// The document may not have that file read, that program run or that variable read.
     #[error("credential `{name}`: source {error}")]
     NotAllowed { name: ObjectName, error: NotAllowed },
     /// It came, but cannot be put where the document says.

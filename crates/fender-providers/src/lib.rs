@@ -12,6 +12,7 @@ mod state;
 pub mod acme;
 pub mod command;
 pub mod docker;
+pub mod environment;
 pub mod file;
 pub mod http;
 

@@ -188,3 +188,13 @@ fn program(text: &str) -> Result<PathBuf, String> {
         false => Err("it must be the absolute path of a program, without `..`".to_owned()),
     }
 }
+
+/// One that may hold a credential: none of Fender's own.
+fn variable(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let begins = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    match plain && begins && !text.starts_with("FENDER_") {
+        true => Ok(text.to_owned()),
+        false => Err("it must be the name of a variable, and none of Fender's own".to_owned()),
+    }
+}

@@ -15,6 +15,7 @@ use fender_control::{
     StartError, StorePlace, UpstreamPlace, VaultUpstream,
 };
 use fender_identity::Secret;
+use fender_providers::environment::Environment;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -75,7 +76,7 @@ pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
     Ok(Sealing::DataDirectory)
 }
 
-pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
+pub(crate) async fn run(args: cli::Control, sealing: Sealing, environment: Environment) -> Outcome {
     if let Some(cli::ControlCommand::Init(foundation)) = args.command {
         return init::run(foundation, sealing).await;
     }
@@ -114,6 +115,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing) -> Outcome {
         dns_names: args.dns_names,
         allow_dirs: args.allow_dir,
         programs: helper.runner().map_err(Failure::unavailable)?,
+        environment,
     };
     let drain = Drain::new();
     let running = fender_control::start(config, clock::system(), drain.clone())

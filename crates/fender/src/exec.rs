@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Origin};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_providers::environment::Environment;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -17,15 +18,22 @@ use fender_runtime::program::Runner;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
 use crate::source::Tenure;
-use crate::{cli, single, source};
+use crate::{cli, single, source, variables};
 
 /// How long the goodbye to the control plane may take before the command starts anyway.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: cli::Exec) -> Outcome {
     let mut prepared = None;
+    // Before any thread, and so that the command does not inherit them.
+    let alone = args.source.config.as_deref();
+    let alone = alone.map(source::read_standalone).transpose()?;
+    let alone: Option<Vec<_>> = alone.map(|alone| alone.credentials().collect());
+    let named = alone.iter().flatten().filter_map(variables::of);
+    let allowed = args.source.allow_environment.iter().map(String::as_str);
+    let taken = variables::take(named.chain(allowed).map(ToOwned::to_owned));
     single(async {
-        prepared = Some(environment(&args).await?);
+        prepared = Some(environment(&args, alone, taken).await?);
         Ok(Exit::Done)
     })?;
     let (Some(environment), Some((program, arguments))) = (prepared, args.command.split_first())
@@ -46,13 +54,15 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     ))
 }
 
-async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Failure> {
+async fn environment(
+    args: &cli::Exec,
+    alone: Option<Vec<CredentialSpec>>,
+    taken: Environment,
+) -> Result<Vec<(OsString, OsString)>, Failure> {
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
-    let (specs, sources): (Vec<_>, _) = match &args.source.config {
-        Some(file) => {
-            let standalone = source::read_standalone(file)?;
-            let specs: Vec<_> = standalone.credentials().collect();
+    let (specs, sources): (Vec<_>, _) = match alone {
+        Some(specs) => {
             let programs = specs.iter().filter_map(program);
             let programs = programs.chain(args.source.allow_command.iter().cloned());
             let programs = Runner::here(programs);
@@ -61,6 +71,7 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
                 Sources {
                     allow: AllowDirs::Any,
                     programs,
+                    environment: taken,
                     clock,
                     remote: Arc::new(NoRemote),
                 },
@@ -86,6 +97,7 @@ async fn environment(args: &cli::Exec) -> Result<Vec<(OsString, OsString)>, Fail
                 Sources {
                     allow: AllowDirs::Below(args.source.allow_dir.clone()),
                     programs: Runner::here(args.source.allow_command.iter().cloned()),
+                    environment: taken,
                     clock,
                     remote,
                 },

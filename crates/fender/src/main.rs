@@ -33,6 +33,7 @@ mod signals;
 mod source;
 mod tokens;
 mod upgrade;
+mod variables;
 
 use std::io::Write;
 use std::process::ExitCode;

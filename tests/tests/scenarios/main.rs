@@ -28,6 +28,7 @@ mod descriptors;
 mod docker_secrets;
 mod documents;
 mod drain;
+mod environment_secrets;
 mod envoy;
 mod faults;
 mod floods;

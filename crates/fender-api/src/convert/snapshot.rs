@@ -236,6 +236,10 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let command = command(it).map_err(|error| error.within("command"))?;
                 domain::CredentialSource::Direct(domain::Origin::Command(command))
             }
+            proto::credential_spec::Source::Environment(it) => {
+                let variable = it.variable;
+                domain::CredentialSource::Direct(domain::Origin::Environment { variable })
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -265,6 +269,10 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
                 every_millis: millis(command.every),
                 timeout_millis: millis(command.timeout),
             })
+        }
+        domain::CredentialSource::Direct(domain::Origin::Environment { variable }) => {
+            let variable = variable.clone();
+            proto::credential_spec::Source::Environment(proto::EnvironmentSource { variable })
         }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})

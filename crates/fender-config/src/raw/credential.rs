@@ -26,6 +26,7 @@ pub(crate) struct CredentialSource {
     pub(crate) file: Option<SourceFile>,
     pub(crate) docker_secret: Option<SourceDockerSecret>,
     pub(crate) command: Option<SourceCommand>,
+    pub(crate) environment: Option<SourceEnvironment>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -44,6 +45,17 @@ pub(crate) struct SourceDockerSecret {
     /// Default: /run/secrets.
     pub(crate) directory: Option<At<String>>,
     /// Who reads it. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// A variable of the environment that Fender was started with. It is read only if it is allowed locally, by
+/// --allow-environment.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceEnvironment {
+    /// Its name; none of Fender's own.
+    pub(crate) variable: At<String>,
+    /// Whose environment it is. Default: sidecar.
     pub(crate) via: Option<At<Word<Via>>>,
 }
 

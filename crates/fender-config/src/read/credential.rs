@@ -92,28 +92,35 @@ fn origin(reader: &mut Reader<'_>, at: &At<raw::CredentialSource>) -> Option<(Vi
         file,
         docker_secret: secret,
         command: program,
+        environment,
     } = &at.value;
-    match (file, secret, program) {
-        (Some(file), None, None) => {
+    match (file, secret, program, environment) {
+        (Some(file), None, None, None) => {
             let path = file_path(reader, &file.path);
             let via = via(reader, file.via.as_ref());
             Some((via?, Origin::File { path: path? }))
         }
-        (None, Some(secret), None) => {
+        (None, Some(secret), None, None) => {
             let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
             let via = via(reader, secret.via.as_ref());
             Some((via?, origin?))
         }
-        (None, None, Some(program)) => {
+        (None, None, Some(program), None) => {
             let origin = command(reader, program).map(Origin::Command);
             let via = via(reader, program.via.as_ref());
             Some((via?, origin?))
+        }
+        (None, None, None, Some(environment)) => {
+            let variable = source_variable(reader, &environment.variable);
+            let via = via(reader, environment.via.as_ref());
+            let variable = variable?;
+            Some((via?, Origin::Environment { variable }))
         }
         _ => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a credential comes from one place: a `file`, a `dockerSecret` or a `command`",
+                "a credential comes from one place: a `file`, a `dockerSecret`, a `command` or an `environment`",
                 "write one of them; another place is another credential",
             );
             None
@@ -363,17 +370,35 @@ fn account(reader: &mut Reader<'_>, field: &str, at: Option<&At<String>>) -> Opt
     usable.then(|| at.value.clone())
 }
 
+/// What a shell takes as the name of a variable.
+fn is_variable(name: &str) -> bool {
+    let first = name.bytes().next();
+    name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && first.is_some_and(|first| !first.is_ascii_digit())
+}
+
+/// What Fender was started with is its own; all else may be a secret.
+fn source_variable(reader: &mut Reader<'_>, at: &At<String>) -> Option<String> {
+    let name = at.value.as_str();
+    if !is_variable(name) || name.starts_with("FENDER_") {
+        reader.wrong(
+            at,
+            "fender::bad-variable",
+            format!("the variable `{name}` holds no credential"),
+            "letters, digits and `_`, not beginning with a digit; those that begin with `FENDER_` are Fender's own",
+        );
+        return None;
+    }
+    Some(name.to_owned())
+}
+
 /// Variables by which a value becomes code, or that belong to Fender.
 const RESERVED: [&str; 5] = ["PATH", "IFS", "ENV", "BASH_ENV", "SHELL"];
 const RESERVED_PREFIXES: [&str; 2] = ["LD_", "FENDER_"];
 
 fn variable(reader: &mut Reader<'_>, at: &At<String>) -> Option<String> {
     let name = at.value.as_str();
-    let written = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        && name
-            .bytes()
-            .next()
-            .is_some_and(|first| !first.is_ascii_digit());
+    let written = is_variable(name);
     let reserved = RESERVED.contains(&name)
         || RESERVED_PREFIXES
             .iter()

@@ -450,6 +450,29 @@ async fn a_plugin_of_the_control_plane_answers_for_each_credential_and_only_if_i
 }
 
 #[tokio::test]
+async fn a_variable_of_the_control_plane_is_read_only_if_it_was_allowed() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    let variable = |name: &str| {
+        let file = format!("file: {{ path: {}", world.path("smtp").display());
+        let text = documents(world.directory.path(), "shop");
+        text.replace(&file, &format!("environment: {{ variable: {name}"))
+    };
+    let answer = world.apply(variable("PATH")).await;
+    let mut warnings = answer.warnings.iter();
+    let warned =
+        warnings.any(|one| one.contains("shop/smtp") && one.contains("--allow-environment"));
+    assert!(warned, "{:?}", answer.warnings);
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    assert!(matches!(next(&mut values).await, State::Withdrawn(_)));
+    world.apply(variable("SMTP")).await;
+    let State::Value(told) = next(&mut values).await else {
+        panic!("a value")
+    };
+    assert_eq!(told.value, b"hunter2");
+}
+
+#[tokio::test]
 async fn a_sidecar_is_told_once_that_a_file_is_not_allowed_and_waits_for_one_that_is() {
     let world = World::new().await;
     fs::write(world.path("smtp"), "hunter2").unwrap();

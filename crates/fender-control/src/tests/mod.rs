@@ -45,6 +45,7 @@ use fender_config::Source;
 use fender_identity::csr::NewKey;
 use fender_identity::tls::{self, TlsProfile};
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid, TrustDomain};
+use fender_providers::environment::Environment;
 use fender_runtime::clock::{Clock as _, TestClock, TlsClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -371,6 +372,10 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
         // What the tests lay beside the data directory.
         allow_dirs: data_dir.parent().map(Path::to_owned).into_iter().collect(),
         programs: Runner::here([PLUGIN.into()]),
+        environment: Environment::taken([(
+            "SMTP".to_owned(),
+            Some(fender_identity::Secret::from("hunter2".to_owned())),
+        )]),
     }
 }
 

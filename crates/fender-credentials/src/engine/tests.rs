@@ -77,6 +77,7 @@ impl Bench {
         let sources = Sources {
             allow: AllowDirs::Any,
             programs: fender_runtime::program::Runner::none(),
+            environment: fender_providers::environment::Environment::default(),
             clock: fender_runtime::clock::system(),
             remote: remote.clone(),
         };

@@ -54,6 +54,7 @@ fn sources(remote: Arc<Remote>) -> Sources {
     Sources {
         allow: AllowDirs::none(),
         programs: Runner::none(),
+        environment: Environment::default(),
         clock: clock::system(),
         remote,
     }
@@ -125,6 +126,7 @@ async fn without_a_control_plane_its_secrets_are_missing() {
     let sources = Sources {
         allow: AllowDirs::Any,
         programs: Runner::none(),
+        environment: Environment::default(),
         clock: clock::system(),
         remote: Arc::new(NoRemote),
     };
@@ -159,6 +161,7 @@ async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link()
         let sources = Sources {
             allow,
             programs: Runner::none(),
+            environment: Environment::default(),
             clock: clock::system(),
             remote: Arc::new(NoRemote),
         };
@@ -194,6 +197,7 @@ async fn a_docker_secret_of_a_foreign_document_is_read_below_an_allowed_director
         let sources = Sources {
             allow,
             programs: Runner::none(),
+            environment: Environment::default(),
             clock: clock::system(),
             remote: Arc::new(NoRemote),
         };
@@ -232,6 +236,7 @@ async fn a_foreign_document_has_no_program_run_but_those_that_were_allowed() {
             // Files are one thing and programs another.
             allow: AllowDirs::Any,
             programs,
+            environment: Environment::default(),
             clock: clock::system(),
             remote: Arc::new(NoRemote),
         };
@@ -248,6 +253,35 @@ async fn a_foreign_document_has_no_program_run_but_those_that_were_allowed() {
     }
     assert!(!ran.exists());
     let gathered = gather(Runner::here(["/bin/sh".into()])).await.unwrap();
+    assert_eq!(gathered[0].fetched.value.expose(), b"ours");
+    drain.stop();
+    drain.drained().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_document_reads_no_variable_but_those_that_were_allowed() {
+    let spec = |variable: &str| CredentialSpec {
+        source: CredentialSource::Direct(Origin::Environment {
+            variable: variable.to_owned(),
+        }),
+        ..spec("a")
+    };
+    let value = Some(Secret::from("ours".to_owned()));
+    let environment = [("SMTP".to_owned(), value), ("UNSET".to_owned(), None)];
+    let sources = Sources {
+        environment: Environment::taken(environment),
+        ..sources(remote([]))
+    };
+    let drain = Drain::new();
+    let gather = async |variable: &str| gather(&[spec(variable)], &sources, soon(), &drain).await;
+    let refused = gather("PATH").await.unwrap_err();
+    assert_eq!(refused.exit_code(), 77);
+    assert!(
+        refused.to_string().contains("--allow-environment"),
+        "{refused}"
+    );
+    assert_eq!(gather("UNSET").await.unwrap_err().exit_code(), 66);
+    let gathered = gather("SMTP").await.unwrap();
     assert_eq!(gathered[0].fetched.value.expose(), b"ours");
     drain.stop();
     drain.drained().await;

@@ -12,7 +12,7 @@ use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain};
 use fender_runtime::listen::LocalAddress;
 
-use super::{Health, ca_pin, directory, duration, program};
+use super::{Health, ca_pin, directory, duration, program, variable};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Plane {
@@ -49,6 +49,9 @@ pub(crate) struct Control {
     /// A program that documents may have the control plane run for credentials, by its exact path (repeatable; default: none)
     #[arg(long = "allow-command", value_name = "PATH", value_parser = program)]
     pub(crate) allow_command: Vec<PathBuf>,
+    /// A variable of the environment that documents may name as the source of a credential (repeatable; default: none)
+    #[arg(long = "allow-environment", value_name = "NAME", value_parser = variable)]
+    pub(crate) allow_environment: Vec<String>,
     /// Where health checks and a monitoring system reach this control plane [default: admin.sock in the data directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,

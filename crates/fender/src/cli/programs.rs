@@ -11,7 +11,7 @@ use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
-use super::{access_log, ca_pin, directory, duration, program};
+use super::{access_log, ca_pin, directory, duration, program, variable};
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sidecar {
@@ -235,6 +235,9 @@ pub(crate) struct Source {
     /// A program that documents from the control plane may have run, by its exact path (repeatable; default: none)
     #[arg(long = "allow-command", value_name = "PATH", value_parser = program)]
     pub(crate) allow_command: Vec<PathBuf>,
+    /// A variable of the environment that documents from the control plane may name as the source of a credential; the application does not inherit it (repeatable; default: none)
+    #[arg(long = "allow-environment", value_name = "NAME", value_parser = variable)]
+    pub(crate) allow_environment: Vec<String>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,

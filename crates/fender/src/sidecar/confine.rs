@@ -44,6 +44,8 @@ pub(super) struct Reach {
     pub(super) consume: Vec<PathBuf>,
     /// Programs that are run, by a helper that is not confined.
     pub(super) programs: Vec<PathBuf>,
+    /// Variables of the environment that are read, once.
+    pub(super) variables: Vec<String>,
 }
 
 impl Reach {
@@ -52,6 +54,7 @@ impl Reach {
         let mut reach = Self::default();
         reach.write.extend(args.source.allow_dir.iter().cloned());
         reach.programs.clone_from(&args.source.allow_command);
+        reach.variables.clone_from(&args.source.allow_environment);
         if let Some(state) = &args.source.state {
             // It may not exist yet: then it is made now, so that a rule can name it.
             make_private(state).map_err(Failure::unavailable)?;
@@ -116,6 +119,9 @@ impl Reach {
                 CredentialSource::Direct(Origin::Command(command)) => {
                     self.programs.push(command.program.clone());
                 }
+                CredentialSource::Direct(Origin::Environment { variable }) => {
+                    self.variables.push(variable.clone());
+                }
                 CredentialSource::Control => {}
             }
             for notification in &credential.notify {
@@ -159,6 +165,12 @@ impl Reach {
         let missing = missing.or_else(|| wanted.sockets.iter().find(|path| !listen(path)));
         let run = |path: &PathBuf| self.programs.contains(path);
         let missing = missing.or_else(|| wanted.programs.iter().find(|path| !run(path)));
+        let variable = wanted.variables.iter();
+        let variable = variable.map(Path::new).find(|name| {
+            let known = |known: &String| Path::new(known) == *name;
+            !self.variables.iter().any(known)
+        });
+        let missing = missing.map(PathBuf::as_path).or(variable);
         missing.map_or(Ok(()), |missing| {
             Err(format!(
                 "`{}` lies outside of what this sidecar may touch since it started: start it again, or upgrade it",

@@ -38,13 +38,13 @@ use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
+use fender_providers::environment::Environment;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::lines::{self, Lines};
 use fender_runtime::listen::{ListenAddress, Listeners};
 use fender_runtime::manager::Manager;
-use fender_runtime::program::Runner;
 use fender_runtime::sys;
 use tokio::sync::{Mutex, mpsc, watch};
 
@@ -52,7 +52,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::programs::Helper;
 use crate::signals::{self, Signals};
 use crate::source::{self, Feed, Tenure};
-use crate::{admin_socket, blocking, cli, single};
+use crate::{admin_socket, blocking, cli, single, variables};
 use abandoned::Interfaces;
 use attend::{End, Serving, Watch};
 use confine::Reach;
@@ -101,16 +101,27 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         true => HangUp::Reloads,
         false => signals::hang_up_of_a_service(),
     };
+    let environment = variables::take(reach.variables.iter().cloned());
     let helper = Helper::start(&reach.programs).map_err(Failure::unavailable)?;
+    let local = Local {
+        helper,
+        environment,
+    };
     confine::confine(&reach).map_err(Failure::unavailable)?;
-    blocking(serve(args, reach, helper, listeners, interfaces, hang_up))
+    blocking(serve(args, reach, local, listeners, interfaces, hang_up))
+}
+
+/// What documents may use of this machine, but for its files.
+struct Local {
+    helper: Helper,
+    environment: Environment,
 }
 
 /// The proxy from nothing to serving, and from serving to its end.
 async fn serve(
     args: cli::Sidecar,
     reach: Reach,
-    helper: Helper,
+    local: Local,
     listeners: Listeners,
     interfaces: Option<Interfaces>,
     hang_up: HangUp,
@@ -122,7 +133,7 @@ async fn serve(
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
     let started = tokio::select! {
-        started = start(&args, reach, helper, listeners, access, &drains) => started,
+        started = start(&args, reach, local, listeners, access, &drains) => started,
         () = signals.stop.requested() => {
             tracing::info!("stopped before it was ready");
             drains.abandon().await;
@@ -204,7 +215,7 @@ async fn leave_the_start_behind() -> Infallible {
 async fn start(
     args: &cli::Sidecar,
     reach: Reach,
-    helper: Helper,
+    local: Local,
     listeners: Listeners,
     access: Lines,
     drains: &Drains,
@@ -240,8 +251,7 @@ async fn start(
         Tenure::Own => OnExit::Wipe,
         Tenure::Succeed => OnExit::Keep,
     });
-    let programs = helper.runner().map_err(Failure::unavailable)?;
-    let sources = sources(args, &feed, programs, &clock, drains);
+    let sources = sources(args, &feed, local, &clock, drains).map_err(Failure::unavailable)?;
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
     let (app, notices) = BySupervisor::new();
     let app: Arc<dyn App> = match args.supervised && !args.supervise {
@@ -506,10 +516,10 @@ fn announcement() -> [Option<String>; 3] {
 fn sources(
     args: &cli::Sidecar,
     feed: &Feed,
-    programs: Runner,
+    local: Local,
     clock: &SharedClock,
     drains: &Drains,
-) -> Sources {
+) -> anyhow::Result<Sources> {
     let remote: Arc<dyn RemoteSecrets> = match &feed.session {
         Some(session) => Arc::new(remote::ByControl::new(
             Arc::clone(session),
@@ -522,12 +532,13 @@ fn sources(
         Some(_) => AllowDirs::Any,
         None => AllowDirs::Below(args.source.allow_dir.clone()),
     };
-    Sources {
+    Ok(Sources {
         allow,
-        programs,
+        programs: local.helper.runner()?,
+        environment: local.environment,
         clock: Arc::clone(clock),
         remote,
-    }
+    })
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use super::abandoned::{Interfaces, network_abandoned};
 use super::{ABANDONED, NOTIFY_SOCKET, upgrade};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::{cli, signals};
+use crate::{cli, signals, source, variables};
 
 /// How long a supervisor waits before it kills the proxy: longer than any drain a document can ask
 /// for, because the proxy ends by itself at its own deadline.
@@ -31,14 +31,20 @@ const SUCCESSION: Duration = Duration::from_secs(15);
 /// Runs until both are over, with the code of the application.
 pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
     let own = Own::of(&args).map_err(Failure::unavailable)?;
+    let withheld = withheld(&args)?;
     let mut command = args.command.into_iter();
     let app = match command.next() {
         Some(program) => Some(Program {
             program,
             arguments: command.collect(),
             environment: Some(
-                environment::build(std::env::vars_os(), &Inherit::All, [])
-                    .map_err(Failure::usage_of)?,
+                environment::build(
+                    std::env::vars_os()
+                        .filter(|(name, _)| !withheld.iter().any(|it| name == it.as_str())),
+                    &Inherit::All,
+                    [],
+                )
+                .map_err(Failure::usage_of)?,
             ),
             descriptors: 0,
         }),
@@ -73,6 +79,18 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
         }
     };
     Ok(Exit::App(code))
+}
+
+/// What credentials come from, and the application does not inherit: it gets them as the documents say.
+fn withheld(args: &cli::Sidecar) -> Result<Vec<String>, Failure> {
+    let mut withheld = args.source.allow_environment.clone();
+    if let Some(file) = &args.source.config {
+        let standalone = source::read_standalone(file)?;
+        let specs: Vec<_> = standalone.credentials().collect();
+        let variables = specs.iter().filter_map(variables::of);
+        withheld.extend(variables.map(ToOwned::to_owned));
+    }
+    Ok(withheld)
 }
 
 /// What the proxy has beside what the command line names.

@@ -432,8 +432,10 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
                 timeout: Duration::from_millis(times.1.into()),
             })
         });
+    let environment = "[A-Z_]{1,9}".prop_map(|variable| domain::Origin::Environment { variable });
     let source = prop_oneof![
-        prop_oneof![file, docker_secret, command].prop_map(domain::CredentialSource::Direct),
+        prop_oneof![file, docker_secret, command, environment]
+            .prop_map(domain::CredentialSource::Direct),
         Just(domain::CredentialSource::Control),
     ];
     let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
