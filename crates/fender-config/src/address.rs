@@ -183,19 +183,12 @@ impl FromStr for HttpsUrl {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // A URL with user information may hold a password, which an error must not repeat.
-        let shown = match text.rsplit_once('@') {
-            Some((_, after)) => format!("…@{after}"),
-            None => text.to_owned(),
-        };
+        let shown = without_user(text);
         let refuse = |why| InvalidAddress::new(&shown, why);
         let rest = text
             .strip_prefix("https://")
             .ok_or_else(|| refuse("it does not begin with `https://`"))?;
-        let (authority, path) = match rest.find('/') {
-            Some(slash) => rest.split_at(slash),
-            None => (rest, ""),
-        };
+        let (authority, path) = at_slash(rest);
         if authority.contains('@') {
             return Err(refuse("it names a user"));
         }
@@ -205,22 +198,99 @@ impl FromStr for HttpsUrl {
         } else {
             HostPort::new(authority.trim_matches(['[', ']']), 443)
         };
-        let allowed = |b: u8| {
-            b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'~' | b':' | b'%')
-        };
-        if !path.bytes().all(allowed) {
-            return Err(refuse(
-                "its path holds more than letters, digits and `/.-_~:%`",
-            ));
-        }
-        if path.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Err(refuse("its path holds a dot segment"));
-        }
         Ok(Self {
+            path: url_path(path).map_err(refuse)?,
             at: at.map_err(|invalid| refuse(invalid.why))?,
-            path: path.trim_end_matches('/').to_owned(),
         })
     }
+}
+
+/// Where a store of secrets is asked: `https://HOST[:PORT][/PATH]`, or `http://127.0.0.1:PORT[/PATH]`, which never leaves this
+/// machine. No name stands for loopback: it would be somebody else's to resolve.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StoreUrl {
+    Https(HttpsUrl),
+    Loopback {
+        address: LoopbackAddr,
+        /// Empty, or it begins with a slash and does not end with one.
+        path: String,
+    },
+}
+
+impl StoreUrl {
+    /// This URL with more of a path: `segments` begins with a slash.
+    pub fn join(&self, segments: &str) -> Self {
+        match self {
+            Self::Https(url) => Self::Https(url.join(segments)),
+            Self::Loopback { address, path } => Self::Loopback {
+                address: *address,
+                path: format!("{path}{segments}"),
+            },
+        }
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some(rest) = text.strip_prefix("http://") else {
+            return text.parse().map(Self::Https);
+        };
+        let shown = without_user(text);
+        let refuse = |why| InvalidAddress::new(&shown, why);
+        let (authority, path) = at_slash(rest);
+        let address = authority.parse::<SocketAddr>().ok();
+        let address = address.and_then(|address| LoopbackAddr::try_from(address).ok());
+        Ok(Self::Loopback {
+            address: address.ok_or_else(|| {
+                refuse(
+                    "without TLS it is an address on loopback with its port, `http://127.0.0.1:8200`, or everybody on the way \
+                     reads the secret",
+                )
+            })?,
+            path: url_path(path).map_err(refuse)?,
+        })
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Https(url) => url.fmt(f),
+            Self::Loopback { address, path } => write!(f, "http://{}{path}", address.0),
+        }
+    }
+}
+
+/// A URL with user information may hold a password, which an error must not repeat.
+fn without_user(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, after)) => format!("…@{after}"),
+        None => text.to_owned(),
+    }
+}
+
+/// What stands before the first slash, and from there on.
+fn at_slash(text: &str) -> (&str, &str) {
+    match text.find('/') {
+        Some(slash) => text.split_at(slash),
+        None => (text, ""),
+    }
+}
+
+/// A path without its last slash.
+fn url_path(path: &str) -> Result<String, &'static str> {
+    let allowed = |b: u8| {
+        b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'~' | b':' | b'%')
+    };
+    if !path.bytes().all(allowed) {
+        return Err("its path holds more than letters, digits and `/.-_~:%`");
+    }
+    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Err("its path holds a dot segment");
+    }
+    Ok(path.trim_end_matches('/').to_owned())
 }
 
 impl fmt::Display for HttpsUrl {
@@ -313,6 +383,49 @@ mod tests {
         }
         let url: HttpsUrl = "https://api:6443/base".parse().unwrap();
         assert_eq!(url.join("/v1/x").to_string(), "https://api:6443/base/v1/x");
+    }
+
+    #[test]
+    fn a_store_is_asked_over_tls_or_on_this_machine() {
+        for (text, shown) in [
+            (
+                "https://vault.internal:8200/",
+                "https://vault.internal:8200",
+            ),
+            ("http://127.0.0.1:8200", "http://127.0.0.1:8200"),
+            (
+                "http://127.0.0.1:8200/vault/",
+                "http://127.0.0.1:8200/vault",
+            ),
+            ("http://[::1]:8200", "http://[::1]:8200"),
+        ] {
+            let url: StoreUrl = text.parse().unwrap();
+            assert_eq!(url.to_string(), shown, "{text}");
+            assert_eq!(shown.parse(), Ok(url.clone()));
+            assert_eq!(url.join("/v1/x").to_string(), format!("{shown}/v1/x"));
+        }
+    }
+
+    #[test]
+    fn attack_a_store_that_is_asked_in_the_clear_where_others_listen() {
+        for text in [
+            "http://vault.internal:8200",
+            "http://localhost:8200",
+            "http://10.0.0.1:8200",
+            "http://0.0.0.0:8200",
+            "http://127.0.0.1",
+            "http://127.0.0.1:0",
+            "http://127.0.0.1:8200@vault.internal",
+            "http://user:hunter2@127.0.0.1:8200",
+            "http://127.0.0.1:8200/../x",
+            "http://127.0.0.1:8200/?x",
+            "HTTP://127.0.0.1:8200",
+            "ftp://127.0.0.1:8200",
+            "",
+        ] {
+            let refused = text.parse::<StoreUrl>().unwrap_err().to_string();
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
     }
 
     #[test]

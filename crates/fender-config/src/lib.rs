@@ -25,7 +25,9 @@ mod texts;
 mod tree;
 mod yaml;
 
-pub use address::{AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr};
+pub use address::{
+    AppAddress, HostPort, HttpsUrl, InvalidAddress, ListenAddr, LoopbackAddr, StoreUrl,
+};
 pub use administrators::{Administrator, InvalidVersion, MinimumVersion, Reach, Role, Version};
 pub use documents::{
     Attestor, Change, Cluster, Credential, DockerSelector, Documents, Image, InboundPort,

@@ -9,6 +9,7 @@ mod certificates;
 mod challenge;
 mod hkdf;
 mod profile;
+mod shown;
 mod tickets;
 mod verifier;
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::server::NoServerSessionStorage;
-use rustls::sign::SingleCertAndKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, CommonState, RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, DnsName, ServerName};
@@ -31,6 +32,7 @@ use certificates::ByName;
 pub use certificates::{Issued, NamedCertificate, NamedCertificateError, PemPair};
 pub use challenge::{ACME_TLS, ChallengeCertificate};
 pub use profile::{CipherSuite, Group, SessionResumption, TlsProfile, TlsVersion, Unusable};
+pub use shown::{ShownCertificate, ShownCertificateError};
 use tickets::Tickets;
 use verifier::{AnyMeshClient, ExpectedServer};
 
@@ -113,7 +115,7 @@ pub fn client(
         .with_protocol_versions(profile.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    Ok(finish(config, svid, alpn))
+    Ok(finish(config, svid.map(Svid::certified_key), alpn))
 }
 
 /// First contact with a control plane: trusts only a root whose SHA-256 is pinned, and then demands
@@ -146,6 +148,39 @@ pub fn client_dns(
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
+    let shown = svid.map(Svid::certified_key);
+    client_of_servers(profile, shown, roots, alpn, clock)
+}
+
+/// The same, where the server knows us by a certificate that is not of the mesh.
+pub fn client_dns_showing(
+    profile: &TlsProfile,
+    shown: &ShownCertificate,
+    roots: Vec<CertificateDer<'static>>,
+    alpn: &[&[u8]],
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client_of_servers(profile, Some(shown.certified_key()), roots, alpn, clock)
+}
+
+/// For who speaks no TLS where a library wants a configuration: there is no server that it believes.
+pub fn client_of_nobody(
+    profile: &TlsProfile,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let config = ClientConfig::builder_with_details(profile.provider()?, clock)
+        .with_protocol_versions(profile.versions())?
+        .with_root_certificates(RootCertStore::empty());
+    Ok(finish(config, None, &[]))
+}
+
+fn client_of_servers(
+    profile: &TlsProfile,
+    shown: Option<Arc<CertifiedKey>>,
+    roots: Vec<CertificateDer<'static>>,
+    alpn: &[&[u8]],
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let mut store = RootCertStore::empty();
     for (root, number) in roots.into_iter().zip(1..) {
         store
@@ -162,7 +197,7 @@ pub fn client_dns(
     let config = ClientConfig::builder_with_details(profile.provider()?, clock)
         .with_protocol_versions(profile.versions())?
         .with_webpki_verifier(verifier);
-    Ok(finish(config, svid, alpn))
+    Ok(finish(config, shown, alpn))
 }
 
 /// The name to send as SNI to a mesh peer, and nothing but a hint: the verifier goes by SPIFFE ID.
@@ -299,12 +334,11 @@ impl fmt::Display for Hex<'_> {
 
 fn finish(
     builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
-    svid: Option<&Svid>,
+    shown: Option<Arc<CertifiedKey>>,
     alpn: &[&[u8]],
 ) -> Arc<ClientConfig> {
-    let mut config = match svid {
-        Some(svid) => builder
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified_key()))),
+    let mut config = match shown {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = protocols(alpn);

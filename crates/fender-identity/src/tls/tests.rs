@@ -276,7 +276,7 @@ fn only_tls12(mesh: &Mesh, svid: &Svid) -> Arc<ClientConfig> {
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    finish(builder, Some(svid), &[])
+    finish(builder, Some(svid.certified_key()), &[])
 }
 
 #[test]
