@@ -26,10 +26,12 @@ use crate::snapshot::{
 };
 use crate::yaml::{At, Choice, Word};
 
-pub(crate) use certificates::{Acme, ExternalAccount, PortCertificate, TermsOfService};
+pub(crate) use certificates::{
+    Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
+};
 pub(crate) use credential::{
     Credential, CredentialSource, Delivery, DeliveryFile, Notify, RestartNotify, SourceCommand,
-    SourceDockerSecret,
+    SourceDockerSecret, SourceVault, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

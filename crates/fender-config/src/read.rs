@@ -17,6 +17,7 @@ mod port;
 mod sidecar;
 mod tls;
 mod upstream;
+mod vault;
 mod vouching;
 mod workload;
 
@@ -502,6 +503,14 @@ fn span(span: Duration) -> String {
 }
 
 /// The path of a file: absolute, without `..`.
+/// What is not written is right; what is written must be.
+fn whole<T>(written: Option<Option<T>>) -> Option<Option<T>> {
+    match written {
+        None => Some(None),
+        Some(read) => read.map(Some),
+    }
+}
+
 fn file_path(reader: &mut Reader<'_>, at: &At<String>) -> Option<PathBuf> {
     let refused = if !at.value.starts_with('/') {
         Some("it is relative, and no two processes agree on where it begins: write it from `/`")

@@ -8,6 +8,7 @@ mod command;
 mod docker;
 mod limits;
 mod notification;
+mod vault;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +31,7 @@ pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
+pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
 
 /// What one sidecar runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -413,6 +415,21 @@ pub enum Origin {
     Command(Command),
     /// A variable that was locally allowed.
     Environment { variable: String },
+    /// HashiCorp Vault or OpenBao.
+    Vault(Box<VaultSecret>),
+}
+
+impl Origin {
+    /// Every file that is read to have it, where it is asked for: what must be allowed there.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::File { path } => vec![path.clone()],
+            Self::DockerSecret(secret) => vec![secret.path()],
+            // These are no files that are read: they are allowed in another way.
+            Self::Command(_) | Self::Environment { .. } => Vec::new(),
+            Self::Vault(secret) => secret.files(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin};
+use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin, VaultSecret};
 use fender_config::{Documents, ObjectName};
 use fender_identity::WorkloadName;
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{FetchError, Fetched, Source, State};
+use fender_providers::{FetchError, Fetched, ReadFiles, Reading, Source, State, Stores};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
@@ -29,12 +29,13 @@ use crate::documents::Library;
 /// What is being watched, one watch each however many workloads ask.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    allowed: Vec<PathBuf>,
-    forbidden: Arc<Path>,
+    files: Files,
     programs: Runner,
     environment: Environment,
     clock: SharedClock,
     drain: Drain,
+    /// What is asked over the network. What was leased is kept when this process ends: sidecars go on with it.
+    stores: Stores,
     watched: Mutex<HashMap<Asked, Weak<watch::Receiver<State>>>>,
 }
 
@@ -45,6 +46,14 @@ enum Asked {
     DockerSecret(DockerSecret),
     Command(ObjectName, Command),
     Variable(String),
+    Vault(Box<VaultSecret>),
+}
+
+/// Which files of this machine documents may have read.
+#[derive(Clone, Debug)]
+struct Files {
+    allowed: Arc<[PathBuf]>,
+    forbidden: Arc<Path>,
 }
 
 /// One watch, shared; what it watches is let go when the last who shares it is gone.
@@ -59,9 +68,13 @@ impl Sources {
         clock: SharedClock,
         drain: Drain,
     ) -> Self {
-        Self {
-            allowed,
+        let files = Files {
+            allowed: allowed.into(),
             forbidden: forbidden.into(),
+        };
+        Self {
+            stores: Stores::new(files.clone(), || true, Arc::clone(&clock), &drain),
+            files,
             programs,
             environment,
             clock,
@@ -77,6 +90,7 @@ impl Sources {
             Origin::DockerSecret(secret) => Asked::DockerSecret(secret.clone()),
             Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
             Origin::Environment { variable } => Asked::Variable(variable.clone()),
+            Origin::Vault(secret) => Asked::Vault(secret.clone()),
         })
     }
 
@@ -96,6 +110,12 @@ impl Sources {
             Asked::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
                 DockerSource::below(root, secret.clone())
             }),
+            Asked::Vault(secret) => {
+                match secret.files().iter().find(|path| !self.files.allow(path)) {
+                    None => fender_providers::watch(self.stores.vault(secret), &self.drain),
+                    Some(path) => self.refused(path),
+                }
+            }
             Asked::Command(name, command) => self.run(name, command),
             // One that is not allowed is denied.
             Asked::Variable(variable) => {
@@ -123,62 +143,68 @@ impl Sources {
         path: &Path,
         below: impl FnOnce(&Path) -> S,
     ) -> watch::Receiver<State> {
-        match self.root(path) {
+        match self.files.root(path) {
             Some(root) => {
-                let source = Guarded {
-                    file: below(root),
-                    path: path.to_owned(),
-                    forbidden: Arc::clone(&self.forbidden),
-                };
+                let source = self.files.guard(path, below(root));
                 fender_providers::watch(source, &self.drain)
             }
-            None => {
-                tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
-                fender_providers::watch(NotAllowed(FILE), &self.drain)
-            }
+            None => self.refused(path),
         }
+    }
+
+    fn refused(&self, path: &Path) -> watch::Receiver<State> {
+        tracing::warn!(path = %path.display(), "a credential's file is in no directory allowed with --allow-dir");
+        fender_providers::watch(NotAllowed(FILE), &self.drain)
     }
 
     /// A sentence for each credential that documents let the control plane read and this machine does not.
     pub(crate) fn not_allowed(&self, documents: &Documents) -> Vec<String> {
         let asked = documents.credentials.values();
-        let refused = asked.filter_map(|credential| {
-            let name = &credential.name;
-            let file = |path: &Path| {
-                let refused = self.root(path).is_none();
-                refused.then(|| {
-                    format!(
-                        "the credential `{name}` will not be read: `{}` is in no directory that the control plane was \
-                         started with --allow-dir for",
-                        path.display()
-                    )
-                })
+        let warned = asked.flat_map(|credential| {
+            let (name, origin) = (&credential.name, credential.asked_by_control());
+            let files = origin.map(Origin::files).unwrap_or_default();
+            let files = files.into_iter().filter(|path| !self.files.allow(path));
+            let files = files.map(move |path| {
+                format!(
+                    "the credential `{name}` will not be read: `{}` is in no directory that the control plane was \
+                     started with --allow-dir for",
+                    path.display()
+                )
+            });
+            let other = match origin {
+                Some(Origin::Command(command)) if !self.programs.allows(&command.program) => {
+                    Some(format!(
+                        "the credential `{name}` will not be fetched: `{}` is no program that the control plane \
+                         was started with --allow-command for",
+                        command.program.display()
+                    ))
+                }
+                Some(Origin::Environment { variable }) if !self.environment.allows(variable) => {
+                    Some(format!(
+                        "the credential `{name}` will not be read: `{variable}` is no variable that the control plane \
+                         was started with --allow-environment for"
+                    ))
+                }
+                Some(_) | None => None,
             };
-            match credential.asked_by_control()? {
-                Origin::File { path } => file(path),
-                Origin::DockerSecret(secret) => file(&secret.path()),
-                Origin::Command(command) => {
-                    let refused = !self.programs.allows(&command.program);
-                    refused.then(|| {
-                        format!(
-                            "the credential `{name}` will not be fetched: `{}` is no program that the control plane \
-                             was started with --allow-command for",
-                            command.program.display()
-                        )
-                    })
-                }
-                Origin::Environment { variable } => {
-                    let refused = !self.environment.allows(variable);
-                    refused.then(|| {
-                        format!(
-                            "the credential `{name}` will not be read: `{variable}` is no variable that the control plane \
-                             was started with --allow-environment for"
-                        )
-                    })
-                }
-            }
+            files.chain(other)
         });
-        refused.collect()
+        warned.collect()
+    }
+}
+
+impl Files {
+    fn allow(&self, path: &Path) -> bool {
+        self.root(path).is_some()
+    }
+
+    /// What is at `path`, unless that is in the data directory.
+    fn guard<S>(&self, path: &Path, file: S) -> Guarded<S> {
+        Guarded {
+            file,
+            path: path.to_owned(),
+            forbidden: Arc::clone(&self.forbidden),
+        }
     }
 
     /// The allowed directory a path lies in, by its text; opening it keeps links inside as well.
@@ -188,6 +214,20 @@ impl Sources {
         let mut below =
             allowed.filter(|directory| path.starts_with(directory) && path != *directory);
         below.next().filter(|_| path.components().all(plain))
+    }
+}
+
+impl ReadFiles for Files {
+    fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(async move {
+            let Some(root) = self.root(path) else {
+                let why = format!("`{}`: {FILE}", path.display());
+                return Err(FetchError::Denied(why));
+            };
+            let file = FileSource::below(root, path).of_at_most(limit);
+            let fetched = self.guard(path, file).fetch().await?;
+            Ok(fetched.value)
+        })
     }
 }
 

@@ -7,6 +7,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use fender_providers::file::FileSource;
+use fender_providers::{FetchError, ReadFiles, Reading, Source};
+
 /// The directories below which documents may name files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum AllowDirs {
@@ -49,6 +52,20 @@ impl AllowDirs {
                     refuse("is in no directory that documents may use; name one with --allow-dir")
                 }),
         }
+    }
+}
+
+impl ReadFiles for AllowDirs {
+    fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(async move {
+            let allowed = self.check(path);
+            let source = match allowed.map_err(|error| FetchError::Denied(error.to_string()))? {
+                None => FileSource::new(path),
+                Some(root) => FileSource::below(root, path),
+            };
+            let fetched = source.of_at_most(limit).fetch().await?;
+            Ok(fetched.value)
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{FetchError, Fetched, State};
+use fender_providers::{AtEnd, FetchError, Fetched, State, Stores};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -47,9 +47,32 @@ pub struct Sources {
     pub environment: Environment,
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
+    /// What is asked over the network.
+    stores: Stores,
 }
 
 impl Sources {
+    /// What is logged in to, is logged out of when `drain` stops.
+    pub fn new(
+        allow: AllowDirs,
+        programs: Runner,
+        environment: Environment,
+        remote: Arc<dyn RemoteSecrets>,
+        at_end: impl AtEnd,
+        clock: SharedClock,
+        drain: &Drain,
+    ) -> Self {
+        let stores = Stores::new(allow.clone(), at_end, Arc::clone(&clock), drain);
+        Self {
+            allow,
+            programs,
+            environment,
+            clock,
+            remote,
+            stores,
+        }
+    }
+
     /// What is known of a credential, from now on.
     pub(crate) fn follow(
         &self,
@@ -87,6 +110,12 @@ impl Sources {
                 }
                 let source = self.environment.source(variable);
                 Ok(fender_providers::watch(source, drain))
+            }
+            CredentialSource::Direct(Origin::Vault(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.vault(secret), drain))
             }
         }
     }

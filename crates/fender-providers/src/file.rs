@@ -63,7 +63,7 @@ impl FileSource {
     }
 
     /// The same with a bound of its own.
-    pub(crate) fn of_at_most(self, limit: u64) -> Self {
+    pub fn of_at_most(self, limit: u64) -> Self {
         Self { limit, ..self }
     }
 }

@@ -1,23 +1,44 @@
 //! HTTPS to one server: a question, an answer, and bounds on both.
 //!
-//! The server is verified by its name against the roots given, and by no others; nothing can turn that off. A redirect
+//! The server is verified by its name against the roots given, and by no others; nothing can turn that off. In the clear only
+//! an address on loopback is asked, by a client that can do nothing else ([`HttpClient::in_the_clear`]). A redirect
 //! is an answer, not an instruction: whoever asks showed a secret to this server and to no other. No proxy is taken from
 //! the environment, no cookie is kept, nothing is tried twice.
 
+mod roots;
+mod wish;
+
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use fender_config::HttpsUrl;
-use fender_identity::tls::{TlsError, TlsProfile, TlsVersion, client_dns};
+use fender_config::{HttpsUrl, StoreUrl};
+use fender_identity::tls::{
+    ShownCertificate, TlsError, TlsProfile, TlsVersion, client_dns, client_dns_showing,
+    client_of_nobody,
+};
 use fender_identity::{PemError, Secret, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use http::{Request, Response};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
+
+pub(crate) use roots::system_roots;
+pub(crate) use wish::Wish;
 
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// The most fields in the head of an answer over HTTP/1.1, where the whole head may weigh 400 KiB.
+const HEAD_FIELDS: usize = 100;
+/// The most bytes that the head of an answer over HTTP/2 may weigh.
+const HEAD_BYTES: u32 = 64 * 1024;
+
+/// What a question may be sent to: there is no way to write one that shows a secret to whoever listens on the way.
+pub trait Url: fmt::Display {}
+
+impl Url for HttpsUrl {}
+impl Url for StoreUrl {}
 
 /// A client of servers that one set of roots vouches for.
 #[derive(Clone, Debug)]
@@ -28,9 +49,9 @@ pub struct HttpClient {
 
 /// One question.
 #[derive(Debug)]
-pub struct Question<'a> {
+pub struct Question<'a, U = HttpsUrl> {
     pub method: Method,
-    pub url: &'a HttpsUrl,
+    pub url: &'a U,
     /// Credentials: none of them is shown in an error or a log.
     pub headers: &'a [(&'static str, Secret)],
     /// JSON.
@@ -48,6 +69,8 @@ pub enum Method {
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
+    /// When to come back, as the server wishes.
+    pub(crate) wish: Option<Wish>,
     pub body: Secret,
 }
 
@@ -61,12 +84,40 @@ impl HttpClient {
     /// `roots` is PEM; an answer's body may weigh `limit` bytes.
     pub fn new(roots: &[u8], limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let roots = certificates_from_pem(roots)?;
-        // Others' servers are not all as new as ours.
-        let profile = TlsProfile::since(TlsVersion::Tls12);
-        let tls = client_dns(&profile, None, roots, ALPN, Arc::new(TlsClock(clock)))?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), None, roots, ALPN, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// The same, where the server wants to know us by a certificate.
+    pub fn showing(
+        shown: &ShownCertificate,
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns_showing(&profile(), shown, roots, ALPN, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// For a [`StoreUrl::Loopback`], and for nothing else: there is no server that it believes.
+    pub fn in_the_clear(limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
+        let tls = client_of_nobody(&profile(), Arc::new(TlsClock(clock)))?;
+        Self::with(tls, Scheme::Http, limit)
+    }
+
+    fn with(
+        tls: Arc<rustls::ClientConfig>,
+        scheme: Scheme,
+        limit: usize,
+    ) -> Result<Self, HttpClientError> {
         let inner = reqwest::Client::builder()
             .tls_backend_preconfigured(Arc::unwrap_or_clone(tls))
-            .https_only(true)
+            .https_only(scheme == Scheme::Https)
+            .http1_max_headers(HEAD_FIELDS)
+            .http2_max_header_list_size(HEAD_BYTES)
             .redirect(Policy::none())
             .no_proxy()
             .retry(reqwest::retry::never())
@@ -76,14 +127,15 @@ impl HttpClient {
     }
 
     /// Asks, and waits for the whole answer until the deadline.
-    pub async fn ask(
+    pub async fn ask<U: Url>(
         &self,
-        question: Question<'_>,
+        question: Question<'_, U>,
         deadline: Deadline,
     ) -> Result<Answer, HttpError> {
         let (head, body) = self.execute(self.request(question)?, deadline).await?;
         Ok(Answer {
             status: head.status().as_u16(),
+            wish: head.headers().get(RETRY_AFTER).and_then(Wish::read),
             body: Secret::new(body),
         })
     }
@@ -129,7 +181,7 @@ impl HttpClient {
             .unwrap_or(Err(HttpError::TimedOut))
     }
 
-    fn request(&self, question: Question<'_>) -> Result<reqwest::Request, HttpError> {
+    fn request<U: Url>(&self, question: Question<'_, U>) -> Result<reqwest::Request, HttpError> {
         let method = match question.method {
             Method::Get => reqwest::Method::GET,
             Method::Post => reqwest::Method::POST,
@@ -152,6 +204,17 @@ impl HttpClient {
         }
         request.build().map_err(unreachable)
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Https,
+    Http,
+}
+
+/// Others' servers are not all as new as ours.
+fn profile() -> TlsProfile {
+    TlsProfile::since(TlsVersion::Tls12)
 }
 
 /// Why there is no client. Nothing a server does leads here.

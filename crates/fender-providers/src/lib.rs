@@ -7,7 +7,9 @@
 //! It delivers nothing, decides nobody's access and keeps no secret on disk; but for what [`acme`] got, in the sidecar's own
 //! state directory.
 
+mod budget;
 mod state;
+mod stores;
 
 pub mod acme;
 pub mod command;
@@ -15,6 +17,7 @@ pub mod docker;
 pub mod environment;
 pub mod file;
 pub mod http;
+pub mod vault;
 
 use std::fmt;
 use std::time::Duration;
@@ -23,6 +26,7 @@ use fender_identity::Secret;
 use fender_runtime::id::OpaqueId;
 
 pub use state::{State, watch};
+pub use stores::{AtEnd, ReadFiles, Reading, Stores};
 
 /// Where one secret comes from.
 pub trait Source: Send + Sync + 'static {
@@ -35,6 +39,12 @@ pub trait Source: Send + Sync + 'static {
     /// Whether each answer stands for itself; of others a change is believed only when it is seen twice.
     fn is_whole(&self) -> bool {
         false
+    }
+
+    /// Resolves when it is worth asking again. A source that is told of changes, or that shares what it asked with others,
+    /// knows better than by its interval.
+    fn due(&self) -> impl Future<Output = ()> + Send {
+        async { tokio::time::sleep(self.interval()).await }
     }
 }
 

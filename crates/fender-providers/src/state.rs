@@ -105,7 +105,7 @@ async fn follow(source: &impl Source, publish: &watch::Sender<State>) {
             }
             news
         });
-        tokio::time::sleep(source.interval()).await;
+        source.due().await;
     }
 }
 

@@ -61,21 +61,13 @@ async fn environment(
 ) -> Result<Vec<(OsString, OsString)>, Failure> {
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
-    let (specs, sources): (Vec<_>, _) = match alone {
+    let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
+    let (specs, allow, programs, remote): (Vec<_>, _, _, _) = match alone {
         Some(specs) => {
             let programs = specs.iter().filter_map(program);
             let programs = programs.chain(args.source.allow_command.iter().cloned());
             let programs = Runner::here(programs);
-            (
-                specs,
-                Sources {
-                    allow: AllowDirs::Any,
-                    programs,
-                    environment: taken,
-                    clock,
-                    remote: Arc::new(NoRemote),
-                },
-            )
+            (specs, AllowDirs::Any, programs, none)
         }
         None => {
             let feed = source::open(
@@ -88,22 +80,20 @@ async fn environment(
             )
             .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
-            let remote: Arc<dyn RemoteSecrets> = match feed.session {
+            let remote = match feed.session {
                 Some(session) => Arc::new(ByControl::new(session, drain.clone())),
-                None => Arc::new(NoRemote),
+                None => none,
             };
             (
                 specs,
-                Sources {
-                    allow: AllowDirs::Below(args.source.allow_dir.clone()),
-                    programs: Runner::here(args.source.allow_command.iter().cloned()),
-                    environment: taken,
-                    clock,
-                    remote,
-                },
+                AllowDirs::Below(args.source.allow_dir.clone()),
+                Runner::here(args.source.allow_command.iter().cloned()),
+                remote,
             )
         }
     };
+    // The command goes on with what was leased, and nobody is left to renew it.
+    let sources = Sources::new(allow, programs, taken, remote, || true, clock, &drain);
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
     let gathered = gather(&specs, &sources, deadline, &drain)
         .await

@@ -3,6 +3,7 @@
 mod inbound;
 mod limits;
 mod notification;
+mod vault;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -240,6 +241,10 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let variable = it.variable;
                 domain::CredentialSource::Direct(domain::Origin::Environment { variable })
             }
+            proto::credential_spec::Source::Vault(it) => {
+                let secret = vault::vault(it).map_err(|error| error.within("vault"))?;
+                domain::CredentialSource::Direct(domain::Origin::Vault(Box::new(secret)))
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -273,6 +278,9 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         domain::CredentialSource::Direct(domain::Origin::Environment { variable }) => {
             let variable = variable.clone();
             proto::credential_spec::Source::Environment(proto::EnvironmentSource { variable })
+        }
+        domain::CredentialSource::Direct(domain::Origin::Vault(secret)) => {
+            proto::credential_spec::Source::Vault(vault::from_vault(secret))
         }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::{CertificateFiles, Roots};
 use crate::documents::Via;
 use crate::snapshot::{NotifyMethod, NotifySignal, Storage};
 use crate::yaml::{At, Word};
@@ -27,6 +28,7 @@ pub(crate) struct CredentialSource {
     pub(crate) docker_secret: Option<SourceDockerSecret>,
     pub(crate) command: Option<SourceCommand>,
     pub(crate) environment: Option<SourceEnvironment>,
+    pub(crate) vault: Option<Box<SourceVault>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -74,6 +76,117 @@ pub(crate) struct SourceCommand {
     pub(crate) timeout: Option<At<String>>,
     /// Who runs it. Default: sidecar.
     pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// HashiCorp Vault or OpenBao. One of `kv1`, `kv2` and `engine` says where in it.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceVault {
+    /// `https://vault.internal:8200`; on loopback also `http://127.0.0.1:8200`.
+    pub(crate) address: At<String>,
+    /// Who vouches for the server. Default: the roots of the operating system.
+    pub(crate) roots: Option<Roots>,
+    /// Of Vault, or of OpenBao: in which everything below is.
+    pub(crate) namespace: Option<At<String>>,
+    pub(crate) login: At<VaultLogin>,
+    /// Version 1 of the KV engine.
+    pub(crate) kv1: Option<VaultKv1>,
+    /// Version 2 of the KV engine.
+    pub(crate) kv2: Option<VaultKv2>,
+    /// What any other engine gives when its path is read; its lease is renewed.
+    pub(crate) engine: Option<VaultEngine>,
+    /// How often it is asked for, unless it has a lease. Default: 1m.
+    pub(crate) refresh: Option<At<String>>,
+    /// Who asks. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// One of them. Files are below --allow-dir, and read anew with every login.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct VaultLogin {
+    /// A token that somebody else keeps fresh in a file.
+    pub(crate) token: Option<VaultToken>,
+    pub(crate) app_role: Option<VaultAppRole>,
+    /// The token of a service account.
+    pub(crate) kubernetes: Option<VaultKubernetes>,
+    pub(crate) jwt: Option<VaultJwt>,
+    /// A certificate that is shown in the TLS handshake.
+    pub(crate) certificate: Option<VaultCertificate>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultToken {
+    pub(crate) file: At<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct VaultAppRole {
+    pub(crate) role_id: At<String>,
+    pub(crate) secret_id_file: At<String>,
+    /// Default: approle.
+    pub(crate) mount: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct VaultKubernetes {
+    pub(crate) role: At<String>,
+    /// Default: /var/run/secrets/kubernetes.io/serviceaccount/token.
+    pub(crate) token_file: Option<At<String>>,
+    /// Default: kubernetes.
+    pub(crate) mount: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct VaultJwt {
+    /// Default: the mount's own default.
+    pub(crate) role: Option<At<String>>,
+    pub(crate) token_file: At<String>,
+    /// Default: jwt.
+    pub(crate) mount: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultCertificate {
+    /// Default: any that the certificate matches.
+    pub(crate) role: Option<At<String>>,
+    pub(crate) files: CertificateFiles,
+    /// Default: cert.
+    pub(crate) mount: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultKv1 {
+    /// Default: secret.
+    pub(crate) mount: Option<At<String>>,
+    pub(crate) path: At<String>,
+    pub(crate) key: At<String>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultKv2 {
+    /// Default: secret.
+    pub(crate) mount: Option<At<String>>,
+    /// Without `data/`.
+    pub(crate) path: At<String>,
+    pub(crate) key: At<String>,
+    /// From 1 on. Default: the newest.
+    pub(crate) version: Option<At<i64>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultEngine {
+    /// With its mount: `database/creds/orders`.
+    pub(crate) path: At<String>,
+    pub(crate) key: At<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::file_path;
 use super::port::Taken;
+use super::{file_path, whole};
 use crate::address::is_host_name;
 use crate::documents::InboundPort;
 use crate::problem::{Place, Problem, Report};
@@ -151,14 +151,6 @@ fn acme(reader: &mut Reader<'_>, ports: &mut Taken, written: &raw::Acme) -> Opti
         roots: whole(roots)?,
         external_account: whole(account)?,
     })
-}
-
-/// What is not written is right; what is written must be.
-fn whole<T>(written: Option<Option<T>>) -> Option<Option<T>> {
-    match written {
-        None => Some(None),
-        Some(read) => read.map(Some),
-    }
 }
 
 fn contact(reader: &mut Reader<'_>, at: &At<String>) -> Option<String> {

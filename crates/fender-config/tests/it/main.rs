@@ -9,6 +9,7 @@ mod attest;
 mod limits;
 mod right;
 mod tls;
+mod vault;
 mod wrong;
 
 use std::path::Path;

@@ -473,6 +473,43 @@ async fn a_variable_of_the_control_plane_is_read_only_if_it_was_allowed() {
 }
 
 #[tokio::test]
+async fn the_control_plane_logs_in_to_a_vault_with_files_of_an_allowed_directory_only() {
+    let world = World::new().await;
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("token"), "hunter2").unwrap();
+    std::os::unix::fs::symlink(outside.path().join("token"), world.path("link")).unwrap();
+    let orders = world.attested("shop/orders").await;
+    // Nobody listens there.
+    let by = |token: &Path| {
+        documents(world.directory.path(), "shop").replace(
+            &format!("file: {{ path: {}", world.path("smtp").display()),
+            &format!(
+                "vault: {{ address: 'http://127.0.0.1:1', login: {{ token: {{ file: {} }} }}, kv2: {{ path: x, key: y }}",
+                token.display()
+            ),
+        )
+    };
+    let answer = world.apply(by(&outside.path().join("token"))).await;
+    let mut warnings = answer.warnings.iter();
+    let warned = warnings.any(|one| one.contains("shop/smtp") && one.contains("--allow-dir"));
+    assert!(warned, "{:?}", answer.warnings);
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    assert!(matches!(next(&mut values).await, State::Withdrawn(_)));
+
+    // A link that leads out is no way in, and what is wrong stays here.
+    let answer = world.apply(by(&world.path("link"))).await;
+    let mut warnings = answer.warnings.iter();
+    assert!(!warnings.any(|one| one.contains("--allow-dir")));
+    let State::Unavailable(told) = next(&mut values).await else {
+        panic!("no value, and no refusal")
+    };
+    assert!(
+        !told.contains("link") && !told.contains("hunter2"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
 async fn a_sidecar_is_told_once_that_a_file_is_not_allowed_and_waits_for_one_that_is() {
     let world = World::new().await;
     fs::write(world.path("smtp"), "hunter2").unwrap();

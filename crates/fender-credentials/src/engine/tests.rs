@@ -74,14 +74,16 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let remote = Arc::new(Remote::default());
-        let sources = Sources {
-            allow: AllowDirs::Any,
-            programs: fender_runtime::program::Runner::none(),
-            environment: fender_providers::environment::Environment::default(),
-            clock: fender_runtime::clock::system(),
-            remote: remote.clone(),
-        };
         let (drain, told) = (Drain::new(), Arc::new(Told::default()));
+        let sources = Sources::new(
+            AllowDirs::Any,
+            fender_runtime::program::Runner::none(),
+            fender_providers::environment::Environment::default(),
+            remote.clone(),
+            || false,
+            fender_runtime::clock::system(),
+            &drain,
+        );
         Self {
             directory: tempfile::tempdir().unwrap(),
             remote,

@@ -2,7 +2,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use fender_config::snapshot::{Command, Delivery, DockerSecret};
+use fender_config::snapshot::{
+    Command, Delivery, DockerSecret, VaultLogin, VaultPlace, VaultSecret, VaultStore,
+};
 use fender_identity::Secret;
 use fender_providers::Generation;
 use fender_runtime::clock;
@@ -50,14 +52,24 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(10))
 }
 
-fn sources(remote: Arc<Remote>) -> Sources {
-    Sources {
-        allow: AllowDirs::none(),
-        programs: Runner::none(),
-        environment: Environment::default(),
-        clock: clock::system(),
+fn local(allow: AllowDirs, remote: Arc<dyn RemoteSecrets>) -> Sources {
+    running(allow, Runner::none(), remote)
+}
+
+fn running(allow: AllowDirs, programs: Runner, remote: Arc<dyn RemoteSecrets>) -> Sources {
+    Sources::new(
+        allow,
+        programs,
+        Environment::default(),
         remote,
-    }
+        || false,
+        clock::system(),
+        &Drain::new(),
+    )
+}
+
+fn sources(remote: Arc<Remote>) -> Sources {
+    local(AllowDirs::none(), remote)
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,13 +135,7 @@ async fn a_secret_that_does_not_come_ends_the_start_at_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_control_plane_its_secrets_are_missing() {
-    let sources = Sources {
-        allow: AllowDirs::Any,
-        programs: Runner::none(),
-        environment: Environment::default(),
-        clock: clock::system(),
-        remote: Arc::new(NoRemote),
-    };
+    let sources = local(AllowDirs::Any, Arc::new(NoRemote));
     let error = gather(&[spec("a")], &sources, soon(), &Drain::new())
         .await
         .unwrap_err();
@@ -158,13 +164,7 @@ async fn a_document_from_elsewhere_reads_no_file_by_default_nor_through_a_link()
     };
     let drain = Drain::new();
     let gather = async |allow: AllowDirs, path: &Path| {
-        let sources = Sources {
-            allow,
-            programs: Runner::none(),
-            environment: Environment::default(),
-            clock: clock::system(),
-            remote: Arc::new(NoRemote),
-        };
+        let sources = local(allow, Arc::new(NoRemote));
         gather(&[file(path)], &sources, soon(), &drain).await
     };
     let refused = gather(AllowDirs::none(), &root.join("secret"))
@@ -194,13 +194,7 @@ async fn a_docker_secret_of_a_foreign_document_is_read_below_an_allowed_director
     };
     let drain = Drain::new();
     let gather = async |allow: AllowDirs| {
-        let sources = Sources {
-            allow,
-            programs: Runner::none(),
-            environment: Environment::default(),
-            clock: clock::system(),
-            remote: Arc::new(NoRemote),
-        };
+        let sources = local(allow, Arc::new(NoRemote));
         gather(std::slice::from_ref(&mounted), &sources, soon(), &drain).await
     };
     let refused = gather(AllowDirs::none()).await.unwrap_err();
@@ -232,14 +226,8 @@ async fn a_foreign_document_has_no_program_run_but_those_that_were_allowed() {
     };
     let drain = Drain::new();
     let gather = async |programs: Runner| {
-        let sources = Sources {
-            // Files are one thing and programs another.
-            allow: AllowDirs::Any,
-            programs,
-            environment: Environment::default(),
-            clock: clock::system(),
-            remote: Arc::new(NoRemote),
-        };
+        // Files are one thing and programs another.
+        let sources = running(AllowDirs::Any, programs, Arc::new(NoRemote));
         let deadline = Deadline::after(Duration::from_secs(60));
         gather(std::slice::from_ref(&plugin), &sources, deadline, &drain).await
     };
@@ -285,4 +273,60 @@ async fn a_foreign_document_reads_no_variable_but_those_that_were_allowed() {
     assert_eq!(gathered[0].fetched.value.expose(), b"ours");
     drain.stop();
     drain.drained().await;
+}
+
+#[tokio::test]
+async fn a_vault_of_a_foreign_document_is_logged_in_to_with_files_of_an_allowed_directory_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("vault");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(directory.path().join("shadow"), "canary-7d1f").unwrap();
+    std::os::unix::fs::symlink("../shadow", root.join("link")).unwrap();
+    let by = |token: &Path, roots: Option<&Path>| CredentialSpec {
+        source: CredentialSource::Direct(Origin::Vault(Box::new(VaultSecret {
+            store: VaultStore {
+                address: "https://127.0.0.1:1".parse().unwrap(),
+                roots: roots.map(Path::to_owned),
+                namespace: None,
+                login: VaultLogin::Token {
+                    file: token.to_owned(),
+                },
+            },
+            at: VaultPlace::Engine {
+                path: "database/creds/orders".parse().unwrap(),
+            },
+            key: "password".to_owned(),
+            refresh: VaultSecret::REFRESH,
+        }))),
+        ..spec("a")
+    };
+    let allowed = || local(AllowDirs::Below(vec![root.clone()]), Arc::new(NoRemote));
+    let inside = root.join("token");
+    let outside = directory.path().join("shadow");
+    let drain = Drain::new();
+    for (sources, spec) in [
+        (
+            local(AllowDirs::none(), Arc::new(NoRemote)),
+            by(&inside, None),
+        ),
+        (allowed(), by(&outside, None)),
+        (allowed(), by(&inside, Some(&outside))),
+    ] {
+        let refused = gather(&[spec], &sources, soon(), &drain).await.unwrap_err();
+        assert_eq!(refused.exit_code(), 77);
+        assert!(refused.to_string().contains("--allow-dir"), "{refused}");
+    }
+    // No link leads out of it: nobody is asked, and the file is not read.
+    let link = by(&root.join("link"), Some(&root.join("link")));
+    let mut states = allowed().follow(&link, &drain).unwrap();
+    let state = states
+        .wait_for(|state| state.error().is_some())
+        .await
+        .unwrap();
+    let why = format!("{:?}", state.error());
+    assert!(
+        why.contains("outside its directory") && !why.contains("canary"),
+        "{why}"
+    );
+    drain.stop();
 }

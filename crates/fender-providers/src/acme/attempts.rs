@@ -20,8 +20,8 @@ use fender_runtime::clock::UnixTime;
 use serde::{Deserialize, Serialize};
 
 use super::AcmeError;
-use super::https::Wish;
 use super::store::{self, Store};
+use crate::http::Wish;
 
 /// Between attempts while the authority cannot be reached, or has not finished.
 const OUTAGE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10 * 60));

@@ -2,10 +2,9 @@
 //!
 //! Every URL that the directory gives is held to the same roots as the directory itself.
 
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::snapshot::Acme;
@@ -18,7 +17,7 @@ use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, Error};
 
 use super::AcmeError;
-use crate::http::HttpClient;
+use crate::http::{HttpClient, Wish, system_roots};
 
 /// The largest file of roots that is read.
 const MAX_ROOTS: u64 = 1024 * 1024;
@@ -29,14 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The longest wait that the ACME client hears of (in seconds).
 const MAX_WISH: u64 = 7 * 24 * 60 * 60;
-
-/// Where operating systems keep the roots that everybody believes: Debian, Fedora, Alpine, openSUSE.
-const SYSTEM_ROOTS: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-];
 
 #[derive(Debug)]
 pub(super) struct Https {
@@ -58,53 +49,15 @@ impl Heard {
     }
 }
 
-/// `Retry-After` (RFC 9110, 10.2.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    Seconds(u64),
-    /// In seconds since 1970.
-    Moment(u64),
-}
-
-impl Wish {
-    /// None if nobody can tell what it means.
-    fn read(value: &HeaderValue) -> Option<Self> {
-        let text = value.to_str().ok()?.trim();
-        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            // More than can be counted is very long.
-            return Some(Self::Seconds(text.parse().unwrap_or(u64::MAX)));
-        }
-        let moment = httpdate::parse_http_date(text).ok()?;
-        let since = moment.duration_since(UNIX_EPOCH).ok()?;
-        Some(Self::Moment(since.as_secs()))
-    }
-
-    /// In how many seconds that is, for who has just heard it.
-    pub(super) fn within(self, now: u64) -> u64 {
-        match self {
-            Self::Seconds(seconds) => seconds,
-            Self::Moment(moment) => moment.saturating_sub(now),
-        }
-    }
-}
-
 impl Https {
     /// Reads the roots anew: they are replaced like everything else.
     pub(super) fn to(acme: &Acme, clock: &SharedClock, heard: &Heard) -> Result<Self, AcmeError> {
         let ours =
             |error: String| AcmeError::Ours(format!("roots of `{}`: {error}", acme.directory));
-        let read = |path: &Path| file::read(path, MAX_ROOTS, Others::Whoever);
         let roots = match &acme.roots {
-            Some(path) => read(path).map_err(|error| ours(error.to_string()))?,
-            None => {
-                let mut known = SYSTEM_ROOTS.iter().map(Path::new);
-                known.find_map(|path| read(path).ok()).ok_or_else(|| {
-                    ours(
-                        "this system has none; name a file: `roots: { file: /path.pem }`"
-                            .to_owned(),
-                    )
-                })?
-            }
+            Some(path) => file::read(path, MAX_ROOTS, Others::Whoever)
+                .map_err(|error| ours(error.to_string()))?,
+            None => system_roots().map_err(|error| ours(error.to_string()))?,
         };
         let client = HttpClient::new(&roots, MAX_ANSWER, clock.clone());
         let client = client.map_err(|error| ours(error.to_string()))?;
@@ -153,23 +106,6 @@ fn is_sensible(wish: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn when_to_come_back_is_said_in_seconds_or_as_a_date() {
-        let read = |text| Wish::read(&HeaderValue::from_static(text));
-        assert_eq!(read("120"), Some(Wish::Seconds(120)));
-        assert_eq!(read(" 0 "), Some(Wish::Seconds(0)));
-        // In seconds since 1970, as `date` gives them.
-        let moment = read("Thu, 21 Jan 2027 00:00:00 GMT").unwrap();
-        assert_eq!(moment, Wish::Moment(1_800_489_600));
-        assert_eq!(moment.within(1_800_489_000), 600);
-        assert_eq!(moment.within(1_800_489_601), 0);
-        // Attack: more than can be counted is not taken for nothing.
-        assert_eq!(read("99999999999999999999"), Some(Wish::Seconds(u64::MAX)));
-        for nonsense in ["", "-1", "1.5", "soon", "Thu, 01 Jan 1960 00:00:00 GMT"] {
-            assert_eq!(read(nonsense), None, "{nonsense}");
-        }
-    }
 
     #[test]
     fn attack_a_wait_that_no_clock_can_hold_is_not_heard() {

@@ -15,11 +15,12 @@ use tokio::sync::watch;
 
 use super::account::Accounts;
 use super::attempts::{Attempts, Failed, Failure, Suggested};
-use super::https::{Heard, Wish};
+use super::https::Heard;
 use super::order::{Given, find, finish, place};
 use super::renewal::{self, LOOK_AT_LEAST, LOOK_EVERY};
 use super::store::{Pending, Store};
 use super::{AcmeError, Answers, Settings, Standings, clean};
+use crate::http::Wish;
 
 /// How long an attempt may take, from the directory to the certificate. An order that is not finished by then is taken up
 /// again by the next.

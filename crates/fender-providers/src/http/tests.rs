@@ -329,3 +329,85 @@ fn no_roots_are_no_client() {
         Err(HttpClientError::Roots(_))
     ));
 }
+
+/// A server in the clear that answers one question with these bytes.
+async fn in_the_clear(answer: String) -> StoreUrl {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    #[expect(clippy::disallowed_methods, reason = "ends with the test")]
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        let mut part = [0; 4096];
+        while !complete(&request) {
+            let read = stream.read(&mut part).await.unwrap();
+            request.extend_from_slice(&part[..read]);
+        }
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let _ = stream.shutdown().await;
+    });
+    format!("http://{address}/v1").parse().unwrap()
+}
+
+async fn ask_store(client: &HttpClient, url: &StoreUrl) -> Result<Answer, HttpError> {
+    let question = Question {
+        method: Method::Get,
+        url,
+        headers: &[],
+        body: None,
+    };
+    client.ask(question, Deadline::after(PATIENCE)).await
+}
+
+#[tokio::test]
+async fn a_store_on_loopback_is_asked_in_the_clear_and_says_when_to_come_back() {
+    let answer = "HTTP/1.1 429 -\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}".to_owned();
+    let url = in_the_clear(answer).await;
+    let client = HttpClient::in_the_clear(1024, clock()).unwrap();
+    let answer = ask_store(&client, &url).await.unwrap();
+    assert_eq!((answer.status, answer.wish), (429, Some(Wish::Seconds(7))));
+    assert_eq!(answer.body.expose(), b"{}");
+}
+
+#[tokio::test]
+async fn attack_no_client_of_one_scheme_speaks_the_other() {
+    let mut server = Server::answering(ok("x")).await;
+    let url = in_the_clear(ok("x")).await;
+    assert!(ask_store(&server.client(1024), &url).await.is_err());
+    let client = HttpClient::in_the_clear(1024, clock()).unwrap();
+    let url: StoreUrl = server.url("/x").to_string().parse().unwrap();
+    let refused = ask_store(&client, &url).await.unwrap_err();
+    assert!(
+        matches!(&refused, HttpError::Unreachable(why) if why.contains("certificate")),
+        "{refused}"
+    );
+    assert!(server.asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn attack_a_head_without_end() {
+    let client = HttpClient::in_the_clear(1024, clock()).unwrap();
+    let many = "x: y\r\n".repeat(HEAD_FIELDS + 1);
+    let long = format!("x: {}\r\n", "y".repeat(1024 * 1024));
+    for fields in [many, long] {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{fields}\r\n");
+        let url = in_the_clear(head).await;
+        let refused = ask_store(&client, &url).await.unwrap_err();
+        assert!(matches!(refused, HttpError::Unreachable(_)), "{refused}");
+    }
+}
+
+#[test]
+fn a_client_shows_the_certificate_that_it_was_given() {
+    let key = KeyPair::generate().unwrap();
+    let chain = params().self_signed(&key).unwrap().pem().into_bytes();
+    let pair = fender_identity::tls::PemPair {
+        chain,
+        key: Secret::from(key.serialize_pem()),
+    };
+    let shown = ShownCertificate::from_pem(&pair).unwrap();
+    let (authority, ca) = authority();
+    let roots = authority.self_signed(&ca).unwrap().pem();
+    assert!(HttpClient::showing(&shown, roots.as_bytes(), 10, clock()).is_ok());
+    assert!(HttpClient::showing(&shown, b"", 10, clock()).is_err());
+}

@@ -111,18 +111,16 @@ impl Reach {
             self.read_file(file);
         }
         for credential in standalone.credentials() {
-            match &credential.source {
-                CredentialSource::Direct(Origin::File { path }) => self.read_file(path),
-                CredentialSource::Direct(Origin::DockerSecret(secret)) => {
-                    self.read_file(&secret.path());
+            if let CredentialSource::Direct(origin) = &credential.source {
+                for file in origin.files() {
+                    self.read_file(&file);
                 }
-                CredentialSource::Direct(Origin::Command(command)) => {
+                if let Origin::Command(command) = origin {
                     self.programs.push(command.program.clone());
                 }
-                CredentialSource::Direct(Origin::Environment { variable }) => {
+                if let Origin::Environment { variable } = origin {
                     self.variables.push(variable.clone());
                 }
-                CredentialSource::Control => {}
             }
             for notification in &credential.notify {
                 self.notify(&notification.target);

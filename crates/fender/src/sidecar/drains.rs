@@ -11,6 +11,9 @@ use tokio::time::Instant;
 /// For goodbyes that cost nothing when they are not heard.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// For giving back what was leased, and the tokens it was leased with, to whoever does not answer at once.
+const GIVING_BACK: Duration = Duration::from_secs(5);
+
 /// How long the application's way out must have been unused to be closed.
 const UNUSED: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -69,7 +72,7 @@ impl Drains {
         if !whole {
             tracing::warn!(?grace, "connections were cut at the end of the drain");
         }
-        self.credentials.close(Deadline::after(FAREWELL)).await;
+        self.credentials.close(Deadline::after(GIVING_BACK)).await;
         self.local.close(Deadline::after(FAREWELL)).await;
         self.work.close(Deadline::after(FAREWELL)).await;
     }

@@ -251,7 +251,8 @@ async fn start(
         Tenure::Own => OnExit::Wipe,
         Tenure::Succeed => OnExit::Keep,
     });
-    let sources = sources(args, &feed, local, &clock, drains).map_err(Failure::unavailable)?;
+    let sources = sources(args, &feed, local, leaves.clone(), &clock, drains)
+        .map_err(Failure::unavailable)?;
     let served = paths::within(feed.snapshot.clone(), &sources.allow, &drains.work);
     let (app, notices) = BySupervisor::new();
     let app: Arc<dyn App> = match args.supervised && !args.supervise {
@@ -517,6 +518,7 @@ fn sources(
     args: &cli::Sidecar,
     feed: &Feed,
     local: Local,
+    on_exit: watch::Receiver<OnExit>,
     clock: &SharedClock,
     drains: &Drains,
 ) -> anyhow::Result<Sources> {
@@ -532,13 +534,17 @@ fn sources(
         Some(_) => AllowDirs::Any,
         None => AllowDirs::Below(args.source.allow_dir.clone()),
     };
-    Ok(Sources {
+    // What was leased stays with whoever is left with the files.
+    let keeps_leases = move || *on_exit.borrow() == OnExit::Keep;
+    Ok(Sources::new(
         allow,
-        programs: local.helper.runner()?,
-        environment: local.environment,
-        clock: Arc::clone(clock),
+        local.helper.runner()?,
+        local.environment,
         remote,
-    })
+        keeps_leases,
+        Arc::clone(clock),
+        &drains.credentials,
+    ))
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {

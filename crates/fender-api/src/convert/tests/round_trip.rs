@@ -1,5 +1,7 @@
 //! Whatever a Snapshot or Trust says comes out of its message as it went in; whatever bytes come are one or are refused.
 
+mod vault;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -434,7 +436,7 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
         });
     let environment = "[A-Z_]{1,9}".prop_map(|variable| domain::Origin::Environment { variable });
     let source = prop_oneof![
-        prop_oneof![file, docker_secret, command, environment]
+        prop_oneof![file, docker_secret, command, environment, vault::origin()]
             .prop_map(domain::CredentialSource::Direct),
         Just(domain::CredentialSource::Control),
     ];

@@ -1,0 +1,95 @@
+//! What `source.vault` becomes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fender_config::snapshot::{Origin, VaultLogin, VaultPlace, VaultSecret};
+use fender_config::{Documents, ObjectName, parse};
+
+use crate::source;
+
+fn credential(vault: &str) -> VaultSecret {
+    let text = format!(
+        "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: {{ name: mesh }}\nspec: {{ trustDomain: example.org }}\n---\n\
+         apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+         source: {{ vault: {{ {vault} }} }}\n  deliver: [ {{ environment: {{ variable: X }} }} ]\n"
+    );
+    let documents: Documents =
+        parse(&[source("vault.yaml", &text)]).unwrap_or_else(|problems| panic!("{problems}"));
+    let name = ObjectName::new("shop", "smtp").unwrap();
+    let credential = documents.credentials.get(&name).unwrap();
+    let Origin::Vault(secret) = &credential.origin else {
+        panic!("{credential:?}")
+    };
+    (**secret).clone()
+}
+
+#[test]
+fn what_is_not_written_is_as_vault_has_it() {
+    let secret = credential(
+        "address: 'https://vault.internal:8200', login: { appRole: { roleId: r, secretIdFile: /s } }, \
+         kv2: { path: shop/smtp, key: password }",
+    );
+    assert_eq!(
+        secret.store.address.to_string(),
+        "https://vault.internal:8200"
+    );
+    assert_eq!(secret.store.roots, None);
+    assert_eq!(secret.store.namespace, None);
+    let login = VaultLogin::AppRole {
+        mount: "approle".parse().unwrap(),
+        role_id: "r".to_owned(),
+        secret_id: "/s".into(),
+    };
+    assert_eq!(secret.store.login, login);
+    let place = VaultPlace::Kv2 {
+        mount: "secret".parse().unwrap(),
+        path: "shop/smtp".parse().unwrap(),
+        version: None,
+    };
+    assert_eq!(secret.at, place);
+    assert_eq!(secret.key, "password");
+    assert_eq!(secret.refresh, Duration::from_secs(60));
+    assert_eq!(secret.files(), [PathBuf::from("/s")]);
+}
+
+#[test]
+fn every_login_has_its_mount_and_its_files() {
+    let files = |login: &str| {
+        let secret = credential(&format!(
+            "address: 'https://vault.internal', roots: {{ file: /ca.pem }}, login: {{ {login} }}, \
+             engine: {{ path: database/creds/orders, key: username }}"
+        ));
+        let files: Vec<_> = secret.files();
+        let mount = match secret.store.login {
+            VaultLogin::Token { .. } => String::new(),
+            VaultLogin::AppRole { mount, .. }
+            | VaultLogin::Kubernetes { mount, .. }
+            | VaultLogin::Jwt { mount, .. }
+            | VaultLogin::Certificate { mount, .. } => mount.to_string(),
+        };
+        let files: Vec<_> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
+        format!("{mount} {}", files.join(" "))
+    };
+    assert_eq!(files("token: { file: /t }"), " /ca.pem /t");
+    assert_eq!(
+        files("appRole: { roleId: r, secretIdFile: /s, mount: ar/one }"),
+        "ar/one /ca.pem /s"
+    );
+    assert_eq!(
+        files("kubernetes: { role: r }"),
+        "kubernetes /ca.pem /var/run/secrets/kubernetes.io/serviceaccount/token"
+    );
+    assert_eq!(
+        files("kubernetes: { role: r, tokenFile: /t, mount: k8s }"),
+        "k8s /ca.pem /t"
+    );
+    assert_eq!(files("jwt: { tokenFile: /j }"), "jwt /ca.pem /j");
+    assert_eq!(
+        files("certificate: { files: { certificate: /c, key: /k } }"),
+        "cert /ca.pem /c /k"
+    );
+}
