@@ -1,6 +1,6 @@
 //! What the scenarios share: real processes, certificates of friends and attackers, clients.
 //!
-//! Nothing here is a mock. Every process is started in a temporary directory, on a port below the
+//! Nothing here is a mock, but where the real thing cannot be had and says how it answers ([`vault`]). Every process is started in a temporary directory, on a port below the
 //! ephemeral range, and stopped by its pid. What cannot be started is a failure.
 
 pub mod app;
@@ -18,6 +18,7 @@ pub mod process;
 pub mod python;
 pub mod recorder;
 pub mod replicas;
+pub mod vault;
 
 pub use app::Nginx;
 pub use client::Client;

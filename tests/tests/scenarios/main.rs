@@ -57,4 +57,5 @@ mod tokens;
 mod tour;
 mod traces;
 mod upgrade;
+mod vault;
 mod workload_api;

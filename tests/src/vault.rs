@@ -1,0 +1,469 @@
+//! A server that answers as the documentation of Vault's HTTP API says, since no current Vault can be had here: AppRole and
+//! certificate logins, tokens, KV 2, leased database credentials. It checks what it is shown, as the real one would, and
+//! writes down what it was asked. <https://developer.hashicorp.com/vault/api-docs>
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use serde_json::{Value, json};
+
+use crate::pki::Authority;
+
+pub const ROLE_ID: &str = "db02de05-fa39-4855-059b-67221c5c2f63";
+/// The beginning of every token; nothing that Fender writes may hold it.
+pub const TOKEN: &str = "hvs.canary-token-";
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What becomes of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Answers,
+    /// Connections are closed before anything is read.
+    Away,
+    /// 503, as a Vault that somebody sealed.
+    Sealed,
+    /// 429, to be asked again after so many seconds.
+    TooOften(u64),
+    /// 307 to this address, as a standby that does not forward.
+    Standby(SocketAddr),
+    /// 200, and no answer that a Vault gives.
+    Nonsense,
+}
+
+pub struct Vault {
+    pub address: SocketAddr,
+    scheme: &'static str,
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    mode: Mode,
+    secret_id: String,
+    namespace: Option<String>,
+    tokens: BTreeSet<String>,
+    /// By their path in `secret`: each version, the newest last; none where one was deleted.
+    secrets: BTreeMap<String, Vec<Option<Value>>>,
+    denied: BTreeSet<String>,
+    /// By their ids.
+    leases: BTreeSet<String>,
+    /// In seconds; a renewal gives the second.
+    lease: (u64, u64),
+    asked: Vec<String>,
+    made: u64,
+}
+
+impl Vault {
+    /// Over TLS, by a certificate of `authority`, which also vouches for clients.
+    pub fn start(authority: &Authority) -> Self {
+        let issued = authority.issue_for_address(Ipv4Addr::LOCALHOST.into());
+        let (chain, key) = issued.identity();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.root()).expect("add the root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                .allow_unauthenticated()
+                .build()
+                .expect("make a verifier");
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("TLS versions")
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain, key)
+            .expect("use the certificate");
+        Self::listen(Some(Arc::new(config)))
+    }
+
+    /// In the clear.
+    pub fn in_the_clear() -> Self {
+        Self::listen(None)
+    }
+
+    fn listen(tls: Option<Arc<ServerConfig>>) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let state = Arc::new(Mutex::new(State {
+            mode: Mode::Answers,
+            secret_id: "canary-secret-id".to_owned(),
+            namespace: None,
+            tokens: BTreeSet::new(),
+            secrets: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            leases: BTreeSet::new(),
+            lease: (3600, 3600),
+            asked: Vec::new(),
+            made: 0,
+        }));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let served = Arc::clone(&state);
+        // Ends with the process of the test.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (state, tls) = (Arc::clone(&served), tls.clone());
+                std::thread::spawn(move || serve(stream, tls, &state));
+            }
+        });
+        Self {
+            address,
+            scheme,
+            state,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// A file with the secret id that is right.
+    pub fn write_secret_id(&self, directory: &Path) -> PathBuf {
+        let path = directory.join("secret-id");
+        fs::write(&path, format!("{}\n", self.state().secret_id)).expect("write a file");
+        path
+    }
+
+    /// A file with a token that is right.
+    pub fn write_token(&self, directory: &Path) -> PathBuf {
+        let path = directory.join("vault-token");
+        let token = self.state().token();
+        fs::write(&path, token).expect("write a file");
+        path
+    }
+
+    pub fn be(&self, mode: Mode) {
+        self.state().mode = mode;
+    }
+
+    /// From now on everything is in this namespace.
+    pub fn set_namespace(&self, namespace: &str) {
+        self.state().namespace = Some(namespace.to_owned());
+    }
+
+    /// Another version of a secret.
+    pub fn write(&self, path: &str, data: Value) {
+        let mut state = self.state();
+        let versions = state.secrets.entry(path.to_owned()).or_default();
+        versions.push(Some(data));
+    }
+
+    /// Deletes the newest version.
+    pub fn delete(&self, path: &str) {
+        let mut state = self.state();
+        let versions = state.secrets.get_mut(path).expect("there is a secret");
+        *versions.last_mut().expect("there is a version") = None;
+    }
+
+    /// Whether the policy of every token lacks this path.
+    pub fn deny(&self, path: &str, is_denied: bool) {
+        let mut state = self.state();
+        if is_denied {
+            state.denied.insert(path.to_owned());
+        } else {
+            state.denied.remove(path);
+        }
+    }
+
+    /// Every token and lease is known no more, as after somebody revoked them.
+    pub fn revoke_all(&self) {
+        let mut state = self.state();
+        state.tokens.clear();
+        state.leases.clear();
+    }
+
+    /// For how many seconds leases are given, and for how many they are renewed.
+    pub fn set_lease(&self, given: u64, renewed: u64) {
+        self.state().lease = (given, renewed);
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.state().tokens.len()
+    }
+
+    pub fn leases(&self) -> Vec<String> {
+        self.state().leases.iter().cloned().collect()
+    }
+
+    /// What was asked, as `METHOD PATH`.
+    pub fn asked(&self) -> Vec<String> {
+        self.state().asked.clone()
+    }
+
+    /// How many questions began so.
+    pub fn count(&self, begin: &str) -> usize {
+        let state = self.state();
+        state
+            .asked
+            .iter()
+            .filter(|one| one.starts_with(begin))
+            .count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panicked")
+    }
+}
+
+/// One request on one connection, and no more.
+fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, state: &Mutex<State>) {
+    if state.lock().expect("nobody panicked").mode == Mode::Away {
+        return;
+    }
+    let patient = stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+    if patient.is_err() {
+        return;
+    }
+    match tls {
+        None => {
+            let mut stream = stream;
+            let _ = converse(&mut stream, state, |_| false);
+        }
+        Some(config) => {
+            let Ok(connection) = ServerConnection::new(config) else {
+                return;
+            };
+            let mut stream = StreamOwned::new(connection, stream);
+            let _ = converse(&mut stream, state, |stream| {
+                stream.conn.peer_certificates().is_some()
+            });
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    }
+}
+
+struct Request {
+    method: String,
+    path: String,
+    fields: BTreeMap<String, String>,
+    body: Value,
+    shows_certificate: bool,
+}
+
+fn converse<S: Read + Write>(
+    stream: &mut S,
+    state: &Mutex<State>,
+    certified: impl Fn(&S) -> bool,
+) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    let end = loop {
+        if let Some(at) = text.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        let mut part = [0; 4096];
+        let read = stream.read(&mut part)?;
+        if read == 0 || text.len() > 64 * 1024 {
+            return Ok(());
+        }
+        text.extend_from_slice(&part[..read]);
+    };
+    let head = String::from_utf8_lossy(&text[..end]).into_owned();
+    let mut lines = head.lines();
+    let mut first = lines.next().unwrap_or_default().split(' ');
+    let (method, path) = (
+        first.next().unwrap_or_default(),
+        first.next().unwrap_or_default(),
+    );
+    let fields: BTreeMap<_, _> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let length = fields.get("content-length");
+    let length = length.map_or(0, |length| length.parse().unwrap_or(0));
+    let mut body = text.split_off(end);
+    while body.len() < length {
+        let mut part = [0; 4096];
+        let read = stream.read(&mut part)?;
+        if read == 0 {
+            return Ok(());
+        }
+        body.extend_from_slice(&part[..read]);
+    }
+    let request = Request {
+        method: method.to_owned(),
+        path: path.trim_start_matches("/v1/").to_owned(),
+        fields,
+        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        shows_certificate: certified(stream),
+    };
+    let reply = state.lock().expect("nobody panicked").answer(&request);
+    stream.write_all(reply.as_bytes())?;
+    stream.flush()
+}
+
+fn reply(status: u16, more: &str, body: &Value) -> String {
+    let body = match status {
+        204 => String::new(),
+        _ => format!("{body}\n"),
+    };
+    format!(
+        "HTTP/1.1 {status} -\r\ncache-control: no-store\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n{more}\r\n{body}",
+        body.len()
+    )
+}
+
+fn ok(body: &Value) -> String {
+    reply(200, "", body)
+}
+
+fn errors(status: u16, errors: &[&str]) -> String {
+    reply(status, "", &json!({ "errors": errors }))
+}
+
+fn denied() -> String {
+    errors(403, &["1 error occurred:\n\t* permission denied\n\n"])
+}
+
+impl State {
+    fn answer(&mut self, request: &Request) -> String {
+        let Request { method, path, .. } = request;
+        self.asked.push(format!("{method} {path}"));
+        match self.mode {
+            Mode::Answers | Mode::Away => {}
+            Mode::Sealed => return errors(503, &["Vault is sealed"]),
+            Mode::TooOften(seconds) => {
+                let more = format!("retry-after: {seconds}\r\n");
+                let body = json!({ "errors": ["rate limit quota exceeded"] });
+                return reply(429, &more, &body);
+            }
+            Mode::Standby(address) => {
+                let more = format!("location: https://{address}/v1/{path}\r\n");
+                return reply(307, &more, &json!({}));
+            }
+            Mode::Nonsense => return reply(200, "", &json!("<html>canary-nonsense</html>")),
+        }
+        let field = |name: &str| request.fields.get(name).map(String::as_str);
+        if field("x-vault-request") != Some("true") {
+            return errors(412, &["missing header X-Vault-Request"]);
+        }
+        if field("x-vault-namespace") != self.namespace.as_deref() {
+            return errors(404, &["no handler for route"]);
+        }
+        if let Some(mount) = path
+            .strip_prefix("auth/")
+            .and_then(|path| path.strip_suffix("/login"))
+        {
+            return self.login(mount, request);
+        }
+        let token = field("x-vault-token").unwrap_or_default();
+        if !self.tokens.contains(token) || self.denied.contains(path) {
+            return denied();
+        }
+        let (token, path) = (token.to_owned(), path.clone());
+        self.serve(method, &path, &token, &request.body)
+    }
+
+    fn login(&mut self, mount: &str, request: &Request) -> String {
+        let text = |name: &str| request.body.get(name).and_then(Value::as_str);
+        let allowed = match mount {
+            "approle" => {
+                text("role_id") == Some(ROLE_ID) && text("secret_id") == Some(&self.secret_id)
+            }
+            "cert" => request.shows_certificate,
+            _ => return errors(404, &["no handler for route"]),
+        };
+        if !allowed {
+            return errors(400, &["invalid role or secret ID"]);
+        }
+        let token = self.token();
+        ok(&json!({
+            "request_id": "5f8e0f4d-2a5e-4d2d-8f5a-0d4a1a3f7b5e", "lease_id": "", "renewable": false,
+            "lease_duration": 0, "data": null, "wrap_info": null, "warnings": null, "auth": auth(&token)
+        }))
+    }
+
+    fn serve(&mut self, method: &str, path: &str, token: &str, body: &Value) -> String {
+        match (method, path) {
+            ("GET", "auth/token/lookup-self") => ok(
+                &json!({ "data": { "id": token, "ttl": 3600, "renewable": true, "policies": ["default"] } }),
+            ),
+            ("POST", "auth/token/renew-self") => ok(&json!({ "auth": auth(token) })),
+            ("POST", "auth/token/revoke-self") => {
+                self.tokens.remove(token);
+                // And with a token whatever was leased to it: here there is one at a time.
+                self.leases.clear();
+                reply(204, "", &Value::Null)
+            }
+            ("POST", "sys/leases/renew") => {
+                let id = body.get("lease_id").and_then(Value::as_str);
+                let id = id.unwrap_or_default();
+                if !self.leases.contains(id) {
+                    return errors(400, &["lease not found"]);
+                }
+                ok(&json!({ "lease_id": id, "renewable": true, "lease_duration": self.lease.1 }))
+            }
+            ("POST", "sys/leases/revoke") => {
+                let id = body.get("lease_id").and_then(Value::as_str);
+                self.leases.remove(id.unwrap_or_default());
+                reply(204, "", &Value::Null)
+            }
+            ("GET", "database/creds/orders") => {
+                self.made += 1;
+                let number = self.made;
+                let id = format!("database/creds/orders/lease-{number}");
+                self.leases.insert(id.clone());
+                ok(&json!({
+                    "request_id": "6d0dd2a7-8c6a-4d1e-9e0a-5c3f4b2a1d00",
+                    "lease_id": id, "lease_duration": self.lease.0, "renewable": true,
+                    "data": {
+                        "username": format!("canary-user-{number}"),
+                        "password": format!("canary-password-{number}")
+                    },
+                    "wrap_info": null, "warnings": null, "auth": null
+                }))
+            }
+            ("GET", _) => match path.strip_prefix("secret/data/") {
+                Some(path) => self.secret(path),
+                None => errors(404, &[]),
+            },
+            _ => errors(405, &["unsupported operation"]),
+        }
+    }
+
+    fn secret(&self, path: &str) -> String {
+        let Some(versions) = self.secrets.get(path) else {
+            return errors(404, &[]);
+        };
+        let newest = versions.last().cloned().flatten();
+        let (status, deletion) = match &newest {
+            Some(_) => (200, ""),
+            None => (404, "2018-03-22T02:36:43.986212308Z"),
+        };
+        let metadata = json!({
+            "created_time": "2018-03-22T02:24:06.945319214Z", "custom_metadata": null,
+            "deletion_time": deletion, "destroyed": false, "version": versions.len()
+        });
+        let body = json!({
+            "request_id": "8a5e4d9b-6c55-4c7c-9a3e-3b2d5e9c4f10", "lease_id": "", "renewable": false,
+            "lease_duration": 0, "data": { "data": newest, "metadata": metadata },
+            "wrap_info": null, "warnings": null, "auth": null
+        });
+        reply(status, "", &body)
+    }
+
+    /// A new one.
+    fn token(&mut self) -> String {
+        self.made += 1;
+        let token = format!("{TOKEN}{}", self.made);
+        self.tokens.insert(token.clone());
+        token
+    }
+}
+
+fn auth(token: &str) -> Value {
+    json!({
+        "client_token": token, "accessor": "fd6c9a00-d2dc-3b11-0be5-af7ae0e1d374",
+        "policies": ["default"], "token_policies": ["default"], "metadata": { "role_name": "orders" },
+        "lease_duration": 3600, "renewable": true, "entity_id": "", "token_type": "service",
+        "orphan": true, "mfa_requirement": null, "num_uses": 0
+    })
+}
