@@ -17,6 +17,7 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listener};
+use fender_runtime::share::{Share, Shares};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -27,7 +28,6 @@ use crate::container::Engine;
 use crate::holders::{Holders, Issuer};
 use crate::process::Unattested;
 use crate::server::{Calls, Limits, serve_routes, with_standards};
-use crate::share::{Share, Shares};
 use crate::{Caller, Entitled, Identities, JwtSvid, Refused, Tokens, UnknownCaller};
 
 /// The largest request: a certificate request.

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use fender_api::facts::Facts;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
+use fender_runtime::rate::Rates;
 
 use crate::Caller;
 use crate::container::Engine;
 use crate::process::{Process, Unattested};
 use crate::programs::{Digests, Turns};
-use crate::rate::Rates;
 use crate::tenant::Tenant;
 
 /// Attestations of one tenant at once, and per second thereafter: enough for a host that starts all of its daemons, whose

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use fender_runtime::drain::Drain;
+use fender_runtime::share::Share;
 use futures_util::stream::{self, Stream};
 use tokio::sync::watch;
 use tonic::{Request, Status};
 
 use crate::server::Calls;
-use crate::share::Share;
 use crate::{Caller, Entitled, Identities, Refused};
 
 /// A caller whose call counts against its process until this is dropped.

@@ -13,12 +13,12 @@ use fender_identity::{Serial, Svid, Trust, Validity};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::{SharedClock, UnixTime, sleep_until};
 use fender_runtime::drain::Drain;
+use fender_runtime::share::{Share, Shares};
 use fender_runtime::sys;
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::Instant;
 
 use crate::process::Process;
-use crate::share::{Share, Shares};
 use crate::tenant::Tenant;
 use crate::{Caller, Entitled, Refused};
 

@@ -15,6 +15,7 @@ use fender_runtime::accept::{Accept, Slot};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{Listener, Socket};
+use fender_runtime::share::{Share, Shares};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +24,6 @@ use tonic::transport::server::Connected;
 
 use crate::authority::Authority;
 use crate::sds::SecretDiscovery;
-use crate::share::{Share, Shares};
 use crate::tenant::Tenant;
 use crate::workload::WorkloadApi;
 use crate::{Caller, Identities, UnknownCaller};

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use fender_runtime::clock::{Clock, SharedClock, UnixTime, sleep_until};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
+use fender_runtime::pace::Pace;
 use tokio::sync::Semaphore;
 
 use crate::Limits;
@@ -15,7 +16,7 @@ use crate::challenges::Challenges;
 use crate::crowd::Crowd;
 use crate::metrics::Metrics;
 use crate::permit::Policy;
-use crate::record::{Pace, Records};
+use crate::record::Records;
 use crate::span::Recorder;
 use crate::tls::Terms;
 use crate::trace::TracesFrom;

@@ -22,6 +22,7 @@ use fender_runtime::drain::Drain;
 use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, Listeners};
 use fender_runtime::metrics::Exposition;
+use fender_runtime::pace::Pace;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ use crate::crowd::Crowd;
 use crate::metrics::{Counts, Metrics, declared};
 use crate::node::Node;
 use crate::permit::Policy;
-use crate::record::{Direction, Pace, Record, Records};
+use crate::record::{Direction, Record, Records};
 use crate::span::{Recorder, Recording};
 use crate::tls::{Terms, listen_address};
 use crate::trace::TracesFrom;

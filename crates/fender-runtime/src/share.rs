@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// What each holder has.
 #[derive(Debug)]
-pub(crate) struct Shares<K> {
+pub struct Shares<K> {
     limit: usize,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
 
 /// One of them; dropping it gives it back.
 #[derive(Debug)]
-pub(crate) struct Share<K: Eq + Hash> {
+pub struct Share<K: Eq + Hash> {
     held: Arc<Mutex<HashMap<K, usize>>>,
     holder: K,
 }
 
 impl<K: Eq + Hash + Clone> Shares<K> {
     /// At most `limit` for each holder.
-    pub(crate) fn new(limit: usize) -> Self {
+    pub fn new(limit: usize) -> Self {
         Self {
             limit,
             held: Arc::default(),
@@ -28,7 +28,7 @@ impl<K: Eq + Hash + Clone> Shares<K> {
     }
 
     /// One more for `holder`, if there is one left.
-    pub(crate) fn take(&self, holder: K) -> Option<Share<K>> {
+    pub fn take(&self, holder: K) -> Option<Share<K>> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get(&holder).copied().unwrap_or(0);
         if count >= self.limit {

@@ -11,7 +11,7 @@ const REMEMBERED: usize = 4096;
 
 /// A bucket for each: it holds `burst`, and refills with time.
 #[derive(Debug)]
-pub(crate) struct Rates<K> {
+pub struct Rates<K> {
     burst: f64,
     per_second: f64,
     buckets: Mutex<HashMap<K, Bucket>>,
@@ -24,7 +24,8 @@ struct Bucket {
 }
 
 impl<K: Eq + Hash + Clone> Rates<K> {
-    pub(crate) fn new(burst: u32, per_second: u32) -> Self {
+    /// At first `burst` at once, then `per_second`; for each.
+    pub fn new(burst: u32, per_second: u32) -> Self {
         Self {
             burst: f64::from(burst),
             per_second: f64::from(per_second),
@@ -33,7 +34,7 @@ impl<K: Eq + Hash + Clone> Rates<K> {
     }
 
     /// Whether `who` may once more.
-    pub(crate) fn take(&self, who: &K) -> bool {
+    pub fn take(&self, who: &K) -> bool {
         let now = Instant::now();
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= REMEMBERED && !buckets.contains_key(who) {
