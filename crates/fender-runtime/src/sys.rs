@@ -35,6 +35,7 @@ unsafe extern "C" {
         value: *mut c_void,
         length: *mut u32,
     ) -> c_int;
+    fn ioctl(descriptor: c_int, request: std::ffi::c_ulong, ...) -> c_int;
     /// Not functions but marks of the linker: where this program begins in memory, and where its code ends.
     static __executable_start: u8;
     static etext: u8;
@@ -303,6 +304,20 @@ pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(process) })
+}
+
+/// What was sent over a Unix socket and waits at the other end, with what the kernel needs to keep it: not 0 for as long as
+/// anything does, descriptors included.
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    const SIOCOUTQ: std::ffi::c_ulong = 0x5411;
+    let mut waiting: c_int = 0;
+    // SAFETY: the descriptor is open while it is borrowed. The request writes one `int`, to `waiting`, which outlives the
+    // call; what is no socket answers it with an error or, as a terminal, with an `int` as well.
+    let failed = unsafe { ioctl(socket.as_raw_fd(), SIOCOUTQ, &raw mut waiting) } != 0;
+    if failed {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(waiting).map_err(io::Error::other)
 }
 
 /// Resolves when the process is over. Must be called inside a tokio runtime.

@@ -42,7 +42,7 @@ impl fmt::Display for AbstractName {
     }
 }
 
-/// A Unix socket: `/run/agent.sock`, `unix:/run/agent.sock` or `unix-abstract:agent`.
+/// A Unix socket: `/run/agent.sock`, `unix:/run/agent.sock`, `unix-abstract:agent` or, shorter, `@agent`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum LocalAddress {
     /// A file; a relative path begins where the process does.
@@ -65,7 +65,9 @@ impl FromStr for LocalAddress {
     type Err = InvalidAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
-        if let Some(name) = text.strip_prefix("unix-abstract:") {
+        // `./@agent` is a file.
+        let name = text.strip_prefix("unix-abstract:");
+        if let Some(name) = name.or(text.strip_prefix('@')) {
             return name.parse().map(Self::Abstract);
         }
         let path = text.strip_prefix("unix://").or(text.strip_prefix("unix:"));
@@ -114,12 +116,15 @@ mod tests {
             ("unix:///run/agent.sock", "/run/agent.sock"),
             ("unix:/run/agent.sock", "/run/agent.sock"),
             ("unix-abstract:agent/edge-1", "unix-abstract:agent/edge-1"),
+            ("@agent/edge-1", "unix-abstract:agent/edge-1"),
+            ("./@agent", "./@agent"),
         ] {
             assert_eq!(text.parse::<LocalAddress>().unwrap().to_string(), shown);
         }
         let long = format!("unix-abstract:{}", "a".repeat(108));
         for text in [
             "",
+            "@",
             "unix-abstract:",
             "unix-abstract:a b",
             "unix-abstract:a\0b",

@@ -58,3 +58,24 @@ fn what_is_given_back_can_be_written_by_nobody() {
         assert!(permissions.ends_with('p'), "{permissions}");
     }
 }
+
+#[test]
+fn what_waits_at_the_other_end_of_a_socket_is_known_until_it_is_read() {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+    assert_eq!(unread(ours.as_fd()).unwrap(), 0);
+    ours.write_all(b"ahoy").unwrap();
+    assert!(unread(ours.as_fd()).unwrap() >= 4);
+    let mut half = [0; 2];
+    theirs.read_exact(&mut half).unwrap();
+    assert!(unread(ours.as_fd()).unwrap() > 0);
+    theirs.read_exact(&mut half).unwrap();
+    assert_eq!(unread(ours.as_fd()).unwrap(), 0);
+    ours.write_all(b"ahoy").unwrap();
+    drop(theirs);
+    assert_eq!(unread(ours.as_fd()).unwrap(), 0);
+    assert!(unread(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
+}
