@@ -301,6 +301,7 @@ pub(crate) fn collisions<'a>(
             let what = match delivery {
                 Delivery::File(file) => format!("the file `{}`", file.path.display()),
                 Delivery::Environment { variable } => format!("the variable `{variable}`"),
+                Delivery::Socket(socket) => format!("the name `{}` at the socket", socket.name),
             };
             match first.get(&what) {
                 Some(one) => found.push((*one, &credential.name, what)),

@@ -73,6 +73,15 @@ pub(crate) fn check_label(text: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
+/// Letters, digits, `-`, `_` and `.`, beginning and ending with a letter or a digit: one part of a path, and never a way out
+/// of a directory.
+pub(crate) fn is_plain(text: &str) -> bool {
+    let edges = [text.bytes().next(), text.bytes().last()];
+    let edged = |edge: &Option<u8>| edge.is_some_and(|b| b.is_ascii_alphanumeric());
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    edges.iter().all(edged) && text.bytes().all(plain)
+}
+
 /// The text cannot name an object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a name: {why}")]

@@ -30,8 +30,8 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, Notify, RestartNotify, SourceCommand,
-    SourceDockerSecret, SourceVault, VaultLogin,
+    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, Notify, RestartNotify,
+    SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

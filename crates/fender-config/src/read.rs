@@ -14,6 +14,7 @@ mod node;
 mod peer_authentication;
 mod policy;
 mod port;
+mod served;
 mod sidecar;
 mod tls;
 mod upstream;

@@ -8,6 +8,7 @@ mod command;
 mod docker;
 mod limits;
 mod notification;
+mod served;
 mod vault;
 
 use std::collections::BTreeSet;
@@ -31,6 +32,7 @@ pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
+pub use served::{InvalidServedName, ServedName, SocketDelivery};
 pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
 
 /// What one sidecar runs on.
@@ -439,6 +441,8 @@ pub enum Delivery {
     Environment {
         variable: String,
     },
+    /// At the sidecar's own socket, to processes of certain users.
+    Socket(SocketDelivery),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,13 +14,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use fender_config::snapshot::{FileDelivery, Storage};
+use fender_config::snapshot::{FileDelivery, ServedName, Storage};
 use fender_identity::Secret;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
 
 use crate::allow::{AllowDirs, NotAllowed};
 
-mod accounts;
+pub(crate) mod accounts;
 mod directory;
 
 /// What a new value is written to before it takes its name. Fixed, so that what a crash leaves
@@ -70,6 +70,20 @@ pub enum DeliveryError {
         action: &'static str,
         error: io::Error,
     },
+    /// It is handed over at a socket, and this process has none.
+    #[error(
+        "is handed over at a socket, and none is open here; name one with --credentials-socket"
+    )]
+    NoSocket,
+    /// The document names nobody to whom it could be handed over.
+    #[error("`{name}` at the socket {why}")]
+    Unserved { name: ServedName, why: String },
+    /// There is no place in memory for it.
+    #[error("cannot {action}: {error}")]
+    Unsealed {
+        action: &'static str,
+        error: io::Error,
+    },
 }
 
 impl DeliveryError {
@@ -102,7 +116,7 @@ impl Place {
         let owner = delivery
             .owner
             .as_deref()
-            .map(accounts::user)
+            .map(|owner| accounts::user(owner, "owner"))
             .transpose()
             .map_err(unfit)?;
         let group = delivery

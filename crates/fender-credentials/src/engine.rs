@@ -1,8 +1,8 @@
-//! Keeps the files of a workload's credentials right for as long as the sidecar runs.
+//! Keeps what is delivered of a workload's credentials right, as files and at the socket, for as long as the sidecar runs.
 //!
 //! At start all of them are there or none. Later each credential has a keeper of its own, so that
 //! one that fails delays no other: a new value is written, an outage changes nothing, a refusal of
-//! the source removes the files. When the Snapshot drops a credential its files go too, and at the
+//! the source removes the files and is the end of handing over. When the Snapshot drops a credential its files go too, and at the
 //! end all of them if [`OnExit::Wipe`] says so.
 //!
 //! Credentials that are delivered as environment only are not its business: an environment cannot
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::deliver::{DeliveryError, Place};
+use crate::handover::{Handed, Handovers, Offer};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
 use files::Files;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub on_exit: watch::Receiver<OnExit>,
     /// Who tells applications of changes.
     pub notifier: Notifier,
+    /// What a socket hands over, if one is open.
+    pub handovers: Option<Handovers>,
 }
 
 /// What the workload holds of one credential.
@@ -91,7 +94,7 @@ pub async fn start(
     deadline: Deadline,
     drain: &Drain,
 ) -> Result<watch::Receiver<Holdings>, StartError> {
-    let specs = filed(&snapshots.borrow_and_update());
+    let specs = delivered_here(&snapshots.borrow_and_update());
     settings.notifier.retain(&specs);
     let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
     let delivered = deliver_all(gathered, &settings).await?;
@@ -103,9 +106,9 @@ pub async fn start(
         keepers: BTreeMap::new(),
         drain: drain.clone(),
     };
-    for (gathered, files) in delivered {
-        engine.keep(gathered.spec.clone(), |keeper| {
-            keeper.holding(gathered, files)
+    for placed in delivered {
+        engine.keep(placed.gathered.spec.clone(), |keeper| {
+            keeper.holding(placed)
         });
     }
     drain.spawn(engine.run(snapshots));
@@ -128,7 +131,7 @@ impl Engine {
                 () = self.drain.stopping() => return,
                 // A feed that ended is stale, not empty: what there is stays until the end.
                 Ok(()) = snapshots.changed() => {
-                    let specs = filed(&snapshots.borrow_and_update());
+                    let specs = delivered_here(&snapshots.borrow_and_update());
                     self.follow(specs);
                 }
             }
@@ -186,11 +189,49 @@ impl Ledger {
     }
 }
 
-/// The credentials that are delivered as files.
-fn filed(snapshot: &Snapshot) -> Vec<CredentialSpec> {
-    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(_));
-    let filed = |spec: &&CredentialSpec| spec.deliver.iter().any(in_file);
-    snapshot.credentials.iter().filter(filed).cloned().collect()
+/// The credentials that a sidecar delivers.
+fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
+    let here = |delivery: &Delivery| match delivery {
+        Delivery::File(_) | Delivery::Socket(_) => true,
+        Delivery::Environment { .. } => false,
+    };
+    let here = |spec: &&CredentialSpec| spec.deliver.iter().any(here);
+    snapshot.credentials.iter().filter(here).cloned().collect()
+}
+
+/// What a document has done with a credential.
+#[derive(Debug, Default)]
+struct Plan {
+    places: Vec<Place>,
+    to: Vec<Handed>,
+}
+
+impl Plan {
+    /// Fails where the document may not or cannot have its way.
+    fn of(spec: &CredentialSpec, settings: &Settings) -> Result<Self, DeliveryError> {
+        let mut plan = Self::default();
+        for delivery in &spec.deliver {
+            match delivery {
+                Delivery::File(file) => {
+                    plan.places.push(Place::new(file, &settings.sources.allow)?);
+                }
+                Delivery::Socket(_) if settings.handovers.is_none() => {
+                    return Err(DeliveryError::NoSocket);
+                }
+                Delivery::Socket(socket) => plan.to.push(Handed::new(socket)?),
+                Delivery::Environment { .. } => {}
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// A credential where it belongs.
+struct Placed {
+    gathered: Gathered,
+    plan: Plan,
+    files: Files,
+    offer: Option<Offer>,
 }
 
 /// Every place of every credential, or none: what was written before a failure is removed again, unless it is a
@@ -198,11 +239,11 @@ fn filed(snapshot: &Snapshot) -> Vec<CredentialSpec> {
 async fn deliver_all(
     gathered: Vec<Gathered>,
     settings: &Settings,
-) -> Result<Vec<(Gathered, Files)>, StartError> {
+) -> Result<Vec<Placed>, StartError> {
     let mut planned = Vec::with_capacity(gathered.len());
     for one in gathered {
-        match places(&one.spec, settings) {
-            Ok(places) => planned.push((one, places)),
+        match Plan::of(&one.spec, settings) {
+            Ok(plan) => planned.push((one, plan)),
             Err(error) => {
                 return Err(StartError::Delivery {
                     name: one.spec.name,
@@ -212,30 +253,32 @@ async fn deliver_all(
         }
     }
     let mut delivered = Vec::with_capacity(planned.len());
-    for (one, places) in planned {
-        let name = one.spec.name.clone();
+    for (gathered, plan) in planned {
+        let name = gathered.spec.name.clone();
+        let fetched = gathered.fetched.clone();
         let written = Files::default()
-            .write(places, one.fetched.value.clone())
+            .write(plan.places.clone(), fetched.value.clone())
             .await;
-        let failure = written.failure;
-        delivered.push((one, written.files));
+        let offer = settings.handovers.as_ref().map(Handovers::offer);
+        let offered = offer
+            .as_ref()
+            .map(|offer| offer.put(&plan.to, &fetched.value, &fetched.generation));
+        let failure = written.failure.or_else(|| offered?.err());
+        delivered.push(Placed {
+            gathered,
+            plan,
+            files: written.files,
+            offer,
+        });
         if let Some(error) = failure {
             let ours = *settings.on_exit.borrow() == OnExit::Wipe;
-            for (one, files) in delivered.into_iter().filter(|_| ours) {
-                files.remove(&one.spec.name).await;
+            for one in delivered.into_iter().filter(|_| ours) {
+                one.files.remove(&one.gathered.spec.name).await;
             }
             return Err(StartError::Delivery { name, error });
         }
     }
     Ok(delivered)
-}
-
-fn places(spec: &CredentialSpec, settings: &Settings) -> Result<Vec<Place>, DeliveryError> {
-    let place = |delivery: &Delivery| match delivery {
-        Delivery::File(file) => Some(Place::new(file, &settings.sources.allow)),
-        Delivery::Environment { .. } => None,
-    };
-    spec.deliver.iter().filter_map(place).collect()
 }
 
 #[cfg(test)]

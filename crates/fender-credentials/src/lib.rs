@@ -1,11 +1,11 @@
 //! Delivery of credentials, their rotation, and the supervision of the application.
 //!
 //! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
-//! ([`RemoteSecrets`]); they leave as files ([`deliver`]) or as the environment of a command
-//! ([`environment`]). [`engine`] keeps the files right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
+//! ([`RemoteSecrets`]); they leave as files ([`deliver`]), at a socket ([`handover`]) or as the environment of a command
+//! ([`environment`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
 //! parent of the application and of the proxy beside it.
 //!
-//! It knows nothing of listeners, TLS or policies, writes nowhere that was not allowed on this
+//! It knows nothing of TLS or policies, writes nowhere that was not allowed on this
 //! machine, and keeps no secret longer than it must.
 
 mod allow;
@@ -14,6 +14,7 @@ mod sources;
 pub mod deliver;
 pub mod engine;
 pub mod environment;
+pub mod handover;
 pub mod notify;
 pub mod supervise;
 

@@ -150,8 +150,10 @@ impl StartError {
             Self::NotAllowed { .. } => 77,
             Self::Delivery { error, .. } => match error {
                 DeliveryError::NotAllowed(_) => 77,
-                DeliveryError::Unfit { .. } => 64,
-                DeliveryError::Failed { .. } => 69,
+                DeliveryError::Unfit { .. }
+                | DeliveryError::NoSocket
+                | DeliveryError::Unserved { .. } => 64,
+                DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,
             },
         }
     }

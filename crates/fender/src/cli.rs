@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::lines;
+use fender_runtime::listen::LocalAddress;
 use fender_runtime::telemetry::LogFormat;
 
 pub(crate) use administration::*;
@@ -88,6 +89,8 @@ pub(crate) enum Command {
     Reload(Upgrade),
     /// Put credentials into the environment of a command and become it
     Exec(Box<Exec>),
+    /// Ask a sidecar for a credential at its credentials socket, and write the value to standard output
+    Get(Get),
     /// Validate documents and make them the mesh's next revision
     Apply(Apply),
     /// Which revisions of the documents there are, and what they say
@@ -197,4 +200,17 @@ fn variable(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("it must be the name of a variable, and none of Fender's own".to_owned()),
     }
+}
+
+/// A relative path begins where this process does now.
+fn local_address(text: &str) -> Result<LocalAddress, String> {
+    let address: LocalAddress = text
+        .parse()
+        .map_err(|error: fender_runtime::listen::InvalidAddress| error.to_string())?;
+    Ok(match address {
+        LocalAddress::Path(path) => {
+            LocalAddress::Path(std::path::absolute(path).map_err(|error| error.to_string())?)
+        }
+        named @ LocalAddress::Abstract(_) => named,
+    })
 }

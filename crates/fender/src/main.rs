@@ -19,6 +19,7 @@ mod crl;
 mod demo;
 mod exec;
 mod exit;
+mod get;
 mod load;
 mod local;
 #[cfg(feature = "control-plane")]
@@ -96,6 +97,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Upgrade(args) => single(upgrade::upgrade(args)),
         Command::Reload(args) => single(upgrade::reload(args)),
         Command::Exec(args) => exec::run(*args),
+        Command::Get(args) => single(get::get(args)),
         Command::Apply(args) => blocking(admin::apply(args)),
         Command::Revisions(args) => blocking(revisions::list_or_show(args)),
         Command::Diff(args) => blocking(revisions::diff(args)),

@@ -35,6 +35,7 @@ mod floods;
 mod founding;
 mod frames;
 mod front;
+mod handover;
 mod idle;
 mod limits;
 mod notify;

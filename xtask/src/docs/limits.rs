@@ -1,4 +1,4 @@
-//! `docs/reference/limits.md`: every bound of the data plane with its default and its reason, from the
+//! `docs/reference/limits.md`: every bound of the data plane, and of the socket for credentials, with its default and its reason, from the
 //! comments in the code that holds to them, and by which field documents set it, if they do. A bound without a comment is
 //! an error.
 
@@ -9,9 +9,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 /// The types whose fields are bounds, and where they are.
-const SOURCES: [(&str, &str); 2] = [
+const SOURCES: [(&str, &str); 3] = [
     ("Limits", "crates/fender-proxy/src/limits.rs"),
     ("BodyLimits", "crates/fender-wire/src/body/decode.rs"),
+    (
+        "SocketLimits",
+        "crates/fender-credentials/src/handover/limits.rs",
+    ),
 ];
 
 /// What documents set, under the same names.

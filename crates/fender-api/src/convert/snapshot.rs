@@ -332,6 +332,9 @@ fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> 
             }
             Ok(domain::Delivery::Environment { variable })
         }
+        Kind::Socket(socket) => socket_delivery(socket)
+            .map(domain::Delivery::Socket)
+            .map_err(|error| error.within("socket")),
     }
 }
 
@@ -350,8 +353,28 @@ fn from_delivery(delivery: &domain::Delivery) -> proto::Delivery {
             .into(),
         }),
         domain::Delivery::Environment { variable } => Kind::EnvironmentVariable(variable.clone()),
+        domain::Delivery::Socket(socket) => Kind::Socket(proto::SocketDelivery {
+            name: socket.name.to_string(),
+            users: socket.users.clone(),
+        }),
     };
     proto::Delivery { kind: Some(kind) }
+}
+
+/// Nobody is named by an empty list, and a crowd by one without an end.
+fn socket_delivery(message: proto::SocketDelivery) -> Result<domain::SocketDelivery, InvalidField> {
+    let most = domain::SocketDelivery::MOST_USERS;
+    if message.users.is_empty() || message.users.len() > most {
+        let why = format!(
+            "{} users are named; 1 to {most} may be",
+            message.users.len()
+        );
+        return Err(InvalidField::new("users", why));
+    }
+    Ok(domain::SocketDelivery {
+        name: parse("name", &message.name)?,
+        users: message.users,
+    })
 }
 
 fn file_delivery(message: proto::FileDelivery) -> Result<domain::FileDelivery, InvalidField> {

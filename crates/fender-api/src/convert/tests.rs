@@ -303,6 +303,32 @@ fn attack_a_deny_list_without_end_is_refused() {
 }
 
 #[test]
+fn attack_a_credential_for_nobody_a_crowd_or_another_name_is_refused() {
+    let with = |name: &str, users: usize| {
+        let socket = proto::SocketDelivery {
+            name: name.to_owned(),
+            users: vec!["app".to_owned(); users],
+        };
+        refused(|m| {
+            m.credentials.push(proto::CredentialSpec {
+                name: "shop/smtp".to_owned(),
+                max_stale_millis: 1,
+                source: Some(proto::credential_spec::Source::Control(
+                    proto::ControlSource {},
+                )),
+                deliver: vec![proto::Delivery {
+                    kind: Some(proto::delivery::Kind::Socket(socket)),
+                }],
+                ..Default::default()
+            });
+        })
+    };
+    assert_eq!(with("smtp", 0), "credentials[0].deliver[0].socket.users");
+    assert_eq!(with("smtp", 17), "credentials[0].deliver[0].socket.users");
+    assert_eq!(with("a b", 1), "credentials[0].deliver[0].socket.name");
+}
+
+#[test]
 fn a_delivery_outside_of_absolute_paths_and_permission_bits_is_refused() {
     let with = |path: &str, mode: u32| {
         let file = proto::FileDelivery {

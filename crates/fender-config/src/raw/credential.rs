@@ -194,6 +194,7 @@ pub(crate) struct VaultEngine {
 pub(crate) struct Delivery {
     pub(crate) file: Option<DeliveryFile>,
     pub(crate) environment: Option<Environment>,
+    pub(crate) socket: Option<DeliverySocket>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -207,6 +208,16 @@ pub(crate) struct DeliveryFile {
     pub(crate) group: Option<At<String>>,
     /// Default: memory, which refuses a directory that is not on tmpfs.
     pub(crate) storage: Option<At<Word<Storage>>>,
+}
+
+/// At the socket that the sidecar opens with `--credentials-socket`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliverySocket {
+    /// What it is asked for by. Default: the name of the credential.
+    pub(crate) name: Option<At<String>>,
+    /// Whose processes receive it, by name or number; nobody else's do.
+    pub(crate) users: At<Vec<At<String>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{duration, file_path, full_name, vault};
+use super::{duration, file_path, full_name, served, vault};
 use crate::ObjectName;
 use crate::documents::{Credential, Via};
 use crate::raw::{self, Document};
 use crate::snapshot::{
     Command, Delivery, DockerSecret, DockerSecretName, FileDelivery, LoopbackUrl, Notification,
-    NotifyMethod, Origin, Storage, Target,
+    NotifyMethod, Origin, ServedName, Storage, Target,
 };
 use crate::yaml::{At, Reader, Word};
 
@@ -49,11 +49,12 @@ pub(crate) fn credential(
                 environment: { variable: X } } ]`",
         );
     }
+    let own_name = name.as_ref().map(ServedName::from);
     let deliver: Vec<_> = spec
         .deliver
         .value
         .iter()
-        .filter_map(|at| delivery(reader, at))
+        .filter_map(|at| delivery(reader, at, own_name.as_ref()))
         .collect();
     let max_stale = spec.max_stale.as_ref().map_or(Some(MAX_STALE), |at| {
         duration(
@@ -294,16 +295,29 @@ fn loopback(reader: &mut Reader<'_>, at: &At<String>) -> Option<LoopbackUrl> {
     url.ok()
 }
 
-fn delivery(reader: &mut Reader<'_>, at: &At<raw::Delivery>) -> Option<Delivery> {
-    match (&at.value.file, &at.value.environment) {
-        (Some(file), None) => delivery_file(reader, file).map(Delivery::File),
-        (None, Some(environment)) => variable(reader, &environment.variable)
+/// `own_name` is the credential's, if that is one.
+fn delivery(
+    reader: &mut Reader<'_>,
+    at: &At<raw::Delivery>,
+    own_name: Option<&ServedName>,
+) -> Option<Delivery> {
+    let raw::Delivery {
+        file,
+        environment,
+        socket,
+    } = &at.value;
+    match (file, environment, socket) {
+        (Some(file), None, None) => delivery_file(reader, file).map(Delivery::File),
+        (None, Some(environment), None) => variable(reader, &environment.variable)
             .map(|variable| Delivery::Environment { variable }),
-        (None, None) | (Some(_), Some(_)) => {
+        (None, None, Some(socket)) => {
+            served::socket(reader, socket, own_name).map(Delivery::Socket)
+        }
+        (_, _, _) => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a delivery is either a `file` or an `environment`",
+                "a delivery is one of `file`, `environment` and `socket`",
                 "write one list entry for each",
             );
             None
@@ -318,8 +332,10 @@ fn delivery_file(reader: &mut Reader<'_>, file: &raw::DeliveryFile) -> Option<Fi
         .storage
         .as_ref()
         .map_or(Some(Storage::default()), |at| reader.choose("storage", at));
-    let owner = account(reader, "owner", file.owner.as_ref());
-    let group = account(reader, "group", file.group.as_ref());
+    let owner = file.owner.as_ref();
+    let owner = owner.and_then(|at| account(reader, "the owner of a file", at));
+    let group = file.group.as_ref();
+    let group = group.and_then(|at| account(reader, "the group of a file", at));
     Some(FileDelivery {
         path: path?,
         mode: mode?,
@@ -358,14 +374,13 @@ fn mode(reader: &mut Reader<'_>, at: &At<String>) -> Option<u32> {
 }
 
 /// A name as `passwd` knows it, or a number.
-fn account(reader: &mut Reader<'_>, field: &str, at: Option<&At<String>>) -> Option<String> {
-    let at = at?;
+pub(super) fn account(reader: &mut Reader<'_>, what: &str, at: &At<String>) -> Option<String> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let usable = (1..=32).contains(&at.value.len())
         && !at.value.starts_with('-')
         && at.value.bytes().all(allowed);
     if !usable {
-        let message = format!("`{}` cannot be the {field} of a file", at.value);
+        let message = format!("`{}` cannot be {what}", at.value);
         reader.wrong(
             at,
             "fender::bad-account",

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::name::is_plain;
+
 /// A secret as an engine mounts it into a container.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DockerSecret {
@@ -33,12 +35,7 @@ impl FromStr for DockerSecretName {
     type Err = InvalidSecretName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let edges = [text.bytes().next(), text.bytes().last()];
-        let edged = edges
-            .iter()
-            .all(|edge| edge.is_some_and(|b| b.is_ascii_alphanumeric()));
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-        if text.len() > Self::LONGEST || !edged || !text.bytes().all(plain) {
+        if text.len() > Self::LONGEST || !is_plain(text) {
             return Err(InvalidSecretName(text.to_owned()));
         }
         Ok(Self(text.to_owned()))

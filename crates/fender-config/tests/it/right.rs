@@ -572,3 +572,22 @@ fn a_snapshot_may_become_a_day_old_or_what_the_mesh_says_and_closed_lets_nobody_
         );
     }
 }
+
+#[test]
+fn a_credential_is_handed_to_users_under_its_own_name_or_another() {
+    let alone = standalone::parse(&[fixture("right", "alone.yaml")]).unwrap();
+    let smtp = alone.credentials().next().unwrap();
+    let served: Vec<_> = smtp
+        .deliver
+        .iter()
+        .filter_map(|delivery| match delivery {
+            Delivery::Socket(socket) => Some((socket.name.as_str(), &*socket.users)),
+            Delivery::File(_) | Delivery::Environment { .. } => None,
+        })
+        .collect();
+    let [own, other] = [
+        ["app", "1000"].map(String::from).to_vec(),
+        vec!["1001".to_owned()],
+    ];
+    assert_eq!(served, [("smtp", &*own), ("SMTP_password.v2", &*other)]);
+}

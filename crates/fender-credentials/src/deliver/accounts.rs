@@ -12,8 +12,9 @@ use rustix::fs::{Gid, Uid};
 /// The most of such a file that is read.
 const LIMIT: u64 = 4 * 1024 * 1024;
 
-pub(super) fn user(name: &str) -> Result<Uid, String> {
-    number(name, "owner", Path::new("/etc/passwd")).map(Uid::from_raw)
+/// `what` the document needs it as.
+pub(crate) fn user(name: &str, what: &str) -> Result<Uid, String> {
+    number(name, what, Path::new("/etc/passwd")).map(Uid::from_raw)
 }
 
 pub(super) fn group(name: &str) -> Result<Gid, String> {
@@ -69,8 +70,8 @@ mod tests {
     fn names_and_numbers_are_resolved_without_the_c_library() {
         assert_eq!(find(PASSWD, "app"), Some(1000));
         assert_eq!(find(PASSWD, "root"), Some(0));
-        assert_eq!(user("root"), Ok(Uid::ROOT));
-        assert_eq!(user("4321").map(Uid::as_raw), Ok(4321));
+        assert_eq!(user("root", "owner"), Ok(Uid::ROOT));
+        assert_eq!(user("4321", "owner").map(Uid::as_raw), Ok(4321));
         assert_eq!(group("0"), Ok(Gid::ROOT));
     }
 
@@ -78,7 +79,7 @@ mod tests {
     fn an_unknown_name_says_where_it_was_looked_for() {
         assert_eq!(find(PASSWD, "broken"), None);
         assert_eq!(find(PASSWD, "x"), None);
-        let error = user("no-such-user").unwrap_err();
+        let error = user("no-such-user", "owner").unwrap_err();
         assert!(
             error.contains("`no-such-user`") && error.contains("/etc/passwd"),
             "{error}"
@@ -87,6 +88,6 @@ mod tests {
 
     #[test]
     fn the_number_that_means_unchanged_is_no_owner() {
-        assert!(user("4294967295").is_err());
+        assert!(user("4294967295", "owner").is_err());
     }
 }

@@ -1,8 +1,8 @@
-//! One credential's keeper: follows its document and its source, and keeps its files right.
+//! One credential's keeper: follows its document and its source, and keeps right what is delivered of it.
 
 use std::time::Duration;
 
-use fender_config::snapshot::{CredentialSpec, Notification};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Notification};
 use fender_identity::Secret;
 use fender_providers::{FetchError, Fetched, Generation, State};
 use fender_runtime::backoff::Backoff;
@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::files::{Files, Written};
-use super::{Holding, Ledger, OnExit, Settings, places};
-use crate::deliver::{Change, Place};
-use crate::sources::Gathered;
+use super::{Holding, Ledger, OnExit, Placed, Plan, Settings};
+use crate::deliver::Change;
+use crate::handover::{Handovers, Offer};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -25,9 +25,13 @@ pub(super) struct Keeper {
     drain: Drain,
     /// What is known of the secret; nothing when the feed ended or may not be followed.
     states: Option<watch::Receiver<State>>,
-    places: Vec<Place>,
+    /// Of the document that is followed.
+    plan: Plan,
+    source: Option<CredentialSource>,
     files: Files,
-    /// What all of `places` hold.
+    /// None where nothing is handed over at all.
+    offer: Option<Offer>,
+    /// What every place of the plan holds.
     delivered: Option<Generation>,
     /// Since when that may not be the newest.
     outdated: Option<Instant>,
@@ -46,14 +50,17 @@ impl Keeper {
         drain: Drain,
     ) -> Self {
         specs.mark_changed();
+        let offer = settings.handovers.as_ref().map(Handovers::offer);
         Self {
             specs,
             settings,
             ledger,
             drain,
             states: None,
-            places: Vec::new(),
+            plan: Plan::default(),
+            source: None,
             files: Files::default(),
+            offer,
             delivered: None,
             outdated: None,
             max_stale: Duration::ZERO,
@@ -64,18 +71,25 @@ impl Keeper {
     }
 
     /// Takes over what was gathered and delivered at start.
-    pub(super) fn holding(mut self, gathered: Gathered, files: Files) -> Self {
+    pub(super) fn holding(mut self, placed: Placed) -> Self {
+        let Placed {
+            gathered,
+            plan,
+            files,
+            offer,
+        } = placed;
         let generation = gathered.fetched.generation;
         self.ledger
             .enter(Some(Holding::Delivered(generation.clone())));
         self.delivered = Some(generation);
         self.states = Some(gathered.states);
         self.files = files;
+        self.offer = offer;
         self.max_stale = gathered.spec.max_stale;
         self.notify.clone_from(&gathered.spec.notify);
         self.told(&gathered.fetched.value);
-        // Resolving the places once more costs little and keeps one path for documents.
-        self.places = places(&gathered.spec, &self.settings).unwrap_or_default();
+        self.source = Some(gathered.spec.source);
+        self.plan = plan;
         self.specs.mark_unchanged();
         self
     }
@@ -97,6 +111,9 @@ impl Keeper {
     }
 
     async fn end(self) {
+        if let Some(offer) = self.offer {
+            offer.leave();
+        }
         let on_exit = *self.settings.on_exit.borrow();
         match on_exit {
             OnExit::Wipe => self.files.remove(&self.ledger.name).await,
@@ -107,9 +124,13 @@ impl Keeper {
     /// Follows a changed document. What is delivered stays until the new value is.
     async fn adopt(&mut self) {
         let Some(spec) = self.specs.borrow_and_update().clone() else {
+            if let Some(offer) = &self.offer {
+                offer.close();
+            }
             self.forget().await;
             self.settings.notifier.dropped(&self.ledger.name);
             self.states = None;
+            self.source = None;
             self.ledger.enter(None);
             return;
         };
@@ -117,9 +138,25 @@ impl Keeper {
         self.states = None;
         self.max_stale = spec.max_stale;
         self.notify.clone_from(&spec.notify);
-        match places(&spec, &self.settings) {
-            Ok(places) => self.places = places,
-            Err(error) => return self.fail(error.to_string()),
+        // What a control plane has it from does not travel: it may be another source each time.
+        let direct = matches!(spec.source, CredentialSource::Direct(_));
+        let same_source = direct && self.source.as_ref() == Some(&spec.source);
+        self.source = Some(spec.source.clone());
+        let offer = self.offer.as_ref();
+        match Plan::of(&spec, &self.settings) {
+            Ok(plan) => {
+                if let Some(offer) = offer {
+                    offer.follow(plan.to.clone(), same_source);
+                }
+                self.plan = plan;
+            }
+            Err(error) => {
+                // Whom it would have kept, and whom not, is not known: files stay with their owners, nothing is handed over.
+                if let Some(offer) = offer {
+                    offer.close();
+                }
+                return self.fail(error.to_string());
+            }
         }
         match self.settings.sources.follow(&spec, &self.drain) {
             Ok(mut states) => {
@@ -150,6 +187,10 @@ impl Keeper {
             State::Stale { last: None, error } => self.fail(error.to_string()),
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %self.ledger.name, %error, "credential withdrawn");
+                // Before the files: nobody is handed over meanwhile what is withdrawn.
+                if let Some(offer) = &self.offer {
+                    offer.withdraw();
+                }
                 self.forget().await;
                 self.settings.notifier.withdrawn(&self.ledger.name);
                 let why = error.to_string();
@@ -165,14 +206,22 @@ impl Keeper {
             files,
             change,
             failure,
-        } = files.write(self.places.clone(), value.clone()).await;
+        } = files.write(self.plan.places.clone(), value.clone()).await;
         self.files = files;
-        if let Some(error) = failure {
+        let offered = self
+            .offer
+            .as_ref()
+            .map(|offer| offer.put(&self.plan.to, &value, &generation));
+        let (offered, unoffered) = match offered.transpose() {
+            Ok(offered) => (offered, None),
+            Err(error) => (None, Some(error)),
+        };
+        if let Some(error) = failure.or(unoffered) {
             self.retry = Some(Instant::now() + self.backoff.next());
             return self.fail(error.to_string());
         }
         self.backoff.reset();
-        if change == Change::Written {
+        if change == Change::Written || offered == Some(Change::Written) {
             tracing::info!(credential = %self.ledger.name, %generation, "credential delivered");
         }
         self.delivered = Some(generation.clone());
@@ -181,6 +230,7 @@ impl Keeper {
             Some(error) => self.fail(error.to_string()),
             None => {
                 self.outdated = None;
+                self.offer_age(None);
                 self.ledger.enter(Some(Holding::Delivered(generation)));
             }
         }
@@ -197,6 +247,7 @@ impl Keeper {
         let holding = match self.delivered.clone() {
             Some(generation) => {
                 let since = *self.outdated.get_or_insert_with(Instant::now);
+                self.offer_age(Some(since));
                 Holding::Outdated {
                     generation,
                     why: why.clone(),
@@ -208,6 +259,14 @@ impl Keeper {
         };
         if self.ledger.enter(Some(holding)) {
             tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
+        }
+    }
+
+    /// Since when what is handed over may not be the newest.
+    fn offer_age(&self, since: Option<Instant>) {
+        if let Some(offer) = &self.offer {
+            let too_old = since.and_then(|since| since.checked_add(self.max_stale));
+            offer.age(since, too_old);
         }
     }
 

@@ -19,6 +19,8 @@ use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod socket;
+
 const MAX_STALE: Duration = Duration::from_secs(60);
 
 /// A control plane whose answers the test gives.
@@ -94,6 +96,7 @@ impl Bench {
                 notifier: Notifier::new(told, Record::open(None, "").unwrap(), &drain),
                 sources,
                 on_exit: watch::channel(OnExit::Wipe).1,
+                handovers: None,
             },
         }
     }

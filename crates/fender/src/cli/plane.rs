@@ -12,7 +12,7 @@ use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain};
 use fender_runtime::listen::LocalAddress;
 
-use super::{Health, ca_pin, directory, duration, program, variable};
+use super::{Health, ca_pin, directory, duration, local_address, program, variable};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Plane {
@@ -407,17 +407,4 @@ fn unix_url(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("unix://").map(PathBuf::from);
     path.filter(|path| path.is_absolute())
         .ok_or_else(|| "write it like `unix:///var/run/docker.sock`".to_owned())
-}
-
-/// A relative path begins where this process does now.
-fn local_address(text: &str) -> Result<LocalAddress, String> {
-    let address: LocalAddress = text
-        .parse()
-        .map_err(|error: fender_runtime::listen::InvalidAddress| error.to_string())?;
-    Ok(match address {
-        LocalAddress::Path(path) => {
-            LocalAddress::Path(std::path::absolute(path).map_err(|error| error.to_string())?)
-        }
-        named @ LocalAddress::Abstract(_) => named,
-    })
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use fender_api::otlp::CollectorUrl;
+use fender_config::snapshot::ServedName;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
-use super::{access_log, ca_pin, directory, duration, program, variable};
+use super::{access_log, ca_pin, directory, duration, local_address, program, variable};
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sidecar {
@@ -22,6 +23,14 @@ pub(crate) struct Sidecar {
     pub(crate) admin_socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) workload_api: WorkloadApi,
+    /// A Unix socket at which credentials are handed over to processes of the users that documents name: a path, or @NAME for one in the network namespace, without a file
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = local_address,
+        env = "FENDER_CREDENTIALS_SOCKET"
+    )]
+    pub(crate) credentials_socket: Option<LocalAddress>,
     #[command(flatten)]
     pub(crate) telemetry: Telemetry,
     /// How long a supervised application may take to stop before it is killed
@@ -141,6 +150,29 @@ pub(crate) struct Upgrade {
     /// The upgrade socket of the sidecar: what its --upgrade-socket says, or upgrade.sock in its state directory
     #[arg(long, value_name = "PATH", env = "FENDER_UPGRADE_SOCKET")]
     pub(crate) sidecar: PathBuf,
+}
+
+/// A credential, and the sidecar that hands it over.
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Get {
+    /// What it is asked for by: its name, unless its document says another
+    #[arg(value_name = "NAME")]
+    pub(crate) name: ServedName,
+    /// The credentials socket of the sidecar
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = local_address,
+        env = "FENDER_CREDENTIALS_SOCKET",
+        default_value = "@fender-credentials"
+    )]
+    pub(crate) socket: LocalAddress,
+    /// The user that the sidecar runs as; nothing is asked of whoever else listens there [default: root and this user]
+    #[arg(long, value_name = "UID", env = "FENDER_SIDECAR_UID")]
+    pub(crate) sidecar_uid: Option<u32>,
+    /// How long to wait for the answer, as of a sidecar that does not have its credentials yet
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
+    pub(crate) timeout: Duration,
 }
 
 /// Who beside the proxy may have the workload's identity.

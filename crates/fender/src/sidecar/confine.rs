@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use fender_config::snapshot::{CredentialSource, Delivery, Origin, Target};
 use fender_config::standalone::{Identity, Standalone};
+use fender_runtime::listen::LocalAddress;
 use fender_runtime::{lines, sys};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -87,6 +88,9 @@ impl Reach {
         {
             reach.sockets.push(Self::parent(socket));
         }
+        if let Some(LocalAddress::Path(socket)) = &args.credentials_socket {
+            reach.sockets.push(Self::parent(socket));
+        }
         if let lines::Destination::File(path) = &args.telemetry.access_log {
             reach.logs.push(Self::parent(path));
         }
@@ -129,7 +133,7 @@ impl Reach {
             self.write
                 .extend(places.filter_map(|delivery| match delivery {
                     Delivery::File(file) => Some(Self::parent(&file.path)),
-                    Delivery::Environment { .. } => None,
+                    Delivery::Environment { .. } | Delivery::Socket(_) => None,
                 }));
         }
     }

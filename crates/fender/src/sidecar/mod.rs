@@ -10,6 +10,7 @@ mod acme;
 mod attend;
 mod callers;
 mod confine;
+mod credentials_socket;
 mod decisions;
 mod drains;
 mod notices;
@@ -34,6 +35,7 @@ use fender_api::client::{Received, Report};
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
@@ -246,6 +248,13 @@ async fn start(
         open_admin_socket(args, &listeners, &status, drains)?;
     }
 
+    // Where they are asked for: whoever comes now waits until there is something. A successor takes the socket over.
+    let handovers = args.credentials_socket.as_ref().map(|_| Handovers::new());
+    let mut socket = match tenure {
+        Tenure::Own => credentials_socket::open(args, &listeners)?,
+        Tenure::Succeed => None,
+    };
+
     // Its secrets, all or none. Those of a sidecar that goes on are not a successor's to remove.
     let (on_exit, leaves) = watch::channel(match tenure {
         Tenure::Own => OnExit::Wipe,
@@ -274,6 +283,7 @@ async fn start(
         sources,
         on_exit: leaves,
         notifier,
+        handovers: handovers.clone(),
     };
     let holdings = engine::start(
         feed.snapshot.clone(),
@@ -316,6 +326,11 @@ async fn start(
     }
     if tenure == Tenure::Succeed {
         open_admin_socket(args, &listeners, &status, drains)?;
+        socket = credentials_socket::open(args, &listeners)?;
+    }
+    if let (Some(listener), Some(handovers)) = (socket, handovers) {
+        status.set_handovers(handovers.clone());
+        credentials_socket::serve(listener, handovers, drains);
     }
 
     // Local processes that ask for the identity themselves.

@@ -8,6 +8,7 @@ use fender_api::client::Session;
 use fender_api::otlp::Exported;
 use fender_config::snapshot::{Profile, Snapshot};
 use fender_credentials::engine::{Holding, Holdings};
+use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{Outcome, Outcomes};
 use fender_identity::Svid;
 use fender_proxy::Direction;
@@ -53,6 +54,12 @@ fender_runtime::metrics! {
         "targets",
         "How many have still to be told of changed credentials",
     );
+    HANDOVERS = Metric::counter(
+        "fender_credential_handovers",
+        "answers",
+        "Answers at the credentials socket: `ok` with a credential, the others without one",
+    )
+    .by(&[Label::these("answer", Handovers::answers)]);
     BUILD_INFO = Metric::gauge("fender_build_info", "1", "1, with the version of Fender")
         .by(&[Label::bounded("version", "the one of this process")]);
     SPANS = Metric::counter("fender_spans_delivered", "spans", "Spans that a collector took");
@@ -77,6 +84,8 @@ pub(super) struct Status {
     holdings: OnceLock<watch::Receiver<Holdings>>,
     /// As are these.
     notified: OnceLock<watch::Receiver<Outcomes>>,
+    /// There if it has a socket for them, once that is served.
+    handovers: OnceLock<Handovers>,
     /// There once it serves.
     proxy: OnceLock<fender_proxy::Running>,
     draining: AtomicBool,
@@ -100,6 +109,7 @@ impl Status {
             exported: Arc::default(),
             holdings: OnceLock::new(),
             notified: OnceLock::new(),
+            handovers: OnceLock::new(),
             proxy: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
@@ -119,6 +129,10 @@ impl Status {
     fn notified(&self) -> Outcomes {
         let notified = self.notified.get();
         notified.map_or_else(Outcomes::new, |outcomes| outcomes.borrow().clone())
+    }
+
+    pub(super) fn set_handovers(&self, handovers: Handovers) {
+        let _ = self.handovers.set(handovers);
     }
 
     pub(super) fn proxy(&self) -> Option<&fender_proxy::Running> {
@@ -304,6 +318,10 @@ impl Observed for Status {
             .filter(|outcome| !outcome.pending.is_empty());
         let pending = i64::try_from(pending.count()).unwrap_or(i64::MAX);
         told.gauge(&NOTIFICATIONS_PENDING, pending);
+        let handovers = self.handovers.get().map(Handovers::counts);
+        let handovers = handovers.unwrap_or_default().into_iter();
+        let handovers = handovers.map(|(answer, count)| (vec![("answer", answer.into())], count));
+        told.numbers(&HANDOVERS, handovers.collect());
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
         told.numbers(&BUILD_INFO, vec![(version, 1)]);
         let crowded = self

@@ -459,7 +459,14 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             })
         });
     let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
-    let deliver = vec(prop_oneof![file, variable], 0..3);
+    let served = ("[a-z0-9]([-_.a-z]{0,9}[a-z0-9])?", vec(label(), 1..4));
+    let socket = served.prop_map(|(name, users)| {
+        domain::Delivery::Socket(domain::SocketDelivery {
+            name: name.parse().unwrap(),
+            users,
+        })
+    });
+    let deliver = vec(prop_oneof![file, variable, socket], 0..3);
     let told = (
         object(),
         source,

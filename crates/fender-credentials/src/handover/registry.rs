@@ -1,0 +1,454 @@
+//! What may be handed to whom at this moment. The keepers of the credentials write it, the socket reads it.
+//!
+//! It fails closed: what its keeper does not stand behind is not here. A user that a document no longer names receives
+//! nothing from the moment on at which that document arrives, whatever becomes of the rest of it; one that a document names
+//! anew receives no value that came from the source of the document before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fender_config::snapshot::{ServedName, SocketDelivery};
+use fender_identity::Secret;
+use fender_providers::Generation;
+use tokio::time::Instant;
+
+use super::protocol::{Answer, HERE, Refusal};
+use super::sealed::Sealed;
+use crate::deliver::{Change, DeliveryError, accounts};
+
+/// As the kernel shows a user that has no number in our namespace: it may be anybody.
+const OVERFLOW_USER: u32 = 65_534;
+
+/// A [`SocketDelivery`] that can be carried out: who receives it, by number.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Handed {
+    name: ServedName,
+    users: BTreeSet<u32>,
+}
+
+impl Handed {
+    pub(crate) fn new(delivery: &SocketDelivery) -> Result<Self, DeliveryError> {
+        let users: Result<_, _> = delivery.users.iter().map(|user| number(user)).collect();
+        Ok(Self {
+            name: delivery.name.clone(),
+            users: users.map_err(|why| DeliveryError::Unserved {
+                name: delivery.name.clone(),
+                why,
+            })?,
+        })
+    }
+}
+
+/// Only a document that says the number means the user that may be anybody.
+fn number(user: &str) -> Result<u32, String> {
+    let number = accounts::user(user, "user")?.as_raw();
+    match number == OVERFLOW_USER && user.parse() != Ok(number) {
+        true => Err(format!(
+            "`{user}` is the user {number}, as which the kernel shows every user of another namespace, too; give the application a \
+            user of its own"
+        )),
+        false => Ok(number),
+    }
+}
+
+/// Every credential that is handed over at the socket. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Handovers(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: Mutex<Entries>,
+    handed: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    next: u64,
+    by_keeper: BTreeMap<u64, Entry>,
+}
+
+/// One credential.
+#[derive(Debug, Default)]
+struct Entry {
+    to: Vec<Handed>,
+    value: Value,
+}
+
+#[derive(Debug, Default)]
+enum Value {
+    #[default]
+    Waiting,
+    Withdrawn,
+    Here {
+        sealed: Arc<Sealed>,
+        generation: Generation,
+        outdated: Option<Outdated>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outdated {
+    since: Instant,
+    too_old: Option<Instant>,
+}
+
+impl Handovers {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What can be answered, and how often it was.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let refused = Refusal::ALL.into_iter().zip(&self.0.refused);
+        let refused = refused.map(|(refusal, count)| (refusal.word(), count));
+        [(HERE, &self.0.handed)]
+            .into_iter()
+            .chain(refused)
+            .map(|(word, count)| (word, count.load(Ordering::Relaxed)))
+            .collect()
+    }
+
+    /// The words that [`Self::counts`] has.
+    pub fn answers() -> Vec<&'static str> {
+        let refusals = Refusal::ALL.into_iter().map(Refusal::word);
+        [HERE].into_iter().chain(refusals).collect()
+    }
+
+    pub(super) fn count(&self, answer: &Answer) {
+        let counted = match answer {
+            Answer::Here { .. } => Some(&self.0.handed),
+            Answer::Refused(refusal) => Refusal::ALL
+                .iter()
+                .position(|known| known == refusal)
+                .and_then(|at| self.0.refused.get(at)),
+        };
+        if let Some(counted) = counted {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A place for one credential.
+    pub(crate) fn offer(&self) -> Offer {
+        let mut entries = self.entries();
+        let keeper = entries.next;
+        entries.next += 1;
+        entries.by_keeper.insert(keeper, Entry::default());
+        Offer {
+            of: self.clone(),
+            keeper,
+        }
+    }
+
+    /// Whether anything is handed to this user at all.
+    pub(super) fn know(&self, user: u32) -> bool {
+        let entries = self.entries();
+        let mut to = entries.by_keeper.values().flat_map(|entry| &entry.to);
+        to.any(|handed| handed.users.contains(&user))
+    }
+
+    /// What a user is answered who asks for this. Fails where there is no descriptor left to hand over.
+    pub(crate) fn look_up(
+        &self,
+        user: u32,
+        name: &ServedName,
+    ) -> io::Result<(Answer, Option<OwnedFd>)> {
+        let refused = |refusal| Ok((Answer::Refused(refusal), None));
+        let (sealed, generation, outdated) = {
+            let entries = self.entries();
+            let of_both = |entry: &&Entry| {
+                let mut to = entry.to.iter();
+                to.any(|handed| handed.name == *name && handed.users.contains(&user))
+            };
+            let entry = entries.by_keeper.values().find(of_both);
+            match entry.map(|entry| &entry.value) {
+                None => return refused(Refusal::Missing),
+                Some(Value::Waiting) => return refused(Refusal::Waiting),
+                Some(Value::Withdrawn) => return refused(Refusal::Withdrawn),
+                Some(Value::Here {
+                    sealed,
+                    generation,
+                    outdated,
+                }) => (Arc::clone(sealed), generation.clone(), *outdated),
+            }
+        };
+        let now = Instant::now();
+        if outdated.is_some_and(|it| it.too_old.is_some_and(|moment| moment <= now)) {
+            return refused(Refusal::Outdated);
+        }
+        let file = sealed.open()?;
+        let since = outdated.map(|it| now.saturating_duration_since(it.since));
+        let answer = Answer::Here {
+            generation,
+            length: sealed.length(),
+            age: since.unwrap_or_default(),
+        };
+        Ok((answer, Some(file)))
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        let entries = self.0.entries.lock();
+        entries.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One credential's place; dropping it takes the credential back.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    of: Handovers,
+    keeper: u64,
+}
+
+impl Offer {
+    /// Another document says who receives it, from the same source or another one.
+    pub(crate) fn follow(&self, to: Vec<Handed>, same_source: bool) {
+        self.change(|entry| {
+            entry.to = match (&entry.value, same_source) {
+                (Value::Here { .. }, false) => of_both(&entry.to, &to),
+                (Value::Here { .. }, true) | (Value::Waiting | Value::Withdrawn, _) => to,
+            };
+            if let (Value::Withdrawn, false) = (&entry.value, same_source) {
+                entry.value = Value::Waiting;
+            }
+        });
+    }
+
+    /// The value, for all of these.
+    pub(crate) fn put(
+        &self,
+        to: &[Handed],
+        value: &Secret,
+        generation: &Generation,
+    ) -> Result<Change, DeliveryError> {
+        let known = {
+            let entries = self.of.entries();
+            let entry = entries.by_keeper.get(&self.keeper);
+            matches!(entry.map(|entry| &entry.value), Some(Value::Here { generation: known, .. }) if known == generation)
+        };
+        if to.is_empty() {
+            self.change(|entry| *entry = Entry::default());
+            return Ok(Change::Unchanged);
+        }
+        let fresh = (!known).then(|| Sealed::new(value)).transpose()?;
+        let change = match fresh {
+            Some(_) => Change::Written,
+            None => Change::Unchanged,
+        };
+        self.change(|entry| {
+            entry.to = to.to_vec();
+            if let Some(sealed) = fresh {
+                let outdated = match &entry.value {
+                    Value::Here { outdated, .. } => *outdated,
+                    Value::Waiting | Value::Withdrawn => None,
+                };
+                entry.value = Value::Here {
+                    sealed: Arc::new(sealed),
+                    generation: generation.clone(),
+                    outdated,
+                };
+            }
+        });
+        Ok(change)
+    }
+
+    /// Since when the value may not be the newest, and from when on it may not be used any more.
+    pub(crate) fn age(&self, since: Option<Instant>, too_old: Option<Instant>) {
+        self.change(|entry| {
+            if let Value::Here { outdated, .. } = &mut entry.value {
+                *outdated = since.map(|since| Outdated { since, too_old });
+            }
+        });
+    }
+
+    /// The source took it back.
+    pub(crate) fn withdraw(&self) {
+        self.change(|entry| entry.value = Value::Withdrawn);
+    }
+
+    /// Nobody receives it any more.
+    pub(crate) fn close(&self) {
+        self.change(|entry| *entry = Entry::default());
+    }
+
+    /// This process ends: who was let in already is given what they came for.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.of.entries().by_keeper.get_mut(&self.keeper) {
+            change(entry);
+        }
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.of.entries().by_keeper.remove(&self.keeper);
+    }
+}
+
+/// Who receives it by both.
+fn of_both(one: &[Handed], other: &[Handed]) -> Vec<Handed> {
+    let shared = |handed: &Handed| {
+        let same_name = other.iter().filter(|it| it.name == handed.name);
+        let others: BTreeSet<_> = same_name.flat_map(|it| &it.users).copied().collect();
+        Handed {
+            name: handed.name.clone(),
+            users: handed.users.intersection(&others).copied().collect(),
+        }
+    };
+    one.iter().map(shared).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const APP: u32 = 1000;
+    const OTHER: u32 = 1001;
+
+    fn named(name: &str) -> ServedName {
+        name.parse().unwrap()
+    }
+
+    fn to(name: &str, users: &[u32]) -> Vec<Handed> {
+        let users: Vec<_> = users.iter().map(ToString::to_string).collect();
+        let name = named(name);
+        vec![Handed::new(&SocketDelivery { name, users }).unwrap()]
+    }
+
+    fn put(offer: &Offer, to: &[Handed], text: &str) -> Change {
+        let value = Secret::from(text.to_owned());
+        offer.put(to, &value, &Generation::named(text)).unwrap()
+    }
+
+    /// What the user is told, or given.
+    fn asks(handovers: &Handovers, user: u32, name: &str) -> String {
+        match handovers.look_up(user, &named(name)).unwrap() {
+            (Answer::Here { length, .. }, Some(file)) => {
+                let value = super::super::sealed::read(file, length).unwrap();
+                value.expose_str().unwrap().to_owned()
+            }
+            (answer, None) => format!("({answer})"),
+            (answer, Some(_)) => panic!("{answer} with a descriptor"),
+        }
+    }
+
+    #[test]
+    fn attack_one_that_is_not_for_this_user_looks_as_one_that_is_not_there() {
+        let handovers = Handovers::new();
+        let offer = handovers.offer();
+        put(&offer, &to("smtp", &[APP]), "s3cret");
+        assert_eq!(asks(&handovers, APP, "smtp"), "s3cret");
+        for user in [0, OTHER, OVERFLOW_USER, u32::MAX] {
+            let theirs = handovers.look_up(user, &named("smtp")).unwrap();
+            let nobodys = handovers.look_up(user, &named("nothing")).unwrap();
+            assert_eq!(theirs.0, nobodys.0);
+            assert!(theirs.1.is_none() && !handovers.know(user));
+        }
+        assert!(handovers.know(APP));
+    }
+
+    #[test]
+    fn what_is_withdrawn_or_dropped_is_handed_over_no_more() {
+        let handovers = Handovers::new();
+        let offer = handovers.offer();
+        let app = to("smtp", &[APP]);
+        offer.follow(app.clone(), false);
+        assert_eq!(asks(&handovers, APP, "smtp"), "(waiting)");
+        put(&offer, &app, "one");
+        offer.withdraw();
+        assert_eq!(asks(&handovers, APP, "smtp"), "(withdrawn)");
+        assert_eq!(put(&offer, &app, "one"), Change::Written, "it came back");
+        assert_eq!(asks(&handovers, APP, "smtp"), "one");
+        assert_eq!(put(&offer, &app, "one"), Change::Unchanged);
+        drop(offer);
+        assert_eq!(asks(&handovers, APP, "smtp"), "(missing)");
+        assert!(!handovers.know(APP));
+    }
+
+    #[test]
+    fn attack_who_was_named_anew_gets_nothing_of_another_source_and_who_is_named_no_more_nothing_at_once()
+     {
+        let handovers = Handovers::new();
+        let offer = handovers.offer();
+        put(&offer, &to("smtp", &[APP, OTHER]), "old");
+        // The same source: in force at once.
+        offer.follow(to("smtp", &[APP]), true);
+        assert_eq!(asks(&handovers, OTHER, "smtp"), "(missing)");
+        assert_eq!(asks(&handovers, APP, "smtp"), "old");
+        offer.follow(to("smtp", &[APP, OTHER]), true);
+        assert_eq!(asks(&handovers, OTHER, "smtp"), "old");
+        // Another: the old value stays with those who had it and still may.
+        let both = to("smtp", &[OTHER, 7]);
+        offer.follow(both.clone(), false);
+        assert_eq!(asks(&handovers, APP, "smtp"), "(missing)");
+        assert_eq!(asks(&handovers, 7, "smtp"), "(missing)");
+        assert_eq!(asks(&handovers, OTHER, "smtp"), "old");
+        put(&offer, &both, "new");
+        assert_eq!(asks(&handovers, 7, "smtp"), "new");
+        // Under another name there is nothing of the old source either.
+        offer.follow(to("mail", &[7]), false);
+        assert_eq!(asks(&handovers, 7, "smtp"), "(missing)");
+        assert_eq!(asks(&handovers, 7, "mail"), "(missing)");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_value_is_handed_over_until_it_is_too_old_with_its_age() {
+        let handovers = Handovers::new();
+        let offer = handovers.offer();
+        let app = to("smtp", &[APP]);
+        put(&offer, &app, "one");
+        let since = Instant::now();
+        let too_old = since + Duration::from_secs(60);
+        offer.age(Some(since), Some(too_old));
+        tokio::time::advance(Duration::from_secs(59)).await;
+        let (answer, _) = handovers.look_up(APP, &named("smtp")).unwrap();
+        assert_eq!(answer.to_string(), "ok one 3 59");
+        // A newer one that is not the newest either does not begin anew.
+        put(&offer, &app, "two");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(asks(&handovers, APP, "smtp"), "(outdated)");
+        offer.age(None, None);
+        assert_eq!(asks(&handovers, APP, "smtp"), "two");
+    }
+
+    #[test]
+    fn attack_the_user_that_may_be_anybody_is_meant_only_by_its_number() {
+        let by = |user: &str| {
+            Handed::new(&SocketDelivery {
+                name: named("smtp"),
+                users: vec![user.to_owned()],
+            })
+        };
+        let error = by("nobody").unwrap_err().to_string();
+        assert!(
+            error.contains("`nobody`") && error.contains("65534"),
+            "{error}"
+        );
+        assert!(by("65534").unwrap().users.contains(&OVERFLOW_USER));
+        let error = by("no-such-user").unwrap_err().to_string();
+        assert!(
+            error.contains("`no-such-user`") && error.contains("`smtp`"),
+            "{error}"
+        );
+        assert!(by("4294967295").is_err());
+    }
+
+    #[test]
+    fn answers_are_counted_by_their_word() {
+        let handovers = Handovers::new();
+        handovers.count(&Answer::Refused(Refusal::Malformed));
+        let counts = handovers.counts();
+        assert_eq!(counts.last(), Some(&("malformed", 1)));
+        let words: Vec<_> = counts.into_iter().map(|(word, _)| word).collect();
+        assert_eq!(words, Handovers::answers());
+    }
+}

@@ -1,0 +1,50 @@
+//! `fender get NAME`: a credential from a sidecar's credentials socket to standard output, and nothing else there.
+//!
+//! It writes no file and no log line with a value in it. Whose process listens at the socket is looked at before anything is
+//! asked of it.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use fender_credentials::handover::{self, AskError, Refusal};
+use fender_runtime::deadline::Deadline;
+
+use crate::cli;
+use crate::exit::{Exit, Failure, Outcome};
+
+pub(crate) async fn get(args: cli::Get) -> Outcome {
+    let users = match args.sidecar_uid {
+        Some(user) => BTreeSet::from([user]),
+        None => BTreeSet::from([0, rustix::process::geteuid().as_raw()]),
+    };
+    let deadline = Deadline::after(args.timeout);
+    let received = handover::ask(&args.socket, &args.name, &users, deadline)
+        .await
+        .map_err(failure)?;
+    if !received.age.is_zero() {
+        let age = humantime::format_duration(received.age);
+        tracing::warn!(credential = %args.name, %age, "the sidecar could not make sure that this is the newest value");
+    }
+    let mut out = std::io::stdout().lock();
+    out.write_all(received.value.expose())
+        .and_then(|()| out.flush())
+        .context("write the value to standard output")
+        .map_err(Failure::unavailable)?;
+    Ok(Exit::Done)
+}
+
+fn failure(error: AskError) -> Failure {
+    let exit = match &error {
+        AskError::Nobody { .. } | AskError::Useless { .. } => Exit::Unavailable,
+        AskError::Stranger { .. } => Exit::Refused,
+        AskError::Late { .. } => Exit::Timeout,
+        AskError::Refused { refusal, .. } => match refusal {
+            Refusal::Waiting | Refusal::Outdated => Exit::Timeout,
+            Refusal::Withdrawn | Refusal::Missing => Exit::Missing,
+            Refusal::Denied => Exit::Refused,
+            Refusal::Busy | Refusal::Malformed => Exit::Unavailable,
+        },
+    };
+    Failure::new(exit, error)
+}

@@ -1,0 +1,544 @@
+//! Credentials are handed over at a socket: to processes of the users that a document names, and to nobody else, whatever
+//! they try (DESIGN §9).
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use fender_tests::pki::{Authority, Template};
+use fender_tests::process::{PATIENCE, binary, installed, output};
+use fender_tests::{Process, wait_until};
+use tempfile::TempDir;
+
+use crate::standalone::ORDERS;
+
+/// Who the sidecar is, and who may have its credentials; the last may have nothing.
+const SIDECAR: u32 = 4400;
+const APP: u32 = 4401;
+const JOB: u32 = 4402;
+const STRANGER: u32 = 4403;
+
+/// The value; nothing that Fender writes but its output may hold it.
+const CANARY: &str = "canary-8e40b1f7-socket";
+
+const CLIENT: &str = include_str!("../../python/handover.py");
+
+/// A place for a sidecar that hands credentials over, and a name of its own for the socket.
+struct Counter {
+    directory: TempDir,
+    socket: String,
+}
+
+impl Counter {
+    fn new(test: &str) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("fender-handover-")
+            .tempdir()
+            .unwrap();
+        let counter = Self {
+            directory,
+            socket: format!("@fender-test-{}-{test}", std::process::id()),
+        };
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        // Other users execute it.
+        mode(counter.directory.path(), 0o755);
+        fs::copy(binary(), counter.path("fender")).unwrap();
+        mode(&counter.path("fender"), 0o755);
+        let authority = Authority::new("example.org");
+        let identity = counter.path("identity");
+        authority.issue(&Template::svid(ORDERS)).write(&identity);
+        authority.write_bundle(&identity);
+        for own in ["run", "private"] {
+            fs::create_dir(counter.path(own)).unwrap();
+        }
+        counter.replace("smtp", CANARY);
+        counter.replace("report", "for the job alone");
+        counter.configure("");
+        mode(&counter.path("private"), 0o700);
+        counter.give_all(SIDECAR);
+        counter
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Everything that is the sidecar's, to its user.
+    fn give_all(&self, user: u32) {
+        let files = fs::read_dir(self.path("identity")).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        let own = ["identity", "run", "private", "smtp", "report"].map(|own| self.path(own));
+        for path in files.chain(own) {
+            chown(path, Some(user), Some(user)).unwrap();
+        }
+    }
+
+    /// What a source holds.
+    fn replace(&self, name: &str, text: &str) {
+        let fresh = self.path("fresh");
+        fs::write(&fresh, text).unwrap();
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o400)).unwrap();
+        chown(&fresh, Some(SIDECAR), Some(SIDECAR)).unwrap();
+        fs::rename(&fresh, self.path(name)).unwrap();
+    }
+
+    /// `smtp` is for the app, `report` for the job; and what is `more`.
+    fn configure(&self, more: &str) {
+        self.configure_for(&[APP], more);
+    }
+
+    fn configure_for(&self, users: &[u32], more: &str) {
+        let identity = self.path("identity");
+        let identity = identity.display();
+        let directory = self.directory.path().display();
+        let names = match more.is_empty() {
+            true => "smtp, report",
+            false => "smtp, report, more",
+        };
+        let text = format!(
+            r#"apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: {{ namespace: shop, name: orders }}
+spec:
+  identity: {{ files: {{ certificate: {identity}/certificate.pem, key: {identity}/key.pem, bundle: {identity}/bundle.pem }} }}
+  credentials: [ {names} ]
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: {{ namespace: shop, name: smtp }}
+spec:
+  source: {{ file: {{ path: {directory}/smtp }} }}
+  maxStale: 1s
+  deliver: [ {{ socket: {{ users: {users:?} }} }} ]
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: {{ namespace: shop, name: report }}
+spec:
+  source: {{ file: {{ path: {directory}/report }} }}
+  deliver: [ {{ socket: {{ name: report.key, users: [ {JOB} ] }} }} ]
+{more}"#
+        );
+        fs::write(self.path("sidecar.yaml"), text).unwrap();
+    }
+
+    fn command(&self, user: u32) -> Command {
+        let mut command = Command::new(installed("setpriv"));
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+            .current_dir("/")
+            .args([format!("--reuid={user}"), format!("--regid={user}")])
+            .args(["--clear-groups", "--inh-caps=-all", "--"]);
+        command
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let path = |name: &str| self.path(name).to_string_lossy().into_owned();
+        [
+            &path("fender"),
+            "--log",
+            "debug",
+            "sidecar",
+            "--config",
+            &path("sidecar.yaml"),
+            "--admin-socket",
+            &path("run/admin.sock"),
+            "--upgrade-socket",
+            &path("private/upgrade.sock"),
+            "--credentials-socket",
+            &self.socket,
+        ]
+        .map(ToOwned::to_owned)
+        .into()
+    }
+
+    fn begin(&self, adjust: impl FnOnce(&mut Command)) -> Process {
+        let mut command = self.command(SIDECAR);
+        command.args(self.arguments());
+        adjust(&mut command);
+        Process::start("sidecar", &mut command, &self.path("log"))
+    }
+
+    fn start(&self) -> Process {
+        let mut process = self.begin(|_| {});
+        process.wait_ready(&self.path("run/admin.sock"));
+        process
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn reload(&self) {
+        let socket = self.path("private/upgrade.sock");
+        let told = output(
+            binary(),
+            &["reload", "--sidecar", &socket.to_string_lossy()],
+        );
+        assert_eq!(told.0, 0, "{told:?}");
+    }
+
+    /// `fender get NAME` as this user: code, output, error.
+    fn get(&self, user: u32, name: &str) -> (i32, String, String) {
+        self.get_by(user, &[name, "--sidecar-uid", &SIDECAR.to_string()])
+    }
+
+    fn get_by(&self, user: u32, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = self.command(user);
+        command
+            .arg(self.path("fender"))
+            .args(["get", "--socket", &self.socket])
+            .args(arguments);
+        run(&mut command)
+    }
+
+    fn script(&self, user: u32, arguments: &[&str]) -> Command {
+        let mut command = self.command(user);
+        command
+            .arg(installed("python3"))
+            .args(["-c", CLIENT, &self.socket])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The client that is none of Fender's.
+    fn client(&self, user: u32, arguments: &[&str]) -> (i32, String, String) {
+        run(&mut self.script(user, arguments))
+    }
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap_or(-1),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// A client that goes on until its input ends; dropped, it does.
+struct Client(Child);
+
+impl Client {
+    /// With its first line.
+    fn start(command: &mut Command) -> (Self, String) {
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut client = Self(child.unwrap());
+        let mut line = String::new();
+        BufReader::new(client.0.stdout.as_mut().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        (client, line)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_users_that_a_document_names_get_the_value_and_nothing_else() {
+    let counter = Counter::new("named");
+    let mut sidecar = counter.start();
+    assert_eq!(counter.get(APP, "smtp"), (0, CANARY.into(), String::new()));
+    assert_eq!(counter.get(JOB, "report.key").1, "for the job alone");
+    assert_eq!(counter.client(APP, &["read", "smtp"]).1, CANARY);
+
+    // A change at the source is there with the next question.
+    counter.replace("smtp", "another value\n\0");
+    wait_until("the change is handed over", PATIENCE, || {
+        counter.get(APP, "smtp").1 == "another value\n\0"
+    });
+
+    // There is something, but no secret is that large; and in the end there is nothing.
+    counter.replace("smtp", &"x".repeat(2 * 1024 * 1024));
+    wait_until("it is too old", PATIENCE, || {
+        let (code, out, err) = counter.get(APP, "smtp");
+        match code {
+            75 => err.contains("maxStale") && out.is_empty(),
+            _ => {
+                assert_eq!((code, out.as_str()), (0, "another value\n\0"), "{err}");
+                false
+            }
+        }
+    });
+    counter.replace("smtp", "a third value");
+    wait_until("it is handed over again", PATIENCE, || {
+        counter.get(APP, "smtp").1 == "a third value"
+    });
+    fs::remove_file(counter.path("smtp")).unwrap();
+    wait_until("it is withdrawn", PATIENCE, || {
+        let (code, out, err) = counter.get(APP, "smtp");
+        match code {
+            66 => err.contains("took it back") && out.is_empty(),
+            _ => false,
+        }
+    });
+    assert_eq!(
+        counter.get(JOB, "report.key").0,
+        0,
+        "the other one is as it was"
+    );
+
+    // What has no value yet says so.
+    let path = counter.path("later");
+    counter.replace("later", &"x".repeat(2 * 1024 * 1024));
+    counter.configure(&format!(
+        "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: more }}\nspec:\n  source: {{ file: {{ path: {} }} }}\n  deliver: [ {{ socket: {{ users: [ {APP} ] }} }} ]\n",
+        path.display()
+    ));
+    counter.reload();
+    wait_until(
+        "the new one is known and has no value yet",
+        PATIENCE,
+        || {
+            let (code, out, err) = counter.get(APP, "more");
+            assert_eq!(out, "");
+            code == 75 && err.contains("does not have `more` yet")
+        },
+    );
+    counter.replace("later", "at last");
+    wait_until("the new one is handed over", PATIENCE, || {
+        counter.get(APP, "more").1 == "at last"
+    });
+
+    sidecar.assert_running();
+    let metrics = crate::telemetry::get(&counter.path("run/admin.sock"), "/metrics").1;
+    assert!(
+        metrics.contains("fender_credential_handovers_total{answer=\"withdrawn\"}"),
+        "{metrics}"
+    );
+    for told in [counter.log(), metrics] {
+        assert!(!told.contains(CANARY), "{told}");
+    }
+}
+
+#[test]
+fn attack_another_user_gets_nothing_and_does_not_learn_what_there_is() {
+    let counter = Counter::new("others");
+    let _sidecar = counter.start();
+    // Named for something else: as if there were none.
+    let (code, out, theirs) = counter.get(JOB, "smtp");
+    assert_eq!((code, out.as_str()), (66, ""));
+    let (code, _, nobodys) = counter.get(JOB, "nothing");
+    assert_eq!(code, 66);
+    assert_eq!(theirs, nobodys.replace("nothing", "smtp"));
+    // Named nowhere, root among them: nothing at all.
+    for user in [STRANGER, SIDECAR, 65_534, 0] {
+        for name in ["smtp", "nothing"] {
+            let (code, out, err) = counter.get(user, name);
+            assert_eq!((code, out.as_str()), (77, ""), "{user} {name}: {err}");
+        }
+    }
+    // A user that a document no longer names is nobody from then on.
+    counter.configure_for(&[JOB], "");
+    counter.reload();
+    wait_until("the app is nobody any more", PATIENCE, || {
+        counter.get(APP, "smtp").0 == 77
+    });
+    assert_eq!(counter.get(JOB, "smtp").1, CANARY);
+    assert!(!counter.log().contains(CANARY));
+}
+
+#[test]
+fn what_is_wrong_with_a_question_shows_in_its_exit_code() {
+    let counter = Counter::new("codes");
+    let sidecar_uid = SIDECAR.to_string();
+    let nobody = counter.get(APP, "smtp");
+    assert_eq!(nobody.0, 69, "{nobody:?}");
+    assert!(nobody.2.contains(&counter.socket[1..]), "{nobody:?}");
+    let _sidecar = counter.start();
+    let bad = counter.get_by(APP, &["../smtp", "--sidecar-uid", &sidecar_uid]);
+    assert_eq!(bad.0, 64, "{bad:?}");
+    // Its user was not named: it could be anybody who took the name.
+    let stranger = counter.get_by(APP, &["smtp"]);
+    assert_eq!((stranger.0, stranger.1.as_str()), (77, ""), "{stranger:?}");
+    assert!(
+        stranger.2.contains(&format!("user {SIDECAR}")),
+        "{stranger:?}"
+    );
+}
+
+#[test]
+fn attack_what_is_handed_over_cannot_be_changed_by_who_has_it() {
+    let counter = Counter::new("tamper");
+    let _sidecar = counter.start();
+    let (code, out, err) = counter.client(APP, &["tamper", "smtp"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(!out.contains("SUCCEEDED"), "{out}");
+    assert_eq!(out.lines().count(), 9, "{out}");
+    assert_eq!(counter.get(APP, "smtp").1, CANARY);
+}
+
+#[test]
+fn attack_one_user_who_takes_no_answer_keeps_nobody_else_from_theirs() {
+    let counter = Counter::new("hoard");
+    let _sidecar = counter.start();
+    let (hoarder, line) = Client::start(&mut counter.script(APP, &["hoard", "smtp"]));
+    assert_eq!(line, "holds 16\n");
+    let busy = counter.get(APP, "smtp");
+    assert_eq!((busy.0, busy.1.as_str()), (69, ""), "{busy:?}");
+    assert_eq!(counter.get(JOB, "report.key").1, "for the job alone");
+    drop(hoarder);
+    wait_until("it has its share back", PATIENCE, || {
+        counter.get(APP, "smtp").1 == CANARY
+    });
+}
+
+#[test]
+fn attack_a_name_that_somebody_has_taken_ends_the_start_and_hears_nothing() {
+    let counter = Counter::new("squat");
+    let mut script = counter.script(STRANGER, &["squat"]);
+    let (mut squatter, line) = Client::start(&mut script);
+    assert_eq!(line, "listens\n");
+    let mut sidecar = counter.begin(|_| {});
+    assert_eq!(sidecar.wait(PATIENCE).code(), Some(69), "{}", counter.log());
+    let log = counter.log();
+    let holder = format!(
+        "process {} of user {STRANGER} has taken this name",
+        squatter.0.id()
+    );
+    assert!(
+        log.contains(&holder) && log.contains("--credentials-socket"),
+        "{log}"
+    );
+    // Who asks there says nothing either: the user is not the sidecar's.
+    let refused = counter.get(APP, "smtp");
+    assert_eq!((refused.0, refused.1.as_str()), (77, ""), "{refused:?}");
+    let mut heard = String::new();
+    let mut output = BufReader::new(squatter.0.stdout.take().unwrap());
+    // The sidecar's own look at who it is, and the client's.
+    for _ in 0..2 {
+        output.read_line(&mut heard).unwrap();
+    }
+    assert_eq!(heard, "heard b''\nheard b''\n");
+}
+
+#[test]
+fn attack_the_sidecars_own_memory_and_descriptors_are_nobodys() {
+    let counter = Counter::new("proc");
+    let sidecar = counter.start();
+    assert_eq!(counter.get(APP, "smtp").1, CANARY);
+    let own = format!("/proc/{}", sidecar.pid());
+    let looks = [
+        format!("cat {own}/environ"),
+        format!("ls {own}/fd"),
+        format!("cat {own}/maps"),
+        format!("head -c 1 {own}/mem"),
+        format!("cat {own}/fd/*"),
+    ];
+    // Its own user as well: another process of it is another program.
+    for user in [APP, STRANGER, SIDECAR] {
+        for look in &looks {
+            let mut command = counter.command(user);
+            let (code, out, err) = run(command.args(["sh", "-c", look]));
+            assert!(
+                code != 0 && out.is_empty() && err.contains("Permission denied"),
+                "user {user}, {look}: {code} {out} {err}"
+            );
+        }
+    }
+    let arguments = fs::read(format!("{own}/cmdline")).unwrap();
+    assert!(!String::from_utf8_lossy(&arguments).contains(CANARY));
+}
+
+#[test]
+fn attack_a_user_of_another_namespace_is_nobody() {
+    let counter = Counter::new("userns");
+    // In the sidecar's namespace root alone has a number; whoever else is outside looks like one and the same user.
+    counter.configure_for(&[0, 1000, APP], "");
+    let mut command = Command::new(installed("unshare"));
+    command
+        .env_clear()
+        .args(["--user", "--map-root-user", "--"])
+        .args(counter.arguments());
+    counter.give_all(0);
+    let mut sidecar = Process::start("sidecar", &mut command, &counter.path("log"));
+    sidecar.wait_ready(&counter.path("run/admin.sock"));
+    let root = counter.get_by(0, &["smtp"]);
+    assert_eq!(root.1, CANARY, "{root:?}");
+    for user in [APP, JOB, STRANGER, 65_534] {
+        let (code, out, err) = counter.get_by(user, &["smtp"]);
+        assert_eq!((code, out.as_str()), (77, ""), "{user}: {err}");
+    }
+    assert!(counter.log().contains("user=65534"), "{}", counter.log());
+}
+
+#[test]
+fn an_application_inherits_neither_socket_nor_value() {
+    let counter = Counter::new("inherit");
+    let seen = counter.path("run/seen");
+    let script = format!(
+        "ls -l /proc/$$/fd > {0}.new; mv {0}.new {0}",
+        seen.display()
+    );
+    let mut sidecar = counter.begin(|command| {
+        command.args(["--", "/bin/sh", "-c", &script]);
+    });
+    assert_eq!(sidecar.wait(PATIENCE).code(), Some(0), "{}", counter.log());
+    let seen = fs::read_to_string(seen).unwrap();
+    assert!(seen.contains("/dev/null"), "{seen}");
+    for inherited in ["socket:", "memfd:", "anon_inode"] {
+        assert!(!seen.contains(inherited), "{seen}");
+    }
+}
+
+#[test]
+fn a_successor_hands_over_where_the_one_before_did() {
+    let counter = Counter::new("successor");
+    let mut first = counter.start();
+    assert_eq!(counter.get(APP, "smtp").1, CANARY);
+    let mut second = counter.begin(|command| {
+        command
+            .arg("--take-over")
+            .arg(counter.path("private/upgrade.sock"));
+    });
+    while first.is_running() {
+        // Whichever of the two answers.
+        assert_eq!(counter.get(APP, "smtp"), (0, CANARY.into(), String::new()));
+    }
+    second.wait_ready(&counter.path("run/admin.sock"));
+    assert_eq!(counter.get(APP, "smtp").1, CANARY);
+}
+
+#[test]
+fn a_document_that_hands_over_needs_a_socket_and_users_that_exist() {
+    let counter = Counter::new("needs");
+    let mut command = counter.command(SIDECAR);
+    let arguments = counter.arguments();
+    let (without, _) = arguments.split_at(arguments.len() - 2);
+    let (code, out, err) = run(command.args(without));
+    assert_eq!(code, 64, "{out}{err}");
+    assert!(err.contains("--credentials-socket"), "{err}");
+    let text = fs::read_to_string(counter.path("sidecar.yaml")).unwrap();
+    for (users, why) in [("no-such-user", "no-such-user"), ("nobody", "65534")] {
+        let text = text.replace(&format!("[{APP}]"), &format!("[ {users} ]"));
+        fs::write(counter.path("sidecar.yaml"), text).unwrap();
+        let (code, out, err) = run(counter.command(SIDECAR).args(counter.arguments()));
+        assert_eq!(code, 64, "{out}{err}");
+        assert!(err.contains(users) && err.contains(why), "{err}");
+    }
+}
+
+#[test]
+fn a_path_is_for_everybody_and_the_value_is_not() {
+    let mut counter = Counter::new("path");
+    counter.socket = counter
+        .path("run/handover.sock")
+        .to_string_lossy()
+        .into_owned();
+    let _sidecar = counter.start();
+    assert_eq!(counter.get(APP, "smtp").1, CANARY);
+    assert_eq!(counter.client(APP, &["read", "smtp"]).1, CANARY);
+    assert_eq!(counter.get(STRANGER, "smtp").0, 77);
+}
