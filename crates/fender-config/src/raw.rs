@@ -22,7 +22,7 @@ use crate::documents::MtlsMode;
 use crate::documents::Via;
 use crate::snapshot::{
     AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields, NotifyMethod,
-    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage,
+    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage, UrlForm,
 };
 use crate::yaml::{At, Choice, Word};
 
@@ -30,8 +30,8 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, Notify, RestartNotify,
-    SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
+    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
+    RestartNotify, SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,
@@ -540,6 +540,7 @@ words!(Verify: "full" => Self);
 words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
 words!(NotifySignal: "HUP" => Self::Hup, "USR1" => Self::Usr1, "USR2" => Self::Usr2);
 words!(NotifyMethod: "POST" => Self::Post, "PUT" => Self::Put, "GET" => Self::Get);
+words!(UrlForm: "value" => Self::Value, "aws" => Self::Aws);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
 

@@ -32,7 +32,7 @@ pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
-pub use served::{InvalidServedName, ServedName, SocketDelivery};
+pub use served::{InvalidServedName, ServedName, SocketDelivery, UrlDelivery, UrlForm};
 pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
 
 /// What one sidecar runs on.
@@ -443,6 +443,8 @@ pub enum Delivery {
     },
     /// At the sidecar's own socket, to processes of certain users.
     Socket(SocketDelivery),
+    /// Over HTTP on loopback, to whoever shows a token.
+    Url(UrlDelivery),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

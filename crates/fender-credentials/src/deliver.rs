@@ -75,8 +75,11 @@ pub enum DeliveryError {
         "is handed over at a socket, and none is open here; name one with --credentials-socket"
     )]
     NoSocket,
-    /// The document names nobody to whom it could be handed over.
-    #[error("`{name}` at the socket {why}")]
+    /// It is served at a URL, and this process has none.
+    #[error("is served at a URL, and none is open here; name an address with --credentials-url")]
+    NoUrl,
+    /// The document or the value does not allow for it.
+    #[error("`{name}` {why}")]
     Unserved { name: ServedName, why: String },
     /// There is no place in memory for it.
     #[error("cannot {action}: {error}")]

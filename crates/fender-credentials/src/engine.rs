@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Delivery, Snapshot};
+use fender_identity::Secret;
 use fender_providers::Generation;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::deliver::{DeliveryError, Place};
-use crate::handover::{Handed, Handovers, Offer};
+use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
 use files::Files;
@@ -45,7 +46,7 @@ pub struct Settings {
     pub on_exit: watch::Receiver<OnExit>,
     /// Who tells applications of changes.
     pub notifier: Notifier,
-    /// What a socket hands over, if one is open.
+    /// What is handed over or served to whoever asks, if anybody can.
     pub handovers: Option<Handovers>,
 }
 
@@ -192,7 +193,7 @@ impl Ledger {
 /// The credentials that a sidecar delivers.
 fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
     let here = |delivery: &Delivery| match delivery {
-        Delivery::File(_) | Delivery::Socket(_) => true,
+        Delivery::File(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
         Delivery::Environment { .. } => false,
     };
     let here = |spec: &&CredentialSpec| spec.deliver.iter().any(here);
@@ -202,8 +203,11 @@ fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
 /// What a document has done with a credential.
 #[derive(Debug, Default)]
 struct Plan {
+    /// Of the value.
     places: Vec<Place>,
-    to: Vec<Handed>,
+    /// Of tokens, each with what it is to hold.
+    tokens: Vec<(Place, Secret)>,
+    to: Audience,
 }
 
 impl Plan {
@@ -215,14 +219,33 @@ impl Plan {
                 Delivery::File(file) => {
                     plan.places.push(Place::new(file, &settings.sources.allow)?);
                 }
-                Delivery::Socket(_) if settings.handovers.is_none() => {
-                    return Err(DeliveryError::NoSocket);
+                Delivery::Socket(socket) => {
+                    let doors = settings.handovers.as_ref().map(Handovers::doors);
+                    if !doors.is_some_and(|doors| doors.socket) {
+                        return Err(DeliveryError::NoSocket);
+                    }
+                    plan.to.users.push(Handed::new(socket)?);
                 }
-                Delivery::Socket(socket) => plan.to.push(Handed::new(socket)?),
+                Delivery::Url(url) => {
+                    let handovers = settings.handovers.as_ref();
+                    let handovers = handovers.filter(|handovers| handovers.doors().url);
+                    let handovers = handovers.ok_or(DeliveryError::NoUrl)?;
+                    let place = Place::new(&url.token, &settings.sources.allow)?;
+                    let reader = Reader::new(url, handovers.tokens());
+                    plan.tokens.push((place, reader.token().clone()));
+                    plan.to.readers.push(reader);
+                }
                 Delivery::Environment { .. } => {}
             }
         }
         Ok(plan)
+    }
+
+    /// Every file, with what it is to hold.
+    fn files(&self, value: &Secret) -> Vec<(Place, Secret)> {
+        let places = self.places.iter().cloned();
+        let places = places.map(|place| (place, value.clone()));
+        places.chain(self.tokens.iter().cloned()).collect()
     }
 }
 
@@ -256,9 +279,7 @@ async fn deliver_all(
     for (gathered, plan) in planned {
         let name = gathered.spec.name.clone();
         let fetched = gathered.fetched.clone();
-        let written = Files::default()
-            .write(plan.places.clone(), fetched.value.clone())
-            .await;
+        let written = Files::default().write(plan.files(&fetched.value)).await;
         let offer = settings.handovers.as_ref().map(Handovers::offer);
         let offered = offer
             .as_ref()

@@ -4,6 +4,8 @@
 //! names, and nobody else, not even root. A process whose user has no number in our namespace is nobody. What is handed
 //! over is a descriptor of a sealed memory file: whoever has it reads the value, and can neither change nor grow it.
 //!
+//! The same values are served over HTTP on loopback to those who can ask for nothing else ([`url`]).
+//!
 //! # The protocol
 //!
 //! The client connects and says one line, `get NAME`; [`ServedName`](fender_config::snapshot::ServedName) says what a name
@@ -23,19 +25,23 @@
 //! Lines end with a line feed. Descriptors that a client sends along are closed unseen.
 
 mod ask;
+mod aws;
 mod limits;
 mod protocol;
 mod registry;
 mod sealed;
 mod serve;
+mod token;
+pub mod url;
 
 pub use ask::{AskError, ask};
-pub use limits::SocketLimits;
+pub use limits::{SocketLimits, UrlLimits};
 pub use protocol::{Answer, Refusal};
-pub use registry::Handovers;
+pub use registry::{Doors, Handovers};
 pub use serve::serve;
 
-pub(crate) use registry::{Handed, Offer};
+pub(crate) use registry::{Audience, Handed, Offer};
+pub(crate) use token::Reader;
 
 #[cfg(test)]
 mod tests;

@@ -152,6 +152,7 @@ impl StartError {
                 DeliveryError::NotAllowed(_) => 77,
                 DeliveryError::Unfit { .. }
                 | DeliveryError::NoSocket
+                | DeliveryError::NoUrl
                 | DeliveryError::Unserved { .. } => 64,
                 DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,
             },

@@ -8,6 +8,7 @@ mod administration;
 mod plane;
 mod programs;
 
+use std::net::SocketAddr;
 use std::path::{Component, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -213,4 +214,15 @@ fn local_address(text: &str) -> Result<LocalAddress, String> {
         }
         named @ LocalAddress::Abstract(_) => named,
     })
+}
+
+/// An address that nobody reaches from elsewhere.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| "write it like `127.0.0.1:8201`".to_owned())?;
+    match address.ip().is_loopback() && address.port() != 0 {
+        true => Ok(address),
+        false => Err("it must be loopback, with a port: `127.0.0.1:8201`".to_owned()),
+    }
 }

@@ -23,6 +23,7 @@ mod berth;
 mod compose;
 mod control_loss;
 mod credentials;
+mod credentials_url;
 mod demo;
 mod descriptors;
 mod docker_secrets;

@@ -9,11 +9,15 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 /// The types whose fields are bounds, and where they are.
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
     ("Limits", "crates/fender-proxy/src/limits.rs"),
     ("BodyLimits", "crates/fender-wire/src/body/decode.rs"),
     (
         "SocketLimits",
+        "crates/fender-credentials/src/handover/limits.rs",
+    ),
+    (
+        "UrlLimits",
         "crates/fender-credentials/src/handover/limits.rs",
     ),
 ];

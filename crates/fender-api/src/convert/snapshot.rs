@@ -335,22 +335,24 @@ fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> 
         Kind::Socket(socket) => socket_delivery(socket)
             .map(domain::Delivery::Socket)
             .map_err(|error| error.within("socket")),
+        Kind::Url(url) => url_delivery(url)
+            .map(domain::Delivery::Url)
+            .map_err(|error| error.within("url")),
     }
 }
 
 fn from_delivery(delivery: &domain::Delivery) -> proto::Delivery {
     use proto::delivery::Kind;
     let kind = match delivery {
-        domain::Delivery::File(file) => Kind::File(proto::FileDelivery {
-            path: file.path.display().to_string(),
-            mode: file.mode,
-            owner: file.owner.clone().unwrap_or_default(),
-            group: file.group.clone().unwrap_or_default(),
-            storage: match file.storage {
-                domain::Storage::Memory => proto::Storage::Memory,
-                domain::Storage::Disk => proto::Storage::Disk,
+        domain::Delivery::File(file) => Kind::File(from_file_delivery(file)),
+        domain::Delivery::Url(url) => Kind::Url(proto::UrlDelivery {
+            name: url.name.to_string(),
+            form: match url.form {
+                domain::UrlForm::Value => proto::UrlForm::Value,
+                domain::UrlForm::Aws => proto::UrlForm::Aws,
             }
             .into(),
+            token: Some(from_file_delivery(&url.token)),
         }),
         domain::Delivery::Environment { variable } => Kind::EnvironmentVariable(variable.clone()),
         domain::Delivery::Socket(socket) => Kind::Socket(proto::SocketDelivery {
@@ -359,6 +361,33 @@ fn from_delivery(delivery: &domain::Delivery) -> proto::Delivery {
         }),
     };
     proto::Delivery { kind: Some(kind) }
+}
+
+fn from_file_delivery(file: &domain::FileDelivery) -> proto::FileDelivery {
+    proto::FileDelivery {
+        path: file.path.display().to_string(),
+        mode: file.mode,
+        owner: file.owner.clone().unwrap_or_default(),
+        group: file.group.clone().unwrap_or_default(),
+        storage: match file.storage {
+            domain::Storage::Memory => proto::Storage::Memory,
+            domain::Storage::Disk => proto::Storage::Disk,
+        }
+        .into(),
+    }
+}
+
+fn url_delivery(message: proto::UrlDelivery) -> Result<domain::UrlDelivery, InvalidField> {
+    let token = required("token", message.token)?;
+    Ok(domain::UrlDelivery {
+        name: parse("name", &message.name)?,
+        form: match proto::UrlForm::try_from(message.form) {
+            Ok(proto::UrlForm::Value) => domain::UrlForm::Value,
+            Ok(proto::UrlForm::Aws) => domain::UrlForm::Aws,
+            Ok(proto::UrlForm::Unspecified) | Err(_) => return Err(unknown("form", message.form)),
+        },
+        token: file_delivery(token).map_err(|error| error.within("token"))?,
+    })
 }
 
 /// Nobody is named by an empty list, and a crowd by one without an end.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{CertificateFiles, Roots};
 use crate::documents::Via;
-use crate::snapshot::{NotifyMethod, NotifySignal, Storage};
+use crate::snapshot::{NotifyMethod, NotifySignal, Storage, UrlForm};
 use crate::yaml::{At, Word};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -195,6 +195,7 @@ pub(crate) struct Delivery {
     pub(crate) file: Option<DeliveryFile>,
     pub(crate) environment: Option<Environment>,
     pub(crate) socket: Option<DeliverySocket>,
+    pub(crate) url: Option<DeliveryUrl>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -218,6 +219,18 @@ pub(crate) struct DeliverySocket {
     pub(crate) name: Option<At<String>>,
     /// Whose processes receive it, by name or number; nobody else's do.
     pub(crate) users: At<Vec<At<String>>>,
+}
+
+/// At the address that the sidecar opens with `--credentials-url`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliveryUrl {
+    /// The last part of the path. Default: the name of the credential.
+    pub(crate) name: Option<At<String>>,
+    /// `value` is served at `/v1/credentials/NAME`, `aws`, for AWS SDKs, at `/v1/aws/NAME`. Default: value.
+    pub(crate) form: Option<At<Word<UrlForm>>>,
+    /// The file in which the consumer finds its token.
+    pub(crate) token: DeliveryFile,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

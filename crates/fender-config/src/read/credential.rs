@@ -305,19 +305,21 @@ fn delivery(
         file,
         environment,
         socket,
+        url,
     } = &at.value;
-    match (file, environment, socket) {
-        (Some(file), None, None) => delivery_file(reader, file).map(Delivery::File),
-        (None, Some(environment), None) => variable(reader, &environment.variable)
+    match (file, environment, socket, url) {
+        (Some(file), None, None, None) => delivery_file(reader, file).map(Delivery::File),
+        (None, Some(environment), None, None) => variable(reader, &environment.variable)
             .map(|variable| Delivery::Environment { variable }),
-        (None, None, Some(socket)) => {
+        (None, None, Some(socket), None) => {
             served::socket(reader, socket, own_name).map(Delivery::Socket)
         }
-        (_, _, _) => {
+        (None, None, None, Some(url)) => served::url(reader, url, own_name).map(Delivery::Url),
+        (_, _, _, _) => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a delivery is one of `file`, `environment` and `socket`",
+                "a delivery is one of `file`, `environment`, `socket` and `url`",
                 "write one list entry for each",
             );
             None
@@ -325,7 +327,10 @@ fn delivery(
     }
 }
 
-fn delivery_file(reader: &mut Reader<'_>, file: &raw::DeliveryFile) -> Option<FileDelivery> {
+pub(super) fn delivery_file(
+    reader: &mut Reader<'_>,
+    file: &raw::DeliveryFile,
+) -> Option<FileDelivery> {
     let path = file_path(reader, &file.path);
     let mode = file.mode.as_ref().map_or(Some(MODE), |at| mode(reader, at));
     let storage = file

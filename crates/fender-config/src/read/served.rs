@@ -1,8 +1,8 @@
 //! What is handed to whoever asks: under which name, and to whom.
 
-use super::credential::account;
+use super::credential::{account, delivery_file};
 use crate::raw;
-use crate::snapshot::{ServedName, SocketDelivery};
+use crate::snapshot::{ServedName, SocketDelivery, UrlDelivery, UrlForm};
 use crate::yaml::{At, Reader};
 
 /// `own_name` is the credential's, if that is one.
@@ -11,10 +11,7 @@ pub(super) fn socket(
     socket: &raw::DeliverySocket,
     own_name: Option<&ServedName>,
 ) -> Option<SocketDelivery> {
-    let name = match &socket.name {
-        Some(at) => served_name(reader, at),
-        None => own_name.cloned(),
-    };
+    let name = name(reader, socket.name.as_ref(), own_name);
     let users = users(reader, &socket.users);
     Some(SocketDelivery {
         name: name?,
@@ -22,7 +19,32 @@ pub(super) fn socket(
     })
 }
 
-fn served_name(reader: &mut Reader<'_>, at: &At<String>) -> Option<ServedName> {
+pub(super) fn url(
+    reader: &mut Reader<'_>,
+    url: &raw::DeliveryUrl,
+    own_name: Option<&ServedName>,
+) -> Option<UrlDelivery> {
+    let name = name(reader, url.name.as_ref(), own_name);
+    let form = url
+        .form
+        .as_ref()
+        .map_or(Some(UrlForm::default()), |at| reader.choose("form", at));
+    let token = delivery_file(reader, &url.token);
+    Some(UrlDelivery {
+        name: name?,
+        form: form?,
+        token: token?,
+    })
+}
+
+fn name(
+    reader: &mut Reader<'_>,
+    at: Option<&At<String>>,
+    own_name: Option<&ServedName>,
+) -> Option<ServedName> {
+    let Some(at) = at else {
+        return own_name.cloned();
+    };
     let name = at.value.parse();
     if name.is_err() {
         let help = "at most 64 letters, digits, `-`, `_` and `.`, beginning and ending with a letter or a digit";

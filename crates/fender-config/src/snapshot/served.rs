@@ -1,8 +1,9 @@
-//! What an application asks for at the sidecar's socket.
+//! What an application asks the sidecar for, at its socket or its URL.
 
 use std::fmt;
 use std::str::FromStr;
 
+use super::FileDelivery;
 use crate::name::{ObjectName, is_plain};
 
 /// A credential that is handed to whoever asks for it at the socket and is one of these users.
@@ -16,6 +17,35 @@ pub struct SocketDelivery {
 impl SocketDelivery {
     /// How many users a delivery may name: each has connections of its own.
     pub const MOST_USERS: usize = 16;
+}
+
+/// A credential that is served over HTTP on loopback to whoever shows a token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlDelivery {
+    pub name: ServedName,
+    pub form: UrlForm,
+    /// Where the consumer finds its token, which is made anew whenever the sidecar starts.
+    pub token: FileDelivery,
+}
+
+/// What is served at which path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UrlForm {
+    /// The value as it is, at `/v1/credentials/NAME`.
+    #[default]
+    Value,
+    /// The value, which must be what AWS SDKs expect of a container's credentials, at `/v1/aws/NAME`.
+    Aws,
+}
+
+impl UrlForm {
+    /// The path up to the name.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Value => "/v1/credentials/",
+            Self::Aws => "/v1/aws/",
+        }
+    }
 }
 
 /// The name by which a credential is asked for: 64 letters, digits, `-`, `_` and `.` at most, beginning and ending with a

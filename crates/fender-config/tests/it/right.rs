@@ -582,7 +582,7 @@ fn a_credential_is_handed_to_users_under_its_own_name_or_another() {
         .iter()
         .filter_map(|delivery| match delivery {
             Delivery::Socket(socket) => Some((socket.name.as_str(), &*socket.users)),
-            Delivery::File(_) | Delivery::Environment { .. } => None,
+            Delivery::File(_) | Delivery::Environment { .. } | Delivery::Url(_) => None,
         })
         .collect();
     let [own, other] = [

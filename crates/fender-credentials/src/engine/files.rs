@@ -23,9 +23,9 @@ pub(super) struct Written {
 }
 
 impl Files {
-    /// Writes `value` to all of `places`; then, if nothing failed, removes what lies elsewhere.
-    pub(super) async fn write(self, places: Vec<Place>, value: Secret) -> Written {
-        blocking(move || self.write_now(&places, &value))
+    /// Writes to all of `places`; then, if nothing failed, removes what lies elsewhere.
+    pub(super) async fn write(self, places: Vec<(Place, Secret)>) -> Written {
+        blocking(move || self.write_now(&places))
             .await
             .unwrap_or_else(|error| Written {
                 files: Self::default(),
@@ -34,10 +34,10 @@ impl Files {
             })
     }
 
-    fn write_now(mut self, places: &[Place], value: &Secret) -> Written {
+    fn write_now(mut self, places: &[(Place, Secret)]) -> Written {
         let mut change = Change::Unchanged;
         let mut failure = None;
-        for place in places {
+        for (place, value) in places {
             match place.write(value) {
                 Ok((file, written)) => {
                     if written == Change::Written {
@@ -50,7 +50,7 @@ impl Files {
                 }
             }
         }
-        let left = |path: &PathBuf| !places.iter().any(|place| place.path() == path);
+        let left = |path: &PathBuf| !places.iter().any(|(place, _)| place.path() == path);
         if failure.is_none() {
             for (path, file) in self.0.extract_if(.., |path, _| left(path)) {
                 warn_unless_removed(&path.display(), file.remove());

@@ -206,7 +206,7 @@ impl Keeper {
             files,
             change,
             failure,
-        } = files.write(self.plan.places.clone(), value.clone()).await;
+        } = files.write(self.plan.files(&value)).await;
         self.files = files;
         let offered = self
             .offer

@@ -30,3 +30,41 @@ impl Default for SocketLimits {
         }
     }
 }
+
+/// The bounds of the URL at which credentials are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UrlLimits {
+    /// Connections to the credentials URL at a time; who comes when all are taken for a second is closed. 64: each carries one
+    /// request.
+    pub url_connections: usize,
+    /// A head there, in bytes. 8 KiB, hyper's least: a token and a few fields.
+    pub url_head_bytes: usize,
+    /// Its fields. 32.
+    pub url_fields: usize,
+    /// From the connection to the end of that head. 5 s.
+    pub url_head: Duration,
+    /// From the connection to its end. 10 s: a value has a megabyte at most, and goes nowhere but to this host.
+    pub url_connection: Duration,
+    /// Requests of one consumer in a second; more are answered 429. 100: an SDK asks every few minutes.
+    pub url_requests: u32,
+    /// Answers a second, of all together, to requests that show no good token; more are answered 429. 20: whoever guesses at 256
+    /// bits is in no hurry. Consumers are counted apart.
+    pub url_strangers: u32,
+    /// Lines about refused requests in one second. 10.
+    pub url_lines: u32,
+}
+
+impl Default for UrlLimits {
+    fn default() -> Self {
+        Self {
+            url_connections: 64,
+            url_head_bytes: 8 * 1024,
+            url_fields: 32,
+            url_head: Duration::from_secs(5),
+            url_connection: Duration::from_secs(10),
+            url_requests: 100,
+            url_strangers: 20,
+            url_lines: 10,
+        }
+    }
+}

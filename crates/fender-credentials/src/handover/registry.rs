@@ -7,16 +7,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use fender_config::snapshot::{ServedName, SocketDelivery};
+use fender_config::snapshot::{ServedName, SocketDelivery, UrlForm};
 use fender_identity::Secret;
 use fender_providers::Generation;
 use tokio::time::Instant;
 
+use super::aws;
 use super::protocol::{Answer, HERE, Refusal};
 use super::sealed::Sealed;
+use super::token::{Reader, Tokens};
 use crate::deliver::{Change, DeliveryError, accounts};
 
 /// As the kernel shows a user that has no number in our namespace: it may be anybody.
@@ -42,6 +46,29 @@ impl Handed {
     }
 }
 
+/// Whom one credential is for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Audience {
+    pub(crate) users: Vec<Handed>,
+    pub(crate) readers: Vec<Reader>,
+}
+
+impl Audience {
+    fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.readers.is_empty()
+    }
+
+    /// Who is in both.
+    fn of_both(&self, other: &Self) -> Self {
+        let readers = self.readers.iter();
+        let readers = readers.filter(|reader| other.readers.contains(reader));
+        Self {
+            users: of_both(&self.users, &other.users),
+            readers: readers.cloned().collect(),
+        }
+    }
+}
+
 /// Only a document that says the number means the user that may be anybody.
 fn number(user: &str) -> Result<u32, String> {
     let number = accounts::user(user, "user")?.as_raw();
@@ -54,12 +81,21 @@ fn number(user: &str) -> Result<u32, String> {
     }
 }
 
-/// Every credential that is handed over at the socket. Clones are the same.
+/// Where this process serves credentials.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Doors {
+    pub socket: bool,
+    pub url: bool,
+}
+
+/// Every credential that is handed over at the socket or served at the URL. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Handovers(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    doors: Doors,
+    tokens: Tokens,
     entries: Mutex<Entries>,
     handed: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
@@ -74,7 +110,7 @@ struct Entries {
 /// One credential.
 #[derive(Debug, Default)]
 struct Entry {
-    to: Vec<Handed>,
+    to: Audience,
     value: Value,
 }
 
@@ -90,6 +126,39 @@ enum Value {
     },
 }
 
+/// A value that may be used.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) sealed: Arc<Sealed>,
+    pub(super) generation: Generation,
+    /// For how long it may not have been the newest.
+    pub(super) age: Duration,
+}
+
+impl Entry {
+    fn value(&self) -> Result<Found, Refusal> {
+        let (sealed, generation, outdated) = match &self.value {
+            Value::Waiting => return Err(Refusal::Waiting),
+            Value::Withdrawn => return Err(Refusal::Withdrawn),
+            Value::Here {
+                sealed,
+                generation,
+                outdated,
+            } => (Arc::clone(sealed), generation.clone(), outdated),
+        };
+        let now = Instant::now();
+        if outdated.is_some_and(|it| it.too_old.is_some_and(|moment| moment <= now)) {
+            return Err(Refusal::Outdated);
+        }
+        let age = outdated.map(|it| now.saturating_duration_since(it.since));
+        Ok(Found {
+            sealed,
+            generation,
+            age: age.unwrap_or_default(),
+        })
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Outdated {
     since: Instant,
@@ -98,8 +167,20 @@ struct Outdated {
 
 impl Handovers {
     /// Nothing yet.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(doors: Doors) -> Self {
+        Self(Arc::new(Inner {
+            doors,
+            ..Inner::default()
+        }))
+    }
+
+    pub(crate) fn doors(&self) -> Doors {
+        self.0.doors
+    }
+
+    /// The tokens of this process.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.0.tokens
     }
 
     /// What can be answered, and how often it was.
@@ -147,7 +228,7 @@ impl Handovers {
     /// Whether anything is handed to this user at all.
     pub(super) fn know(&self, user: u32) -> bool {
         let entries = self.entries();
-        let mut to = entries.by_keeper.values().flat_map(|entry| &entry.to);
+        let mut to = entries.by_keeper.values().flat_map(|entry| &entry.to.users);
         to.any(|handed| handed.users.contains(&user))
     }
 
@@ -157,37 +238,48 @@ impl Handovers {
         user: u32,
         name: &ServedName,
     ) -> io::Result<(Answer, Option<OwnedFd>)> {
-        let refused = |refusal| Ok((Answer::Refused(refusal), None));
-        let (sealed, generation, outdated) = {
+        let found = {
             let entries = self.entries();
             let of_both = |entry: &&Entry| {
-                let mut to = entry.to.iter();
+                let mut to = entry.to.users.iter();
                 to.any(|handed| handed.name == *name && handed.users.contains(&user))
             };
             let entry = entries.by_keeper.values().find(of_both);
-            match entry.map(|entry| &entry.value) {
-                None => return refused(Refusal::Missing),
-                Some(Value::Waiting) => return refused(Refusal::Waiting),
-                Some(Value::Withdrawn) => return refused(Refusal::Withdrawn),
-                Some(Value::Here {
-                    sealed,
-                    generation,
-                    outdated,
-                }) => (Arc::clone(sealed), generation.clone(), *outdated),
+            entry.ok_or(Refusal::Missing).and_then(Entry::value)
+        };
+        match found {
+            Err(refusal) => Ok((Answer::Refused(refusal), None)),
+            Ok(found) => {
+                let file = found.sealed.open()?;
+                let answer = Answer::Here {
+                    generation: found.generation,
+                    length: found.sealed.length(),
+                    age: found.age,
+                };
+                Ok((answer, Some(file)))
             }
-        };
-        let now = Instant::now();
-        if outdated.is_some_and(|it| it.too_old.is_some_and(|moment| moment <= now)) {
-            return refused(Refusal::Outdated);
         }
-        let file = sealed.open()?;
-        let since = outdated.map(|it| now.saturating_duration_since(it.since));
-        let answer = Answer::Here {
-            generation,
-            length: sealed.length(),
-            age: since.unwrap_or_default(),
-        };
-        Ok((answer, Some(file)))
+    }
+
+    /// The consumer that has this token for what is served in this form under this name, and what it gets; nothing if
+    /// nobody has: there may be no such credential, or the token may be another's.
+    pub(super) fn read(
+        &self,
+        form: UrlForm,
+        name: &ServedName,
+        token: &Secret,
+    ) -> Option<(PathBuf, Result<Found, Refusal>)> {
+        let entries = self.entries();
+        let mut mine = None;
+        // Each token is compared, whatever is asked for: how long it takes tells nothing.
+        for entry in entries.by_keeper.values() {
+            for reader in &entry.to.readers {
+                if reader.is_shown(token) & reader.reads(form, name) {
+                    mine = Some((reader.file().to_owned(), entry.value()));
+                }
+            }
+        }
+        mine
     }
 
     fn entries(&self) -> MutexGuard<'_, Entries> {
@@ -205,10 +297,10 @@ pub(crate) struct Offer {
 
 impl Offer {
     /// Another document says who receives it, from the same source or another one.
-    pub(crate) fn follow(&self, to: Vec<Handed>, same_source: bool) {
+    pub(crate) fn follow(&self, to: Audience, same_source: bool) {
         self.change(|entry| {
             entry.to = match (&entry.value, same_source) {
-                (Value::Here { .. }, false) => of_both(&entry.to, &to),
+                (Value::Here { .. }, false) => entry.to.of_both(&to),
                 (Value::Here { .. }, true) | (Value::Waiting | Value::Withdrawn, _) => to,
             };
             if let (Value::Withdrawn, false) = (&entry.value, same_source) {
@@ -220,7 +312,7 @@ impl Offer {
     /// The value, for all of these.
     pub(crate) fn put(
         &self,
-        to: &[Handed],
+        to: &Audience,
         value: &Secret,
         generation: &Generation,
     ) -> Result<Change, DeliveryError> {
@@ -233,13 +325,23 @@ impl Offer {
             self.change(|entry| *entry = Entry::default());
             return Ok(Change::Unchanged);
         }
+        if let Some(reader) = to
+            .readers
+            .iter()
+            .find(|reader| reader.form() == UrlForm::Aws)
+        {
+            aws::check(value).map_err(|why| DeliveryError::Unserved {
+                name: reader.name().clone(),
+                why: why.to_owned(),
+            })?;
+        }
         let fresh = (!known).then(|| Sealed::new(value)).transpose()?;
         let change = match fresh {
             Some(_) => Change::Written,
             None => Change::Unchanged,
         };
         self.change(|entry| {
-            entry.to = to.to_vec();
+            entry.to = to.clone();
             if let Some(sealed) = fresh {
                 let outdated = match &entry.value {
                     Value::Here { outdated, .. } => *outdated,
@@ -307,8 +409,6 @@ fn of_both(one: &[Handed], other: &[Handed]) -> Vec<Handed> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const APP: u32 = 1000;
@@ -318,13 +418,16 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn to(name: &str, users: &[u32]) -> Vec<Handed> {
+    fn to(name: &str, users: &[u32]) -> Audience {
         let users: Vec<_> = users.iter().map(ToString::to_string).collect();
         let name = named(name);
-        vec![Handed::new(&SocketDelivery { name, users }).unwrap()]
+        Audience {
+            users: vec![Handed::new(&SocketDelivery { name, users }).unwrap()],
+            readers: Vec::new(),
+        }
     }
 
-    fn put(offer: &Offer, to: &[Handed], text: &str) -> Change {
+    fn put(offer: &Offer, to: &Audience, text: &str) -> Change {
         let value = Secret::from(text.to_owned());
         offer.put(to, &value, &Generation::named(text)).unwrap()
     }
@@ -343,7 +446,7 @@ mod tests {
 
     #[test]
     fn attack_one_that_is_not_for_this_user_looks_as_one_that_is_not_there() {
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         let offer = handovers.offer();
         put(&offer, &to("smtp", &[APP]), "s3cret");
         assert_eq!(asks(&handovers, APP, "smtp"), "s3cret");
@@ -358,7 +461,7 @@ mod tests {
 
     #[test]
     fn what_is_withdrawn_or_dropped_is_handed_over_no_more() {
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         let offer = handovers.offer();
         let app = to("smtp", &[APP]);
         offer.follow(app.clone(), false);
@@ -377,7 +480,7 @@ mod tests {
     #[test]
     fn attack_who_was_named_anew_gets_nothing_of_another_source_and_who_is_named_no_more_nothing_at_once()
      {
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         let offer = handovers.offer();
         put(&offer, &to("smtp", &[APP, OTHER]), "old");
         // The same source: in force at once.
@@ -402,7 +505,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_value_is_handed_over_until_it_is_too_old_with_its_age() {
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         let offer = handovers.offer();
         let app = to("smtp", &[APP]);
         put(&offer, &app, "one");
@@ -444,7 +547,7 @@ mod tests {
 
     #[test]
     fn answers_are_counted_by_their_word() {
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         handovers.count(&Answer::Refused(Refusal::Malformed));
         let counts = handovers.counts();
         assert_eq!(counts.last(), Some(&("malformed", 1)));

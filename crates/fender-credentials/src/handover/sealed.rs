@@ -56,6 +56,11 @@ impl Sealed {
         self.length
     }
 
+    /// What it holds.
+    pub(super) fn secret(&self) -> Result<Secret, &'static str> {
+        read(&self.file, self.length)
+    }
+
     /// The same file once more: for reading, at its beginning, and independent of every other descriptor of it.
     pub(super) fn open(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());

@@ -35,18 +35,21 @@ fn named(name: &str) -> ServedName {
     name.parse().unwrap()
 }
 
-fn to(user: u32) -> Vec<Handed> {
+fn to(user: u32) -> Audience {
     let delivery = SocketDelivery {
         name: named("smtp"),
         users: vec![user.to_string()],
     };
-    vec![Handed::new(&delivery).unwrap()]
+    Audience {
+        users: vec![Handed::new(&delivery).unwrap()],
+        readers: Vec::new(),
+    }
 }
 
 impl Served {
     fn start(limits: SocketLimits) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let handovers = Handovers::new();
+        let handovers = Handovers::default();
         let offer = handovers.offer();
         let value = Secret::from("s3cret".to_owned());
         offer

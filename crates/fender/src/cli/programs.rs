@@ -12,7 +12,7 @@ use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
-use super::{access_log, ca_pin, directory, duration, local_address, program, variable};
+use super::{access_log, ca_pin, directory, duration, local_address, loopback, program, variable};
 
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sidecar {
@@ -31,6 +31,14 @@ pub(crate) struct Sidecar {
         env = "FENDER_CREDENTIALS_SOCKET"
     )]
     pub(crate) credentials_socket: Option<LocalAddress>,
+    /// A loopback address and port at which credentials are served over HTTP to whoever shows a token that was written to its file
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = loopback,
+        env = "FENDER_CREDENTIALS_URL"
+    )]
+    pub(crate) credentials_url: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) telemetry: Telemetry,
     /// How long a supervised application may take to stop before it is killed

@@ -133,6 +133,7 @@ impl Reach {
             self.write
                 .extend(places.filter_map(|delivery| match delivery {
                     Delivery::File(file) => Some(Self::parent(&file.path)),
+                    Delivery::Url(url) => Some(Self::parent(&url.token.path)),
                     Delivery::Environment { .. } | Delivery::Socket(_) => None,
                 }));
         }

@@ -7,10 +7,10 @@
 
 mod abandoned;
 mod acme;
+mod asked;
 mod attend;
 mod callers;
 mod confine;
-mod credentials_socket;
 mod decisions;
 mod drains;
 mod notices;
@@ -35,7 +35,6 @@ use fender_api::client::{Received, Report};
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, Holdings, OnExit, Settings};
-use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
@@ -249,10 +248,10 @@ async fn start(
     }
 
     // Where they are asked for: whoever comes now waits until there is something. A successor takes the socket over.
-    let handovers = args.credentials_socket.as_ref().map(|_| Handovers::new());
-    let mut socket = match tenure {
-        Tenure::Own => credentials_socket::open(args, &listeners)?,
-        Tenure::Succeed => None,
+    let handovers = asked::handovers(args);
+    let mut opened = match tenure {
+        Tenure::Own => asked::open(args, &listeners)?,
+        Tenure::Succeed => asked::Opened::default(),
     };
 
     // Its secrets, all or none. Those of a sidecar that goes on are not a successor's to remove.
@@ -326,11 +325,11 @@ async fn start(
     }
     if tenure == Tenure::Succeed {
         open_admin_socket(args, &listeners, &status, drains)?;
-        socket = credentials_socket::open(args, &listeners)?;
+        opened = asked::open(args, &listeners)?;
     }
-    if let (Some(listener), Some(handovers)) = (socket, handovers) {
-        status.set_handovers(handovers.clone());
-        credentials_socket::serve(listener, handovers, drains);
+    if let Some(handovers) = handovers {
+        asked::serve(opened, &handovers, drains);
+        status.set_handovers(handovers);
     }
 
     // Local processes that ask for the identity themselves.

@@ -450,14 +450,24 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
     )
         .prop_map(|(name, mode, owner, group, storage)| {
             let path = format!("/run/{name}").into();
-            domain::Delivery::File(domain::FileDelivery {
+            domain::FileDelivery {
                 path,
                 mode,
                 owner,
                 group,
                 storage,
-            })
-        });
+            }
+        })
+        .boxed();
+    let form = prop_oneof![Just(domain::UrlForm::Value), Just(domain::UrlForm::Aws)];
+    let url = ("[a-z0-9]{1,9}", form, file.clone()).prop_map(|(name, form, token)| {
+        domain::Delivery::Url(domain::UrlDelivery {
+            name: name.parse().unwrap(),
+            form,
+            token,
+        })
+    });
+    let file = file.prop_map(domain::Delivery::File);
     let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
     let served = ("[a-z0-9]([-_.a-z]{0,9}[a-z0-9])?", vec(label(), 1..4));
     let socket = served.prop_map(|(name, users)| {
@@ -466,7 +476,7 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             users,
         })
     });
-    let deliver = vec(prop_oneof![file, variable, socket], 0..3);
+    let deliver = vec(prop_oneof![file, variable, socket, url], 0..3);
     let told = (
         object(),
         source,

@@ -5,12 +5,15 @@ use std::time::Duration;
 use fender_config::snapshot::SocketDelivery;
 
 use super::*;
-use crate::handover::Handovers;
+use crate::handover::{Doors, Handovers};
 
 const APP: u32 = 1000;
 
 fn handing() -> (Bench, Handovers) {
-    let handovers = Handovers::new();
+    let handovers = Handovers::new(Doors {
+        socket: true,
+        url: false,
+    });
     let mut bench = Bench::new();
     bench.settings.handovers = Some(handovers.clone());
     (bench, handovers)

@@ -1,0 +1,89 @@
+//! The socket at which credentials are handed over, and the URL at which they are served: opened early, so that a name or path that somebody else has taken ends the
+//! start before a secret is fetched, and served once there is something to hand over.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use fender_credentials::handover::{self, Doors, Handovers, SocketLimits, UrlLimits, url};
+use fender_runtime::listen::{ListenAddress, Listener, Listeners, LocalAddress};
+use rustix::fs::Mode;
+
+use super::drains::Drains;
+use crate::cli;
+use crate::exit::Failure;
+
+/// What was opened.
+#[derive(Default)]
+pub(super) struct Opened {
+    socket: Option<Listener>,
+    url: Option<Listener>,
+}
+
+/// Where credentials can be asked for, if anywhere.
+pub(super) fn handovers(args: &cli::Sidecar) -> Option<Handovers> {
+    let doors = Doors {
+        socket: args.credentials_socket.is_some(),
+        url: args.credentials_url.is_some(),
+    };
+    (doors.socket || doors.url).then(|| Handovers::new(doors))
+}
+
+pub(super) fn open(args: &cli::Sidecar, listeners: &Listeners) -> Result<Opened, Failure> {
+    let socket = args.credentials_socket.as_ref();
+    let url = args.credentials_url;
+    Ok(Opened {
+        socket: socket
+            .map(|address| open_socket(address, listeners))
+            .transpose()?,
+        url: url
+            .map(|address| open_url(address, listeners))
+            .transpose()?,
+    })
+}
+
+/// Anybody may connect: who it is, the kernel says, and who receives something, the documents.
+fn open_socket(address: &LocalAddress, listeners: &Listeners) -> Result<Listener, Failure> {
+    let listener = listeners
+        .open(&address.into())
+        .context("open the credentials socket; --credentials-socket names another")
+        .map_err(Failure::unavailable)?;
+    if let LocalAddress::Path(path) = address {
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o666))
+            .context("let others connect to the credentials socket")
+            .map_err(Failure::unavailable)?;
+    }
+    tracing::info!(socket = %address, "handing credentials over");
+    Ok(listener)
+}
+
+fn open_url(address: SocketAddr, listeners: &Listeners) -> Result<Listener, Failure> {
+    let listener = listeners
+        .open(&ListenAddress::Tcp(address))
+        .context("open the credentials URL; --credentials-url names another")
+        .map_err(Failure::unavailable)?;
+    url::confine(&listener)
+        .context("keep the credentials URL to this host")
+        .map_err(Failure::unavailable)?;
+    tracing::info!(url = %format!("http://{address}/v1/"), "serving credentials");
+    Ok(listener)
+}
+
+/// Until the credentials' own end.
+pub(super) fn serve(opened: Opened, handovers: &Handovers, drains: &Drains) {
+    let drain = &drains.credentials;
+    let Opened { socket, url } = opened;
+    if let Some(socket) = socket {
+        let limits = SocketLimits::default();
+        let serve = handover::serve(socket, handovers.clone(), limits, drain.clone());
+        drain.spawn(serve);
+    }
+    if let Some(listener) = url {
+        let limits = UrlLimits::default();
+        drain.spawn(url::serve(
+            listener,
+            handovers.clone(),
+            limits,
+            drain.clone(),
+        ));
+    }
+}
