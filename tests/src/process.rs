@@ -47,6 +47,14 @@ pub fn installed(program: &str) -> PathBuf {
     })
 }
 
+/// Puts a program that everybody may run in a place. It is written by a process of its own: what is started by another test
+/// meanwhile would inherit a descriptor of ours, and a file that is open for writing somewhere is not run ("Text file busy").
+pub fn put_program(from: &Path, to: &Path) {
+    let mut install = Command::new(installed("install"));
+    let status = install.args(["-m", "755"]).args([from, to]).status();
+    assert!(status.expect("run `install`").success());
+}
+
 /// A number that whoever runs the tests may choose.
 pub fn chosen(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |number| {

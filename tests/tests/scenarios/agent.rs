@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fender_tests::docker::Engine;
-use fender_tests::process::{PATIENCE, Process, binary, installed, output};
+use fender_tests::process::{PATIENCE, Process, binary, installed, output, put_program};
 use fender_tests::{Mesh, wait_until};
 
 pub(crate) const REFUSED: i32 = 77;
@@ -121,8 +121,7 @@ pub(crate) fn agent_command(mesh: &Mesh, state: &str, socket: &Path) -> Command 
 /// The program in a place where every user may run it.
 pub(crate) fn program(mesh: &Mesh, name: &str) -> PathBuf {
     let path = mesh.path(name);
-    fs::copy(binary(), &path).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    put_program(&binary(), &path);
     path
 }
 
@@ -176,7 +175,7 @@ fn a_copy_elsewhere_and_another_program_in_the_same_place_get_nothing() {
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), open).unwrap();
     let meant = directory.path().join("meant");
-    fs::copy(binary(), &meant).unwrap();
+    put_program(&binary(), &meant);
     let attest = format!(
         "{{ unix: {{ node: edge-1, uid: 4301, path: {}, sha256: {} }} }}",
         meant.display(),
@@ -189,9 +188,9 @@ fn a_copy_elsewhere_and_another_program_in_the_same_place_get_nothing() {
     // The same program but for a few bytes that no loader reads.
     let mut changed = fs::read(&meant).unwrap();
     changed.extend(b"changed");
-    fs::remove_file(&meant).unwrap();
-    fs::write(&meant, changed).unwrap();
-    fs::set_permissions(&meant, fs::Permissions::from_mode(0o755)).unwrap();
+    let fresh = directory.path().join("fresh");
+    fs::write(&fresh, changed).unwrap();
+    put_program(&fresh, &meant);
     host.assert_nobody(&meant, ORDERS, "the sha256 of its program is ");
 }
 

@@ -417,7 +417,7 @@ fn the_service_of_the_guide_needs_no_more_than_the_capabilities_it_names() {
     fs::set_permissions(directory.path(), open).unwrap();
     // Readable by nobody but its own user.
     let program = directory.path().join("orders");
-    fs::copy(fender_tests::process::binary(), &program).unwrap();
+    fender_tests::process::put_program(&fender_tests::process::binary(), &program);
     let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     fs::set_permissions(&program, closed).unwrap();
     std::os::unix::fs::chown(&program, Some(ORDERS), Some(ORDERS)).unwrap();

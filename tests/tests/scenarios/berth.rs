@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fender_tests::pki::{Authority, Template};
-use fender_tests::process::{PATIENCE, Process, binary, free_address, is_ready, output};
+use fender_tests::process::{
+    PATIENCE, Process, binary, free_address, is_ready, output, put_program,
+};
 use fender_tests::{Client, Nginx};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -87,9 +89,9 @@ spec:
     }
 
     pub(crate) fn replace_program_by_script(&self, script: &Path, text: &str) {
-        let fresh = self.path("fresh");
-        fs::write(&fresh, text).unwrap();
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o755)).unwrap();
+        let (written, fresh) = (self.path("written"), self.path("fresh"));
+        fs::write(&written, text).unwrap();
+        put_program(&written, &fresh);
         fs::rename(&fresh, script).unwrap();
         symlink(script, &fresh).unwrap();
         fs::rename(fresh, self.program()).unwrap();
