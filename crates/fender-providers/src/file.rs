@@ -38,6 +38,8 @@ pub struct FileSource {
     root: Option<Arc<Path>>,
     /// The most it may weigh.
     limit: u64,
+    /// Whether it is taken only if nobody but root and this process's user can have written it.
+    ours: bool,
     /// Also held by the thread that reads, so that a file system that hangs holds up one only.
     last: Arc<Mutex<Option<Fetched>>>,
 }
@@ -49,6 +51,7 @@ impl FileSource {
             path: path.into().into(),
             root: None,
             limit: LIMIT,
+            ours: false,
             last: Arc::default(),
         }
     }
@@ -66,6 +69,11 @@ impl FileSource {
     pub fn of_at_most(self, limit: u64) -> Self {
         Self { limit, ..self }
     }
+
+    /// The same, refused if anybody but root and this process's user owns it or may write to it.
+    pub fn written_by_no_other(self) -> Self {
+        Self { ours: true, ..self }
+    }
 }
 
 impl Source for FileSource {
@@ -73,9 +81,10 @@ impl Source for FileSource {
         let away = |why: &str| FetchError::Outage(format!("`{}` {why}", self.path.display()));
         let read = async {
             let mut last = self.last.clone().lock_owned().await;
-            let (path, root, limit) = (self.path.clone(), self.root.clone(), self.limit);
+            let (path, root) = (self.path.clone(), self.root.clone());
+            let (limit, ours) = (self.limit, self.ours);
             tokio::task::spawn_blocking(move || {
-                let value = read(&path, root.as_deref(), limit)?;
+                let value = read(&path, root.as_deref(), limit, ours)?;
                 let known = last.take().filter(|known| known.value.ct_eq(&value));
                 let fetched = known.unwrap_or_else(|| Fetched {
                     value,
@@ -98,7 +107,7 @@ impl Source for FileSource {
     }
 }
 
-fn read(path: &Path, root: Option<&Path>, limit: u64) -> Result<Secret, FetchError> {
+fn read(path: &Path, root: Option<&Path>, limit: u64, ours: bool) -> Result<Secret, FetchError> {
     let failed = |error| blame(path, &error);
     let malformed = |why: &str| FetchError::Malformed(format!("`{}` {why}", path.display()));
 
@@ -106,6 +115,9 @@ fn read(path: &Path, root: Option<&Path>, limit: u64) -> Result<Secret, FetchErr
     let before = file.metadata().map_err(failed)?;
     if !before.is_file() {
         return Err(malformed("is not a regular file"));
+    }
+    if ours && let Some(why) = others_can_write(&before) {
+        return Err(FetchError::Denied(format!("`{}` {why}", path.display())));
     }
     if before.len() > limit {
         return Err(malformed(&format!("is larger than {}", weight(limit))));
@@ -119,6 +131,18 @@ fn read(path: &Path, root: Option<&Path>, limit: u64) -> Result<Secret, FetchErr
         return Err(malformed("is empty"));
     }
     Ok(value)
+}
+
+/// Who else may decide what is in it.
+fn others_can_write(file: &Metadata) -> Option<String> {
+    let (owner, us) = (file.uid(), rustix::process::geteuid().as_raw());
+    if owner != 0 && owner != us {
+        return Some(format!(
+            "belongs to user {owner}, who is neither root nor this process's user {us}"
+        ));
+    }
+    let mode = file.mode() & 0o7777;
+    (mode & 0o022 != 0).then(|| format!("may be written by others than its owner (mode {mode:o})"))
 }
 
 fn open(path: &Path, root: Option<&Path>) -> io::Result<File> {

@@ -1,7 +1,7 @@
 //! The ways to tell somebody: a signal, HTTP, a program, the supervisor of the application.
 //!
 //! Documents are not remote code: a program was allowed on this machine by its path, a file with a process's number lies below
-//! an allowed directory, HTTP goes to this machine's loopback only, and the signals are those by which programs are told to read
+//! an allowed directory and was written by nobody who may signal fewer than we do, HTTP goes to this machine's loopback only, and the signals are those by which programs are told to read
 //! again.
 
 use std::sync::Arc;
@@ -77,7 +77,8 @@ impl Tell for Ways {
                         None => FileSource::new(pid_file),
                         Some(root) => FileSource::below(root, pid_file),
                     };
-                    send(&source, *signal).await
+                    // Whoever writes it decides who is told, and we may be able to tell more than they are.
+                    send(&source.written_by_no_other(), *signal).await
                 }
                 Target::Http {
                     url,

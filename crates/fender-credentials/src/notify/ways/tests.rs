@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -90,6 +91,29 @@ async fn attack_a_file_that_names_what_no_process_may_be_told() {
         let error = tell(&Numbered::new(text).target()).await.unwrap_err();
         assert!(!error.is_empty(), "`{text}`");
     }
+}
+
+/// A sidecar that runs as root could be made to signal anybody's process by whoever can write the file.
+#[tokio::test]
+async fn attack_a_file_that_another_user_can_write_decides_nothing() {
+    let mut sleeper = sleeper();
+    let numbered = Numbered::new(&sleeper.id().to_string());
+    for mode in [0o666, 0o664, 0o646] {
+        fs::set_permissions(numbered.path(), fs::Permissions::from_mode(mode)).unwrap();
+        let error = tell(&numbered.target()).await.unwrap_err();
+        assert!(
+            error.contains("may be written by others") && error.contains("pid"),
+            "{mode:o}: {error}"
+        );
+    }
+    fs::set_permissions(numbered.path(), fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::chown(numbered.path(), Some(4301), None).unwrap();
+    let error = tell(&numbered.target()).await.unwrap_err();
+    assert!(error.contains("belongs to user 4301"), "{error}");
+    assert!(sleeper.try_wait().unwrap().is_none(), "it heard nothing");
+    std::os::unix::fs::chown(numbered.path(), Some(0), None).unwrap();
+    tell(&numbered.target()).await.unwrap();
+    sleeper.wait().unwrap();
 }
 
 #[tokio::test]
