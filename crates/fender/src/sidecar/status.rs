@@ -318,8 +318,9 @@ impl Observed for Status {
             .filter(|outcome| !outcome.pending.is_empty());
         let pending = i64::try_from(pending.count()).unwrap_or(i64::MAX);
         told.gauge(&NOTIFICATIONS_PENDING, pending);
+        let none = || Handovers::answers().into_iter().map(|word| (word, 0));
         let handovers = self.handovers.get().map(Handovers::counts);
-        let handovers = handovers.unwrap_or_default().into_iter();
+        let handovers = handovers.unwrap_or_else(|| none().collect()).into_iter();
         let handovers = handovers.map(|(answer, count)| (vec![("answer", answer.into())], count));
         told.numbers(&HANDOVERS, handovers.collect());
         let version = vec![("version", env!("CARGO_PKG_VERSION").into())];
