@@ -1,7 +1,7 @@
 //! HashiCorp Vault and OpenBao, by their HTTP API: KV 1 and 2, and whatever other engines lease.
 //!
 //! A server in a namespace, and as whom it is asked, is one *store*: it has one login, one client and one budget, which all
-//! credentials that come from it share ([`Vaults`]). A place in it is read once for all that name it, so that a user name
+//! credentials that come from it share (`Vaults`). A place in it is read once for all that name it, so that a user name
 //! and its password are of one answer. What nobody has named for a while is let go: its lease is given back, and after the
 //! last place the token.
 //!
