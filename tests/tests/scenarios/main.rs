@@ -20,6 +20,7 @@ mod attacks;
 mod attestation;
 mod audit_log;
 mod berth;
+mod canary;
 mod compose;
 mod control_loss;
 mod credentials;
