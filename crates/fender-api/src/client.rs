@@ -259,7 +259,7 @@ async fn renewed(
     // Nobody can have known in the future what is the newest.
     let fresh = fresh.unwrap_or(now).min(now);
     let snapshot = snapshot
-        .filter(|snapshot| snapshot.identity == *identity.svid.id())
+        .filter(|snapshot| snapshot.identity.as_ref() == Some(identity.svid.id()))
         .map(|snapshot| (snapshot, fresh));
     if now < identity.svid.validity().not_after {
         return Ok((identity, snapshot));

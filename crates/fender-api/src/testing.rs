@@ -418,7 +418,7 @@ pub(crate) fn trust(version: u64, ca: &Authority) -> proto::Trust {
 pub(crate) fn snapshot(version: u64, ca: &Authority) -> Snapshot {
     Snapshot {
         version,
-        identity: id(ORDERS),
+        identity: Some(id(ORDERS)),
         profile: fender_config::snapshot::Profile::Production,
         trust: ca.bundles().into(),
         tls: TlsProfile::default(),

@@ -39,7 +39,8 @@ pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     pub version: u64,
-    pub identity: SpiffeId,
+    /// None of a sidecar alone that only delivers credentials: it has no ports, and shows itself to nobody.
+    pub identity: Option<SpiffeId>,
     pub profile: Profile,
     /// Travels apart from all the rest, which does not change with it. The control plane leaves it empty:
     /// it is filled in where it arrives.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fender_identity::{SpiffeId, Trust};
-use fender_policy::{PolicyName, PolicySet};
+use fender_policy::{Policy, PolicyName, PolicySet};
 
 use crate::documents::snapshot::selected;
 use crate::documents::{Credential, Kind, PeerAuthentication, SelectingPolicy, Via, collisions};
@@ -49,7 +49,7 @@ pub struct WorkloadApi {
 /// What such a file says, checked together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standalone {
-    /// None for `fender exec`, which talks to nobody.
+    /// None of what only delivers credentials: then it has no ports.
     pub identity: Option<Identity>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
@@ -224,14 +224,29 @@ impl Standalone {
     /// The same Snapshot a control plane would have sent.
     pub fn snapshot(&self, identity: &SpiffeId, trust: impl Into<Trust>, version: u64) -> Snapshot {
         let sidecar = &self.sidecar;
+        let policies = selected(
+            self.policies.iter(),
+            sidecar.name.namespace(),
+            &sidecar.labels,
+            identity.trust_domain(),
+        );
+        Snapshot {
+            identity: Some(identity.clone()),
+            trust: trust.into(),
+            ..self.of_nobody(policies, version)
+        }
+    }
+
+    /// The Snapshot of one without an identity: nothing but its credentials, because who has ports has one.
+    pub fn nameless_snapshot(&self, version: u64) -> Snapshot {
+        self.of_nobody(Vec::new(), version)
+    }
+
+    fn of_nobody(&self, policies: Vec<Policy>, version: u64) -> Snapshot {
+        let sidecar = &self.sidecar;
         let policies = PolicySet {
             default: sidecar.authorization,
-            policies: selected(
-                self.policies.iter(),
-                sidecar.name.namespace(),
-                &sidecar.labels,
-                identity.trust_domain(),
-            ),
+            policies,
         };
         let listener = |port: &InboundPort| {
             let selecting = self.peer_authentications.values().filter(|one| {
@@ -244,9 +259,9 @@ impl Standalone {
         let inbound = sidecar.inbound.iter().map(listener);
         Snapshot {
             version,
-            identity: identity.clone(),
+            identity: None,
             profile: Profile::Production,
-            trust: trust.into(),
+            trust: Trust::default(),
             tls: sidecar.tls.clone(),
             inbound: inbound.collect(),
             outbound: sidecar.outbound.iter().map(DirectPort::outbound).collect(),

@@ -50,6 +50,26 @@ pub struct Settings {
     pub handovers: Option<Handovers>,
 }
 
+/// Of a credential, what is left in place when nobody stays to keep it: its files. Nothing if it has none.
+pub fn files_alone(spec: &CredentialSpec) -> Option<CredentialSpec> {
+    let stays = |delivery: &&Delivery| match delivery {
+        Delivery::File(_) => true,
+        Delivery::Environment { .. } | Delivery::Socket(_) | Delivery::Url(_) => false,
+    };
+    let deliver: Vec<_> = spec.deliver.iter().filter(stays).cloned().collect();
+    (!deliver.is_empty()).then(|| CredentialSpec {
+        deliver,
+        ..spec.clone()
+    })
+}
+
+/// Writes every file of what was gathered, or none, and leaves them to whoever reads them. Nobody is told, and nothing is
+/// handed over.
+pub async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<(), StartError> {
+    // What was placed goes out of sight here, and stays where it is.
+    deliver_all(gathered, settings).await.map(drop)
+}
+
 /// What the workload holds of one credential.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Holding {

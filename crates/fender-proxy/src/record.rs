@@ -20,7 +20,7 @@ pub struct Record {
     pub id: OpaqueId,
     pub time: UnixTime,
     /// The workload that was called.
-    pub workload: SpiffeId,
+    pub workload: Option<SpiffeId>,
     /// The version of the snapshot that decided.
     pub snapshot: u64,
     pub facts: RecordedFacts,

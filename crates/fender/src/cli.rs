@@ -88,6 +88,10 @@ pub(crate) enum Command {
     Upgrade(Upgrade),
     /// Have a sidecar that runs from a file read it again, and show what is wrong with it
     Reload(Upgrade),
+    /// Deliver credentials as files, all or none, and end: before an application starts
+    Init(Box<Init>),
+    /// Deliver credentials and keep them fresh, beside an application; a sidecar without ports
+    Watch(Box<Watch>),
     /// Put credentials into the environment of a command and become it
     Exec(Box<Exec>),
     /// Ask a sidecar for a credential at its credentials socket, and write the value to standard output

@@ -20,6 +20,7 @@ mod demo;
 mod exec;
 mod exit;
 mod get;
+mod init;
 mod load;
 mod local;
 #[cfg(feature = "control-plane")]
@@ -94,6 +95,8 @@ fn run(cli: Cli) -> Outcome {
         #[cfg(feature = "control-plane")]
         Command::Plane(command) => plane::run(command, sealing),
         Command::Sidecar(args) => sidecar::run(*args),
+        Command::Watch(args) => sidecar::run((*args).into()),
+        Command::Init(args) => init::run(*args),
         Command::Upgrade(args) => single(upgrade::upgrade(args)),
         Command::Reload(args) => single(upgrade::reload(args)),
         Command::Exec(args) => exec::run(*args),

@@ -200,7 +200,9 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
     let _ = writeln!(
         out,
         "{} {ready}, fender {}",
-        text(status, "identity"),
+        status["identity"]
+            .as_str()
+            .unwrap_or("without an identity:"),
         text(status, "version")
     );
     if text(status, "profile") == "development" {
@@ -208,21 +210,23 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
             "DEVELOPMENT PROFILE: certificates may live for seconds; not for production\n",
         );
     }
-    let _ = writeln!(
-        out,
-        "certificate    {} until {}",
-        text(status, "serial"),
-        text(status, "not_after")
-    );
-    let _ = writeln!(
-        out,
-        "unrecoverable  {} {}",
-        text(status, "unrecoverable"),
-        match status["standalone"].as_bool() {
-            Some(true) => "if the source of its certificate gives no other",
-            Some(false) | None => "if the control plane stays away: then it must attest anew",
-        }
-    );
+    if status["identity"].is_string() {
+        let _ = writeln!(
+            out,
+            "certificate    {} until {}",
+            text(status, "serial"),
+            text(status, "not_after")
+        );
+        let _ = writeln!(
+            out,
+            "unrecoverable  {} {}",
+            text(status, "unrecoverable"),
+            match status["standalone"].as_bool() {
+                Some(true) => "if the source of its certificate gives no other",
+                Some(false) | None => "if the control plane stays away: then it must attest anew",
+            }
+        );
+    }
     let _ = writeln!(out, "snapshot       {}", status["snapshot_version"]);
     let _ = writeln!(out, "control plane  {}", text(status, "link"));
     for listener in strings(status, "listeners") {

@@ -46,6 +46,10 @@ services:
     environment: { FENDER_LOG: debug }
     tmpfs: [ "/run/credentials:mode=0700" ]
     secrets: [ smtp_password ]
+  in-time:
+    image: secret:local
+    command: [ exec, --config, /job.yaml, --start-timeout, 1s, --, /busybox, echo, started ]
+    secrets: [ smtp_password ]
   without:
     image: secret:local
     command: [ exec, --config, /job.yaml, --, /busybox, echo, started ]
@@ -129,6 +133,14 @@ fn a_secret_of_compose_reaches_the_command_and_the_file_and_no_log() {
             !err.contains(CANARY),
             "{service}: the value is in the log:\n{err}"
         );
+    }
+
+    // No secret of Swarm is that large, and none is nothing: malformed, for as long as it may take.
+    for size in [600 * 1024, 0] {
+        fs::write(project.path("smtp"), "x".repeat(size)).unwrap();
+        let (code, out, err) = project.run("in-time");
+        assert_eq!((code, out.as_str()), (75, ""), "{size} bytes: {err}");
+        assert!(err.contains("malformed"), "{size} bytes: {err}");
     }
 
     let (code, out, err) = project.run("without");

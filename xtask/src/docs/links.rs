@@ -16,6 +16,7 @@ const PLACES: &[&str] = &[
     "docs/guide",
     "docs/reference",
     "examples/compose",
+    "examples/compose-init",
     "fuzz",
 ];
 

@@ -25,8 +25,10 @@ pub(crate) fn judge(
 ) -> Result<Snapshot, Refused> {
     let version = message.version;
     let read = Snapshot::try_from(message).and_then(|snapshot| {
-        if snapshot.identity != *own {
-            let why = format!("it is for `{}`, not for `{own}`", snapshot.identity);
+        let theirs = snapshot.identity.as_ref();
+        if theirs != Some(own) {
+            let theirs = theirs.map(SpiffeId::as_str).unwrap_or_default();
+            let why = format!("it is for `{theirs}`, not for `{own}`");
             return Err(InvalidField::new("identity", why));
         }
         Ok(Snapshot {

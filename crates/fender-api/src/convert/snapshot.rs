@@ -27,7 +27,7 @@ impl TryFrom<proto::Snapshot> for domain::Snapshot {
         let policies = required("policies", message.policies)?;
         Ok(Self {
             version: message.version,
-            identity: parse("identity", &message.identity)?,
+            identity: Some(parse("identity", &message.identity)?),
             profile: match message.development {
                 true => domain::Profile::Development,
                 false => domain::Profile::Production,
@@ -55,7 +55,12 @@ impl From<&domain::Snapshot> for proto::Snapshot {
     fn from(snapshot: &domain::Snapshot) -> Self {
         Self {
             version: snapshot.version,
-            identity: snapshot.identity.to_string(),
+            // One without an identity is nobody's to send.
+            identity: snapshot
+                .identity
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             development: snapshot.profile == domain::Profile::Development,
             tls: Some(from_tls(&snapshot.tls)),
             inbound: snapshot.inbound.iter().map(from_inbound).collect(),

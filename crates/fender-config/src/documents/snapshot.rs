@@ -50,7 +50,7 @@ impl Documents {
             .map(|port| port.listener(profiles, &tls, &limits, self.mtls(workload, port)));
         Some(Snapshot {
             version,
-            identity: workload.spiffe_id(&mesh.trust_domain),
+            identity: Some(workload.spiffe_id(&mesh.trust_domain)),
             profile: mesh.profile,
             trust: Trust::default(),
             inbound: ports.collect(),

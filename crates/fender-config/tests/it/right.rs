@@ -85,7 +85,7 @@ fn a_snapshot_holds_what_its_workload_declared() {
     let snapshot = shop().snapshot(&name("shop/orders"), 7).unwrap();
     assert_eq!(snapshot.version, 7);
     assert_eq!(
-        snapshot.identity.as_str(),
+        snapshot.identity.as_ref().unwrap().as_str(),
         "spiffe://example.org/ns/shop/sa/orders"
     );
     assert_eq!(snapshot.profile, Profile::Development);
@@ -235,7 +235,7 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     assert_eq!(files.key.to_str(), Some("/etc/fender/key.pem"));
     let identity = "spiffe://example.org/ns/shop/sa/orders".parse().unwrap();
     let snapshot = alone.snapshot(&identity, Bundles::default(), 1);
-    assert_eq!(snapshot.identity, identity);
+    assert_eq!(snapshot.identity, Some(identity));
     let limits = RequestLimits {
         target_bytes: Some(4 * 1024),
         stall: Some(Duration::from_secs(10)),
@@ -301,6 +301,10 @@ spec: { source: { file: { path: /x } }, deliver: [ { environment: { variable: V 
 ";
     let alone = standalone::parse(&[source("exec.yaml", text)]).unwrap();
     assert_eq!(alone.identity, None);
+    let snapshot = alone.nameless_snapshot(3);
+    assert_eq!((snapshot.identity, snapshot.version), (None, 3));
+    assert_eq!(snapshot.credentials.len(), 1);
+    assert!(snapshot.inbound.is_empty() && snapshot.outbound.is_empty());
     assert_eq!(alone.credentials().count(), 1);
 }
 

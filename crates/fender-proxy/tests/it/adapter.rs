@@ -193,7 +193,7 @@ async fn a_denied_request_gets_403_with_an_id_and_leaves_a_record() {
         "{body}"
     );
     assert_eq!(record.facts.peer, Some(id(WEB)));
-    assert_eq!((record.snapshot, record.workload), (2, id(ORDERS)));
+    assert_eq!((record.snapshot, record.workload), (2, Some(id(ORDERS))));
     assert_eq!(record.facts.request.unwrap().path, "/admin/denied-line");
     let Reason::Policy(explanation) = record.reason else {
         panic!("{:?}", record.reason)

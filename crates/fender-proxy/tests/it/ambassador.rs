@@ -35,7 +35,7 @@ fn beside_with(server: &World, to: Destination, limits: Limits) -> World {
     let world = World::with(Authority::new(), vec![], vec![outbound(to)], limits);
     world.change(|snapshot| {
         snapshot.trust.bundles = server.authority.bundles();
-        snapshot.identity = id(WEB);
+        snapshot.identity = Some(id(WEB));
     });
     world.svid.send_replace(server.authority.svid(WEB));
     world

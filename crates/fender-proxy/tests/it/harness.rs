@@ -261,7 +261,7 @@ impl World {
         let (svid, svids) = watch::channel(authority.svid(ORDERS));
         let (snapshot, snapshots) = watch::channel(Arc::new(Snapshot {
             version: 1,
-            identity: id(ORDERS),
+            identity: Some(id(ORDERS)),
             profile: Profile::Production,
             trust: authority.bundles().into(),
             tls: TlsProfile::default(),

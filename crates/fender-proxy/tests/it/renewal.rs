@@ -32,7 +32,7 @@ struct Live {
 fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snapshot)) -> Live {
     let mut snapshot = Snapshot {
         version: 1,
-        identity: svid.id().clone(),
+        identity: Some(svid.id().clone()),
         profile: Profile::Development,
         trust: bundles.clone().into(),
         tls: TlsProfile::default(),

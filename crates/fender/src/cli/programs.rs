@@ -14,8 +14,21 @@ use fender_runtime::listen::LocalAddress;
 
 use super::{access_log, ca_pin, directory, duration, local_address, loopback, program, variable};
 
+/// What a sidecar is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Everything its documents say.
+    #[default]
+    Sidecar,
+    /// Credentials alone.
+    Watch,
+}
+
 #[derive(Args, Debug, Clone)]
 pub(crate) struct Sidecar {
+    /// Not of the command line: which command it is.
+    #[arg(skip)]
+    pub(crate) role: Role,
     #[command(flatten)]
     pub(crate) source: Source,
     /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
@@ -72,6 +85,84 @@ pub(crate) struct Sidecar {
     /// The application to start once the sidecar is ready
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Init {
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Watch {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    /// Where `fender status` and health checks reach this process [default: admin.sock in the state directory]
+    #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
+    pub(crate) admin_socket: Option<PathBuf>,
+    /// A Unix socket at which credentials are handed over to processes of the users that documents name: a path, or @NAME for one in the network namespace, without a file
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = local_address,
+        env = "FENDER_CREDENTIALS_SOCKET"
+    )]
+    pub(crate) credentials_socket: Option<LocalAddress>,
+    /// A loopback address and port at which credentials are served over HTTP to whoever shows a token that was written to its file
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        value_parser = loopback,
+        env = "FENDER_CREDENTIALS_URL"
+    )]
+    pub(crate) credentials_url: Option<SocketAddr>,
+    /// Where `fender reload` reaches this process, and a successor takes over from it; in a directory of its user's alone [default: upgrade.sock in the state directory]
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = directory,
+        env = "FENDER_UPGRADE_SOCKET"
+    )]
+    pub(crate) upgrade_socket: Option<PathBuf>,
+    /// Take the place of the process that serves at this upgrade socket; if none does, start as usual
+    #[arg(long, value_name = "PATH", value_parser = directory)]
+    pub(crate) take_over: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) health: Health,
+}
+
+/// A sidecar without ports, and so with nothing to tell of them.
+impl From<Watch> for Sidecar {
+    fn from(watch: Watch) -> Self {
+        Self {
+            role: Role::Watch,
+            source: watch.source,
+            admin_socket: watch.admin_socket,
+            workload_api: WorkloadApi {
+                workload_api: None,
+                workload_api_uid: Vec::new(),
+            },
+            credentials_socket: watch.credentials_socket,
+            credentials_url: watch.credentials_url,
+            telemetry: Telemetry {
+                access_log: lines::Destination::Nowhere,
+                traces_from: TracesFrom::Mesh,
+                tracing: Tracing {
+                    otlp_endpoint: None,
+                    otlp_roots: None,
+                    traces_begin: fender_proxy::Share::NONE,
+                },
+                health: watch.health,
+            },
+            stop_timeout: Duration::ZERO,
+            upgrade_socket: watch.upgrade_socket,
+            take_over: watch.take_over,
+            supervise: false,
+            supervised: false,
+            app_run: None,
+            command: Vec::new(),
+        }
+    }
 }
 
 /// Where others are told how it goes.

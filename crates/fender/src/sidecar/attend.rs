@@ -203,7 +203,9 @@ impl Watch {
                 .snapshot
                 .wait_for(|snapshot| snapshot.version > version);
             let version = newer.await.ok()?.version;
-            status.proxy()?.serves(version).await;
+            if let Some(proxy) = status.proxy() {
+                proxy.serves(version).await;
+            }
             Some(())
         };
         match Deadline::after(IN_FORCE).bound(served).await {

@@ -34,7 +34,7 @@ const NAME_RESOLUTION: &[&str] = &[
 
 /// What the proxy may touch.
 #[derive(Default, Debug)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     pub(super) read: Vec<PathBuf>,
     pub(super) write: Vec<PathBuf>,
     /// Directories in which sockets are made and replaced.
@@ -52,28 +52,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Everything this command line names on the file system, and nothing else.
     pub(super) fn of(args: &cli::Sidecar) -> Result<Self, Failure> {
-        let mut reach = Self::default();
-        reach.write.extend(args.source.allow_dir.iter().cloned());
-        reach.programs.clone_from(&args.source.allow_command);
-        reach.variables.clone_from(&args.source.allow_environment);
-        if let Some(state) = &args.source.state {
-            // It may not exist yet: then it is made now, so that a rule can name it.
-            make_private(state).map_err(Failure::unavailable)?;
-            reach.write.push(state.clone());
-        }
-        if let Some(token) = &args.source.token_file {
-            reach.consume.push(Self::parent(token));
-        }
-        // Evidence is read anew whenever it is shown, and so are the roots of the first contact.
-        let evidence = [
-            &args.source.kubernetes_token_file,
-            &args.source.x509_certificate,
-            &args.source.x509_key,
-            &args.source.bundle,
-        ];
-        for file in evidence.into_iter().flatten() {
-            reach.read_file(file);
-        }
+        let mut reach = Self::of_source(&args.source)?;
         if let Some(roots) = &args.telemetry.tracing.otlp_roots {
             reach.read_file(roots);
         }
@@ -94,7 +73,34 @@ impl Reach {
         if let lines::Destination::File(path) = &args.telemetry.access_log {
             reach.logs.push(Self::parent(path));
         }
-        if let Some(file) = &args.source.config {
+        Ok(reach)
+    }
+
+    /// What identity, documents and secrets need.
+    pub(crate) fn of_source(source: &cli::Source) -> Result<Self, Failure> {
+        let mut reach = Self::default();
+        reach.write.extend(source.allow_dir.iter().cloned());
+        reach.programs.clone_from(&source.allow_command);
+        reach.variables.clone_from(&source.allow_environment);
+        if let Some(state) = &source.state {
+            // It may not exist yet: then it is made now, so that a rule can name it.
+            make_private(state).map_err(Failure::unavailable)?;
+            reach.write.push(state.clone());
+        }
+        if let Some(token) = &source.token_file {
+            reach.consume.push(Self::parent(token));
+        }
+        // Evidence is read anew whenever it is shown, and so are the roots of the first contact.
+        let evidence = [
+            &source.kubernetes_token_file,
+            &source.x509_certificate,
+            &source.x509_key,
+            &source.bundle,
+        ];
+        for file in evidence.into_iter().flatten() {
+            reach.read_file(file);
+        }
+        if let Some(file) = &source.config {
             reach.read_file(file);
             reach.add(&source::read_standalone(file)?);
         }
@@ -149,7 +155,7 @@ impl Reach {
     }
 
     /// Whether documents that came later stay within what was named at the start; else what does not.
-    pub(super) fn admit(&self, standalone: &Standalone) -> Result<(), String> {
+    pub(crate) fn admit(&self, standalone: &Standalone) -> Result<(), String> {
         let mut wanted = Self::default();
         wanted.add(standalone);
         let below = |path: &Path, allowed: &[PathBuf]| {
@@ -216,7 +222,7 @@ fn make_private(directory: &Path) -> Result<()> {
 }
 
 /// Applies to the calling thread and every thread it starts: call before the runtime exists.
-pub(super) fn confine(reach: &Reach) -> Result<()> {
+pub(crate) fn confine(reach: &Reach) -> Result<()> {
     sys::no_new_privileges().context("give up privileges")?;
     let abi = ABI::V5;
     let mut ruleset = Ruleset::default()

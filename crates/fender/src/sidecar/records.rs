@@ -68,7 +68,7 @@ fn decision(record: Record) -> Option<DecisionRecord> {
     Some(DecisionRecord {
         id: record.id,
         time: record.time,
-        workload: record.workload.workload()?,
+        workload: record.workload?.workload()?,
         verdict: Verdict::Deny,
         peer: record.facts.peer,
         source_ip: record.facts.source_ip,

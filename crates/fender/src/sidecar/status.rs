@@ -30,12 +30,12 @@ fender_runtime::metrics! {
     CERTIFICATE_EXPIRY = Metric::gauge(
         "fender_certificate_expiry_seconds",
         "seconds",
-        "Seconds until this sidecar's certificate ends; negative afterwards",
+        "Seconds until this sidecar's certificate ends; negative afterwards; not told by one without an identity",
     );
     UNRECOVERABLE = Metric::gauge(
         "fender_unrecoverable_seconds",
         "seconds",
-        "Seconds until a person must act if the control plane stays away from now on",
+        "Seconds until a person must act if the control plane stays away from now on; not told by one without an identity",
     );
     READY = Metric::gauge("fender_ready", "0 or 1", "1 while this sidecar serves, as `/readyz` says");
     OUTDATED = Metric::gauge(
@@ -73,7 +73,7 @@ const NOTIFIED: [&str; 2] = ["acknowledged", "failed"];
 const LOST: [&str; 3] = ["crowded", "refused", "undelivered"];
 
 pub(super) struct Status {
-    svid: watch::Receiver<Arc<Svid>>,
+    svid: Option<watch::Receiver<Arc<Svid>>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     link: LinkState,
     session: Option<Arc<Session>>,
@@ -86,14 +86,15 @@ pub(super) struct Status {
     notified: OnceLock<watch::Receiver<Outcomes>>,
     /// There if it has a socket for them, once that is served.
     handovers: OnceLock<Handovers>,
-    /// There once it serves.
+    /// There once it serves, if it has a proxy.
     proxy: OnceLock<fender_proxy::Running>,
+    started: AtomicBool,
     draining: AtomicBool,
 }
 
 impl Status {
     pub(super) fn new(
-        svid: watch::Receiver<Arc<Svid>>,
+        svid: Option<watch::Receiver<Arc<Svid>>>,
         snapshot: watch::Receiver<Arc<Snapshot>>,
         link: LinkState,
         session: Option<Arc<Session>>,
@@ -111,6 +112,7 @@ impl Status {
             notified: OnceLock::new(),
             handovers: OnceLock::new(),
             proxy: OnceLock::new(),
+            started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         }
     }
@@ -139,9 +141,12 @@ impl Status {
         self.proxy.get()
     }
 
-    /// Everything needed to serve is there, the proxy last.
-    pub(super) fn set_started(&self, proxy: fender_proxy::Running) {
-        let _ = self.proxy.set(proxy);
+    /// Everything needed to serve is there, the proxy last, if there is to be one.
+    pub(super) fn set_started(&self, proxy: Option<fender_proxy::Running>) {
+        if let Some(proxy) = proxy {
+            let _ = self.proxy.set(proxy);
+        }
+        self.started.store(true, Ordering::Release);
     }
 
     pub(super) fn set_draining(&self) {
@@ -149,22 +154,24 @@ impl Status {
     }
 
     pub(super) fn has_started(&self) -> bool {
-        self.proxy.get().is_some()
+        self.started.load(Ordering::Acquire)
     }
 
     /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept, and
     /// neither a Snapshot nor a credential that is too old.
     pub(super) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        match self.proxy.get() {
-            Some(proxy) => reasons.extend(proxy.missing()),
-            None => reasons.push(NOT_STARTED.to_owned()),
+        if !self.has_started() {
+            reasons.push(NOT_STARTED.to_owned());
+        }
+        if let Some(proxy) = self.proxy.get() {
+            reasons.extend(proxy.missing());
         }
         if self.draining.load(Ordering::Acquire) {
             reasons.push("it is draining".to_owned());
         }
-        let validity = self.svid.borrow().validity();
-        if !validity.includes(self.clock.now()) {
+        let validity = self.certificate().map(|svid| svid.validity());
+        if let Some(validity) = validity.filter(|it| !it.includes(self.clock.now())) {
             let end = i64::try_from(validity.not_after.as_secs()).unwrap_or(i64::MAX);
             let end = render::moment(end);
             reasons.push(format!("its certificate is not valid now: it ends {end}"));
@@ -194,11 +201,16 @@ impl Status {
         self.unready().is_empty()
     }
 
+    /// None without an identity.
+    fn certificate(&self) -> Option<Arc<Svid>> {
+        self.svid.as_ref().map(|svid| svid.borrow().clone())
+    }
+
     /// When somebody must act, if nothing gets better from now on: without a control plane, before the certificate ends.
-    fn unrecoverable(&self) -> UnixTime {
+    fn unrecoverable(&self) -> Option<UnixTime> {
         match &self.session {
-            Some(session) => session.unrecoverable(),
-            None => self.svid.borrow().validity().not_after,
+            Some(session) => Some(session.unrecoverable()),
+            None => self.certificate().map(|svid| svid.validity().not_after),
         }
     }
 
@@ -215,18 +227,18 @@ impl Status {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let (svid, snapshot) = (self.svid.borrow().clone(), self.snapshot.borrow().clone());
-        let not_after = i64::try_from(svid.validity().not_after.as_secs()).unwrap_or_default();
-        let unrecoverable = i64::try_from(self.unrecoverable().as_secs()).unwrap_or(i64::MAX);
+        let (svid, snapshot) = (self.certificate(), self.snapshot.borrow().clone());
+        let moment =
+            |moment: UnixTime| render::moment(i64::try_from(moment.as_secs()).unwrap_or(i64::MAX));
         let now = Instant::now();
         let proxy = self.proxy.get().map(fender_proxy::Running::status);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "identity": svid.id().as_str(),
+            "identity": svid.as_ref().map(|svid| svid.id().to_string()),
             "ready": self.is_ready(),
-            "serial": svid.serial().to_string(),
-            "not_after": render::moment(not_after),
-            "unrecoverable": render::moment(unrecoverable),
+            "serial": svid.as_ref().map(|svid| svid.serial().to_string()),
+            "not_after": svid.as_ref().map(|svid| moment(svid.validity().not_after)),
+            "unrecoverable": self.unrecoverable().map(moment),
             "standalone": self.session.is_none(),
             "snapshot_version": snapshot.version,
             "profile": match snapshot.profile {
@@ -296,9 +308,13 @@ impl Observed for Status {
     async fn metrics(&self) -> String {
         let now = self.clock.now();
         let mut told = Exposition::default();
-        let certificate = self.svid.borrow().validity().not_after;
-        told.gauge(&CERTIFICATE_EXPIRY, seconds_until(now, certificate));
-        told.gauge(&UNRECOVERABLE, seconds_until(now, self.unrecoverable()));
+        if let Some(svid) = self.certificate() {
+            let end = svid.validity().not_after;
+            told.gauge(&CERTIFICATE_EXPIRY, seconds_until(now, end));
+        }
+        if let Some(moment) = self.unrecoverable() {
+            told.gauge(&UNRECOVERABLE, seconds_until(now, moment));
+        }
         told.gauge(&READY, i64::from(Status::is_ready(self)));
         let (holdings, moment) = (self.holdings(), Instant::now());
         let ages = holdings.values().filter_map(|held| outdated(held, moment));

@@ -16,7 +16,7 @@ use fender_runtime::drain::Drain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::{Admit, parse_standalone};
+use super::{Admit, Following, parse_standalone};
 use crate::exit::{Exit, Failure};
 use crate::load;
 
@@ -81,6 +81,17 @@ pub(super) fn follow(
     Ok((documents, Reloads(ask)))
 }
 
+/// Follows documents that need no identity, until the drain stops.
+pub(super) fn nameless(documents: Documents, drain: &Drain) -> Following {
+    let first = documents.borrow().nameless_snapshot(1);
+    let (snapshots, snapshot) = watch::channel(Arc::new(first));
+    apply(documents, snapshots, drain);
+    Following {
+        svid: None,
+        snapshot,
+    }
+}
+
 /// Applies what changes to the snapshots, until the drain stops.
 pub(super) fn apply(
     mut documents: Documents,
@@ -110,9 +121,11 @@ pub(super) fn publish(
     snapshots.send_modify(|snapshot| {
         let trust = trust.unwrap_or_else(|| snapshot.trust.clone());
         let version = snapshot.version + 1;
-        let next = documents
-            .borrow()
-            .snapshot(&snapshot.identity, trust, version);
+        let documents = documents.borrow();
+        let next = match &snapshot.identity {
+            Some(identity) => documents.snapshot(identity, trust, version),
+            None => documents.nameless_snapshot(version),
+        };
         *snapshot = Arc::new(next);
     });
 }

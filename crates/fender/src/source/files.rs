@@ -111,7 +111,10 @@ pub(super) async fn follow(
             () = follower.run() => {}
         }
     });
-    Ok(Following { svid, snapshot })
+    Ok(Following {
+        svid: Some(svid),
+        snapshot,
+    })
 }
 
 struct Follower {

@@ -1,6 +1,7 @@
 //! Whence a sidecar knows who it is and what it must do: a control plane, files, or a SPIFFE Workload API.
 //!
-//! All give the same two watches; nothing behind them can tell the difference.
+//! All give the same two watches; nothing behind them can tell the difference. A file that only delivers credentials needs no
+//! identity: then there is one watch.
 
 mod documents;
 mod files;
@@ -33,7 +34,8 @@ pub(crate) use documents::{Reloaded, Reloads};
 
 /// Identity and configuration, as they are now and as they change.
 pub(crate) struct Feed {
-    pub(crate) svid: watch::Receiver<Arc<Svid>>,
+    /// None of a file without an identity, which has no ports.
+    pub(crate) svid: Option<watch::Receiver<Arc<Svid>>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) session: Option<Arc<Session>>,
     /// Where the session is kept, if it is.
@@ -54,9 +56,9 @@ pub(crate) enum Tenure {
 /// Says whether what a file names lies within what this process may touch, and else what does not.
 pub(crate) type Admit = Box<dyn Fn(&Standalone) -> Result<(), String> + Send + Sync>;
 
-/// What follows the files or the Workload API.
+/// What follows the file, and the files of the identity or the Workload API.
 struct Following {
-    svid: watch::Receiver<Arc<Svid>>,
+    svid: Option<watch::Receiver<Arc<Svid>>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -124,7 +126,7 @@ pub(crate) async fn open(
     };
     let session = client::open(config, deadline).await.map_err(refused)?;
     Ok(Feed {
-        svid: session.svid.clone(),
+        svid: Some(session.svid.clone()),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
         state,
@@ -148,12 +150,7 @@ async fn standalone(
         Some(Identity::WorkloadApi(api)) => {
             workload_api::follow(documents, api, clock, drain, deadline).await?
         }
-        None => {
-            return Err(Failure::usage(format!(
-                "`{}` names no identity: write `spec.identity.files` with certificate, key and bundle, or `spec.identity.workloadApi`",
-                file.display()
-            )));
-        }
+        None => documents::nameless(documents, drain),
     };
     Ok(Feed {
         svid: following.svid,

@@ -76,7 +76,10 @@ pub(super) async fn follow(
             () = follower.run(updates) => {}
         }
     });
-    Ok(Following { svid, snapshot })
+    Ok(Following {
+        svid: Some(svid),
+        snapshot,
+    })
 }
 
 async fn begin(

@@ -553,7 +553,7 @@ prop_compose! {
     ) -> domain::Snapshot {
         domain::Snapshot {
             version,
-            identity,
+            identity: Some(identity),
             profile: if development { domain::Profile::Development } else { domain::Profile::Production },
             trust: Trust::default(),
             tls,

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::wire::Message;
 
+const NAMELESS: &str = "it has no identity, so nothing proves that a successor is the same workload: name one in the Sidecar, or end this one and start another";
 const CONTEXT: &str = "fender hand-over v1";
 /// Of a certificate chain that is read before anything is known of who shows it.
 const LONGEST_CHAIN: usize = 32 * 1024;
@@ -52,14 +53,20 @@ impl Nonces {
 /// Who we are, and whom we believe.
 #[derive(Clone)]
 pub(crate) struct Own {
-    pub(crate) svid: watch::Receiver<Arc<Svid>>,
+    /// None without an identity: then nothing can be proven, and nobody takes over.
+    pub(crate) svid: Option<watch::Receiver<Arc<Svid>>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) clock: SharedClock,
 }
 
 impl Own {
+    fn certificate(&self) -> Result<Arc<Svid>> {
+        let svid = self.svid.as_ref().context(NAMELESS)?;
+        Ok(svid.borrow().clone())
+    }
+
     pub(super) fn prove(&self, side: Side, nonce: OpaqueId, nonces: Nonces) -> Result<Message> {
-        let svid = self.svid.borrow().clone();
+        let svid = self.certificate()?;
         let signature = svid
             .sign(&nonces.message(side))
             .context("sign who we are")?;
@@ -91,7 +98,7 @@ impl Own {
             message: &nonces.message(side),
             signature: &signature,
         };
-        let us = PeerExpectation::Exactly(self.svid.borrow().id().clone());
+        let us = PeerExpectation::Exactly(self.certificate()?.id().clone());
         let snapshot = self.snapshot.borrow().clone();
         proven(proof, &snapshot.trust, self.clock.now(), &|peer| {
             us.admit(peer)

@@ -1,0 +1,419 @@
+//! How a sidecar comes up, in order: who it is and what it must do, its secrets, and only then its ports.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use fender_api::client::{Received, Report};
+use fender_config::ObjectName;
+use fender_config::snapshot::{CredentialSpec, Delivery};
+use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
+use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
+use fender_providers::Generation;
+use fender_proxy::{Challenges, Inputs, Limits, Proxy};
+use fender_runtime::clock::{self, SharedClock};
+use fender_runtime::deadline::Deadline;
+use fender_runtime::lines::Lines;
+use fender_runtime::listen::{ListenAddress, Listeners};
+use fender_runtime::sys;
+use tokio::sync::{Mutex, mpsc, watch};
+
+use super::attend::Serving;
+use super::confine::Reach;
+use super::drains::Drains;
+use super::notices::BySupervisor;
+use super::status::Status;
+use super::upgrade::{self, Desk, Request, Succession};
+use super::{Local, acme, asked, callers, paths, records, remote, spans};
+use crate::admin_socket;
+use crate::cli::{self, Role};
+use crate::exit::{Exit, Failure};
+use crate::source::{self, Feed, Tenure};
+
+/// Where `fender status` finds a sidecar that has a state directory.
+const ADMIN_SOCKET: &str = "admin.sock";
+/// In the state directory: what applications were told.
+const NOTIFIED: &str = "notified";
+/// How many may wait for an upgrade or a reload.
+const REQUESTS: usize = 8;
+
+pub(super) async fn start(
+    args: &cli::Sidecar,
+    reach: Reach,
+    local: Local,
+    listeners: Listeners,
+    access: Lines,
+    drains: &Drains,
+) -> Result<(Serving, Legacy), Failure> {
+    let clock = clock::system();
+    let deadline = Deadline::after(args.source.start_timeout);
+    let tracing = &args.telemetry.tracing;
+    let collector = spans::collector(tracing, &clock)?;
+
+    // Who we are, and what we must do.
+    let tenure = match args.take_over {
+        Some(_) => Tenure::Succeed,
+        None => Tenure::Own,
+    };
+    let admit = Box::new(move |documents: &_| reach.admit(documents));
+    let feed = source::open(&args.source, tenure, admit, &clock, &drains.work, deadline).await?;
+
+    // Whoever asks how it goes is answered from here on.
+    let status = Arc::new(Status::new(
+        feed.svid.clone(),
+        feed.snapshot.clone(),
+        feed.link(),
+        feed.session.clone(),
+        Arc::clone(&clock),
+    ));
+    // A successor leaves that to the sidecar before, until it serves.
+    if tenure == Tenure::Own {
+        open_admin_socket(args, &listeners, &status, drains)?;
+    }
+
+    // Where they are asked for: whoever comes now waits until there is something. A successor takes the socket over.
+    let handovers = asked::handovers(args);
+    let mut opened = match tenure {
+        Tenure::Own => asked::open(args, &listeners)?,
+        Tenure::Succeed => asked::Opened::default(),
+    };
+
+    // Its secrets, all or none. Those of a sidecar that goes on are not a successor's to remove.
+    let (on_exit, leaves) = watch::channel(match tenure {
+        Tenure::Own => OnExit::Wipe,
+        Tenure::Succeed => OnExit::Keep,
+    });
+    let sources = sources(args, &feed, local, leaves.clone(), &clock, drains)
+        .map_err(Failure::unavailable)?;
+    let allow = sources.allow.clone();
+    let (app, notices) = BySupervisor::new();
+    let app: Arc<dyn App> = match args.supervised && !args.supervise {
+        true => Arc::new(app),
+        false => Arc::new(NoApp),
+    };
+    let ways = Ways {
+        allow: sources.allow.clone(),
+        programs: sources.programs.clone(),
+        app,
+    };
+    let record = args.source.state.as_ref().map(|state| state.join(NOTIFIED));
+    let record = Record::open(record, args.app_run.as_deref().unwrap_or_default())
+        .context("read what applications were told")
+        .map_err(Failure::unavailable)?;
+    let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
+    status.set_notified(notifier.outcomes());
+    let settings = Settings {
+        sources,
+        on_exit: leaves,
+        notifier,
+        handovers: handovers.clone(),
+    };
+    let holdings = engine::start(
+        feed.snapshot.clone(),
+        settings,
+        deadline,
+        &drains.credentials,
+    )
+    .await
+    .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
+    for credential in feed
+        .snapshot
+        .borrow()
+        .credentials
+        .iter()
+        .filter(|spec| is_for_exec_only(spec))
+    {
+        tracing::warn!(
+            credential = %credential.name,
+            "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
+        );
+    }
+    status.set_holdings(holdings.clone());
+    let reports = feed.session.as_ref().map(|session| session.reports.clone());
+    if let Some(reports) = reports.clone() {
+        drains.work.spawn(report_holdings(holdings, reports));
+    }
+
+    // D2: what another sidecar serves with, if this one is to take its place.
+    let own = upgrade::Own {
+        svid: feed.svid.clone(),
+        snapshot: feed.snapshot.clone(),
+        clock: Arc::clone(&clock),
+    };
+    let succession = match &args.take_over {
+        Some(socket) => upgrade::begin(socket, &own, &listeners).await?,
+        None => None,
+    };
+    if succession.is_none() {
+        on_exit.send_replace(OnExit::Wipe);
+    }
+    if tenure == Tenure::Succeed {
+        open_admin_socket(args, &listeners, &status, drains)?;
+        opened = asked::open(args, &listeners)?;
+    }
+    if let Some(handovers) = handovers {
+        asked::serve(opened, &handovers, drains);
+        status.set_handovers(handovers);
+    }
+
+    // Local processes that ask for the identity themselves.
+    if let Some(session) = &feed.session {
+        callers::serve(
+            &args.workload_api,
+            session,
+            &clock,
+            &listeners,
+            &drains.local,
+        )
+        .map_err(Failure::unavailable)?;
+    }
+
+    // Certificates for consumers, from whoever issues them; and the data plane.
+    let (owns_state, owned) = watch::channel(tenure == Tenure::Own);
+    let (records, recorded) = mpsc::channel(records::WAITING);
+    drains.work.spawn(records::carry(
+        recorded,
+        Arc::clone(&status.decisions),
+        reports,
+        drains.work.clone(),
+    ));
+    let svid = feed.svid.clone().filter(|_| args.role == Role::Sidecar);
+    let proxy = svid
+        .map(|svid| {
+            let served = paths::within(feed.snapshot.clone(), &allow, &drains.work);
+            let challenges = Arc::new(Challenges::default());
+            let settings = fender_providers::acme::Settings {
+                state: args.source.state.clone(),
+                owned,
+                answers: Arc::new(acme::AtThePorts(Arc::clone(&challenges))),
+                clock: Arc::clone(&clock),
+            };
+            let issued = fender_providers::acme::follow(served.clone(), settings, &drains.inbound);
+
+            let exported = Arc::clone(&status.exported);
+            let recording = collector.map(|collector| {
+                let own = svid.borrow().id().clone();
+                spans::record(
+                    collector,
+                    tracing.traces_begin,
+                    &own,
+                    exported,
+                    &drains.work,
+                )
+            });
+            Proxy::start(Inputs {
+                svid,
+                snapshot: served,
+                issued,
+                challenges,
+                clock,
+                inbound: drains.inbound.clone(),
+                outbound: drains.outbound.clone(),
+                listeners: listeners.clone(),
+                records,
+                access,
+                traces: args.telemetry.traces_from.into(),
+                recording,
+                limits: Limits::within(sys::descriptor_limit()),
+            })
+        })
+        .transpose()
+        .map_err(Failure::unavailable)?;
+    status.set_started(proxy);
+    let requests = open_upgrade_socket(args, &listeners, &feed, own, drains)?;
+
+    let serving = Serving {
+        feed,
+        status,
+        on_exit,
+        requests,
+        notices,
+    };
+    let legacy = Legacy {
+        succession,
+        listeners,
+        owns_state,
+    };
+    Ok((serving, legacy))
+}
+
+/// What a sidecar that is ready has yet to take over, if there was one before it.
+pub(super) struct Legacy {
+    succession: Option<Succession>,
+    listeners: Listeners,
+    /// Whoever waits to write into the state directory.
+    owns_state: watch::Sender<bool>,
+}
+
+impl Legacy {
+    /// Everything is ready: all of it is ours from here on, and nobody else's. Not cancel safe.
+    pub(super) async fn settle(self, serving: &Serving) -> Result<(), Failure> {
+        let lock = match self.succession {
+            Some(succession) => succession.complete().await?,
+            None => None,
+        };
+        serving.on_exit.send_replace(OnExit::Wipe);
+        for listen in self.listeners.close_leftover() {
+            tracing::info!(%listen, "no longer listening where the sidecar before did");
+        }
+        let Some(state) = &serving.feed.state else {
+            return Ok(());
+        };
+        let received = match lock {
+            Some(lock) => state.receive(lock),
+            None => state.claim(),
+        };
+        // The lock of a directory that is not this one, in another container for instance.
+        let received = match received {
+            Ok(Received::AnotherOne) => state.claim(),
+            received => received,
+        };
+        match (received.map_err(Failure::usage_of)?, &serving.feed.session) {
+            (Received::Behind, Some(session)) => session.keep_identity().await,
+            (Received::Behind | Received::Nothing | Received::AnotherOne, _) => {}
+        }
+        self.owns_state.send_replace(true);
+        Ok(())
+    }
+}
+
+fn open_admin_socket(
+    args: &cli::Sidecar,
+    listeners: &Listeners,
+    status: &Arc<Status>,
+    drains: &Drains,
+) -> Result<(), Failure> {
+    if let Some(address) = args.telemetry.health.telemetry_listen {
+        let listener = admin_socket::bind_tcp(address, listeners).map_err(Failure::unavailable)?;
+        drains.local.spawn(admin_socket::serve(
+            listener,
+            Arc::clone(status),
+            drains.local.clone(),
+        ));
+    }
+    let Some(path) = admin_socket_path(args) else {
+        tracing::info!(
+            "no admin socket: `fender status` and `fender explain` need --admin-socket or --state"
+        );
+        return Ok(());
+    };
+    let listener = admin_socket::bind(&path, listeners).map_err(Failure::unavailable)?;
+    drains.local.spawn(admin_socket::serve(
+        listener,
+        Arc::clone(status),
+        drains.local.clone(),
+    ));
+    Ok(())
+}
+
+/// Where this sidecar can be succeeded, and what is asked there.
+fn open_upgrade_socket(
+    args: &cli::Sidecar,
+    listeners: &Listeners,
+    feed: &Feed,
+    own: upgrade::Own,
+    drains: &Drains,
+) -> Result<mpsc::Receiver<Request>, Failure> {
+    let (requests, requested) = mpsc::channel(REQUESTS);
+    let socket = upgrade::socket(args.upgrade_socket.as_deref(), args.source.state.as_deref());
+    let Some(socket) = socket else {
+        return Ok(requested);
+    };
+    let listener = listeners
+        .open(&ListenAddress::Unix(socket))
+        .context("open the upgrade socket")
+        .map_err(Failure::unavailable)?;
+    let desk = Desk {
+        listeners: listeners.clone(),
+        own,
+        state: feed.state.clone(),
+        ending: drains.inbound.clone(),
+        requests,
+        turn: Mutex::default(),
+    };
+    drains.local.spawn(upgrade::serve(
+        listener,
+        Arc::new(desk),
+        drains.local.clone(),
+    ));
+    Ok(requested)
+}
+
+fn sources(
+    args: &cli::Sidecar,
+    feed: &Feed,
+    local: Local,
+    on_exit: watch::Receiver<OnExit>,
+    clock: &SharedClock,
+    drains: &Drains,
+) -> anyhow::Result<Sources> {
+    let remote: Arc<dyn RemoteSecrets> = match &feed.session {
+        Some(session) => Arc::new(remote::ByControl::new(
+            Arc::clone(session),
+            drains.credentials.clone(),
+        )),
+        None => Arc::new(NoRemote),
+    };
+    // A file on this machine was written by whoever may name its paths; a control plane was not.
+    let allow = match args.source.config {
+        Some(_) => AllowDirs::Any,
+        None => AllowDirs::Below(args.source.allow_dir.clone()),
+    };
+    // What was leased stays with whoever is left with the files.
+    let keeps_leases = move || *on_exit.borrow() == OnExit::Keep;
+    Ok(Sources::new(
+        allow,
+        local.helper.runner()?,
+        local.environment,
+        remote,
+        keeps_leases,
+        Arc::clone(clock),
+        &drains.credentials,
+    ))
+}
+
+fn is_for_exec_only(credential: &CredentialSpec) -> bool {
+    let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
+    credential.deliver.iter().all(environment)
+}
+
+/// Tells the control plane which generation of each credential is in use.
+async fn report_holdings(mut holdings: watch::Receiver<Holdings>, reports: mpsc::Sender<Report>) {
+    let mut reported: BTreeMap<ObjectName, Generation> = BTreeMap::new();
+    loop {
+        let held = holdings.borrow_and_update().clone();
+        for (name, holding) in held {
+            let Some(generation) = holding.generation().cloned() else {
+                continue;
+            };
+            let text = generation.as_str().to_owned();
+            // What does not fit while nobody listens is said again with the next change.
+            let news = reported.get(&name) != Some(&generation);
+            if news
+                && reports
+                    .try_send(Report::Credential {
+                        name: name.clone(),
+                        generation: text,
+                    })
+                    .is_ok()
+            {
+                reported.insert(name, generation);
+            }
+        }
+        if holdings.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
+    let in_state = || {
+        args.source
+            .state
+            .as_ref()
+            .map(|state| state.join(ADMIN_SOCKET))
+    };
+    args.admin_socket.clone().or_else(in_state)
+}
