@@ -1,13 +1,18 @@
-//! `fender get NAME`: a credential from a sidecar's credentials socket to standard output, and nothing else there.
+//! `fender get NAME`: a credential from a sidecar's credentials socket to standard output, and nothing else there; or to a
+//! file, as a sidecar writes them: whole or not at all, for this user alone from its first moment, through no link.
 //!
-//! It writes no file and no log line with a value in it. Whose process listens at the socket is looked at before anything is
-//! asked of it.
+//! It writes no log line with a value in it. Whose process listens at the socket is looked at before anything is asked of it.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::Context as _;
+use fender_config::snapshot::{FileDelivery, Storage};
+use fender_credentials::AllowDirs;
+use fender_credentials::deliver::{Change, DeliveryError, Place};
 use fender_credentials::handover::{self, AskError, Refusal};
+use fender_identity::Secret;
 use fender_runtime::deadline::Deadline;
 
 use crate::cli;
@@ -26,12 +31,45 @@ pub(crate) async fn get(args: cli::Get) -> Outcome {
         let age = humantime::format_duration(received.age);
         tracing::warn!(credential = %args.name, %age, "the sidecar could not make sure that this is the newest value");
     }
+    if let Some(file) = args.output {
+        return write(&file, received.value).await;
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(received.value.expose())
         .and_then(|()| out.flush())
         .context("write the value to standard output")
         .map_err(Failure::unavailable)?;
     Ok(Exit::Done)
+}
+
+/// Whoever names the file on a command line says where a secret may lie: on a disk, too.
+async fn write(file: &Path, value: Secret) -> Outcome {
+    let delivery = FileDelivery {
+        path: file.to_owned(),
+        mode: 0o600,
+        owner: None,
+        group: None,
+        storage: Storage::Disk,
+    };
+    let place = Place::new(&delivery, &AllowDirs::Any).map_err(unwritten)?;
+    let written = tokio::task::spawn_blocking(move || place.write(&value));
+    let (_, change) = written
+        .await
+        .map_err(Failure::unavailable)?
+        .map_err(unwritten)?;
+    match change {
+        Change::Written => tracing::info!(file = %file.display(), "written"),
+        Change::Unchanged => tracing::info!(file = %file.display(), "holds this value already"),
+    }
+    Ok(Exit::Done)
+}
+
+fn unwritten(error: DeliveryError) -> Failure {
+    let exit = match &error {
+        DeliveryError::Failed { .. } => Exit::Unavailable,
+        _ => Exit::Usage,
+    };
+    Failure::new(exit, error)
 }
 
 fn failure(error: AskError) -> Failure {

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -348,6 +348,82 @@ fn attack_another_user_gets_nothing_and_does_not_learn_what_there_is() {
     });
     assert_eq!(counter.get(JOB, "smtp").1, CANARY);
     assert!(!counter.log().contains(CANARY));
+}
+
+#[test]
+fn a_value_is_written_to_a_file_whole_for_its_user_alone_and_through_no_link() {
+    let counter = Counter::new("output");
+    let _sidecar = counter.start();
+    let home = counter.path("home");
+    let private = |path: &Path, mode| {
+        fs::create_dir(path).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        chown(path, Some(APP), Some(APP)).unwrap();
+    };
+    private(&home, 0o755);
+    private(&counter.path("open"), 0o777);
+    let sidecar = SIDECAR.to_string();
+    let get = |name: &str, file: &Path| {
+        let file = file.to_str().unwrap();
+        counter.get_by(APP, &[name, "--sidecar-uid", &sidecar, "--output", file])
+    };
+    let file = home.join("smtp");
+    let look = || fs::symlink_metadata(&file).unwrap();
+
+    // What was there is replaced, not written into: whoever holds it open keeps what it was.
+    fs::write(
+        &file,
+        "older, and longer than what comes now: for everybody",
+    )
+    .unwrap();
+    let before = fs::File::open(&file).unwrap();
+    let (code, out, err) = get("smtp", &file);
+    assert_eq!((code, out.as_str()), (0, ""), "{err}");
+    assert!(!err.contains(CANARY), "{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), CANARY);
+    assert_eq!((look().uid(), look().mode() & 0o7777), (APP, 0o600));
+    assert_ne!(before.metadata().unwrap().ino(), look().ino());
+
+    let inode = look().ino();
+    assert_eq!(get("smtp", &file).0, 0);
+    assert_eq!(look().ino(), inode, "the same value is not written again");
+    counter.replace("smtp", "second");
+    wait_until("the new value is there", PATIENCE, || {
+        assert_eq!(get("smtp", &file).0, 0);
+        fs::read_to_string(&file).unwrap() == "second"
+    });
+
+    // No value, no change.
+    assert_eq!(get("none", &file).0, 66);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "second");
+
+    // A link is replaced, and what it leads to is left alone; a directory that is one is refused.
+    let (target, link) = (home.join("target"), home.join("link"));
+    fs::write(&target, "not ours").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let (code, _, err) = get("smtp", &link);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "not ours");
+    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    std::os::unix::fs::symlink(&home, counter.path("elsewhere")).unwrap();
+    for unfit in ["elsewhere/smtp", "open/smtp"] {
+        let (code, _, err) = get("smtp", &counter.path(unfit));
+        assert_eq!(code, 64, "{unfit}: {err}");
+    }
+    assert_eq!(fs::read_dir(counter.path("open")).unwrap().count(), 0);
+    // Nobody may write there but the sidecar.
+    let (code, _, err) = get("smtp", &counter.path("run/smtp"));
+    assert_eq!(code, 69, "{err}");
+    let mut left: Vec<_> = fs::read_dir(&home)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(
+        left,
+        ["link", "smtp", "target"],
+        "nothing half done is left"
+    );
 }
 
 #[test]

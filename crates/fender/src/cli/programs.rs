@@ -257,6 +257,9 @@ pub(crate) struct Get {
     /// What it is asked for by: its name, unless its document says another
     #[arg(value_name = "NAME")]
     pub(crate) name: ServedName,
+    /// Write it to this file instead of standard output: whole or not at all, for this user alone
+    #[arg(long, value_name = "FILE", value_parser = directory)]
+    pub(crate) output: Option<PathBuf>,
     /// The credentials socket of the sidecar
     #[arg(
         long,
