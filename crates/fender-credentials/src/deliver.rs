@@ -139,6 +139,11 @@ impl Place {
         })
     }
 
+    /// Whose the file is: the user of its document, or this one.
+    pub(crate) fn user(&self) -> u32 {
+        self.owner.unwrap_or_else(rustix::process::geteuid).as_raw()
+    }
+
     /// The file it names.
     pub fn path(&self) -> &Path {
         &self.path

@@ -251,7 +251,7 @@ impl Plan {
                     let handovers = handovers.filter(|handovers| handovers.doors().url);
                     let handovers = handovers.ok_or(DeliveryError::NoUrl)?;
                     let place = Place::new(&url.token, &settings.sources.allow)?;
-                    let reader = Reader::new(url, handovers.tokens());
+                    let reader = Reader::new(url, place.user(), handovers.tokens());
                     plan.tokens.push((place, reader.token().clone()));
                     plan.to.readers.push(reader);
                 }

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::lines;
-use fender_runtime::listen::LocalAddress;
+use fender_runtime::listen::{ListenAddress, LocalAddress};
 use fender_runtime::telemetry::LogFormat;
 
 pub(crate) use administration::*;
@@ -221,12 +221,15 @@ fn local_address(text: &str) -> Result<LocalAddress, String> {
 }
 
 /// An address that nobody reaches from elsewhere.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
+fn credentials_url(text: &str) -> Result<ListenAddress, String> {
+    if text.starts_with("unix") || text.starts_with('@') {
+        return local_address(text).map(|address| (&address).into());
+    }
     let address: SocketAddr = text
         .parse()
-        .map_err(|_| "write it like `127.0.0.1:8201`".to_owned())?;
+        .map_err(|_| "write it like `127.0.0.1:8201` or `unix:/run/fender/url.sock`".to_owned())?;
     match address.ip().is_loopback() && address.port() != 0 {
-        true => Ok(address),
+        true => Ok(ListenAddress::Tcp(address)),
         false => Err("it must be loopback, with a port: `127.0.0.1:8201`".to_owned()),
     }
 }

@@ -25,6 +25,7 @@ mod compose;
 mod control_loss;
 mod credentials;
 mod credentials_url;
+mod credentials_url_socket;
 mod demo;
 mod descriptors;
 mod docker_secrets;

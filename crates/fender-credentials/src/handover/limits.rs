@@ -37,6 +37,8 @@ pub struct UrlLimits {
     /// Connections to the credentials URL at a time; who comes when all are taken for a second is closed. 64: each carries one
     /// request.
     pub url_connections: usize,
+    /// Of those at a Unix socket, of one user; the next is closed. 16: four users must be at fault before others wait.
+    pub url_connections_per_user: usize,
     /// A head there, in bytes. 8 KiB, hyper's least: a token and a few fields.
     pub url_head_bytes: usize,
     /// Its fields. 32.
@@ -58,6 +60,7 @@ impl Default for UrlLimits {
     fn default() -> Self {
         Self {
             url_connections: 64,
+            url_connections_per_user: 16,
             url_head_bytes: 8 * 1024,
             url_fields: 32,
             url_head: Duration::from_secs(5),

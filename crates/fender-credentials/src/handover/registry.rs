@@ -24,7 +24,7 @@ use super::token::{Reader, Tokens};
 use crate::deliver::{Change, DeliveryError, accounts};
 
 /// As the kernel shows a user that has no number in our namespace: it may be anybody.
-const OVERFLOW_USER: u32 = 65_534;
+pub(super) const OVERFLOW_USER: u32 = 65_534;
 
 /// A [`SocketDelivery`] that can be carried out: who receives it, by number.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -232,6 +232,16 @@ impl Handovers {
         to.any(|handed| handed.users.contains(&user))
     }
 
+    /// Whether anything at the URL is for this user at all.
+    pub(super) fn know_reader(&self, user: u32) -> bool {
+        let entries = self.entries();
+        let mut to = entries
+            .by_keeper
+            .values()
+            .flat_map(|entry| &entry.to.readers);
+        to.any(|reader| reader.user() == user)
+    }
+
     /// What a user is answered who asks for this. Fails where there is no descriptor left to hand over.
     pub(crate) fn look_up(
         &self,
@@ -262,19 +272,22 @@ impl Handovers {
     }
 
     /// The consumer that has this token for what is served in this form under this name, and what it gets; nothing if
-    /// nobody has: there may be no such credential, or the token may be another's.
+    /// nobody has: there may be no such credential, or the token may be another's. Where the kernel says who asks, it must be the
+    /// consumer's own user.
     pub(super) fn read(
         &self,
         form: UrlForm,
         name: &ServedName,
         token: &Secret,
+        user: Option<u32>,
     ) -> Option<(PathBuf, Result<Found, Refusal>)> {
         let entries = self.entries();
         let mut mine = None;
         // Each token is compared, whatever is asked for: how long it takes tells nothing.
         for entry in entries.by_keeper.values() {
             for reader in &entry.to.readers {
-                if reader.is_shown(token) & reader.reads(form, name) {
+                let its_user = user.is_none_or(|user| reader.user() == user);
+                if reader.is_shown(token) & reader.reads(form, name) & its_user {
                     mine = Some((reader.file().to_owned(), entry.value()));
                 }
             }

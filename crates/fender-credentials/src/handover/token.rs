@@ -16,12 +16,15 @@ pub(crate) struct Reader {
     form: UrlForm,
     /// Where it finds its token, which is what it is known by.
     file: PathBuf,
+    /// Whose that is, and who must ask where the kernel says who does.
+    user: u32,
     token: Arc<Secret>,
 }
 
 impl Reader {
-    pub(crate) fn new(delivery: &UrlDelivery, tokens: &Tokens) -> Self {
+    pub(crate) fn new(delivery: &UrlDelivery, user: u32, tokens: &Tokens) -> Self {
         Self {
+            user,
             name: delivery.name.clone(),
             form: delivery.form,
             file: delivery.token.path.clone(),
@@ -32,6 +35,10 @@ impl Reader {
     /// What its file holds: 64 hexadecimal digits and no line end, as AWS SDKs want it.
     pub(crate) fn token(&self) -> &Secret {
         &self.token
+    }
+
+    pub(super) fn user(&self) -> u32 {
+        self.user
     }
 
     pub(super) fn file(&self) -> &Path {
@@ -58,7 +65,10 @@ impl Reader {
 
 impl PartialEq for Reader {
     fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.form == other.form && self.file == other.file
+        self.name == other.name
+            && self.form == other.form
+            && self.file == other.file
+            && self.user == other.user
     }
 }
 

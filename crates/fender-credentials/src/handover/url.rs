@@ -1,9 +1,12 @@
-//! Credentials over HTTP/1.1 on loopback, for applications that can ask for nothing else, and for AWS SDKs.
+//! Credentials over HTTP/1.1 on loopback or at a Unix socket, for applications that can ask for nothing else, and for AWS SDKs.
 //!
 //! Whoever can make the application send a request (SSRF) can reach this address as well. So a request needs a token that is
 //! in a file and in no URL, and is refused for everything that shows that somebody passed it on, or that a browser sent it:
 //! `Forwarded` and its like, `Via`, `Origin`, a foreign `Host`, an absolute target, a body, another method or path. Answers
 //! are not to be stored, and packets leave with a TTL of 1: they go no further than loopback.
+//!
+//! At a Unix socket the kernel says who connects (`SO_PEERCRED`), before a byte is read, and a token is good only in the hands of the
+//! user whose file it lies in: a token that leaked is of no use to anybody else.
 //!
 //! One request for each connection. Who shows no good token is told the same whatever there is: 401.
 
@@ -17,9 +20,10 @@ use fender_config::snapshot::{ServedName, UrlForm};
 use fender_identity::Secret;
 use fender_runtime::accept::Accept;
 use fender_runtime::drain::Drain;
-use fender_runtime::listen::{ListenAddress, Listener};
+use fender_runtime::listen::{ListenAddress, Listener, Socket};
 use fender_runtime::pace::Pace;
 use fender_runtime::rate::Rates;
+use fender_runtime::share::{Share, Shares};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -29,7 +33,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::limits::UrlLimits;
 use super::protocol::Refusal;
-use super::registry::{Found, Handovers};
+use super::registry::{Found, Handovers, OVERFLOW_USER};
 
 /// How long all connections may be taken before who comes is closed.
 const FULL: Duration = Duration::from_secs(1);
@@ -48,8 +52,12 @@ pub fn confine(listener: &Listener) -> std::io::Result<()> {
 
 /// Serves what is in `handovers` until the drain stops.
 pub async fn serve(listener: Listener, handovers: Handovers, limits: UrlLimits, drain: Drain) {
-    let ListenAddress::Tcp(address) = *listener.local_address() else {
-        return;
+    let hosts = match listener.local_address() {
+        ListenAddress::Tcp(address) => {
+            vec![address.to_string(), format!("localhost:{}", address.port())]
+        }
+        // As HTTP clients call a socket that has no name of its own.
+        ListenAddress::Unix(_) | ListenAddress::Abstract(_) => vec!["localhost".to_owned()],
     };
     let lines = Arc::new(Pace::new(limits.url_lines));
     let turned_away = Arc::clone(&lines);
@@ -61,13 +69,17 @@ pub async fn serve(listener: Listener, handovers: Handovers, limits: UrlLimits, 
             );
         }
     });
-    let desk = Arc::new(Desk::new(handovers, address, &limits, lines));
+    let desk = Arc::new(Desk::new(handovers, hosts, &limits, lines));
     while let Some((socket, _, slot)) = accept.next(&drain).await {
+        let Some(peer) = desk.greet(&socket) else {
+            continue;
+        };
         let desk = Arc::clone(&desk);
         drain.spawn(async move {
             let _slot = slot;
+            let user = peer.user();
             let service = service_fn(move |request| {
-                let response = desk.answer(&request);
+                let response = desk.answer(&request, user);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -80,7 +92,25 @@ pub async fn serve(listener: Listener, handovers: Handovers, limits: UrlLimits, 
                 .serve_connection(TokioIo::new(socket), service);
             // Who leaves early or stays too long loses its answer, nobody else's.
             let _ = tokio::time::timeout(limits.url_connection, connection).await;
+            drop(peer);
         });
+    }
+}
+
+/// Who is at the other end.
+enum Peer {
+    /// Nobody says.
+    Anybody,
+    /// The kernel does. It has one of that user's connections.
+    User { user: u32, _share: Share<u32> },
+}
+
+impl Peer {
+    fn user(&self) -> Option<u32> {
+        match self {
+            Self::Anybody => None,
+            Self::User { user, .. } => Some(*user),
+        }
     }
 }
 
@@ -88,30 +118,58 @@ pub async fn serve(listener: Listener, handovers: Handovers, limits: UrlLimits, 
 struct Desk {
     handovers: Handovers,
     /// As whom we may be addressed.
-    hosts: [String; 2],
+    hosts: Vec<String>,
+    users: Shares<u32>,
     strangers: Rates<()>,
     consumers: Rates<PathBuf>,
     lines: Arc<Pace>,
 }
 
 impl Desk {
-    fn new(
-        handovers: Handovers,
-        address: SocketAddr,
-        limits: &UrlLimits,
-        lines: Arc<Pace>,
-    ) -> Self {
+    fn new(handovers: Handovers, hosts: Vec<String>, limits: &UrlLimits, lines: Arc<Pace>) -> Self {
         Self {
             handovers,
-            hosts: [address.to_string(), format!("localhost:{}", address.port())],
+            hosts,
+            users: Shares::new(limits.url_connections_per_user),
             strangers: Rates::new(limits.url_strangers, limits.url_strangers),
             consumers: Rates::new(limits.url_requests, limits.url_requests),
             lines,
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        match self.find(request) {
+    /// Who it is, before a byte is read; nothing for those who are not listened to.
+    fn greet(&self, socket: &Socket) -> Option<Peer> {
+        let Socket::Unix(stream) = socket else {
+            return Some(Peer::Anybody);
+        };
+        // As it was when it connected, whoever has the socket by now.
+        let user = match rustix::net::sockopt::socket_peercred(stream) {
+            Ok(peer) => peer.uid.as_raw(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell who connects to the credentials URL");
+                return None;
+            }
+        };
+        let why = match user != OVERFLOW_USER && self.handovers.know_reader(user) {
+            true => match self.users.take(user) {
+                Some(share) => {
+                    return Some(Peer::User {
+                        user,
+                        _share: share,
+                    });
+                }
+                None => "it has too many connections",
+            },
+            false => "no credential is for it",
+        };
+        if let Some(more) = self.lines.admit() {
+            tracing::warn!(user, why, more, "closed a client of the credentials URL");
+        }
+        None
+    }
+
+    fn answer(&self, request: &Request<Incoming>, user: Option<u32>) -> Response<Full<Bytes>> {
+        match self.find(request, user) {
             Ok((form, found)) => respond(form, &found),
             Err(refused) => {
                 if let Some(more) = self.lines.admit() {
@@ -123,12 +181,16 @@ impl Desk {
         }
     }
 
-    fn find<B>(&self, request: &Request<B>) -> Result<(UrlForm, Found), Refused> {
+    fn find<B>(
+        &self,
+        request: &Request<B>,
+        user: Option<u32>,
+    ) -> Result<(UrlForm, Found), Refused> {
         let (form, name, token) = match self.read(request) {
             Ok(read) => read,
             Err(refused) => return Err(self.stranger(refused)),
         };
-        let Some((consumer, found)) = self.handovers.read(form, &name, &token) else {
+        let Some((consumer, found)) = self.handovers.read(form, &name, &token, user) else {
             return Err(self.stranger(Refused::UNAUTHORIZED));
         };
         if !self.consumers.take(&consumer) {
@@ -346,7 +408,7 @@ mod tests {
                     storage: Storage::Memory,
                 },
             };
-            Reader::new(&delivery, handovers.tokens())
+            Reader::new(&delivery, 4401, handovers.tokens())
         });
         let tokens = readers.each_ref().map(|reader| reader.token().clone());
         let audience = Audience {
@@ -359,12 +421,16 @@ mod tests {
             .put(&audience, &value, &Generation::named("one"))
             .unwrap();
         let lines = Arc::new(Pace::new(1));
-        let desk = Desk::new(handovers, ADDRESS.parse().unwrap(), limits, lines);
+        let desk = Desk::new(handovers, vec![ADDRESS.to_owned()], limits, lines);
         (desk, offer, tokens)
     }
 
     /// What a request with this token comes to.
     fn asks(desk: &Desk, token: &Secret) -> u16 {
+        asks_as(desk, token, None)
+    }
+
+    fn asks_as(desk: &Desk, token: &Secret, user: Option<u32>) -> u16 {
         let request = Request::get("/v1/credentials/smtp")
             .header("host", ADDRESS)
             .header(
@@ -373,7 +439,7 @@ mod tests {
             )
             .body(())
             .unwrap();
-        match desk.find(&request) {
+        match desk.find(&request, user) {
             Ok((_, found)) => {
                 assert_eq!(found.sealed.secret().unwrap().expose(), b"s3cret");
                 200
@@ -402,6 +468,15 @@ mod tests {
         drop(offer);
         tokio::time::advance(Duration::from_secs(1)).await;
         assert_eq!(asks(&desk, &job), 401);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_a_token_in_the_hands_of_another_user_opens_nothing() {
+        let (desk, _offer, [app, _]) = desk(&UrlLimits::default());
+        assert_eq!(asks_as(&desk, &app, Some(4401)), 200);
+        for another in [0, 4402, OVERFLOW_USER] {
+            assert_eq!(asks_as(&desk, &app, Some(another)), 401, "{another}");
+        }
     }
 
     #[test]

@@ -10,9 +10,11 @@ use fender_config::snapshot::ServedName;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
-use fender_runtime::listen::LocalAddress;
+use fender_runtime::listen::{ListenAddress, LocalAddress};
 
-use super::{access_log, ca_pin, directory, duration, local_address, loopback, program, variable};
+use super::{
+    access_log, ca_pin, credentials_url, directory, duration, local_address, program, variable,
+};
 
 /// What a sidecar is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,14 +46,15 @@ pub(crate) struct Sidecar {
         env = "FENDER_CREDENTIALS_SOCKET"
     )]
     pub(crate) credentials_socket: Option<LocalAddress>,
-    /// A loopback address and port at which credentials are served over HTTP to whoever shows a token that was written to its file
+    /// Where credentials are served over HTTP to whoever shows a token that was written to its file: a loopback address and port, or unix:PATH for a socket at which the kernel says who asks, too (repeatable, or apart by commas)
     #[arg(
         long,
         value_name = "ADDRESS",
-        value_parser = loopback,
+        value_parser = credentials_url,
+        value_delimiter = ',',
         env = "FENDER_CREDENTIALS_URL"
     )]
-    pub(crate) credentials_url: Option<SocketAddr>,
+    pub(crate) credentials_url: Vec<ListenAddress>,
     #[command(flatten)]
     pub(crate) telemetry: Telemetry,
     /// How long a supervised application may take to stop before it is killed
@@ -108,14 +111,15 @@ pub(crate) struct Watch {
         env = "FENDER_CREDENTIALS_SOCKET"
     )]
     pub(crate) credentials_socket: Option<LocalAddress>,
-    /// A loopback address and port at which credentials are served over HTTP to whoever shows a token that was written to its file
+    /// Where credentials are served over HTTP to whoever shows a token that was written to its file: a loopback address and port, or unix:PATH for a socket at which the kernel says who asks, too (repeatable, or apart by commas)
     #[arg(
         long,
         value_name = "ADDRESS",
-        value_parser = loopback,
+        value_parser = credentials_url,
+        value_delimiter = ',',
         env = "FENDER_CREDENTIALS_URL"
     )]
-    pub(crate) credentials_url: Option<SocketAddr>,
+    pub(crate) credentials_url: Vec<ListenAddress>,
     /// Where `fender reload` reaches this process, and a successor takes over from it; in a directory of its user's alone [default: upgrade.sock in the state directory]
     #[arg(
         long,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use fender_config::snapshot::{CredentialSource, Delivery, Origin, Target};
 use fender_config::standalone::{Identity, Standalone};
-use fender_runtime::listen::LocalAddress;
+use fender_runtime::listen::{ListenAddress, LocalAddress};
 use fender_runtime::{lines, sys};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -69,6 +69,11 @@ impl Reach {
         }
         if let Some(LocalAddress::Path(socket)) = &args.credentials_socket {
             reach.sockets.push(Self::parent(socket));
+        }
+        for address in &args.credentials_url {
+            if let ListenAddress::Unix(socket) = address {
+                reach.sockets.push(Self::parent(socket));
+            }
         }
         if let lines::Destination::File(path) = &args.telemetry.access_log {
             reach.logs.push(Self::parent(path));
