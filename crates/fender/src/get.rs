@@ -65,9 +65,13 @@ async fn write(file: &Path, value: Secret) -> Outcome {
 }
 
 fn unwritten(error: DeliveryError) -> Failure {
-    let exit = match &error {
-        DeliveryError::Failed { .. } => Exit::Unavailable,
-        _ => Exit::Usage,
+    let of_the_system = matches!(
+        error,
+        DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. }
+    );
+    let exit = match of_the_system {
+        true => Exit::Unavailable,
+        false => Exit::Usage,
     };
     Failure::new(exit, error)
 }
