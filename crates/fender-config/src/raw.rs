@@ -31,7 +31,8 @@ pub(crate) use certificates::{
 };
 pub(crate) use credential::{
     Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
-    RestartNotify, SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
+    RestartNotify, SecretCluster, SourceCommand, SourceDockerSecret, SourceKubernetesSecret,
+    SourceVault, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

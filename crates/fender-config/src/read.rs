@@ -8,6 +8,7 @@ mod attest;
 mod certificates;
 mod credential;
 mod forwarded;
+mod kubernetes;
 mod limits;
 mod mesh;
 mod node;

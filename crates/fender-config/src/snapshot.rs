@@ -6,6 +6,7 @@
 
 mod command;
 mod docker;
+mod kubernetes;
 mod limits;
 mod notification;
 mod served;
@@ -28,6 +29,7 @@ use crate::name::ObjectName;
 
 pub use command::{Command, InvalidArguments};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
+pub use kubernetes::{InvalidKubernetesName, KubernetesName, KubernetesSecret, SecretCluster};
 pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
@@ -419,6 +421,8 @@ pub enum Origin {
     Environment { variable: String },
     /// HashiCorp Vault or OpenBao.
     Vault(Box<VaultSecret>),
+    /// A Secret of Kubernetes, watched.
+    KubernetesSecret(Box<KubernetesSecret>),
 }
 
 impl Origin {
@@ -430,6 +434,7 @@ impl Origin {
             // These are no files that are read: they are allowed in another way.
             Self::Command(_) | Self::Environment { .. } => Vec::new(),
             Self::Vault(secret) => secret.files(),
+            Self::KubernetesSecret(secret) => secret.files(),
         }
     }
 }

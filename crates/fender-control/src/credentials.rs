@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin, VaultSecret};
-use fender_config::{Documents, ObjectName};
+use fender_config::snapshot::{
+    Command, CredentialSource, DockerSecret, KubernetesSecret, Origin, VaultSecret,
+};
+use fender_config::{Documents, HttpsUrl, ObjectName};
 use fender_identity::WorkloadName;
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
@@ -47,6 +49,7 @@ enum Asked {
     Command(ObjectName, Command),
     Variable(String),
     Vault(Box<VaultSecret>),
+    Kubernetes(Box<KubernetesSecret>),
 }
 
 /// Which files of this machine documents may have read.
@@ -83,6 +86,12 @@ impl Sources {
         }
     }
 
+    /// The same in a cluster of Kubernetes, whose API is here.
+    pub(crate) fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
+        self.stores = self.stores.in_cluster(api);
+        self
+    }
+
     /// The value of the credential `name`.
     pub(crate) fn watch(&self, name: &ObjectName, origin: &Origin) -> Watched {
         self.shared(match origin {
@@ -91,6 +100,7 @@ impl Sources {
             Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
             Origin::Environment { variable } => Asked::Variable(variable.clone()),
             Origin::Vault(secret) => Asked::Vault(secret.clone()),
+            Origin::KubernetesSecret(secret) => Asked::Kubernetes(secret.clone()),
         })
     }
 
@@ -110,11 +120,9 @@ impl Sources {
             Asked::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
                 DockerSource::below(root, secret.clone())
             }),
-            Asked::Vault(secret) => {
-                match secret.files().iter().find(|path| !self.files.allow(path)) {
-                    None => fender_providers::watch(self.stores.vault(secret), &self.drain),
-                    Some(path) => self.refused(path),
-                }
+            Asked::Vault(secret) => self.asked(&secret.files(), || self.stores.vault(secret)),
+            Asked::Kubernetes(secret) => {
+                self.asked(&secret.files(), || self.stores.kubernetes(secret))
             }
             Asked::Command(name, command) => self.run(name, command),
             // One that is not allowed is denied.
@@ -124,6 +132,18 @@ impl Sources {
         });
         watched.insert(asked, Arc::downgrade(&states));
         states
+    }
+
+    /// What a store says, if this machine lets documents have these files read for that.
+    fn asked<S: Source>(
+        &self,
+        files: &[PathBuf],
+        store: impl FnOnce() -> S,
+    ) -> watch::Receiver<State> {
+        match files.iter().find(|path| !self.files.allow(path)) {
+            None => fender_providers::watch(store(), &self.drain),
+            Some(path) => self.refused(path),
+        }
     }
 
     /// What a program says, if this machine lets documents have it run.

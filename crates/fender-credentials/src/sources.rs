@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
+use fender_config::{HttpsUrl, ObjectName};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
@@ -73,6 +73,13 @@ impl Sources {
         }
     }
 
+    /// The same in a cluster of Kubernetes, whose API is here.
+    #[must_use]
+    pub fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
+        self.stores = self.stores.in_cluster(api);
+        self
+    }
+
     /// What is known of a credential, from now on.
     pub(crate) fn follow(
         &self,
@@ -116,6 +123,15 @@ impl Sources {
                     self.allow.check(&file)?;
                 }
                 Ok(fender_providers::watch(self.stores.vault(secret), drain))
+            }
+            CredentialSource::Direct(Origin::KubernetesSecret(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(
+                    self.stores.kubernetes(secret),
+                    drain,
+                ))
             }
         }
     }

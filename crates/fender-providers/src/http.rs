@@ -6,10 +6,12 @@
 //! the environment, no cookie is kept, nothing is tried twice.
 
 mod roots;
+mod stream;
 mod wish;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::{HttpsUrl, StoreUrl};
@@ -25,9 +27,16 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER
 use reqwest::redirect::Policy;
 
 pub(crate) use roots::system_roots;
+pub(crate) use stream::Streamed;
+#[cfg(test)]
+pub(crate) use stream::{Part, Parts};
 pub(crate) use wish::Wish;
 
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// Streams of HTTP/2 share a connection, and are no more than its server likes: who streams for long has one of his own.
+const ALPN_OF_STREAMS: &[&[u8]] = &[b"http/1.1"];
+/// How often a connection is looked at on which nothing comes.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The most fields in the head of an answer over HTTP/1.1, where the whole head may weigh 400 KiB.
 const HEAD_FIELDS: usize = 100;
@@ -102,6 +111,18 @@ impl HttpClient {
         Self::with(tls, Scheme::Https, limit)
     }
 
+    /// For answers that are streamed: each has a connection of its own, of which a line may weigh `limit` bytes.
+    pub(crate) fn streaming(
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), None, roots, ALPN_OF_STREAMS, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
     /// For a [`StoreUrl::Loopback`], and for nothing else: there is no server that it believes.
     pub fn in_the_clear(limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let tls = client_of_nobody(&profile(), Arc::new(TlsClock(clock)))?;
@@ -120,6 +141,7 @@ impl HttpClient {
             .http2_max_header_list_size(HEAD_BYTES)
             .redirect(Policy::none())
             .no_proxy()
+            .tcp_keepalive(KEEP_ALIVE)
             .retry(reqwest::retry::never())
             .build()
             .map_err(|_| HttpClientError::Build)?;
@@ -138,6 +160,21 @@ impl HttpClient {
             wish: head.headers().get(RETRY_AFTER).and_then(Wish::read),
             body: Secret::new(body),
         })
+    }
+
+    /// Asks, and waits for the head of the answer until the deadline.
+    pub(crate) async fn open<U: Url>(
+        &self,
+        question: Question<'_, U>,
+        deadline: Deadline,
+    ) -> Result<Streamed, HttpError> {
+        let request = self.request(question)?;
+        let opened = deadline.bound(self.inner.execute(request)).await;
+        let response = opened.map_err(|_| HttpError::TimedOut)?;
+        let response = response.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let wish = response.headers().get(RETRY_AFTER).and_then(Wish::read);
+        Ok(Streamed::new(status, wish, Box::new(response), self.limit))
     }
 
     /// The same for who has a protocol of its own to speak, and no secret in what comes back.

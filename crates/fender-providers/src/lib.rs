@@ -10,6 +10,7 @@
 mod budget;
 mod state;
 mod stores;
+mod whole;
 
 pub mod acme;
 pub mod command;
@@ -17,6 +18,7 @@ pub mod docker;
 pub mod environment;
 pub mod file;
 pub mod http;
+pub mod kubernetes;
 pub mod vault;
 
 use std::fmt;

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use fender_config::snapshot::VaultSecret;
+use fender_config::HttpsUrl;
+use fender_config::snapshot::{KubernetesSecret, VaultSecret};
 use fender_identity::Secret;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 
 use crate::FetchError;
+use crate::kubernetes::{Clusters, KubernetesSource};
 use crate::vault::{VaultSource, Vaults};
 
 /// A secret on its way from a file.
@@ -39,6 +41,7 @@ impl<F: Fn() -> bool + Send + Sync + 'static> AtEnd for F {
 #[derive(Clone)]
 pub struct Stores {
     vaults: Vaults,
+    clusters: Clusters,
 }
 
 impl Stores {
@@ -49,8 +52,22 @@ impl Stores {
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let vaults = Vaults::new(Arc::new(files), Arc::new(at_end), clock, drain.clone());
-        Self { vaults }
+        let files: Arc<dyn ReadFiles> = Arc::new(files);
+        let clusters = Clusters::new(Arc::clone(&files), Arc::clone(&clock), drain.clone());
+        let vaults = Vaults::new(files, Arc::new(at_end), clock, drain.clone());
+        Self { vaults, clusters }
+    }
+
+    /// The same in a cluster of Kubernetes, whose API is here.
+    #[must_use]
+    pub fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
+        self.clusters = self.clusters.within(api);
+        self
+    }
+
+    /// A Secret of a cluster.
+    pub fn kubernetes(&self, secret: &KubernetesSecret) -> KubernetesSource {
+        self.clusters.source(secret)
     }
 
     /// A secret of a Vault.

@@ -94,6 +94,7 @@ async fn environment(
     };
     // The command goes on with what was leased, and nobody is left to renew it.
     let sources = Sources::new(allow, programs, taken, remote, || true, clock, &drain);
+    let sources = sources.in_cluster(variables::cluster());
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
     let gathered = gather(&specs, &sources, deadline, &drain)
         .await

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
+use fender_config::HttpsUrl;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
 use fender_identity::Secret;
 use fender_providers::environment::Environment;
+use fender_providers::kubernetes;
 use fender_runtime::sys;
 
 /// Reads these and takes them out of the environment. To be called before threads.
@@ -21,6 +23,14 @@ pub(crate) fn take(names: impl IntoIterator<Item = String>) -> Environment {
         variables.entry(name).or_insert(value);
     }
     Environment::taken(variables)
+}
+
+/// The API of the Kubernetes cluster that this process runs in, if it does.
+pub(crate) fn cluster() -> Option<HttpsUrl> {
+    let read = |name| std::env::var_os(name)?.into_string().ok();
+    let host = read(kubernetes::HOST_VARIABLE);
+    let port = read(kubernetes::PORT_VARIABLE);
+    kubernetes::own_api(host.as_deref(), port.as_deref())
 }
 
 /// The variable that a credential comes from, if it does.

@@ -39,6 +39,7 @@ mod frames;
 mod front;
 mod handover;
 mod idle;
+mod kubernetes_secrets;
 mod limits;
 mod notify;
 mod offline_root;

@@ -1,6 +1,7 @@
 //! The Snapshot on the wire, without the trust that travels apart.
 
 mod inbound;
+mod kubernetes;
 mod limits;
 mod notification;
 mod vault;
@@ -245,6 +246,12 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = vault::vault(it).map_err(|error| error.within("vault"))?;
                 domain::CredentialSource::Direct(domain::Origin::Vault(Box::new(secret)))
             }
+            proto::credential_spec::Source::KubernetesSecret(it) => {
+                let secret =
+                    kubernetes::secret(it).map_err(|error| error.within("kubernetes_secret"))?;
+                let origin = domain::Origin::KubernetesSecret(Box::new(secret));
+                domain::CredentialSource::Direct(origin)
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -281,6 +288,9 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         }
         domain::CredentialSource::Direct(domain::Origin::Vault(secret)) => {
             proto::credential_spec::Source::Vault(vault::from_vault(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::KubernetesSecret(secret)) => {
+            proto::credential_spec::Source::KubernetesSecret(kubernetes::from_secret(secret))
         }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{CertificateFiles, Roots};
+use super::{CertificateFiles, Roots, TokenFile};
 use crate::documents::Via;
 use crate::snapshot::{NotifyMethod, NotifySignal, Storage, UrlForm};
 use crate::yaml::{At, Word};
@@ -29,6 +29,7 @@ pub(crate) struct CredentialSource {
     pub(crate) command: Option<SourceCommand>,
     pub(crate) environment: Option<SourceEnvironment>,
     pub(crate) vault: Option<Box<SourceVault>>,
+    pub(crate) kubernetes_secret: Option<SourceKubernetesSecret>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -187,6 +188,32 @@ pub(crate) struct VaultEngine {
     /// With its mount: `database/creds/orders`.
     pub(crate) path: At<String>,
     pub(crate) key: At<String>,
+}
+
+/// A Secret of Kubernetes, watched: list and watch of it by its name must be allowed.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SourceKubernetesSecret {
+    pub(crate) name: At<String>,
+    /// Default: that of the pod.
+    pub(crate) namespace: Option<At<String>>,
+    /// Default: all of them, as one JSON object.
+    pub(crate) key: Option<At<String>>,
+    /// Default: the one that Fender runs in, as the service account of its pod.
+    pub(crate) cluster: Option<SecretCluster>,
+    /// Who asks. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// Files are below --allow-dir, and read anew whenever the API is asked.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SecretCluster {
+    /// `https://HOST:PORT`
+    pub(crate) api: At<String>,
+    pub(crate) roots: Roots,
+    /// Of a service account.
+    pub(crate) token: TokenFile,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

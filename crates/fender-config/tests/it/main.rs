@@ -6,6 +6,7 @@
 )]
 
 mod attest;
+mod kubernetes;
 mod limits;
 mod right;
 mod tls;

@@ -376,6 +376,7 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
             "SMTP".to_owned(),
             Some(fender_identity::Secret::from("hunter2".to_owned())),
         )]),
+        cluster: None,
     }
 }
 

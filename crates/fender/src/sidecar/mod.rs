@@ -550,7 +550,7 @@ fn sources(
     };
     // What was leased stays with whoever is left with the files.
     let keeps_leases = move || *on_exit.borrow() == OnExit::Keep;
-    Ok(Sources::new(
+    let sources = Sources::new(
         allow,
         local.helper.runner()?,
         local.environment,
@@ -558,7 +558,8 @@ fn sources(
         keeps_leases,
         Arc::clone(clock),
         &drains.credentials,
-    ))
+    );
+    Ok(sources.in_cluster(variables::cluster()))
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {
