@@ -32,7 +32,7 @@ pub(crate) use certificates::{
 pub(crate) use credential::{
     Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
     RestartNotify, SecretCluster, SourceCommand, SourceDockerSecret, SourceKubernetesSecret,
-    SourceVault, VaultLogin,
+    SourceVault, VaultLogin, VaultSvid,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

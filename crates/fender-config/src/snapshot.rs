@@ -35,7 +35,10 @@ pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
 pub use served::{InvalidServedName, ServedName, SocketDelivery, UrlDelivery, UrlForm};
-pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
+pub use vault::{
+    InvalidVaultPath, VaultCertificate, VaultJwt, VaultLogin, VaultPath, VaultPlace, VaultSecret,
+    VaultStore,
+};
 
 /// What one sidecar runs on.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,7 +8,7 @@ use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{AtEnd, FetchError, Fetched, State, Stores};
+use fender_providers::{AtEnd, FetchError, Fetched, State, Stores, Workload};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -77,6 +77,13 @@ impl Sources {
     #[must_use]
     pub fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
         self.stores = self.stores.in_cluster(api);
+        self
+    }
+
+    /// The same, of a process whose workload can log in to stores as itself.
+    #[must_use]
+    pub fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
+        self.stores = self.stores.of_workload(workload);
         self
     }
 

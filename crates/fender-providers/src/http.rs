@@ -19,7 +19,7 @@ use fender_identity::tls::{
     ShownCertificate, TlsError, TlsProfile, TlsVersion, client_dns, client_dns_showing,
     client_of_nobody,
 };
-use fender_identity::{PemError, Secret, certificates_from_pem};
+use fender_identity::{PemError, Secret, Svid, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use http::{Request, Response};
@@ -108,6 +108,19 @@ impl HttpClient {
         let roots = certificates_from_pem(roots)?;
         let clock = Arc::new(TlsClock(clock));
         let tls = client_dns_showing(&profile(), shown, roots, ALPN, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// The same, where that certificate is the workload's own.
+    pub(crate) fn known_as(
+        svid: &Svid,
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), Some(svid), roots, ALPN, clock)?;
         Self::with(tls, Scheme::Https, limit)
     }
 
@@ -229,18 +242,27 @@ impl HttpClient {
             .request(method, question.url.to_string())
             .header(ACCEPT, JSON);
         for (name, value) in question.headers {
-            let mut value =
-                HeaderValue::from_bytes(value.expose()).map_err(|_| HttpError::Header { name })?;
+            let mut value = HeaderValue::from_maybe_shared(owned(value.clone()))
+                .map_err(|_| HttpError::Header { name })?;
             value.set_sensitive(true);
             request = request.header(HeaderName::from_static(name), value);
         }
         if let Some(body) = question.body {
-            request = request
-                .header(CONTENT_TYPE, JSON)
-                .body(body.expose().to_vec());
+            request = request.header(CONTENT_TYPE, JSON).body(owned(body));
         }
         request.build().map_err(unreachable)
     }
+}
+
+/// The bytes of a secret where others want bytes; they are wiped when the last who has them lets them go.
+fn owned(secret: Secret) -> Bytes {
+    struct Owned(Secret);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose()
+        }
+    }
+    Bytes::from_owner(Owned(secret))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

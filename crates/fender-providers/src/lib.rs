@@ -8,6 +8,7 @@
 //! state directory.
 
 mod budget;
+mod hidden;
 mod state;
 mod stores;
 mod whole;
@@ -28,7 +29,7 @@ use fender_identity::Secret;
 use fender_runtime::id::OpaqueId;
 
 pub use state::{State, watch};
-pub use stores::{AtEnd, ReadFiles, Reading, Stores};
+pub use stores::{AtEnd, ReadFiles, Reading, Stores, Workload};
 
 /// Where one secret comes from.
 pub trait Source: Send + Sync + 'static {

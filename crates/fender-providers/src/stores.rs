@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use fender_config::HttpsUrl;
 use fender_config::snapshot::{KubernetesSecret, VaultSecret};
-use fender_identity::Secret;
+use fender_identity::{Secret, Svid};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
+use tokio::sync::watch;
 
 use crate::FetchError;
 use crate::kubernetes::{Clusters, KubernetesSource};
@@ -23,6 +24,15 @@ pub type Reading<'a> = Pin<Box<dyn Future<Output = Result<Secret, FetchError>> +
 pub trait ReadFiles: fmt::Debug + Send + Sync + 'static {
     /// The whole of a file of at most `limit` bytes.
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a>;
+}
+
+/// Who this process's workload is, to stores that it logs in to as itself.
+pub trait Workload: fmt::Debug + Send + Sync + 'static {
+    /// Its certificate, as it is and as it changes.
+    fn svid(&self) -> watch::Receiver<Arc<Svid>>;
+
+    /// A JWT-SVID for whoever goes by the name `audience`.
+    fn token<'a>(&'a self, audience: &'a str) -> Reading<'a>;
 }
 
 /// What becomes of the leases that are held, when this process ends.
@@ -68,6 +78,13 @@ impl Stores {
     /// A Secret of a cluster.
     pub fn kubernetes(&self, secret: &KubernetesSecret) -> KubernetesSource {
         self.clusters.source(secret)
+    }
+
+    /// The same, of a process whose workload can log in as itself. Without it no store sees anybody's identity.
+    #[must_use]
+    pub fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
+        self.vaults = self.vaults.of_workload(workload);
+        self
     }
 
     /// A secret of a Vault.

@@ -18,6 +18,7 @@ use fender_runtime::program::Runner;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
 use crate::source::Tenure;
+use crate::workload::OwnIdentity;
 use crate::{cli, single, source, variables};
 
 /// How long the goodbye to the control plane may take before the command starts anyway.
@@ -62,6 +63,7 @@ async fn environment(
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
     let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
+    let mut workload = None;
     let (specs, allow, programs, remote): (Vec<_>, _, _, _) = match alone {
         Some(specs) => {
             let programs = specs.iter().filter_map(program);
@@ -80,6 +82,7 @@ async fn environment(
             )
             .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
+            workload = Some(OwnIdentity::of(&feed));
             let remote = match feed.session {
                 Some(session) => Arc::new(ByControl::new(session, drain.clone())),
                 None => none,
@@ -94,7 +97,10 @@ async fn environment(
     };
     // The command goes on with what was leased, and nobody is left to renew it.
     let sources = Sources::new(allow, programs, taken, remote, || true, clock, &drain);
-    let sources = sources.in_cluster(variables::cluster());
+    let mut sources = sources.in_cluster(variables::cluster());
+    if let Some(workload) = workload {
+        sources = sources.of_workload(Arc::new(workload));
+    }
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
     let gathered = gather(&specs, &sources, deadline, &drain)
         .await

@@ -35,6 +35,7 @@ mod source;
 mod tokens;
 mod upgrade;
 mod variables;
+mod workload;
 
 use std::io::Write;
 use std::process::ExitCode;

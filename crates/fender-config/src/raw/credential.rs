@@ -146,9 +146,19 @@ pub(crate) struct VaultKubernetes {
 pub(crate) struct VaultJwt {
     /// Default: the mount's own default.
     pub(crate) role: Option<At<String>>,
-    pub(crate) token_file: At<String>,
+    /// Any JWT that somebody keeps fresh in a file. Either this or `svid`.
+    pub(crate) token_file: Option<At<String>>,
+    /// A JWT-SVID of the workload. With `via: sidecar` alone.
+    pub(crate) svid: Option<VaultJwtSvid>,
     /// Default: jwt.
     pub(crate) mount: Option<At<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultJwtSvid {
+    /// One of the `bound_audiences` of Vault's role, and nobody else's.
+    pub(crate) audience: At<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -156,10 +166,17 @@ pub(crate) struct VaultJwt {
 pub(crate) struct VaultCertificate {
     /// Default: any that the certificate matches.
     pub(crate) role: Option<At<String>>,
-    pub(crate) files: CertificateFiles,
+    /// Either these or `svid`.
+    pub(crate) files: Option<CertificateFiles>,
+    /// The workload's own certificate, whose key stays in memory. With `via: sidecar` alone.
+    pub(crate) svid: Option<VaultSvid>,
     /// Default: cert.
     pub(crate) mount: Option<At<String>>,
 }
+
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VaultSvid {}
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

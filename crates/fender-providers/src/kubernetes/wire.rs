@@ -10,7 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use fender_config::snapshot::KubernetesName;
 use fender_identity::Secret;
 use serde::Deserialize;
-use serde::de::{Deserializer, Visitor};
+use serde::de::{Deserializer, Error as _};
+use serde_json::value::RawValue;
+
+use crate::hidden;
 
 /// The longest version that is sent back.
 const LONGEST_VERSION: usize = 256;
@@ -158,29 +161,14 @@ pub(super) struct Field(pub(super) Secret);
 
 impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FieldVisitor)
-    }
-}
-
-struct FieldVisitor;
-
-impl Visitor<'_> for FieldVisitor {
-    type Value = Field;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("base64")
-    }
-
-    /// Decoded where it stands: there is no copy to wipe.
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Field, E> {
-        let bytes = STANDARD.decode(text);
-        let bytes = bytes.map_err(|_| E::custom("not base64"))?;
-        Ok(Field(Secret::new(bytes)))
-    }
-
-    /// As Go writes bytes of which there are none.
-    fn visit_unit<E>(self) -> Result<Field, E> {
-        Ok(Field(Secret::new(Vec::new())))
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        // As Go writes bytes of which there are none.
+        if raw == "null" {
+            return Ok(Self(Secret::new(Vec::new())));
+        }
+        let bytes = hidden::text(raw).and_then(|text| STANDARD.decode(text.expose()).ok());
+        let bytes = bytes.ok_or_else(|| D::Error::custom("not base64"))?;
+        Ok(Self(Secret::new(bytes)))
     }
 }
 

@@ -53,6 +53,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::programs::Helper;
 use crate::signals::{self, Signals};
 use crate::source::{self, Feed, Tenure};
+use crate::workload::OwnIdentity;
 use crate::{admin_socket, blocking, cli, single, variables};
 use abandoned::Interfaces;
 use attend::{End, Serving, Watch};
@@ -559,7 +560,10 @@ fn sources(
         Arc::clone(clock),
         &drains.credentials,
     );
-    Ok(sources.in_cluster(variables::cluster()))
+    let workload = Arc::new(OwnIdentity::of(feed));
+    Ok(sources
+        .in_cluster(variables::cluster())
+        .of_workload(workload))
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {
