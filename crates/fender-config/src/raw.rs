@@ -30,8 +30,9 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
-    RestartNotify, SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
+    AwsParameter, AwsSecretsManager, Credential, CredentialSource, Delivery, DeliveryFile,
+    DeliverySocket, DeliveryUrl, Notify, RestartNotify, SourceAws, SourceCommand,
+    SourceDockerSecret, SourceVault, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

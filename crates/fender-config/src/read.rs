@@ -5,6 +5,7 @@
 
 mod administrators;
 mod attest;
+mod aws;
 mod certificates;
 mod credential;
 mod forwarded;

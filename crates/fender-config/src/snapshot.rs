@@ -4,6 +4,7 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
+mod aws;
 mod command;
 mod docker;
 mod limits;
@@ -26,6 +27,10 @@ use ipnet::IpNet;
 use crate::address::{AppAddress, HostPort, HttpsUrl, ListenAddr};
 use crate::name::ObjectName;
 
+pub use aws::{
+    AwsParameterName, AwsParameterVersion, AwsPlace, AwsRegion, AwsSecret, AwsSecretId,
+    AwsSecretVersion, AwsService, AwsStore, InvalidAwsName,
+};
 pub use command::{Command, InvalidArguments};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
 pub use limits::RequestLimits;
@@ -419,6 +424,8 @@ pub enum Origin {
     Environment { variable: String },
     /// HashiCorp Vault or OpenBao.
     Vault(Box<VaultSecret>),
+    /// AWS Secrets Manager or Systems Manager, with the credentials that the machine has locally.
+    Aws(Box<AwsSecret>),
 }
 
 impl Origin {
@@ -430,6 +437,7 @@ impl Origin {
             // These are no files that are read: they are allowed in another way.
             Self::Command(_) | Self::Environment { .. } => Vec::new(),
             Self::Vault(secret) => secret.files(),
+            Self::Aws(secret) => secret.files(),
         }
     }
 }

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin, VaultSecret};
+use fender_config::snapshot::{
+    AwsSecret, Command, CredentialSource, DockerSecret, Origin, VaultSecret,
+};
 use fender_config::{Documents, ObjectName};
 use fender_identity::WorkloadName;
 use fender_providers::command::CommandSource;
@@ -47,6 +49,7 @@ enum Asked {
     Command(ObjectName, Command),
     Variable(String),
     Vault(Box<VaultSecret>),
+    Aws(Box<AwsSecret>),
 }
 
 /// Which files of this machine documents may have read.
@@ -73,7 +76,13 @@ impl Sources {
             forbidden: forbidden.into(),
         };
         Self {
-            stores: Stores::new(files.clone(), || true, Arc::clone(&clock), &drain),
+            stores: Stores::new(
+                files.clone(),
+                environment.aws().clone(),
+                || true,
+                Arc::clone(&clock),
+                &drain,
+            ),
             files,
             programs,
             environment,
@@ -91,6 +100,7 @@ impl Sources {
             Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
             Origin::Environment { variable } => Asked::Variable(variable.clone()),
             Origin::Vault(secret) => Asked::Vault(secret.clone()),
+            Origin::Aws(secret) => Asked::Aws(secret.clone()),
         })
     }
 
@@ -113,6 +123,13 @@ impl Sources {
             Asked::Vault(secret) => {
                 match secret.files().iter().find(|path| !self.files.allow(path)) {
                     None => fender_providers::watch(self.stores.vault(secret), &self.drain),
+                    Some(path) => self.refused(path),
+                }
+            }
+            Asked::Aws(secret) => {
+                match secret.files().iter().find(|path| !self.files.allow(path)) {
+                    // What is not allowed is denied.
+                    None => fender_providers::watch(self.stores.aws(secret), &self.drain),
                     Some(path) => self.refused(path),
                 }
             }
@@ -185,6 +202,9 @@ impl Sources {
                          was started with --allow-environment for"
                     ))
                 }
+                Some(Origin::Aws(secret)) => self.stores.check_aws(secret).err().map(|refused| {
+                    format!("the credential `{name}` will not be fetched by the control plane: {refused}")
+                }),
                 Some(_) | None => None,
             };
             files.chain(other)

@@ -3,10 +3,12 @@
 //! A document that came from a control plane is not trusted with the whole file system: it reads and
 //! writes only below directories that somebody on this machine allowed. A document that lies on this
 //! machine was written by whoever could allow everything. Programs are allowed one by one
-//! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)).
+//! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)) and
+//! secrets of AWS ([`AllowAws`](fender_providers::aws::AllowAws)).
 
 use std::path::{Component, Path, PathBuf};
 
+use fender_providers::aws::AwsNotAllowed;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, ReadFiles, Reading, Source};
 
@@ -93,6 +95,14 @@ impl NotAllowed {
         Self {
             path: name.into(),
             why: "is no variable that documents may name; allow it with --allow-environment",
+        }
+    }
+
+    /// A secret of AWS that may not be asked for.
+    pub(crate) fn aws(refused: AwsNotAllowed) -> Self {
+        Self {
+            path: refused.what.into(),
+            why: refused.why,
         }
     }
 }

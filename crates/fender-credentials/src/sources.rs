@@ -43,7 +43,7 @@ pub struct Sources {
     pub allow: AllowDirs,
     /// Which programs they may name, and whoever runs them.
     pub programs: Runner,
-    /// Which variables they may name, and what those hold.
+    /// Which variables they may name, and what those hold; and what of AWS, and what is there to ask it with.
     pub environment: Environment,
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
@@ -62,7 +62,8 @@ impl Sources {
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let stores = Stores::new(allow.clone(), at_end, Arc::clone(&clock), drain);
+        let aws = environment.aws().clone();
+        let stores = Stores::new(allow.clone(), aws, at_end, Arc::clone(&clock), drain);
         Self {
             allow,
             programs,
@@ -117,6 +118,13 @@ impl Sources {
                 }
                 Ok(fender_providers::watch(self.stores.vault(secret), drain))
             }
+            CredentialSource::Direct(Origin::Aws(secret)) => {
+                self.stores.check_aws(secret).map_err(NotAllowed::aws)?;
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.aws(secret), drain))
+            }
         }
     }
 }
@@ -130,7 +138,7 @@ pub enum StartError {
     /// The sources did not say yes in time.
     #[error("credential `{name}` did not come in time: {why}")]
     Timeout { name: ObjectName, why: String },
-    /// The document may not have that file read, that program run or that variable read.
+    /// The document may not have that file read, that program run, that variable read or that of AWS asked for.
     #[error("credential `{name}`: source {error}")]
     NotAllowed { name: ObjectName, error: NotAllowed },
     /// It came, but cannot be put where the document says.

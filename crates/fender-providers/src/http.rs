@@ -1,7 +1,7 @@
 //! HTTPS to one server: a question, an answer, and bounds on both.
 //!
 //! The server is verified by its name against the roots given, and by no others; nothing can turn that off. In the clear only
-//! an address on loopback is asked, by a client that can do nothing else ([`HttpClient::in_the_clear`]). A redirect
+//! an address on loopback or of the machine's own cloud is asked, by a client that can do nothing else ([`HttpClient::in_the_clear`]). A redirect
 //! is an answer, not an instruction: whoever asks showed a secret to this server and to no other. No proxy is taken from
 //! the environment, no cookie is kept, nothing is tried twice.
 
@@ -54,7 +54,7 @@ pub struct Question<'a, U = HttpsUrl> {
     pub url: &'a U,
     /// Credentials: none of them is shown in an error or a log.
     pub headers: &'a [(&'static str, Secret)],
-    /// JSON.
+    /// JSON, unless the headers say what it is.
     pub body: Option<Secret>,
 }
 
@@ -102,7 +102,8 @@ impl HttpClient {
         Self::with(tls, Scheme::Https, limit)
     }
 
-    /// For a [`StoreUrl::Loopback`], and for nothing else: there is no server that it believes.
+    /// For a [`StoreUrl::Loopback`] or the addresses of the link at which a cloud answers its own machines, and for nothing else: there is no
+    /// server that it believes.
     pub fn in_the_clear(limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let tls = client_of_nobody(&profile(), Arc::new(TlsClock(clock)))?;
         Self::with(tls, Scheme::Http, limit)
@@ -198,9 +199,11 @@ impl HttpClient {
             request = request.header(HeaderName::from_static(name), value);
         }
         if let Some(body) = question.body {
-            request = request
-                .header(CONTENT_TYPE, JSON)
-                .body(body.expose().to_vec());
+            let named = |name: &str| question.headers.iter().any(|(known, _)| *known == name);
+            if !named(CONTENT_TYPE.as_str()) {
+                request = request.header(CONTENT_TYPE, JSON);
+            }
+            request = request.body(body.expose().to_vec());
         }
         request.build().map_err(unreachable)
     }

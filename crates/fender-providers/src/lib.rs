@@ -12,6 +12,7 @@ mod state;
 mod stores;
 
 pub mod acme;
+pub mod aws;
 pub mod command;
 pub mod docker;
 pub mod environment;

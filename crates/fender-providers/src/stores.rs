@@ -6,12 +6,13 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use fender_config::snapshot::VaultSecret;
+use fender_config::snapshot::{AwsSecret, VaultSecret};
 use fender_identity::Secret;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 
 use crate::FetchError;
+use crate::aws::{Aws, AwsAccess, AwsNotAllowed, AwsSource};
 use crate::vault::{VaultSource, Vaults};
 
 /// A secret on its way from a file.
@@ -39,23 +40,37 @@ impl<F: Fn() -> bool + Send + Sync + 'static> AtEnd for F {
 #[derive(Clone)]
 pub struct Stores {
     vaults: Vaults,
+    aws: Aws,
 }
 
 impl Stores {
     /// What is logged in, is logged out of when `drain` stops.
     pub fn new(
         files: impl ReadFiles,
+        aws: AwsAccess,
         at_end: impl AtEnd,
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let vaults = Vaults::new(Arc::new(files), Arc::new(at_end), clock, drain.clone());
-        Self { vaults }
+        let files: Arc<dyn ReadFiles> = Arc::new(files);
+        let aws = Aws::new(aws, Arc::clone(&files), Arc::clone(&clock));
+        let vaults = Vaults::new(files, Arc::new(at_end), clock, drain.clone());
+        Self { vaults, aws }
     }
 
     /// A secret of a Vault.
     pub fn vault(&self, secret: &VaultSecret) -> VaultSource {
         self.vaults.source(secret)
+    }
+
+    /// Whether documents may have this of AWS read here.
+    pub fn check_aws(&self, secret: &AwsSecret) -> Result<(), AwsNotAllowed> {
+        self.aws.check(secret)
+    }
+
+    /// A secret or a parameter of AWS; denied if it may not be read here.
+    pub fn aws(&self, secret: &AwsSecret) -> AwsSource {
+        self.aws.source(secret)
     }
 }
 

@@ -11,7 +11,7 @@
 mod login;
 mod place;
 mod session;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Origin};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -32,6 +33,11 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     let named = alone.iter().flatten().filter_map(variables::of);
     let allowed = args.source.allow_environment.iter().map(String::as_str);
     let taken = variables::take(named.chain(allowed).map(ToOwned::to_owned));
+    let (asked, allow) = match &alone {
+        Some(specs) => (specs.iter().any(variables::is_of_aws), AllowAws::Any),
+        None => variables::allowed_aws(&args.source.allow_aws),
+    };
+    let taken = taken.with_aws(variables::take_aws(asked, allow));
     single(async {
         prepared = Some(environment(&args, alone, taken).await?);
         Ok(Exit::Done)

@@ -1,5 +1,6 @@
 //! The Snapshot on the wire, without the trust that travels apart.
 
+mod aws;
 mod inbound;
 mod limits;
 mod notification;
@@ -245,6 +246,10 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = vault::vault(it).map_err(|error| error.within("vault"))?;
                 domain::CredentialSource::Direct(domain::Origin::Vault(Box::new(secret)))
             }
+            proto::credential_spec::Source::Aws(it) => {
+                let secret = aws::aws(it).map_err(|error| error.within("aws"))?;
+                domain::CredentialSource::Direct(domain::Origin::Aws(Box::new(secret)))
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -281,6 +286,9 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         }
         domain::CredentialSource::Direct(domain::Origin::Vault(secret)) => {
             proto::credential_spec::Source::Vault(vault::from_vault(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Aws(secret)) => {
+            proto::credential_spec::Source::Aws(aws::from_aws(secret))
         }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})

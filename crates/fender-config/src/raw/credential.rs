@@ -29,6 +29,7 @@ pub(crate) struct CredentialSource {
     pub(crate) command: Option<SourceCommand>,
     pub(crate) environment: Option<SourceEnvironment>,
     pub(crate) vault: Option<Box<SourceVault>>,
+    pub(crate) aws: Option<Box<SourceAws>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -187,6 +188,53 @@ pub(crate) struct VaultEngine {
     /// With its mount: `database/creds/orders`.
     pub(crate) path: At<String>,
     pub(crate) key: At<String>,
+}
+
+/// AWS Secrets Manager or Systems Manager's Parameter Store, with the credentials of the machine that asks. One of
+/// `secretsManager` and `parameter` says what of it. Documents from a control plane name only what is allowed locally, by
+/// --allow-aws.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SourceAws {
+    /// `eu-central-1`.
+    pub(crate) region: At<String>,
+    /// Where it is asked. One that is not AWS's own must be in AWS_ENDPOINT_URL or its like of the machine that asks. Default:
+    /// what stands there, or AWS's own.
+    pub(crate) endpoint: Option<At<String>>,
+    /// Who vouches for the endpoint. Default: the roots in AWS_CA_BUNDLE, or of the operating system.
+    pub(crate) roots: Option<Roots>,
+    pub(crate) secrets_manager: Option<AwsSecretsManager>,
+    pub(crate) parameter: Option<AwsParameter>,
+    /// How often it is asked for, from 1s to 24h. Default: 5m.
+    pub(crate) refresh: Option<At<String>>,
+    /// Who asks. Default: sidecar.
+    pub(crate) via: Option<At<Word<Via>>>,
+}
+
+/// A secret of Secrets Manager.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct AwsSecretsManager {
+    /// Its name or its ARN.
+    pub(crate) secret_id: At<String>,
+    /// The label of a version. Default: AWSCURRENT.
+    pub(crate) version_stage: Option<At<String>>,
+    pub(crate) version_id: Option<At<String>>,
+    /// Of the JSON object that the secret is. Default: the whole secret.
+    pub(crate) key: Option<At<String>>,
+}
+
+/// A parameter of Systems Manager; a SecureString is decrypted.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AwsParameter {
+    /// Its name or its ARN.
+    pub(crate) name: At<String>,
+    /// From 1 on. Default: the newest.
+    pub(crate) version: Option<At<i64>>,
+    pub(crate) label: Option<At<String>>,
+    /// Of the JSON object that the parameter is. Default: the whole parameter.
+    pub(crate) key: Option<At<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

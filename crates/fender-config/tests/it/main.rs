@@ -6,6 +6,7 @@
 )]
 
 mod attest;
+mod aws;
 mod limits;
 mod right;
 mod tls;

@@ -3,10 +3,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    Command, Delivery, DockerSecret, VaultLogin, VaultPlace, VaultSecret, VaultStore,
+    AwsPlace, AwsSecret, AwsSecretVersion, AwsStore, Command, Delivery, DockerSecret, VaultLogin,
+    VaultPlace, VaultSecret, VaultStore,
 };
 use fender_identity::Secret;
 use fender_providers::Generation;
+use fender_providers::aws::{AllowAws, AwsAccess};
 use fender_runtime::clock;
 use tokio::time::Instant;
 
@@ -328,5 +330,56 @@ async fn a_vault_of_a_foreign_document_is_logged_in_to_with_files_of_an_allowed_
         why.contains("outside its directory") && !why.contains("canary"),
         "{why}"
     );
+    drain.stop();
+}
+
+#[tokio::test]
+async fn a_foreign_document_has_of_aws_what_was_allowed_and_by_roots_of_an_allowed_directory() {
+    let by = |id: &str, roots: Option<&str>| CredentialSpec {
+        source: CredentialSource::Direct(Origin::Aws(Box::new(AwsSecret {
+            store: AwsStore {
+                region: "eu-central-1".parse().unwrap(),
+                endpoint: None,
+                roots: roots.map(Into::into),
+            },
+            at: AwsPlace::Secret {
+                id: id.parse().unwrap(),
+                version: AwsSecretVersion::stage(AwsSecretVersion::CURRENT).unwrap(),
+            },
+            key: None,
+            refresh: AwsSecret::REFRESH,
+        }))),
+        ..spec("a")
+    };
+    let drain = Drain::new();
+    let allowing = |patterns: &[&str]| {
+        let patterns = patterns.iter().map(|text| text.parse().unwrap());
+        let environment = Environment::default().with_aws(AwsAccess {
+            allow: AllowAws::These(patterns.collect()),
+            ..AwsAccess::default()
+        });
+        Sources::new(
+            AllowDirs::Below(vec!["/run/aws".into()]),
+            Runner::none(),
+            environment,
+            Arc::new(NoRemote),
+            || false,
+            clock::system(),
+            &drain,
+        )
+    };
+    let shop = &["secretsmanager:shop/*"][..];
+    for (patterns, spec, said) in [
+        (&[][..], by("shop/smtp", None), "--allow-aws"),
+        (shop, by("bank/smtp", None), "--allow-aws"),
+        (shop, by("shop/smtp", Some("/etc/ca.pem")), "--allow-dir"),
+    ] {
+        let refused = gather(&[spec], &allowing(patterns), soon(), &drain).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.exit_code(), 77);
+        assert!(refused.to_string().contains(said), "{refused}");
+    }
+    let allowed = by("shop/smtp", Some("/run/aws/ca.pem"));
+    assert!(allowing(shop).follow(&allowed, &drain).is_ok());
     drain.stop();
 }

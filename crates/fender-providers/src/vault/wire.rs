@@ -201,7 +201,7 @@ fn reason(body: &Secret, proofs: &[&Secret]) -> String {
     scrubbed(&errors.join("; "), proofs)
 }
 
-fn scrubbed(text: &str, proofs: &[&Secret]) -> String {
+pub(crate) fn scrubbed(text: &str, proofs: &[&Secret]) -> String {
     let mut text = text.to_owned();
     for proof in proofs.iter().filter_map(|proof| proof.expose_str()) {
         if proof.len() >= SHORTEST_SECRET {
@@ -289,7 +289,7 @@ pub(super) fn parse<D: DeserializeOwned>(body: &Secret) -> Result<Body<D>, Failu
 
 /// Text that must not be seen.
 #[derive(Clone, Debug)]
-pub(super) struct Text(pub(super) Secret);
+pub(crate) struct Text(pub(crate) Secret);
 
 impl Default for Text {
     fn default() -> Self {
@@ -304,11 +304,11 @@ impl<'de> Deserialize<'de> for Text {
 }
 
 /// The values at one place, by key.
-pub(super) type Fields = BTreeMap<String, Field>;
+pub(crate) type Fields = BTreeMap<String, Field>;
 
 /// One value.
 #[derive(Clone, Debug)]
-pub(super) enum Field {
+pub(crate) enum Field {
     /// Also a whole number and a truth value, as Vault's own command line prints them.
     Text(Secret),
     /// Something that has no one text.

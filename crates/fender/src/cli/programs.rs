@@ -9,6 +9,7 @@ use fender_api::otlp::CollectorUrl;
 use fender_config::snapshot::ServedName;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
+use fender_providers::aws::AwsPattern;
 use fender_runtime::lines;
 use fender_runtime::listen::LocalAddress;
 
@@ -278,6 +279,9 @@ pub(crate) struct Source {
     /// A variable of the environment that documents from the control plane may name as the source of a credential; the application does not inherit it (repeatable; default: none)
     #[arg(long = "allow-environment", value_name = "NAME", value_parser = variable)]
     pub(crate) allow_environment: Vec<String>,
+    /// A secret of AWS that documents from the control plane may have read with this machine's credentials: secretsmanager:NAME or ssm:NAME, with * at the end for whatever follows (repeatable; default: none)
+    #[arg(long = "allow-aws", value_name = "PATTERN")]
+    pub(crate) allow_aws: Vec<AwsPattern>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,

@@ -47,6 +47,8 @@ pub(super) struct Reach {
     pub(super) programs: Vec<PathBuf>,
     /// Variables of the environment that are read, once.
     pub(super) variables: Vec<String>,
+    /// Whether AWS is asked for something.
+    pub(super) asks_aws: bool,
 }
 
 impl Reach {
@@ -125,6 +127,7 @@ impl Reach {
                 if let Origin::Environment { variable } = origin {
                     self.variables.push(variable.clone());
                 }
+                self.asks_aws |= matches!(origin, Origin::Aws(_));
             }
             for notification in &credential.notify {
                 self.notify(&notification.target);
@@ -174,6 +177,9 @@ impl Reach {
             !self.variables.iter().any(known)
         });
         let missing = missing.map(PathBuf::as_path).or(variable);
+        // Its credentials were found before the sidecar confined itself.
+        let aws = (wanted.asks_aws && !self.asks_aws).then_some(Path::new("aws"));
+        let missing = missing.or(aws);
         missing.map_or(Ok(()), |missing| {
             Err(format!(
                 "`{}` lies outside of what this sidecar may touch since it started: start it again, or upgrade it",

@@ -39,6 +39,7 @@ use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::Generation;
+use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
@@ -94,7 +95,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
-    let reach = Reach::of(&args)?;
+    let mut reach = Reach::of(&args)?;
     // A supervisor looks for itself: a proxy that ended would only be started again.
     let interfaces = (!args.supervised).then(Interfaces::open).flatten();
     let hang_up = match args.supervised {
@@ -103,6 +104,15 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         false => signals::hang_up_of_a_service(),
     };
     let environment = variables::take(reach.variables.iter().cloned());
+    // A file on this machine was written by whoever may use its credentials.
+    let (asks_aws, allow) = match &args.source.config {
+        Some(_) => (reach.asks_aws, AllowAws::Any),
+        None => variables::allowed_aws(&args.source.allow_aws),
+    };
+    let environment = environment.with_aws(variables::take_aws(asks_aws, allow));
+    for file in environment.aws().settings.files() {
+        reach.read_file(&file);
+    }
     let helper = Helper::start(&reach.programs).map_err(Failure::unavailable)?;
     let local = Local {
         helper,
