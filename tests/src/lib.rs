@@ -4,6 +4,7 @@
 //! ephemeral range, and stopped by its pid. What cannot be started is a failure.
 
 pub mod app;
+pub mod aws;
 pub mod client;
 pub mod clock;
 pub mod docker;

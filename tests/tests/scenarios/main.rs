@@ -19,6 +19,7 @@ mod agent_sockets;
 mod attacks;
 mod attestation;
 mod audit_log;
+mod aws;
 mod berth;
 mod canary;
 mod compose;
