@@ -130,19 +130,23 @@ mod tests {
         authorization.expose_str().unwrap().to_owned()
     }
 
+    type Headers = &'static [(&'static str, &'static str)];
+
     /// Of AWS's own signing test suite: `post-vanilla`, `post-sts-header-before`, `post-x-www-form-urlencoded`,
     /// `post-header-key-sort` and `post-header-value-case`.
     #[test]
     fn it_signs_as_the_test_suite_of_aws_says() {
         let begin =
             "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, ";
-        let hashed = "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e";
-        let form = [
+        let form: Headers = &[
             ("content-type", "application/x-www-form-urlencoded"),
             ("content-length", "13"),
-            ("x-amz-content-sha256", hashed),
+            (
+                "x-amz-content-sha256",
+                "9095672bbd1f56dfc5b65f3e153adc8731a4a654192329106275f4c7b24d0b6e",
+            ),
         ];
-        let vectors: [(Option<&str>, &[(&'static str, &str)], &str, &str); 5] = [
+        let vectors: [(Option<&str>, Headers, &str, &str); 5] = [
             (
                 None,
                 &[],
@@ -157,7 +161,7 @@ mod tests {
             ),
             (
                 None,
-                &form,
+                form,
                 "Param1=value1",
                 "SignedHeaders=content-length;content-type;host;x-amz-content-sha256;x-amz-date, Signature=d3875051da38690788ef43de4db0d8f280229d82040bfac253562e56c3f20e0b",
             ),

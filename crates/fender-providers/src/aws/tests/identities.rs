@@ -227,7 +227,7 @@ async fn credentials_that_are_not_accepted_are_got_anew_once() {
             "The security token included in the request is expired",
         ))
     });
-    world.pass(61).await;
+    world.pass(70).await;
     source.fetch().await.unwrap();
     let asked = world.server.asked();
     assert_eq!(asked.len(), 3, "refused, got anew, answered: {asked:?}");
@@ -251,7 +251,7 @@ async fn credentials_that_are_not_accepted_are_got_anew_once() {
                 .contains("does not accept this machine's credentials")
         );
         assert_eq!(world.server.asked().len(), 1);
-        world.pass(61).await;
+        world.pass(70).await;
     }
 }
 
