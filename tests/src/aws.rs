@@ -238,7 +238,7 @@ fn serve<S: Read + Write>(stream: S, state: &Mutex<State>) {
         ),
         Mode::Error(status, code) => (status, String::new(), error(code)),
         Mode::Redirect(to) => (307, format!("Location: http://{to}/\r\n"), String::new()),
-        Mode::Nonsense => (200, String::new(), "canary-nonsense".to_owned()),
+        Mode::Nonsense => (200, String::new(), format!("{{ \"{}", value(state))),
         Mode::Endless => (200, String::new(), "canary ".repeat(256 * 1024)),
         Mode::Silent => {
             // Until the other side has had enough.
@@ -255,6 +255,10 @@ fn serve<S: Read + Write>(stream: S, state: &Mutex<State>) {
     let _sent = stream
         .write_all(format!("{head}{body}").as_bytes())
         .and_then(|()| stream.flush());
+}
+
+fn value(state: &Mutex<State>) -> String {
+    state.lock().expect("unharmed").value.clone()
 }
 
 fn error(code: &str) -> String {

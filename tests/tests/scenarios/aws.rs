@@ -2,7 +2,7 @@
 //! document (DESIGN §9, §14). moto answers as AWS; what it cannot do, a server of ours does.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use fender_tests::aws::{FakeAws, Mode, Moto, REGION};
@@ -292,7 +292,16 @@ impl Job {
 
     /// What the command printed of its environment, and what Fender logged.
     fn exec(&self, variables: &[(&str, &str)]) -> (i32, String, String) {
-        let mut command = self.command(&["exec", "--start-timeout", "5s"]);
+        self.exec_within("120s", variables)
+    }
+
+    /// The same, where the time has to end for the answer to come.
+    fn exec_in_vain(&self, variables: &[(&str, &str)]) -> (i32, String, String) {
+        self.exec_within("15s", variables)
+    }
+
+    fn exec_within(&self, time: &str, variables: &[(&str, &str)]) -> (i32, String, String) {
+        let mut command = self.command(&["exec", "--start-timeout", time]);
         command.envs(variables.iter().copied());
         let output = command.args(["--", "/usr/bin/env"]).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -324,7 +333,7 @@ fn exec_gives_the_value_to_the_command_and_keeps_the_keys() {
     let absent = Job::new("secretsManager: { secretId: absent }", IN_VARIABLE);
     let (code, _, err) = absent.exec(&found);
     assert_eq!(code, 66, "{err}");
-    let (code, _, err) = job.exec(&[("AWS_ENDPOINT_URL", &url)]);
+    let (code, _, err) = job.exec_in_vain(&[("AWS_ENDPOINT_URL", &url)]);
     assert_eq!(code, 75, "{err}");
     assert!(err.contains("there are none"), "{err}");
 
@@ -383,24 +392,19 @@ fn a_containers_endpoint_gives_credentials_to_who_shows_its_token() {
 
     let job = Job::new("secretsManager: { secretId: smtp }", IN_VARIABLE);
     let uri = format!("http://{endpoint}/v1/aws/smtp");
-    let set = |token: &Path| {
-        job.exec(&[
-            ("AWS_ENDPOINT_URL", &url),
-            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri),
-            (
-                "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-                token.to_str().unwrap(),
-            ),
-        ])
-    };
-    let (code, out, err) = set(&token);
+    let set = [
+        ("AWS_ENDPOINT_URL", url.as_str()),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &uri),
+    ];
+    let named = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
+    let (code, out, err) = job.exec(&[set[0], set[1], (named, token.to_str().unwrap())]);
     assert_eq!(code, 0, "{err}{}", sidecar.log());
     assert!(out.contains("SMTP=canary-1\n"), "{out}");
     assert!(err.contains("the container's endpoint"), "{err}");
     assert!(!err.contains(CANARY), "{err}");
     let wrong = job.path("wrong");
     fs::write(&wrong, "0".repeat(64)).unwrap();
-    let (code, _, err) = set(&wrong);
+    let (code, _, err) = job.exec_in_vain(&[set[0], set[1], (named, wrong.to_str().unwrap())]);
     assert_eq!(code, 75, "{err}");
     assert!(err.contains("401"), "{err}");
     assert!(!sidecar.log().contains(CANARY), "{}", sidecar.log());

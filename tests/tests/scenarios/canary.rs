@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use fender_tests::aws::{self, FakeAws, REGION};
 use fender_tests::pki::{Authority, Template};
 use fender_tests::process::{PATIENCE, Process, binary, free_address, installed, output};
 use fender_tests::vault::{Mode, ROLE_ID, Vault};
@@ -30,6 +31,7 @@ enum Store {
     /// Read once: it cannot be changed.
     Environment,
     Vault,
+    Aws,
 }
 
 struct Provider {
@@ -39,7 +41,7 @@ struct Provider {
     store: Store,
 }
 
-const PROVIDERS: [Provider; 7] = [
+const PROVIDERS: [Provider; 8] = [
     Provider::new("file-sidecar", "sidecar", Store::File),
     Provider::new("file-control", "control", Store::File),
     Provider::new("command-sidecar", "sidecar", Store::Command),
@@ -47,6 +49,7 @@ const PROVIDERS: [Provider; 7] = [
     Provider::new("variable", "sidecar", Store::Environment),
     Provider::new("vault-sidecar", "sidecar", Store::Vault),
     Provider::new("vault-control", "control", Store::Vault),
+    Provider::new("aws", "sidecar", Store::Aws),
 ];
 
 impl Provider {
@@ -70,6 +73,7 @@ impl Provider {
 struct World {
     mesh: Mesh,
     vault: Vault,
+    aws: FakeAws,
     /// Where the plug-in lies.
     programs: TempDir,
     url: String,
@@ -95,6 +99,7 @@ impl World {
         let world = Self {
             mesh,
             vault,
+            aws: FakeAws::in_the_clear(),
             programs,
             url: free_address().to_string(),
         };
@@ -124,6 +129,10 @@ impl World {
                     self.program().display()
                 ),
                 Store::Environment => "environment: { variable: CANARY }".to_owned(),
+                Store::Aws => format!(
+                    "aws: {{ region: {REGION}, endpoint: \"{}\", secretsManager: {{ secretId: {name} }}, refresh: 1s, via: {via} }}",
+                    self.aws.url()
+                ),
                 Store::Vault => format!(
                     "vault: {{ address: \"{}\", roots: {{ file: \"{own}/login/bundle.pem\" }}, \
                      login: {{ appRole: {{ roleId: {ROLE_ID}, secretIdFile: \"{own}/login/secret-id\" }} }}, \
@@ -162,6 +171,7 @@ spec:
                     self.source(provider.name, &answer.to_string());
                 }
                 Store::Environment => {}
+                Store::Aws => self.aws.write(&value),
                 Store::Vault => self
                     .vault
                     .write(provider.name, json!({ "password": value })),
@@ -178,10 +188,11 @@ spec:
                     let answer = format!("{{\"version\":1,\"{CANARY}\":\"{CANARY}\"");
                     self.source(provider.name, &answer);
                 }
-                Store::Environment | Store::Vault => {}
+                Store::Environment | Store::Vault | Store::Aws => {}
             }
         }
         self.vault.be(Mode::Nonsense);
+        self.aws.be(aws::Mode::Nonsense);
     }
 
     fn source(&self, name: &str, text: &str) {
@@ -200,9 +211,18 @@ spec:
         command
             .env_remove("FENDER_ADMIN")
             .env("CANARY", format!("{CANARY}-1-variable"))
+            .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+            .env("AWS_SECRET_ACCESS_KEY", format!("{CANARY}-aws-key"))
+            .env("AWS_ENDPOINT_URL", self.aws.url())
             .args(["--log-format", "json", "--log", "trace", what, "--state"])
             .arg(self.mesh.state("shop/orders"))
-            .args(["--allow-environment", "CANARY", "--allow-dir"])
+            .args([
+                "--allow-environment",
+                "CANARY",
+                "--allow-aws",
+                "secretsmanager:aws",
+            ])
+            .arg("--allow-dir")
             .arg(self.mesh.directory.path());
         command.arg("--allow-command").arg(self.program());
         command
@@ -411,6 +431,7 @@ fn a_canary_through_every_provider_and_delivery_is_found_where_it_belongs_and_no
     // The environment of a command, and what is said when it is not to be had.
     drop(sidecar);
     world.vault.be(Mode::Answers);
+    world.aws.be(aws::Mode::Answers);
     world.becomes(1);
     let run = || {
         let mut exec = world.command("exec");
@@ -425,6 +446,7 @@ fn a_canary_through_every_provider_and_delivery_is_found_where_it_belongs_and_no
         let line = format!("{}={}\n", variable(provider.name), provider.value(1));
         assert!(out.contains(&line), "{line}");
     }
+    assert!(!out.contains("AWS_SECRET_ACCESS_KEY"), "{out}");
     assert!(
         !out.contains("\nCANARY=") && !out.starts_with("CANARY="),
         "{out}"
