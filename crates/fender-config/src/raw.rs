@@ -8,6 +8,7 @@ mod credential;
 mod istio;
 mod limits;
 mod port;
+mod sealed;
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ use crate::documents::MtlsMode;
 use crate::documents::Via;
 use crate::snapshot::{
     AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields, NotifyMethod,
-    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage, UrlForm,
+    NotifySignal, OwnCertificate, PathException, Profile, Protocol, SopsFormat, Storage, UrlForm,
 };
 use crate::yaml::{At, Choice, Word};
 
@@ -40,6 +41,7 @@ pub(crate) use istio::{
 
 pub(crate) use limits::Limits;
 pub(crate) use port::{Behind, Forwarded};
+pub(crate) use sealed::{DocumentKey, SourceAge, SourceSops};
 
 /// Enough of any document to know what it is.
 #[derive(Clone, Debug, Deserialize)]
@@ -543,6 +545,10 @@ words!(NotifyMethod: "POST" => Self::Post, "PUT" => Self::Put, "GET" => Self::Ge
 words!(UrlForm: "value" => Self::Value, "aws" => Self::Aws);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
+
+impl Choice for SopsFormat {
+    const WORDS: &'static [(&'static str, Self)] = Self::NAMED;
+}
 
 impl Choice for CipherSuite {
     const WORDS: &'static [(&'static str, Self)] = Self::NAMED;

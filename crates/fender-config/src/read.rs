@@ -14,6 +14,7 @@ mod node;
 mod peer_authentication;
 mod policy;
 mod port;
+mod sealed;
 mod served;
 mod sidecar;
 mod tls;

@@ -8,6 +8,7 @@ mod command;
 mod docker;
 mod limits;
 mod notification;
+mod sealed;
 mod served;
 mod vault;
 
@@ -32,6 +33,7 @@ pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
+pub use sealed::{AgeSecret, InvalidKey, SopsFile, SopsFormat, SopsKey, SopsSecret, UnknownFormat};
 pub use served::{InvalidServedName, ServedName, SocketDelivery, UrlDelivery, UrlForm};
 pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
 
@@ -419,6 +421,10 @@ pub enum Origin {
     Environment { variable: String },
     /// HashiCorp Vault or OpenBao.
     Vault(Box<VaultSecret>),
+    /// A file that age encrypted.
+    Age(AgeSecret),
+    /// A file that SOPS encrypted.
+    Sops(SopsSecret),
 }
 
 impl Origin {
@@ -430,6 +436,8 @@ impl Origin {
             // These are no files that are read: they are allowed in another way.
             Self::Command(_) | Self::Environment { .. } => Vec::new(),
             Self::Vault(secret) => secret.files(),
+            Self::Age(secret) => secret.files(),
+            Self::Sops(secret) => secret.files(),
         }
     }
 }

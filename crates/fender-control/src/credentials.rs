@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin, VaultSecret};
+use fender_config::snapshot::{
+    AgeSecret, Command, CredentialSource, DockerSecret, Origin, SopsSecret, VaultSecret,
+};
 use fender_config::{Documents, ObjectName};
-use fender_identity::WorkloadName;
+use fender_identity::{Secret, WorkloadName};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
@@ -34,7 +36,7 @@ pub(crate) struct Sources {
     environment: Environment,
     clock: SharedClock,
     drain: Drain,
-    /// What is asked over the network. What was leased is kept when this process ends: sidecars go on with it.
+    /// What several credentials come from. What was leased is kept when this process ends: sidecars go on with it.
     stores: Stores,
     watched: Mutex<HashMap<Asked, Weak<watch::Receiver<State>>>>,
 }
@@ -47,6 +49,8 @@ enum Asked {
     Command(ObjectName, Command),
     Variable(String),
     Vault(Box<VaultSecret>),
+    Age(AgeSecret),
+    Sops(SopsSecret),
 }
 
 /// Which files of this machine documents may have read.
@@ -91,6 +95,8 @@ impl Sources {
             Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
             Origin::Environment { variable } => Asked::Variable(variable.clone()),
             Origin::Vault(secret) => Asked::Vault(secret.clone()),
+            Origin::Age(secret) => Asked::Age(secret.clone()),
+            Origin::Sops(secret) => Asked::Sops(secret.clone()),
         })
     }
 
@@ -110,12 +116,9 @@ impl Sources {
             Asked::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
                 DockerSource::below(root, secret.clone())
             }),
-            Asked::Vault(secret) => {
-                match secret.files().iter().find(|path| !self.files.allow(path)) {
-                    None => fender_providers::watch(self.stores.vault(secret), &self.drain),
-                    Some(path) => self.refused(path),
-                }
-            }
+            Asked::Vault(secret) => self.stored(&secret.files(), |stores| stores.vault(secret)),
+            Asked::Age(secret) => self.stored(&secret.files(), |stores| stores.age(secret)),
+            Asked::Sops(secret) => self.stored(&secret.files(), |stores| stores.sops(secret)),
             Asked::Command(name, command) => self.run(name, command),
             // One that is not allowed is denied.
             Asked::Variable(variable) => {
@@ -124,6 +127,18 @@ impl Sources {
         });
         watched.insert(asked, Arc::downgrade(&states));
         states
+    }
+
+    /// What `source` has, if this machine lets documents have all of `files` read.
+    fn stored<S: Source>(
+        &self,
+        files: &[PathBuf],
+        source: impl FnOnce(&Stores) -> S,
+    ) -> watch::Receiver<State> {
+        match files.iter().find(|path| !self.files.allow(path)) {
+            None => fender_providers::watch(source(&self.stores), &self.drain),
+            Some(path) => self.refused(path),
+        }
     }
 
     /// What a program says, if this machine lets documents have it run.
@@ -217,17 +232,30 @@ impl Files {
     }
 }
 
+impl Files {
+    /// The file at `path`, if it may be read.
+    async fn fetch(
+        &self,
+        path: &Path,
+        open: impl FnOnce(FileSource) -> FileSource,
+    ) -> Result<Secret, FetchError> {
+        let Some(root) = self.root(path) else {
+            let why = format!("`{}`: {FILE}", path.display());
+            return Err(FetchError::Denied(why));
+        };
+        let file = open(FileSource::below(root, path));
+        let fetched = self.guard(path, file).fetch().await?;
+        Ok(fetched.value)
+    }
+}
+
 impl ReadFiles for Files {
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
-        Box::pin(async move {
-            let Some(root) = self.root(path) else {
-                let why = format!("`{}`: {FILE}", path.display());
-                return Err(FetchError::Denied(why));
-            };
-            let file = FileSource::below(root, path).of_at_most(limit);
-            let fetched = self.guard(path, file).fetch().await?;
-            Ok(fetched.value)
-        })
+        Box::pin(self.fetch(path, move |file| file.of_at_most(limit)))
+    }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(self.fetch(path, move |file| file.of_at_most(limit).seen_by_no_other()))
     }
 }
 

@@ -55,16 +55,30 @@ impl AllowDirs {
     }
 }
 
+impl AllowDirs {
+    /// The file at `path`, if it may be read.
+    fn source(&self, path: &Path, limit: u64) -> Result<FileSource, FetchError> {
+        let allowed = self.check(path);
+        let source = match allowed.map_err(|error| FetchError::Denied(error.to_string()))? {
+            None => FileSource::new(path),
+            Some(root) => FileSource::below(root, path),
+        };
+        Ok(source.of_at_most(limit))
+    }
+}
+
 impl ReadFiles for AllowDirs {
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
         Box::pin(async move {
-            let allowed = self.check(path);
-            let source = match allowed.map_err(|error| FetchError::Denied(error.to_string()))? {
-                None => FileSource::new(path),
-                Some(root) => FileSource::below(root, path),
-            };
-            let fetched = source.of_at_most(limit).fetch().await?;
-            Ok(fetched.value)
+            let source = self.source(path, limit)?;
+            Ok(source.fetch().await?.value)
+        })
+    }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(async move {
+            let source = self.source(path, limit)?.seen_by_no_other();
+            Ok(source.fetch().await?.value)
         })
     }
 }

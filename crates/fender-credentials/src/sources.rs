@@ -47,7 +47,7 @@ pub struct Sources {
     pub environment: Environment,
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
-    /// What is asked over the network.
+    /// What several credentials come from.
     stores: Stores,
 }
 
@@ -116,6 +116,18 @@ impl Sources {
                     self.allow.check(&file)?;
                 }
                 Ok(fender_providers::watch(self.stores.vault(secret), drain))
+            }
+            CredentialSource::Direct(Origin::Age(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.age(secret), drain))
+            }
+            CredentialSource::Direct(Origin::Sops(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.sops(secret), drain))
             }
         }
     }

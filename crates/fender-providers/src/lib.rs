@@ -8,15 +8,18 @@
 //! state directory.
 
 mod budget;
+mod sealed;
 mod state;
 mod stores;
 
 pub mod acme;
+pub mod age;
 pub mod command;
 pub mod docker;
 pub mod environment;
 pub mod file;
 pub mod http;
+pub mod sops;
 pub mod vault;
 
 use std::fmt;
@@ -24,6 +27,15 @@ use std::time::Duration;
 
 use fender_identity::Secret;
 use fender_runtime::id::OpaqueId;
+
+/// For `fuzz/`: what must hold for any bytes at all.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// A file that age or SOPS encrypted: see `sops::checks`.
+    pub fn sealed(data: &[u8]) {
+        crate::sops::checks::sealed(data);
+    }
+}
 
 pub use state::{State, watch};
 pub use stores::{AtEnd, ReadFiles, Reading, Stores};

@@ -1,17 +1,22 @@
-//! Stores of secrets that are asked over the network: one login, one client and one budget for each, however many
-//! credentials come from it.
+//! What several credentials come from together. Stores of secrets that are asked over the network: one login, one client and
+//! one budget for each. Encrypted files: opened once for all that is in them.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::Hash;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use fender_config::snapshot::VaultSecret;
+use fender_config::snapshot::{AgeSecret, SopsFile, SopsSecret, VaultSecret};
 use fender_identity::Secret;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 
 use crate::FetchError;
+use crate::age::{self, AgeSource};
+use crate::sealed::Pair;
+use crate::sops::{self, Document, SopsSource};
 use crate::vault::{VaultSource, Vaults};
 
 /// A secret on its way from a file.
@@ -21,6 +26,9 @@ pub type Reading<'a> = Pin<Box<dyn Future<Output = Result<Secret, FetchError>> +
 pub trait ReadFiles: fmt::Debug + Send + Sync + 'static {
     /// The whole of a file of at most `limit` bytes.
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a>;
+
+    /// The same of a file that opens others: refused if anybody but root and this process's user may read or write it.
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a>;
 }
 
 /// What becomes of the leases that are held, when this process ends.
@@ -35,10 +43,34 @@ impl<F: Fn() -> bool + Send + Sync + 'static> AtEnd for F {
     }
 }
 
-/// Every store that is asked. Clones are the same.
+/// Every store that is asked, and every encrypted file that is read. Clones are the same.
 #[derive(Clone)]
 pub struct Stores {
     vaults: Vaults,
+    files: Arc<dyn ReadFiles>,
+    age: Arc<Opened<AgeSecret, Secret>>,
+    sops: Arc<Opened<SopsFile, Document>>,
+}
+
+/// What is followed, by what names it.
+struct Opened<K, T>(Mutex<HashMap<K, Weak<Pair<T>>>>);
+
+impl<K: Clone + Eq + Hash, T> Opened<K, T> {
+    fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::default()))
+    }
+
+    /// The one that somebody follows already, if there is one.
+    fn shared(&self, key: &K, new: impl FnOnce() -> Pair<T>) -> Arc<Pair<T>> {
+        let mut opened = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.retain(|_, pair| pair.strong_count() > 0);
+        if let Some(pair) = opened.get(key).and_then(Weak::upgrade) {
+            return pair;
+        }
+        let pair = Arc::new(new());
+        opened.insert(key.clone(), Arc::downgrade(&pair));
+        pair
+    }
 }
 
 impl Stores {
@@ -49,13 +81,44 @@ impl Stores {
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let vaults = Vaults::new(Arc::new(files), Arc::new(at_end), clock, drain.clone());
-        Self { vaults }
+        let files: Arc<dyn ReadFiles> = Arc::new(files);
+        let at_end = Arc::new(at_end);
+        Self {
+            vaults: Vaults::new(Arc::clone(&files), at_end, clock, drain.clone()),
+            files,
+            age: Opened::new(),
+            sops: Opened::new(),
+        }
     }
 
     /// A secret of a Vault.
     pub fn vault(&self, secret: &VaultSecret) -> VaultSource {
         self.vaults.source(secret)
+    }
+
+    /// A file that age encrypted.
+    pub fn age(&self, secret: &AgeSecret) -> AgeSource {
+        let pair = self.age.shared(secret, || {
+            let (files, named) = (Arc::clone(&self.files), secret.clone());
+            Pair::new(&secret.file, &secret.identity, files, move |file, own| {
+                age::open_file(&named, file, own)
+            })
+        });
+        AgeSource::new(pair)
+    }
+
+    /// A file that SOPS encrypted, or a part of it.
+    pub fn sops(&self, secret: &SopsSecret) -> SopsSource {
+        let pair = self.sops.shared(&secret.file, || {
+            let (files, named) = (Arc::clone(&self.files), secret.file.clone());
+            Pair::new(
+                &named.path.clone(),
+                &named.identity.clone(),
+                files,
+                move |file, own| sops::open_file(&named, file, own),
+            )
+        });
+        SopsSource::new(pair, secret.clone())
     }
 }
 

@@ -3,6 +3,7 @@
 mod inbound;
 mod limits;
 mod notification;
+mod sealed;
 mod vault;
 
 use std::path::PathBuf;
@@ -245,6 +246,14 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = vault::vault(it).map_err(|error| error.within("vault"))?;
                 domain::CredentialSource::Direct(domain::Origin::Vault(Box::new(secret)))
             }
+            proto::credential_spec::Source::Age(it) => {
+                let secret = sealed::age(it).map_err(|error| error.within("age"))?;
+                domain::CredentialSource::Direct(domain::Origin::Age(secret))
+            }
+            proto::credential_spec::Source::Sops(it) => {
+                let secret = sealed::sops(it).map_err(|error| error.within("sops"))?;
+                domain::CredentialSource::Direct(domain::Origin::Sops(secret))
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -281,6 +290,12 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         }
         domain::CredentialSource::Direct(domain::Origin::Vault(secret)) => {
             proto::credential_spec::Source::Vault(vault::from_vault(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Age(secret)) => {
+            proto::credential_spec::Source::Age(sealed::from_age(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Sops(secret)) => {
+            proto::credential_spec::Source::Sops(sealed::from_sops(secret))
         }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{CertificateFiles, Roots};
+use super::{CertificateFiles, Roots, SourceAge, SourceSops};
 use crate::documents::Via;
 use crate::snapshot::{NotifyMethod, NotifySignal, Storage, UrlForm};
 use crate::yaml::{At, Word};
@@ -29,6 +29,8 @@ pub(crate) struct CredentialSource {
     pub(crate) command: Option<SourceCommand>,
     pub(crate) environment: Option<SourceEnvironment>,
     pub(crate) vault: Option<Box<SourceVault>>,
+    pub(crate) age: Option<SourceAge>,
+    pub(crate) sops: Option<SourceSops>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

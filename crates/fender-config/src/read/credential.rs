@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{duration, file_path, full_name, served, vault};
+use super::{duration, file_path, full_name, sealed, served, vault};
 use crate::ObjectName;
 use crate::documents::{Credential, Via};
 use crate::raw::{self, Document};
@@ -95,39 +95,51 @@ fn origin(reader: &mut Reader<'_>, at: &At<raw::CredentialSource>) -> Option<(Vi
         command: program,
         environment,
         vault: remote,
+        age,
+        sops,
     } = &at.value;
-    match (file, secret, program, environment, remote) {
-        (Some(file), None, None, None, None) => {
+    match (file, secret, program, environment, remote, age, sops) {
+        (Some(file), None, None, None, None, None, None) => {
             let path = file_path(reader, &file.path);
             let via = via(reader, file.via.as_ref());
             Some((via?, Origin::File { path: path? }))
         }
-        (None, Some(secret), None, None, None) => {
+        (None, Some(secret), None, None, None, None, None) => {
             let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
             let via = via(reader, secret.via.as_ref());
             Some((via?, origin?))
         }
-        (None, None, Some(program), None, None) => {
+        (None, None, Some(program), None, None, None, None) => {
             let origin = command(reader, program).map(Origin::Command);
             let via = via(reader, program.via.as_ref());
             Some((via?, origin?))
         }
-        (None, None, None, Some(environment), None) => {
+        (None, None, None, Some(environment), None, None, None) => {
             let variable = source_variable(reader, &environment.variable);
             let via = via(reader, environment.via.as_ref());
             let variable = variable?;
             Some((via?, Origin::Environment { variable }))
         }
-        (None, None, None, None, Some(secret)) => {
+        (None, None, None, None, Some(secret), None, None) => {
             let origin = vault::secret(reader, at, secret).map(Box::new);
             let via = via(reader, secret.via.as_ref());
             Some((via?, Origin::Vault(origin?)))
+        }
+        (None, None, None, None, None, Some(secret), None) => {
+            let origin = sealed::age(reader, secret).map(Origin::Age);
+            let via = via(reader, secret.via.as_ref());
+            Some((via?, origin?))
+        }
+        (None, None, None, None, None, None, Some(secret)) => {
+            let origin = sealed::sops(reader, secret).map(Origin::Sops);
+            let via = via(reader, secret.via.as_ref());
+            Some((via?, origin?))
         }
         _ => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a credential comes from one place: a `file`, a `dockerSecret`, a `command`, an `environment` or a `vault`",
+                "a credential comes from one place: a `file`, a `dockerSecret`, a `command`, an `environment`, a `vault`, or a file of `age` or `sops`",
                 "write one of them; another place is another credential",
             );
             None

@@ -8,6 +8,7 @@
 mod attest;
 mod limits;
 mod right;
+mod sealed;
 mod tls;
 mod vault;
 mod wrong;

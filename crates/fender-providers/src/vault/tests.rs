@@ -63,6 +63,10 @@ impl ReadFiles for Shelf {
             }
         })
     }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        self.read(path, limit)
+    }
 }
 
 /// Everything around one server.

@@ -1,5 +1,6 @@
 //! Whatever a Snapshot or Trust says comes out of its message as it went in; whatever bytes come are one or are refused.
 
+mod sealed;
 mod vault;
 
 use std::sync::Arc;
@@ -436,8 +437,16 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
         });
     let environment = "[A-Z_]{1,9}".prop_map(|variable| domain::Origin::Environment { variable });
     let source = prop_oneof![
-        prop_oneof![file, docker_secret, command, environment, vault::origin()]
-            .prop_map(domain::CredentialSource::Direct),
+        prop_oneof![
+            file,
+            docker_secret,
+            command,
+            environment,
+            vault::origin(),
+            sealed::age(),
+            sealed::sops()
+        ]
+        .prop_map(domain::CredentialSource::Direct),
         Just(domain::CredentialSource::Control),
     ];
     let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
