@@ -18,6 +18,7 @@ pub mod process;
 pub mod python;
 pub mod recorder;
 pub mod replicas;
+pub mod sealed;
 pub mod vault;
 
 pub use app::Nginx;

@@ -48,6 +48,7 @@ mod reload;
 mod renewal;
 mod replicas;
 mod revocation;
+mod sealed;
 mod secrecy;
 mod service_manager;
 mod smuggling;
