@@ -22,7 +22,7 @@ use crate::documents::MtlsMode;
 use crate::documents::Via;
 use crate::snapshot::{
     AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields, NotifyMethod,
-    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage, UrlForm,
+    NotifySignal, OnExit, OwnCertificate, PathException, Profile, Protocol, Storage, UrlForm,
 };
 use crate::yaml::{At, Choice, Word};
 
@@ -30,8 +30,9 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
-    RestartNotify, SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
+    ConsumerToken, Credential, CredentialSource, Delivery, DeliveryFile, DeliveryFiles, DeliverySocket,
+    DeliveryUrl, FilesEntry, Format, Notify, RestartNotify, SourceCommand, SourceDockerSecret,
+    SourceVault, StorePassword, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,
@@ -541,6 +542,9 @@ words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
 words!(NotifySignal: "HUP" => Self::Hup, "USR1" => Self::Usr1, "USR2" => Self::Usr2);
 words!(NotifyMethod: "POST" => Self::Post, "PUT" => Self::Put, "GET" => Self::Get);
 words!(UrlForm: "value" => Self::Value, "aws" => Self::Aws);
+words!(OnExit: "wipe" => Self::Wipe, "keep" => Self::Keep);
+words!(Format: "json" => Self::Json, "yaml" => Self::Yaml, "dotenv" => Self::Dotenv, "properties" => Self::Properties,
+    "pem" => Self::Pem, "pkcs12" => Self::Pkcs12);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
 

@@ -7,6 +7,7 @@ mod administrators;
 mod attest;
 mod certificates;
 mod credential;
+mod files;
 mod forwarded;
 mod limits;
 mod mesh;

@@ -5,10 +5,13 @@
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
 mod command;
+mod content;
 mod docker;
+mod files;
 mod limits;
 mod notification;
 mod served;
+mod template;
 mod vault;
 
 use std::collections::BTreeSet;
@@ -27,12 +30,18 @@ use crate::address::{AppAddress, HostPort, HttpsUrl, ListenAddr};
 use crate::name::ObjectName;
 
 pub use command::{Command, InvalidArguments};
+pub use content::{
+    Alias, Content, EntryName, FieldFormat, FieldName, InvalidAlias, InvalidEntryName,
+    InvalidFieldName, KeyStore, StorePassword,
+};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
+pub use files::{FileEntry, FilesDelivery, OnExit};
 pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
 pub use served::{InvalidServedName, ServedName, SocketDelivery, UrlDelivery, UrlForm};
+pub use template::{InvalidTemplate, Template};
 pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
 
 /// What one sidecar runs on.
@@ -395,6 +404,8 @@ pub struct CredentialSpec {
     pub deliver: Vec<Delivery>,
     /// Who is told when it has changed.
     pub notify: Vec<Notification>,
+    /// What becomes of its files at the end.
+    pub on_exit: OnExit,
 }
 
 /// Who asks for a secret.
@@ -436,7 +447,10 @@ impl Origin {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    File(FileDelivery),
+    /// One file, and what it holds.
+    File(FileDelivery, Content),
+    /// Several that change together.
+    Files(FilesDelivery),
     /// For `fender exec`.
     Environment {
         variable: String,

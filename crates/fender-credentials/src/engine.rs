@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fender_config::ObjectName;
-use fender_config::snapshot::{CredentialSpec, Delivery, Snapshot};
+use fender_config::snapshot::{Content, CredentialSpec, Delivery, Snapshot};
 use fender_identity::Secret;
 use fender_providers::Generation;
 use fender_runtime::deadline::Deadline;
@@ -20,29 +20,25 @@ use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::deliver::set::SetPlace;
 use crate::deliver::{DeliveryError, Place};
 use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
-use files::Files;
+use files::{Files, Holds, Work};
 use keeper::Keeper;
 
 mod files;
 mod keeper;
 
-/// What becomes of the files when the sidecar ends.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum OnExit {
-    #[default]
-    Wipe,
-    Keep,
-}
+pub use fender_config::snapshot::OnExit;
 
 /// What the engine works with.
 #[derive(Clone)]
 pub struct Settings {
     pub sources: Sources,
-    /// As it is when it matters: files of a process that has a successor are its successor's.
+    /// As it is when it matters: files of a process that has a successor are its successor's. Wiped is only what the document of
+    /// its credential does not keep.
     pub on_exit: watch::Receiver<OnExit>,
     /// Who tells applications of changes.
     pub notifier: Notifier,
@@ -193,7 +189,7 @@ impl Ledger {
 /// The credentials that a sidecar delivers.
 fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
     let here = |delivery: &Delivery| match delivery {
-        Delivery::File(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
+        Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
         Delivery::Environment { .. } => false,
     };
     let here = |spec: &&CredentialSpec| spec.deliver.iter().any(here);
@@ -203,8 +199,9 @@ fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
 /// What a document has done with a credential.
 #[derive(Debug, Default)]
 struct Plan {
-    /// Of the value.
-    places: Vec<Place>,
+    /// Of what is made of the value.
+    places: Vec<(Place, Content)>,
+    sets: Vec<SetPlace>,
     /// Of tokens, each with what it is to hold.
     tokens: Vec<(Place, Secret)>,
     to: Audience,
@@ -216,8 +213,12 @@ impl Plan {
         let mut plan = Self::default();
         for delivery in &spec.deliver {
             match delivery {
-                Delivery::File(file) => {
-                    plan.places.push(Place::new(file, &settings.sources.allow)?);
+                Delivery::File(file, content) => {
+                    let place = Place::new(file, &settings.sources.allow)?;
+                    plan.places.push((place, content.clone()));
+                }
+                Delivery::Files(set) => {
+                    plan.sets.push(SetPlace::new(set, &settings.sources.allow)?);
                 }
                 Delivery::Socket(socket) => {
                     let doors = settings.handovers.as_ref().map(Handovers::doors);
@@ -242,10 +243,17 @@ impl Plan {
     }
 
     /// Every file, with what it is to hold.
-    fn files(&self, value: &Secret) -> Vec<(Place, Secret)> {
+    fn work(&self, credential: &ObjectName, value: &Secret) -> Work {
         let places = self.places.iter().cloned();
-        let places = places.map(|place| (place, value.clone()));
-        places.chain(self.tokens.iter().cloned()).collect()
+        let made = places.map(|(place, content)| (place, Holds::Made(content)));
+        let tokens = self.tokens.iter().cloned();
+        let tokens = tokens.map(|(place, token)| (place, Holds::Token(token)));
+        Work {
+            credential: credential.clone(),
+            value: value.clone(),
+            files: made.chain(tokens).collect(),
+            sets: self.sets.clone(),
+        }
     }
 }
 
@@ -279,7 +287,8 @@ async fn deliver_all(
     for (gathered, plan) in planned {
         let name = gathered.spec.name.clone();
         let fetched = gathered.fetched.clone();
-        let written = Files::default().write(plan.files(&fetched.value)).await;
+        let work = plan.work(&name, &fetched.value);
+        let written = Files::default().write(work).await;
         let offer = settings.handovers.as_ref().map(Handovers::offer);
         let offered = offer
             .as_ref()

@@ -154,6 +154,7 @@ impl StartError {
                 | DeliveryError::NoSocket
                 | DeliveryError::NoUrl
                 | DeliveryError::Unserved { .. } => 64,
+                DeliveryError::Unrendered { .. } => 66,
                 DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,
             },
         }

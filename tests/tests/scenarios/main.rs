@@ -33,6 +33,7 @@ mod drain;
 mod environment_secrets;
 mod envoy;
 mod faults;
+mod file_sets;
 mod floods;
 mod founding;
 mod frames;

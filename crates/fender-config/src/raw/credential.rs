@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::{CertificateFiles, Roots};
 use crate::documents::Via;
-use crate::snapshot::{NotifyMethod, NotifySignal, Storage, UrlForm};
+use crate::snapshot::{NotifyMethod, NotifySignal, OnExit, Storage, UrlForm};
 use crate::yaml::{At, Word};
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -19,6 +19,8 @@ pub(crate) struct Credential {
     pub(crate) deliver: At<Vec<At<Delivery>>>,
     /// Who is told once another value is in every file of `deliver`: at most 8. Default: nobody.
     pub(crate) notify: Option<At<Vec<At<Notify>>>>,
+    /// What becomes of its files when the sidecar ends. Default: wipe.
+    pub(crate) on_exit: Option<At<Word<OnExit>>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -193,14 +195,102 @@ pub(crate) struct VaultEngine {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Delivery {
     pub(crate) file: Option<DeliveryFile>,
+    pub(crate) files: Option<DeliveryFiles>,
     pub(crate) environment: Option<Environment>,
     pub(crate) socket: Option<DeliverySocket>,
     pub(crate) url: Option<DeliveryUrl>,
 }
 
+/// What it holds is one of `field`, `template` and `format`; without any, the value as it is.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliveryFile {
+    pub(crate) path: At<String>,
+    /// Octal. Default: 0400.
+    pub(crate) mode: Option<At<String>>,
+    /// A name or a number.
+    pub(crate) owner: Option<At<String>>,
+    pub(crate) group: Option<At<String>>,
+    /// Default: memory, which refuses a directory that is not on tmpfs.
+    pub(crate) storage: Option<At<Word<Storage>>>,
+    /// The field of the secret that it holds.
+    pub(crate) field: Option<At<String>>,
+    /// Text with places for fields: `{{ password | json }}`. At most 16 KiB.
+    pub(crate) template: Option<At<String>>,
+    /// What fields are written as.
+    pub(crate) format: Option<At<Word<Format>>>,
+    /// Of `format`, at most 64. Default: all; with pem and pkcs12, the value itself.
+    pub(crate) fields: Option<At<Vec<At<String>>>>,
+    /// Of `format: pkcs12`.
+    pub(crate) password: Option<At<StorePassword>>,
+    /// Of the entry in the store of `format: pkcs12`. Default: the name of the credential.
+    pub(crate) alias: Option<At<String>>,
+}
+
+/// Several files in one directory that change together: whoever opens `..data` in it once finds files of one generation there.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliveryFiles {
+    /// Of the set alone; it is made if only its last part is missing.
+    pub(crate) directory: At<String>,
+    /// Octal, of files that have no mode of their own. Default: 0400.
+    pub(crate) mode: Option<At<String>>,
+    /// A name or a number.
+    pub(crate) owner: Option<At<String>>,
+    pub(crate) group: Option<At<String>>,
+    /// Default: memory, which refuses a directory that is not on tmpfs.
+    pub(crate) storage: Option<At<Word<Storage>>>,
+    /// At least 1, at most 32.
+    pub(crate) entries: At<Vec<At<FilesEntry>>>,
+}
+
+/// What it holds is one of `field`, `template` and `format`; without any, the value as it is.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FilesEntry {
+    /// At most 128 letters, digits, `-`, `_` and `.`, not beginning with `..`.
+    pub(crate) name: At<String>,
+    /// Octal. Default: that of the set.
+    pub(crate) mode: Option<At<String>>,
+    /// The field of the secret that it holds.
+    pub(crate) field: Option<At<String>>,
+    /// Text with places for fields: `{{ password | json }}`. At most 16 KiB.
+    pub(crate) template: Option<At<String>>,
+    /// What fields are written as.
+    pub(crate) format: Option<At<Word<Format>>>,
+    /// Of `format`, at most 64. Default: all; with pem and pkcs12, the value itself.
+    pub(crate) fields: Option<At<Vec<At<String>>>>,
+    /// Of `format: pkcs12`.
+    pub(crate) password: Option<At<StorePassword>>,
+    /// Of the entry in the store of `format: pkcs12`. Default: the name of the credential.
+    pub(crate) alias: Option<At<String>>,
+}
+
+/// What fields are written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Yaml,
+    Dotenv,
+    Properties,
+    Pem,
+    Pkcs12,
+}
+
+/// One of `field` and `generate`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StorePassword {
+    /// The field of the secret that holds it.
+    pub(crate) field: Option<At<String>>,
+    /// The name of the file, in the same set, into which one that was made here is written.
+    pub(crate) generate: Option<At<String>>,
+}
+
+/// The file in which a consumer finds its token.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConsumerToken {
     pub(crate) path: At<String>,
     /// Octal. Default: 0400.
     pub(crate) mode: Option<At<String>>,
@@ -230,7 +320,7 @@ pub(crate) struct DeliveryUrl {
     /// `value` is served at `/v1/credentials/NAME`, `aws`, for AWS SDKs, at `/v1/aws/NAME`. Default: value.
     pub(crate) form: Option<At<Word<UrlForm>>>,
     /// The file in which the consumer finds its token.
-    pub(crate) token: DeliveryFile,
+    pub(crate) token: ConsumerToken,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

@@ -37,6 +37,7 @@ pub(super) struct Keeper {
     outdated: Option<Instant>,
     max_stale: Duration,
     notify: Vec<Notification>,
+    on_exit: OnExit,
     backoff: Backoff,
     retry: Option<Instant>,
 }
@@ -65,6 +66,7 @@ impl Keeper {
             outdated: None,
             max_stale: Duration::ZERO,
             notify: Vec::new(),
+            on_exit: OnExit::default(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry: None,
         }
@@ -87,6 +89,7 @@ impl Keeper {
         self.offer = offer;
         self.max_stale = gathered.spec.max_stale;
         self.notify.clone_from(&gathered.spec.notify);
+        self.on_exit = gathered.spec.on_exit;
         self.told(&gathered.fetched.value);
         self.source = Some(gathered.spec.source);
         self.plan = plan;
@@ -106,6 +109,9 @@ impl Keeper {
                     Err(_) => self.states = None,
                 },
                 () = due(self.retry) => self.settle().await,
+                () = due(self.files.due()) => {
+                    self.files = std::mem::take(&mut self.files).tidy(Instant::now()).await;
+                }
             }
         }
     }
@@ -115,9 +121,15 @@ impl Keeper {
             offer.leave();
         }
         let on_exit = *self.settings.on_exit.borrow();
-        match on_exit {
-            OnExit::Wipe => self.files.remove(&self.ledger.name).await,
-            OnExit::Keep => {}
+        match (on_exit, self.on_exit) {
+            // What a successor has is the successor's.
+            (OnExit::Keep, _) => {}
+            (OnExit::Wipe, OnExit::Wipe) => self.files.remove(&self.ledger.name).await,
+            // Nobody will come for what was replaced.
+            (OnExit::Wipe, OnExit::Keep) => {
+                let late = Instant::now() + crate::deliver::set::GRACE;
+                self.files.tidy(late).await;
+            }
         }
     }
 
@@ -138,6 +150,7 @@ impl Keeper {
         self.states = None;
         self.max_stale = spec.max_stale;
         self.notify.clone_from(&spec.notify);
+        self.on_exit = spec.on_exit;
         // What a control plane has it from does not travel: it may be another source each time.
         let direct = matches!(spec.source, CredentialSource::Direct(_));
         let same_source = direct && self.source.as_ref() == Some(&spec.source);
@@ -206,7 +219,7 @@ impl Keeper {
             files,
             change,
             failure,
-        } = files.write(self.plan.files(&value)).await;
+        } = files.write(self.plan.work(&self.ledger.name, &value)).await;
         self.files = files;
         let offered = self
             .offer

@@ -117,6 +117,7 @@ impl Bench {
             max_stale: MAX_STALE,
             deliver,
             notify: Vec::new(),
+            on_exit: OnExit::Wipe,
         }
     }
 
@@ -171,13 +172,14 @@ impl Bench {
 }
 
 fn file_delivery(path: &Path) -> Delivery {
-    Delivery::File(FileDelivery {
+    let file = FileDelivery {
         path: path.to_owned(),
         mode: 0o400,
         owner: None,
         group: None,
         storage: Storage::Disk,
-    })
+    };
+    Delivery::File(file, Content::Value)
 }
 
 const SIDECAR: &str = "

@@ -38,6 +38,7 @@ fn spec(name: &str) -> CredentialSpec {
         max_stale: Duration::from_secs(60),
         deliver,
         notify: Vec::new(),
+        on_exit: fender_config::snapshot::OnExit::Wipe,
     }
 }
 

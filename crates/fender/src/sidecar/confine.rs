@@ -132,7 +132,10 @@ impl Reach {
             let places = credential.deliver.iter();
             self.write
                 .extend(places.filter_map(|delivery| match delivery {
-                    Delivery::File(file) => Some(Self::parent(&file.path)),
+                    Delivery::File(file, _) => Some(Self::parent(&file.path)),
+                    // If it is not there, it is made.
+                    Delivery::Files(set) if set.directory.exists() => Some(set.directory.clone()),
+                    Delivery::Files(set) => Some(Self::parent(&set.directory)),
                     Delivery::Url(url) => Some(Self::parent(&url.token.path)),
                     Delivery::Environment { .. } | Delivery::Socket(_) => None,
                 }));
