@@ -19,8 +19,8 @@ pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_identity::tls::TlsProfile;
@@ -33,9 +33,9 @@ use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
-    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Notification, OnExit, Origin,
-    OwnCertificate, PathRules, PortCertificate, Profile, Protocol, ProxyProtocol, RequestLimits,
-    UpstreamRoots,
+    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Notification, OnExit,
+    Origin, OwnCertificate, PathRules, PortCertificate, Profile, Protocol, ProxyProtocol,
+    RequestLimits, UpstreamRoots,
 };
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
@@ -318,9 +318,7 @@ pub(crate) fn collisions<'a>(
 }
 
 /// Deliveries into the directory of a set, which is the set's alone.
-fn intrusions<'a>(
-    credentials: &[&'a Credential],
-) -> Vec<(&'a ObjectName, &'a ObjectName, String)> {
+fn intrusions<'a>(credentials: &[&'a Credential]) -> Vec<(&'a ObjectName, &'a ObjectName, String)> {
     let written: Vec<_> = credentials
         .iter()
         .flat_map(|credential| credential.deliver.iter().map(|it| (&credential.name, it)))

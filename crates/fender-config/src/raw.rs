@@ -30,9 +30,9 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    ConsumerToken, Credential, CredentialSource, Delivery, DeliveryFile, DeliveryFiles, DeliverySocket,
-    DeliveryUrl, FilesEntry, Format, Notify, RestartNotify, SourceCommand, SourceDockerSecret,
-    SourceVault, StorePassword, VaultLogin,
+    ConsumerToken, Credential, CredentialSource, Delivery, DeliveryFile, DeliveryFiles,
+    DeliverySocket, DeliveryUrl, FilesEntry, Format, Notify, RestartNotify, SourceCommand,
+    SourceDockerSecret, SourceVault, StorePassword, VaultLogin,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,

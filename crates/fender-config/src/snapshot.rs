@@ -452,9 +452,7 @@ pub enum Delivery {
     /// Several that change together.
     Files(FilesDelivery),
     /// For `fender exec`.
-    Environment {
-        variable: String,
-    },
+    Environment { variable: String },
     /// At the sidecar's own socket, to processes of certain users.
     Socket(SocketDelivery),
     /// Over HTTP on loopback, to whoever shows a token.

@@ -14,8 +14,8 @@ mod fields;
 mod format;
 mod template;
 
-pub(crate) use fields::Fields;
 use fields::Field;
+pub(crate) use fields::Fields;
 
 /// The most that one file holds, in bytes.
 pub(crate) const LARGEST: usize = 1024 * 1024;
@@ -115,14 +115,16 @@ impl<'a> Material<'a> {
         }
         rewrite_pem(texts).map_err(|error| match fields {
             [] if self.fields().is_ok() => RenderError::Pem(
-                "the secret is a JSON object and no PEM text: name the `fields` that are".to_owned(),
+                "the secret is a JSON object and no PEM text: name the `fields` that are"
+                    .to_owned(),
             ),
             _ => RenderError::Pem(error.to_string()),
         })
     }
 
     fn store(&self, store: &KeyStore) -> Result<Rendered, RenderError> {
-        let failed = |error: fender_identity::pkcs12::Pkcs12Error| RenderError::Store(error.to_string());
+        let failed =
+            |error: fender_identity::pkcs12::Pkcs12Error| RenderError::Store(error.to_string());
         let contents = Contents::from_pem(self.pem(&store.fields)?.expose()).map_err(failed)?;
         let alias = store.alias.as_ref().map(|alias| alias.as_str());
         let alias = alias.unwrap_or(self.credential.name());
@@ -130,7 +132,12 @@ impl<'a> Material<'a> {
             StorePassword::Generated(_) => (contents.password(), true),
             StorePassword::Field(name) => match self.field(name)? {
                 Field::Text(text) => (Secret::new(text.as_bytes().to_vec()), false),
-                _ => {
+                Field::Whole(_)
+                | Field::Flag(_)
+                | Field::Null
+                | Field::Odd
+                | Field::List(_)
+                | Field::Map(_) => {
                     return Err(RenderError::Field {
                         field: name.to_string(),
                         why: "is no text, and a password is one",

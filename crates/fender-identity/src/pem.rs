@@ -25,7 +25,9 @@ pub enum PemError {
     SeveralKeys,
     #[error("more than one certificate request in the PEM text")]
     SeveralRequests,
-    #[error("a section of the PEM text is neither a certificate, a revocation list, a public key nor a private key without a password")]
+    #[error(
+        "a section of the PEM text is neither a certificate, a revocation list, a public key nor a private key without a password"
+    )]
     Unknown,
 }
 
@@ -38,7 +40,10 @@ pub fn rewrite<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Result<Secret, 
         let sections = sections.into_iter();
         let sections = sections.map(|(kind, der)| (kind, Zeroizing::new(der)));
         // Sections of kinds that the reader does not know are passed over by it.
-        let begun = text.windows(BEGIN.len()).filter(|part| *part == BEGIN).count();
+        let begun = text
+            .windows(BEGIN.len())
+            .filter(|part| *part == BEGIN)
+            .count();
         if sections.len() != begun {
             return Err(PemError::Unknown);
         }

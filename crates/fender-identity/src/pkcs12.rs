@@ -7,9 +7,7 @@
 //! The same contents give the same bytes. Salts and initialization vectors are outputs of HMAC under the private key, over
 //! everything that is encrypted: to whoever has not the key they are random, and they differ wherever a plaintext does.
 
-use aws_lc_rs::cipher::{
-    AES_256, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey,
-};
+use aws_lc_rs::cipher::{AES_256, EncryptionContext, PaddedBlockEncryptingKey, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::{digest, hmac, pbkdf2};
 use base64::Engine as _;
@@ -19,12 +17,12 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use crate::Secret;
 use crate::der::{
     self, BMP_STRING, CONTEXT_0, CONTEXT_0_BYTES, NULL, OBJECT_IDENTIFIER, OCTET_STRING, SEQUENCE,
     SET,
 };
 use crate::pem::{self, PemError};
-use crate::Secret;
 
 /// As Java does it by default.
 const ITERATIONS: u32 = 10_000;
@@ -37,8 +35,7 @@ const MAX_CERTIFICATES: usize = 512;
 mod oid {
     pub(super) const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 1];
     pub(super) const ENCRYPTED_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 6];
-    pub(super) const SHROUDED_KEY: &[u8] =
-        &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 12, 10, 1, 2];
+    pub(super) const SHROUDED_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 12, 10, 1, 2];
     pub(super) const CERTIFICATE_BAG: &[u8] =
         &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 12, 10, 1, 3];
     pub(super) const X509: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 22, 1];
@@ -50,8 +47,9 @@ mod oid {
     pub(super) const AES_256_CBC: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 1, 42];
     pub(super) const SHA256: &[u8] = &[0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1];
     /// By which Java knows a certificate that stands for itself, of Oracle.
-    pub(super) const TRUSTED_KEY_USAGE: &[u8] =
-        &[0x60, 0x86, 0x48, 1, 0x86, 0xf9, 0x66, 0xad, 0xca, 0x7b, 1, 1];
+    pub(super) const TRUSTED_KEY_USAGE: &[u8] = &[
+        0x60, 0x86, 0x48, 1, 0x86, 0xf9, 0x66, 0xad, 0xca, 0x7b, 1, 1,
+    ];
     pub(super) const ANY_EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0];
     pub(super) const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
     pub(super) const EC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
@@ -77,7 +75,9 @@ pub enum Pkcs12Error {
     UnusableKey,
     #[error("private key belongs to none of the certificates")]
     KeyMismatch,
-    #[error("password has not 1 to {MAX_PASSWORD} printable characters of ASCII, which is all that readers agree on")]
+    #[error(
+        "password has not 1 to {MAX_PASSWORD} printable characters of ASCII, which is all that readers agree on"
+    )]
     Password,
     #[error("cannot be encrypted")]
     Cipher,
@@ -154,7 +154,10 @@ impl Contents {
             let sealed = self.seal("key", password, key)?;
             let shrouded = der::write(
                 SEQUENCE,
-                &[&sealed.algorithm, &der::write(OCTET_STRING, &[&sealed.bytes])],
+                &[
+                    &sealed.algorithm,
+                    &der::write(OCTET_STRING, &[&sealed.bytes]),
+                ],
             );
             let bag = bag(oid::SHROUDED_KEY, &shrouded, &self.of_key(alias));
             let bags = der::write(SEQUENCE, &[&bag]);
@@ -200,18 +203,10 @@ impl Contents {
         let leaf = self.certificates.first().map(AsRef::as_ref);
         let id = digest::digest(&digest::SHA256, leaf.unwrap_or_default());
         let id = der::write(OCTET_STRING, &[id.as_ref()]);
-        vec![
-            friendly_name(alias),
-            attribute(oid::LOCAL_KEY_ID, &id),
-        ]
+        vec![friendly_name(alias), attribute(oid::LOCAL_KEY_ID, &id)]
     }
 
-    fn seal(
-        &self,
-        what: &str,
-        password: &str,
-        plaintext: &[u8],
-    ) -> Result<Sealed, Pkcs12Error> {
+    fn seal(&self, what: &str, password: &str, plaintext: &[u8]) -> Result<Sealed, Pkcs12Error> {
         let derived = self.derive(what, &[password.as_bytes(), plaintext]);
         let (salt, iv) = derived.as_ref().split_at(16);
         let mut key = Zeroizing::new([0; 32]);
@@ -272,7 +267,8 @@ impl Contents {
         let key = match &self.key {
             Some(key) => hmac::Key::new(hmac::HMAC_SHA256, key),
             None => {
-                let certificates: Vec<&[u8]> = self.certificates.iter().map(AsRef::as_ref).collect();
+                let certificates: Vec<&[u8]> =
+                    self.certificates.iter().map(AsRef::as_ref).collect();
                 hmac::Key::new(hmac::HMAC_SHA256, &certificates.concat())
             }
         };

@@ -131,6 +131,8 @@ fn variables(gathered: &Gathered) -> impl Iterator<Item = (&str, &fender_identit
             Delivery::Environment { variable } => {
                 Some((variable.as_str(), &gathered.fetched.value))
             }
-            Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => None,
+            Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => {
+                None
+            }
         })
 }

@@ -87,7 +87,7 @@ impl World {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let documents = one_service("1h", free_address(), free_address());
         let mesh = Mesh::start_running(&documents, std::slice::from_ref(&program));
-        for own in ["sources", "delivered", "tokens", "login"] {
+        for own in ["sources", "delivered", "sets", "tokens", "login"] {
             fs::create_dir(mesh.path(own)).unwrap();
         }
         authority.write_bundle(&mesh.path("login"));
@@ -141,6 +141,10 @@ spec:
   maxStale: 1h
   deliver:
     - file: {{ path: "{own}/delivered/{name}", storage: disk }}
+    - files:
+        directory: "{own}/sets/{name}"
+        storage: disk
+        entries: [ {{ name: raw }}, {{ name: filled, template: "{{{{ value }}}}" }} ]
     - socket: {{ users: [ 0 ] }}
     - url: {{ token: {{ path: "{own}/tokens/{name}", storage: disk }} }}
     - environment: {{ variable: {} }}
@@ -233,8 +237,11 @@ spec:
         fs::read_to_string(self.mesh.path("tokens").join(name)).unwrap()
     }
 
-    /// What a consumer of each kind has: of the file, of the socket, of the URL.
-    fn had(&self, name: &str) -> [String; 3] {
+    /// What a consumer of each kind has: of the file, of two of a set, of the socket, of the URL.
+    fn had(&self, name: &str) -> [String; 5] {
+        let set = self.mesh.path("sets").join(name);
+        let [raw, filled] =
+            ["raw", "filled"].map(|file| fs::read_to_string(set.join(file)).unwrap_or_default());
         let file = fs::read_to_string(self.mesh.path("delivered").join(name)).unwrap_or_default();
         let socket = self.socket();
         let told = output(
@@ -248,7 +255,7 @@ spec:
             installed("curl"),
             &["--silent", "--max-time", "20", "--header", &header, &url],
         );
-        [file, told.1, served.1]
+        [file, raw, filled, told.1, served.1]
     }
 
     fn wait_for(&self, number: u32) {
@@ -303,7 +310,8 @@ spec:
                 assert!(!found, "{what} holds `{needle}`");
             }
         };
-        let belongs = ["sources", "delivered", "tokens", "login"].map(|own| self.mesh.path(own));
+        let belongs =
+            ["sources", "delivered", "sets", "tokens", "login"].map(|own| self.mesh.path(own));
         let mut looked_at = 0;
         for file in files(self.mesh.directory.path()) {
             if !belongs.iter().any(|own| file.starts_with(own)) {

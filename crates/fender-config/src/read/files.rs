@@ -46,7 +46,8 @@ pub(super) fn file(
         && matches!(store.password, StorePassword::Generated(_))
     {
         let help = "deliver both in one set, `files: { directory: …, entries: [ … ] }`, or name the `field` that holds it";
-        let message = "a password that is generated has no file here: the store and it must change together";
+        let message =
+            "a password that is generated has no file here: the store and it must change together";
         reader.wrong(at, "fender::no-place-for-password", message, help);
         return None;
     }
@@ -106,11 +107,7 @@ pub(super) fn set(reader: &mut Reader<'_>, files: &raw::DeliveryFiles) -> Option
 }
 
 /// `mode` is what holds for the set, if that can be read.
-fn entry(
-    reader: &mut Reader<'_>,
-    entry: &raw::FilesEntry,
-    mode: Option<u32>,
-) -> Option<FileEntry> {
+fn entry(reader: &mut Reader<'_>, entry: &raw::FilesEntry, mode: Option<u32>) -> Option<FileEntry> {
     let name = entry_name(reader, &entry.name);
     let mode = entry
         .mode
@@ -320,7 +317,8 @@ fn store(
     written: Written<'_>,
 ) -> Option<Content> {
     let alias = written.alias.map(|at| {
-        let help = "applications find the entry by it; without one it is the name of the credential";
+        let help =
+            "applications find the entry by it; without one it is the name of the credential";
         reader.parse::<Alias>(at, "fender::bad-alias", help)
     });
     let Some(password) = written.password else {
@@ -380,9 +378,18 @@ fn field_names(
     let names: Vec<_> = at.value.iter().map(|at| field_name(reader, at)).collect();
     let names = names.into_iter().collect::<Option<Vec<_>>>()?;
     let mut seen = std::collections::BTreeSet::new();
-    if let Some((name, at)) = names.iter().zip(&at.value).find(|(name, _)| !seen.insert(*name)) {
+    if let Some((name, at)) = names
+        .iter()
+        .zip(&at.value)
+        .find(|(name, _)| !seen.insert(*name))
+    {
         let message = format!("`fields` names `{name}` twice");
-        reader.wrong(at, "fender::duplicate-field-name", message, "keep one of them");
+        reader.wrong(
+            at,
+            "fender::duplicate-field-name",
+            message,
+            "keep one of them",
+        );
         return None;
     }
     Some(names)
@@ -401,7 +408,9 @@ fn read_template(reader: &mut Reader<'_>, at: &At<String>) -> Option<Template> {
             };
             let help = format!(
                 "places are `{{{{ password | json }}}}`; filters are {}",
-                Template::FILTERS.map(|filter| format!("`{filter}`")).join(", ")
+                Template::FILTERS
+                    .map(|filter| format!("`{filter}`"))
+                    .join(", ")
             );
             let at = At {
                 value: (),

@@ -23,7 +23,9 @@ pub enum Content {
         fields: Vec<FieldName>,
     },
     /// The PEM sections of these fields, one after the other; of the value itself if none is named.
-    Pem { fields: Vec<FieldName> },
+    Pem {
+        fields: Vec<FieldName>,
+    },
     Pkcs12(KeyStore),
 }
 

@@ -234,7 +234,9 @@ impl Check {
             }
             Expr::GetAttr(attribute) => self.expression(&attribute.expr),
             Expr::GetItem(item) => self.expressions([&item.expr, &item.subscript_expr]),
-            Expr::Call(call) => Self::refuse(call.span(), "there is no function that it could call"),
+            Expr::Call(call) => {
+                Self::refuse(call.span(), "there is no function that it could call")
+            }
             Expr::List(list) => self.expressions(&list.items),
             Expr::Tuple(tuple) => self.expressions(&tuple.items),
             Expr::Map(map) => {
@@ -362,7 +364,11 @@ mod tests {
         }
         let joined = |times: usize| format!("{{{{ a{} }}}}", " ~ a".repeat(times));
         assert!(joined(Template::MOST_JOINS).parse::<Template>().is_ok());
-        assert!(joined(Template::MOST_JOINS + 1).parse::<Template>().is_err());
+        assert!(
+            joined(Template::MOST_JOINS + 1)
+                .parse::<Template>()
+                .is_err()
+        );
         let long = "x".repeat(Template::LONGEST);
         assert!(long.parse::<Template>().is_ok());
         assert!(format!("{long}x").parse::<Template>().is_err());

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    AppProxyProtocol, Command, Content, CredentialSource, Delivery, Destination, FieldFormat, Forwarded, ForwardedFields,
-    OnExit, Origin, StorePassword, Template, Profile, Protocol, RequestLimits,
+    AppProxyProtocol, Command, Content, CredentialSource, Delivery, Destination, FieldFormat,
+    Forwarded, ForwardedFields, OnExit, Origin, Profile, Protocol, RequestLimits, StorePassword,
+    Template,
 };
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
@@ -601,7 +602,10 @@ fn a_set_has_a_file_for_each_form_in_which_somebody_reads_it() {
     let alone = standalone::parse(&[fixture("right", "alone.yaml")]).unwrap();
     let db = alone.credentials().nth(1).unwrap();
     assert_eq!(db.on_exit, OnExit::Keep);
-    let [Delivery::Files(set), Delivery::File(url, Content::Template(template))] = &*db.deliver
+    let [
+        Delivery::Files(set),
+        Delivery::File(url, Content::Template(template)),
+    ] = &*db.deliver
     else {
         panic!("{:?}", db.deliver);
     };
@@ -664,12 +668,15 @@ fn the_examples_of_the_page_about_files_are_right() {
             ),
             None => text.to_owned(),
         };
-        let told = parse(&[source("page.md", &format!("{mesh}{whole}"))]).err();
+        let told = parse(&[source("page.md", format!("{mesh}{whole}"))]).err();
         assert!(told.is_none(), "{}", told.unwrap());
         count += 1;
     }
     assert_eq!(count, 2);
     for filter in Template::FILTERS.iter().chain(&["defined"]) {
-        assert!(page.contains(&format!("`{filter}`")) || page.contains(&format!("is {filter}")), "{filter}");
+        assert!(
+            page.contains(&format!("`{filter}`")) || page.contains(&format!("is {filter}")),
+            "{filter}"
+        );
     }
 }

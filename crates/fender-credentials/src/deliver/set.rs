@@ -129,45 +129,26 @@ impl SetPlace {
         Ok(files)
     }
 
-    /// Makes the set consist of these files. `before` is what this process knows of it. Blocks.
+    /// Makes the set consist of these files. `held` is what this process has delivered of it. Blocks.
     pub(crate) fn write(
         &self,
         files: &[SetFile],
-        before: Option<DeliveredSet>,
+        held: &mut Option<DeliveredSet>,
         now: Instant,
-    ) -> Result<(DeliveredSet, Change), (Option<DeliveredSet>, DeliveryError)> {
-        let mut retired = BTreeMap::new();
-        let mut known = before;
-        if let Some(known) = &mut known {
-            retired = std::mem::take(&mut known.retired);
-        }
-        let written = self.replace(files).and_then(|(directory, generation, change)| {
-            self.link(&directory, files)?;
-            Ok((directory, generation, change))
+    ) -> Result<Change, DeliveryError> {
+        let (directory, generation, change) = self.replace(files)?;
+        let retired = held.take().map(|held| held.retired);
+        let delivered = held.insert(DeliveredSet {
+            place: self.clone(),
+            generation,
+            retired: retired.unwrap_or_default(),
         });
-        match written {
-            Ok((directory, generation, change)) => {
-                let mut delivered = DeliveredSet {
-                    place: self.clone(),
-                    generation,
-                    retired,
-                };
-                delivered.sweep(&directory, now);
-                Ok((delivered, change))
-            }
-            Err(error) => {
-                if let Some(known) = &mut known {
-                    known.retired = retired;
-                }
-                Err((known, error))
-            }
-        }
+        self.link(&directory, files)?;
+        delivered.sweep(&directory, now);
+        Ok(change)
     }
 
-    fn replace(
-        &self,
-        files: &[SetFile],
-    ) -> Result<(OwnedFd, OsString, Change), DeliveryError> {
+    fn replace(&self, files: &[SetFile]) -> Result<(OwnedFd, OsString, Change), DeliveryError> {
         let directory = self.open()?;
         if let Some((name, generation, held)) = self.current(&directory, files) {
             for (file, present) in files.iter().zip(&held) {
@@ -384,7 +365,10 @@ impl DeliveredSet {
                 continue;
             }
             if let Err(errno) = discard(directory, &name) {
-                let (path, error) = (self.place.directory.join(&name), std::io::Error::from(errno));
+                let (path, error) = (
+                    self.place.directory.join(&name),
+                    std::io::Error::from(errno),
+                );
                 tracing::error!(path = %path.display(), %error, "cannot remove an old generation of a credential's files");
             }
         }
@@ -454,7 +438,10 @@ fn names(directory: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
 fn is_generation(name: &OsStr) -> bool {
     let digits = name.as_bytes().strip_prefix(b"..");
     digits.is_some_and(|digits| {
-        digits.len() == 32 && digits.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
+        digits.len() == 32
+            && digits
+                .iter()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
     })
 }
 

@@ -117,17 +117,10 @@ impl Files {
     ) -> Result<Change, DeliveryError> {
         let files = place.render(material)?;
         let directory = place.directory().to_owned();
-        let before = self.sets.remove(&directory);
-        match place.write(&files, before, now) {
-            Ok((set, change)) => {
-                self.sets.insert(directory, set);
-                Ok(change)
-            }
-            Err((before, error)) => {
-                self.sets.extend(before.map(|set| (directory, set)));
-                Err(error)
-            }
-        }
+        let mut held = self.sets.remove(&directory);
+        let written = place.write(&files, &mut held, now);
+        self.sets.extend(held.map(|set| (directory, set)));
+        written
     }
 
     fn remove_others(&mut self, work: &Work) {

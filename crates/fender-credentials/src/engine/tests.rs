@@ -19,6 +19,7 @@ use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod sets;
 mod socket;
 
 const MAX_STALE: Duration = Duration::from_secs(60);

@@ -28,15 +28,27 @@ pub(crate) enum Field {
 
 impl Field {
     /// As plain text, if it is one.
-    pub(super) fn plain(&self, name: &str, text: &mut Zeroizing<String>) -> Result<(), RenderError> {
+    pub(super) fn plain(
+        &self,
+        name: &str,
+        text: &mut Zeroizing<String>,
+    ) -> Result<(), RenderError> {
         match self {
             Self::Text(value) => text.push_str(value),
             Self::Whole(number) => text.push_str(&Zeroizing::new(number.to_string())),
             Self::Flag(flag) => text.push_str(if *flag { "true" } else { "false" }),
-            Self::Null => return Err(refuse(name, "is null: there is nothing that could be written")),
+            Self::Null => {
+                return Err(refuse(
+                    name,
+                    "is null: there is nothing that could be written",
+                ));
+            }
             Self::Odd => return Err(refuse(name, ODD)),
             Self::List(_) | Self::Map(_) => {
-                return Err(refuse(name, "is a list or an object, and a text is needed here"));
+                return Err(refuse(
+                    name,
+                    "is a list or an object, and a text is needed here",
+                ));
             }
         }
         Ok(())
@@ -66,8 +78,7 @@ impl Field {
     }
 }
 
-pub(super) const ODD: &str =
-    "is or holds a number that is not whole or has more than 64 bits: write it as a text in the secret";
+pub(super) const ODD: &str = "is or holds a number that is not whole or has more than 64 bits: write it as a text in the secret";
 
 pub(super) fn refuse(name: &str, why: &'static str) -> RenderError {
     RenderError::Field {
@@ -110,7 +121,9 @@ impl Fields {
             let all = self.0.iter().map(|(name, field)| (name.as_str(), field));
             return Ok(all.collect());
         }
-        let absent = names.iter().filter(|name| !self.0.contains_key(name.as_str()));
+        let absent = names
+            .iter()
+            .filter(|name| !self.0.contains_key(name.as_str()));
         let absent: Vec<_> = absent.map(ToString::to_string).collect();
         if !absent.is_empty() {
             return Err(RenderError::Missing(absent));

@@ -7,10 +7,7 @@ use zeroize::Zeroizing;
 use super::fields::{Field, ODD, refuse};
 use super::{LARGEST, RenderError, escape};
 
-pub(super) fn write(
-    format: FieldFormat,
-    fields: &[(&str, &Field)],
-) -> Result<Secret, RenderError> {
+pub(super) fn write(format: FieldFormat, fields: &[(&str, &Field)]) -> Result<Secret, RenderError> {
     let mut text = Zeroizing::new(String::new());
     match format {
         FieldFormat::Json => {
@@ -109,7 +106,10 @@ pub(super) fn value(
             text.push(']');
         }
         Field::Map(fields) => {
-            object(fields.iter().map(|(name, field)| (name.as_str(), field)), text)?;
+            object(
+                fields.iter().map(|(name, field)| (name.as_str(), field)),
+                text,
+            )?;
         }
     }
     Ok(())

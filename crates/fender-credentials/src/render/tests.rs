@@ -42,10 +42,22 @@ fn a_template_is_filled_in_with_fields() {
         ("{{ tls.ca | json }}\n", "\"one\\ntwo\"\n"),
         ("{{ tls.ca | multiline }}", "one\ntwo"),
         ("{{ fields[\"username\"] | json }}", "\"ord\\\"ers\""),
-        ("{% for host in hosts %}{{ host }}:{{ port }};{% endfor %}", "a:5432;b:5432;"),
-        ("{% if absent is defined %}x{% else %}y{% endif %}{{ tls.on }}", "ytrue"),
-        ("{{ (username ~ \":\" ~ password) | base64 }}", "b3JkImVyczpwQHNzL3cncmQ="),
-        ("{{ hosts | json }} {{ tls | yaml }}", "[\"a\", \"b\"] {\"ca\": \"one\\ntwo\", \"on\": true}"),
+        (
+            "{% for host in hosts %}{{ host }}:{{ port }};{% endfor %}",
+            "a:5432;b:5432;",
+        ),
+        (
+            "{% if absent is defined %}x{% else %}y{% endif %}{{ tls.on }}",
+            "ytrue",
+        ),
+        (
+            "{{ (username ~ \":\" ~ password) | base64 }}",
+            "b3JkImVyczpwQHNzL3cncmQ=",
+        ),
+        (
+            "{{ hosts | json }} {{ tls | yaml }}",
+            "[\"a\", \"b\"] {\"ca\": \"one\\ntwo\", \"on\": true}",
+        ),
         ("{{ password | shell }}", "'p@ss/w'\\''rd'"),
         ("{{ username | xml }}", "ord&quot;ers"),
         ("{{ none | json }}{{ \" x \" | trim }}", "nullx"),
@@ -56,8 +68,14 @@ fn a_template_is_filled_in_with_fields() {
 
 #[test]
 fn a_value_without_fields_is_a_value_without_the_line_feed_of_an_editor() {
-    assert_eq!(fill("hunter2\n", "password={{ value }}\n").as_deref(), Ok("password=hunter2\n"));
-    assert_eq!(rendered("hunter2\n", &Content::Value).as_deref(), Ok("hunter2\n"));
+    assert_eq!(
+        fill("hunter2\n", "password={{ value }}\n").as_deref(),
+        Ok("password=hunter2\n")
+    );
+    assert_eq!(
+        rendered("hunter2\n", &Content::Value).as_deref(),
+        Ok("hunter2\n")
+    );
 }
 
 #[test]
@@ -77,20 +95,35 @@ fn what_is_not_there_is_an_error_that_names_it_and_no_value() {
     ] {
         let error = fill(DB, text).unwrap_err().to_string();
         assert!(error.contains(expected), "{text}: {error}");
-        assert!(!error.contains("ord\"") && !error.contains("p@ss"), "{error}");
+        assert!(
+            !error.contains("ord\"") && !error.contains("p@ss"),
+            "{error}"
+        );
     }
     let error = fill("hunter2", "{{ password }}").unwrap_err().to_string();
-    assert!(error.contains("no JSON object") && !error.contains("hunter2"), "{error}");
+    assert!(
+        error.contains("no JSON object") && !error.contains("hunter2"),
+        "{error}"
+    );
 }
 
 /// A value that tries to be more than a value where it stands.
 #[test]
 fn attack_no_value_writes_a_line_or_a_setting_of_its_own() {
-    let evil = "x'\"\\\nLD_PRELOAD=/tmp/evil.so\r\n# {{ password }} ${HOME} `id` \u{2028}\u{85}\u{7f}é😀";
+    let evil =
+        "x'\"\\\nLD_PRELOAD=/tmp/evil.so\r\n# {{ password }} ${HOME} `id` \u{2028}\u{85}\u{7f}é😀";
     let json = serde_json::json!({ "k": evil }).to_string();
     let error = fill(&json, "PASSWORD={{ k }}\n").unwrap_err().to_string();
-    assert!(error.contains("line breaks") && !error.contains("LD_"), "{error}");
-    for sneaky in ["{{ k | trim }}", "{{ k ~ \"\" }}", "{{ k[0:] }}", "{{ k if true else k }}"] {
+    assert!(
+        error.contains("line breaks") && !error.contains("LD_"),
+        "{error}"
+    );
+    for sneaky in [
+        "{{ k | trim }}",
+        "{{ k ~ \"\" }}",
+        "{{ k[0:] }}",
+        "{{ k if true else k }}",
+    ] {
         assert!(fill(&json, sneaky).is_err(), "{sneaky}");
     }
     for filter in ["json", "yaml", "properties", "urlencode", "base64"] {
@@ -103,10 +136,16 @@ fn attack_no_value_writes_a_line_or_a_setting_of_its_own() {
     assert!(rendered(&json, &all(FieldFormat::Dotenv)).is_err());
     let properties = rendered(&json, &all(FieldFormat::Properties)).unwrap();
     assert_eq!(properties.lines().count(), 1, "{properties}");
-    assert!(properties.is_ascii() && properties.contains("\\uD83D\\uDE00"), "{properties}");
+    assert!(
+        properties.is_ascii() && properties.contains("\\uD83D\\uDE00"),
+        "{properties}"
+    );
     // A shell takes it for one word, whatever is in it.
     let word = fill(&json, "printf %s {{ k | shell }}").unwrap();
-    let shell = Command::new("/bin/sh").args(["-c", &word]).output().unwrap();
+    let shell = Command::new("/bin/sh")
+        .args(["-c", &word])
+        .output()
+        .unwrap();
     assert_eq!(String::from_utf8(shell.stdout).unwrap(), evil);
 }
 
@@ -134,15 +173,27 @@ fn formats_hold_all_fields_or_those_that_are_named() {
         Ok("user=orders\nport=5432\n")
     );
     let error = rendered(flat, &all(FieldFormat::Dotenv)).unwrap_err();
-    assert!(error.to_string().contains("`pass word` cannot be the name"), "{error}");
+    assert!(
+        error.to_string().contains("`pass word` cannot be the name"),
+        "{error}"
+    );
     let error = rendered(flat, &named(FieldFormat::Json, &["user", "x", "y"])).unwrap_err();
-    assert_eq!(error, RenderError::Missing(vec!["x".to_owned(), "y".to_owned()]));
+    assert_eq!(
+        error,
+        RenderError::Missing(vec!["x".to_owned(), "y".to_owned()])
+    );
     for format in [FieldFormat::Dotenv, FieldFormat::Properties] {
         assert!(rendered(DB, &named(format, &["tls"])).is_err());
         assert!(rendered(DB, &named(format, &["none"])).is_err());
     }
-    assert!(rendered(DB, &all(FieldFormat::Json)).is_err(), "a number would lose digits");
-    assert_eq!(rendered("{}", &all(FieldFormat::Yaml)).as_deref(), Ok("{}\n"));
+    assert!(
+        rendered(DB, &all(FieldFormat::Json)).is_err(),
+        "a number would lose digits"
+    );
+    assert_eq!(
+        rendered("{}", &all(FieldFormat::Yaml)).as_deref(),
+        Ok("{}\n")
+    );
 }
 
 #[test]
@@ -166,7 +217,10 @@ fn values_of_dotenv_are_quoted_where_readers_agree() {
         // A shell, the strictest of the readers, reads the same.
         if let Some(written) = written {
             let script = format!("k={written}; printf %s \"$k\"");
-            let shell = Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
+            let shell = Command::new("/bin/sh")
+                .args(["-c", &script])
+                .output()
+                .unwrap();
             assert_eq!(String::from_utf8(shell.stdout).unwrap(), value);
         }
     }
@@ -240,7 +294,8 @@ fn attack_ambiguous_and_endless_json_has_no_fields() {
 #[test]
 fn attack_a_template_is_bounded_in_steps_and_in_what_it_writes() {
     let many = serde_json::json!({ "l": vec![1; 1000], "t": "x".repeat(100_000) }).to_string();
-    let nested = "{% for a in l %}{% for b in l %}{% if a == 2 %}x{% endif %}{% endfor %}{% endfor %}";
+    let nested =
+        "{% for a in l %}{% for b in l %}{% if a == 2 %}x{% endif %}{% endfor %}{% endfor %}";
     let error = fill(&many, nested).unwrap_err().to_string();
     assert!(error.contains("too many steps"), "{error}");
     let error = fill(&many, "{% for a in l %}{{ t }}{% endfor %}").unwrap_err();
@@ -251,10 +306,16 @@ fn attack_a_template_is_bounded_in_steps_and_in_what_it_writes() {
     let error = fill(&backslashes, "{{ t | json | json | json | json | json }}").unwrap_err();
     assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     let largest = "x".repeat(LARGEST);
-    assert_eq!(fill(&largest, "{{ value }}").map(|text| text.len()), Ok(LARGEST));
+    assert_eq!(
+        fill(&largest, "{{ value }}").map(|text| text.len()),
+        Ok(LARGEST)
+    );
     assert_eq!(fill(&largest, "{{ value }}!"), Err(RenderError::TooLarge));
     let quoted = serde_json::json!({ "t": "\u{1}".repeat(200_000) }).to_string();
-    assert_eq!(rendered(&quoted, &all(FieldFormat::Json)), Err(RenderError::TooLarge));
+    assert_eq!(
+        rendered(&quoted, &all(FieldFormat::Json)),
+        Err(RenderError::TooLarge)
+    );
 }
 
 fn openssl(arguments: &[&str]) -> String {
@@ -268,8 +329,26 @@ fn pem_and_stores_are_made_of_fields_lists_of_texts_among_them() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key]);
-    openssl(&["req", "-x509", "-new", "-key", &key, "-subj", "/CN=db", "-out", &certificate]);
+    openssl(&[
+        "ecparam",
+        "-name",
+        "prime256v1",
+        "-genkey",
+        "-noout",
+        "-out",
+        &key,
+    ]);
+    openssl(&[
+        "req",
+        "-x509",
+        "-new",
+        "-key",
+        &key,
+        "-subj",
+        "/CN=db",
+        "-out",
+        &certificate,
+    ]);
     let [key, certificate] = [key, certificate].map(|path| fs::read_to_string(path).unwrap());
     let secret = serde_json::json!({
         "private_key": key.trim(), "certificate": certificate, "ca_chain": [certificate, certificate], "pw": "changeit",
@@ -300,18 +379,39 @@ fn pem_and_stores_are_made_of_fields_lists_of_texts_among_them() {
     };
     let (value, name) = (Secret::from(secret), name());
     let material = Material::new(&value, &name);
-    let given = material.render(&store(StorePassword::Field("pw".parse().unwrap()))).unwrap();
+    let given = material
+        .render(&store(StorePassword::Field("pw".parse().unwrap())))
+        .unwrap();
     assert!(given.password.is_none());
     let generated = StorePassword::Generated("p".parse().unwrap());
     let made = material.render(&store(generated.clone())).unwrap();
-    assert!(made.file.ct_eq(&material.render(&store(generated)).unwrap().file));
+    assert!(
+        made.file
+            .ct_eq(&material.render(&store(generated)).unwrap().file)
+    );
     let password = made.password.unwrap();
-    for (file, password) in [(given.file, "changeit"), (made.file, password.expose_str().unwrap())] {
+    for (file, password) in [
+        (given.file, "changeit"),
+        (made.file, password.expose_str().unwrap()),
+    ] {
         let p12 = path("store.p12");
         fs::write(&p12, file.expose()).unwrap();
-        let shown = openssl(&["pkcs12", "-in", &p12, "-passin", &format!("pass:{password}"), "-nodes"]);
-        assert!(shown.contains("friendlyName: db\n") && shown.contains("PRIVATE KEY"), "{shown}");
+        let shown = openssl(&[
+            "pkcs12",
+            "-in",
+            &p12,
+            "-passin",
+            &format!("pass:{password}"),
+            "-nodes",
+        ]);
+        assert!(
+            shown.contains("friendlyName: db\n") && shown.contains("PRIVATE KEY"),
+            "{shown}"
+        );
     }
     let missing = store(StorePassword::Field("x".parse().unwrap()));
-    assert!(matches!(material.render(&missing), Err(RenderError::Missing(_))));
+    assert!(matches!(
+        material.render(&missing),
+        Err(RenderError::Missing(_))
+    ));
 }

@@ -17,7 +17,8 @@ struct Bench(std::path::PathBuf);
 
 impl Bench {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("fender-pkcs12-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("fender-pkcs12-{name}-{}", std::process::id()));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -31,7 +32,17 @@ impl Bench {
         let (key, certificate) = (self.path("key.pem"), self.path("certificate.pem"));
         ran(openssl(&[generate, &["-out", &key]].concat()));
         ran(openssl(&[
-            "req", "-x509", "-new", "-key", &key, "-subj", "/CN=orders", "-days", "30", "-out", &certificate,
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            &key,
+            "-subj",
+            "/CN=orders",
+            "-days",
+            "30",
+            "-out",
+            &certificate,
         ]));
         fs::read_to_string(key).unwrap() + &fs::read_to_string(certificate).unwrap()
     }
@@ -41,7 +52,9 @@ impl Bench {
         let path = self.path("store.p12");
         fs::write(&path, store.expose()).unwrap();
         let password = format!("pass:{password}");
-        openssl(&["pkcs12", "-in", &path, "-passin", &password, "-nodes", "-info"])
+        openssl(&[
+            "pkcs12", "-in", &path, "-passin", &password, "-nodes", "-info",
+        ])
     }
 }
 
@@ -153,7 +166,10 @@ fn the_same_contents_are_the_same_bytes_and_others_have_other_salts() {
     ];
     // Where the salt of the certificates stands.
     let salt = |store: &[u8]| {
-        let at = store.windows(9).position(|part| part == oid::PBKDF2).unwrap();
+        let at = store
+            .windows(9)
+            .position(|part| part == oid::PBKDF2)
+            .unwrap();
         store[at + 13..at + 29].to_vec()
     };
     for different in &others {
@@ -167,7 +183,9 @@ fn a_password_that_readers_do_not_agree_on_is_refused_and_not_shown() {
     let contents = Contents::from_pem(bench.pair(SEC1).as_bytes()).unwrap();
     let long = "a".repeat(1025);
     for password in ["", "hunter2ä", "hunter2\n", "hunter2\0", &long] {
-        let error = contents.encode("a", &Secret::from(password.to_owned())).unwrap_err();
+        let error = contents
+            .encode("a", &Secret::from(password.to_owned()))
+            .unwrap_err();
         assert_eq!(error, Pkcs12Error::Password);
         assert!(!format!("{error} {error:?}").contains("hunter2"));
     }

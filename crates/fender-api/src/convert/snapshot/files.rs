@@ -125,9 +125,7 @@ fn store(message: proto::KeyStore) -> Result<domain::KeyStore, InvalidField> {
             .transpose()?,
         password: match required("password", message.password)? {
             Password::Field(field) => domain::StorePassword::Field(parse("field", &field)?),
-            Password::Generate(name) => {
-                domain::StorePassword::Generated(parse("generate", &name)?)
-            }
+            Password::Generate(name) => domain::StorePassword::Generated(parse("generate", &name)?),
         },
     })
 }
@@ -136,7 +134,11 @@ fn from_store(store: &domain::KeyStore) -> proto::KeyStore {
     use proto::key_store::Password;
     proto::KeyStore {
         fields: texts(&store.fields),
-        alias: store.alias.as_ref().map(ToString::to_string).unwrap_or_default(),
+        alias: store
+            .alias
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         password: Some(match &store.password {
             domain::StorePassword::Field(field) => Password::Field(field.to_string()),
             domain::StorePassword::Generated(name) => Password::Generate(name.to_string()),

@@ -468,7 +468,8 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             token,
         })
     });
-    let file = (file, files::content(false)).prop_map(|(file, content)| domain::Delivery::File(file, content));
+    let file = (file, files::content(false))
+        .prop_map(|(file, content)| domain::Delivery::File(file, content));
     let set = files::set();
     let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
     let served = ("[a-z0-9]([-_.a-z]{0,9}[a-z0-9])?", vec(label(), 1..4));

@@ -53,24 +53,19 @@ impl Bench {
     }
 
     fn write(&mut self, secret: &str) -> Result<Change, DeliveryError> {
-        let (value, name) = (Secret::from(secret.to_owned()), ObjectName::new("shop", "db").unwrap());
+        let (value, name) = (
+            Secret::from(secret.to_owned()),
+            ObjectName::new("shop", "db").unwrap(),
+        );
         let place = self.place();
         let files = place.render(&Material::new(&value, &name))?;
-        match place.write(&files, self.held.take(), self.now) {
-            Ok((held, change)) => {
-                self.held = Some(held);
-                Ok(change)
-            }
-            Err((held, error)) => {
-                self.held = held;
-                Err(error)
-            }
-        }
+        place.write(&files, &mut self.held, self.now)
     }
 
     fn rotate(&mut self, user: &str) -> Change {
         self.now += Duration::from_millis(1);
-        self.write(&format!(r#"{{"user": "{user}", "password": "pw-{user}"}}"#)).unwrap()
+        self.write(&format!(r#"{{"user": "{user}", "password": "pw-{user}"}}"#))
+            .unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -92,7 +87,10 @@ impl Bench {
 
     fn generations(&self) -> usize {
         let names = self.names();
-        names.iter().filter(|name| is_generation(OsStr::new(name))).count()
+        names
+            .iter()
+            .filter(|name| is_generation(OsStr::new(name)))
+            .count()
     }
 
     fn mode(&self, name: &str) -> u32 {
@@ -104,14 +102,23 @@ impl Bench {
 fn all_files_arrive_together_each_with_its_mode() {
     let mut bench = Bench::new();
     assert_eq!(bench.write(SECRET).unwrap(), Change::Written);
-    assert_eq!((bench.text("user"), bench.text(".pw")), ("orders".to_owned(), "hunter2".to_owned()));
+    assert_eq!(
+        (bench.text("user"), bench.text(".pw")),
+        ("orders".to_owned(), "hunter2".to_owned())
+    );
     let names = bench.names();
     assert_eq!(names.len(), 4, "{names:?}");
     assert_eq!(bench.generations(), 1);
     // Whoever may read one of them may look into the generation: here a group, and nobody else.
-    assert_eq!((bench.mode("user"), bench.mode(".pw"), bench.mode(DATA)), (0o440, 0o400, 0o550));
+    assert_eq!(
+        (bench.mode("user"), bench.mode(".pw"), bench.mode(DATA)),
+        (0o440, 0o400, 0o550)
+    );
     assert_eq!(bench.mode("."), 0o755);
-    assert_eq!(fs::read_link(bench.path("user")).unwrap(), Path::new("..data/user"));
+    assert_eq!(
+        fs::read_link(bench.path("user")).unwrap(),
+        Path::new("..data/user")
+    );
 }
 
 #[test]
@@ -146,7 +153,10 @@ fn a_file_more_or_less_or_other_than_it_should_be_is_another_generation() {
         fs::set_permissions(&data, Permissions::from_mode(0o700)).unwrap();
         harm(&data);
         assert_eq!(bench.write(SECRET).unwrap(), Change::Written);
-        assert_eq!((bench.text("user"), bench.text(".pw")), ("orders".to_owned(), "hunter2".to_owned()));
+        assert_eq!(
+            (bench.text("user"), bench.text(".pw")),
+            ("orders".to_owned(), "hunter2".to_owned())
+        );
     }
 }
 
@@ -154,7 +164,12 @@ fn a_file_more_or_less_or_other_than_it_should_be_is_another_generation() {
 fn whoever_has_opened_data_reads_one_generation_to_its_end() {
     let mut bench = Bench::new();
     bench.rotate("one");
-    let data = rustix::fs::openat(CWD, bench.path(DATA), OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+    let data = rustix::fs::openat(
+        CWD,
+        bench.path(DATA),
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    );
     let data = data.unwrap();
     let read = |name: &str| {
         let file = rustix::fs::openat(&data, name, OFlags::RDONLY, Mode::empty())?;
@@ -187,7 +202,10 @@ fn what_was_replaced_goes_when_its_time_has_come() {
     held.tidy(due - Duration::from_millis(1)).unwrap();
     assert_eq!(bench.generations(), 2);
     bench.held.as_mut().unwrap().tidy(due).unwrap();
-    assert_eq!((bench.generations(), bench.text("user")), (1, "two".to_owned()));
+    assert_eq!(
+        (bench.generations(), bench.text("user")),
+        (1, "two".to_owned())
+    );
     assert_eq!(bench.held.as_ref().unwrap().due(), None);
 }
 
@@ -204,7 +222,11 @@ fn what_a_crash_left_behind_goes_and_what_another_process_builds_stays() {
     }
     symlink(complete, bench.path("..data-00")).unwrap();
     symlink("..data/user", bench.path("..link-00")).unwrap();
-    symlink("..fedcba9876543210fedcba9876543210", bench.path("..data-11")).unwrap();
+    symlink(
+        "..fedcba9876543210fedcba9876543210",
+        bench.path("..data-11"),
+    )
+    .unwrap();
     let lock = File::open(bench.path(locked)).unwrap();
     rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
 
@@ -219,7 +241,11 @@ fn what_a_crash_left_behind_goes_and_what_another_process_builds_stays() {
         ("..data-00", true),
         (locked, true),
     ] {
-        assert_eq!(names.iter().any(|present| present == name), stays, "{name}: {names:?}");
+        assert_eq!(
+            names.iter().any(|present| present == name),
+            stays,
+            "{name}: {names:?}"
+        );
     }
     drop(lock);
     let due = bench.held.as_ref().unwrap().due().unwrap();
@@ -268,7 +294,8 @@ fn owner_and_group_are_set_on_files_and_generation_and_both_can_be_removed_again
         return;
     }
     let mut bench = Bench::new();
-    (bench.delivery.owner, bench.delivery.group) = (Some("1234".to_owned()), Some("4321".to_owned()));
+    (bench.delivery.owner, bench.delivery.group) =
+        (Some("1234".to_owned()), Some("4321".to_owned()));
     bench.write(SECRET).unwrap();
     let owned = |bench: &Bench, name: &str| {
         let metadata = fs::metadata(bench.path(name)).unwrap();
@@ -305,7 +332,10 @@ fn attack_links_and_directories_that_others_may_write_to_are_refused() {
         assert!(matches!(error, DeliveryError::Unfit { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
     }
-    assert_eq!(fs::read_dir(real).unwrap().count() + fs::read_dir(shared).unwrap().count(), 0);
+    assert_eq!(
+        fs::read_dir(real).unwrap().count() + fs::read_dir(shared).unwrap().count(),
+        0
+    );
     bench.delivery.storage = Storage::Memory;
     bench.delivery.directory = "/usr/fender-set".into();
     let error = bench.write(SECRET).unwrap_err();
@@ -325,12 +355,19 @@ fn attack_what_data_points_at_is_not_written_to_or_given_away() {
     for target in ["../victim", "..0123456789abcdef0123456789abcdef"] {
         let _ = fs::remove_file(bench.path(DATA));
         symlink(target, bench.path(DATA)).unwrap();
-        symlink("../victim", bench.path("..0123456789abcdef0123456789abcdef")).ok();
+        symlink(
+            "../victim",
+            bench.path("..0123456789abcdef0123456789abcdef"),
+        )
+        .ok();
         assert_eq!(bench.write(SECRET).unwrap(), Change::Written, "{target}");
     }
     bench.held.take().unwrap().remove().ok();
     assert_eq!(fs::read_dir(&victim).unwrap().count(), 2);
-    assert_eq!(fs::metadata(victim.join("user")).unwrap().mode() & 0o777, 0o644);
+    assert_eq!(
+        fs::metadata(victim.join("user")).unwrap().mode() & 0o777,
+        0o644
+    );
 }
 
 #[test]
@@ -340,8 +377,14 @@ fn what_cannot_be_made_of_a_value_leaves_the_set_as_it_was() {
     let names = bench.names();
     let error = bench.write(r#"{"user": "hunter2"}"#).unwrap_err();
     let shown = format!("{error} {error:?}");
-    assert!(shown.contains("no field `password`") && !shown.contains("hunter2"), "{shown}");
-    assert_eq!((bench.names(), bench.text("user")), (names, "orders".to_owned()));
+    assert!(
+        shown.contains("no field `password`") && !shown.contains("hunter2"),
+        "{shown}"
+    );
+    assert_eq!(
+        (bench.names(), bench.text("user")),
+        (names, "orders".to_owned())
+    );
 }
 
 #[test]

@@ -21,9 +21,8 @@ pub(super) fn content(in_set: bool) -> impl Strategy<Value = domain::Content> {
     let template = "[a-z \n]{0,9}(\\{\\{ [a-z]{1,5}x \\| json \\}\\})?";
     let template = template.prop_map(|text: String| text.parse().unwrap());
     // No entry of a set is called so, and no other password.
-    let generated = (0..u64::MAX).prop_map(|number| {
-        domain::StorePassword::Generated(format!("P{number}").parse().unwrap())
-    });
+    let generated = (0..u64::MAX)
+        .prop_map(|number| domain::StorePassword::Generated(format!("P{number}").parse().unwrap()));
     let by_field = field().prop_map(domain::StorePassword::Field);
     let password = match in_set {
         true => prop_oneof![generated, by_field].boxed(),
