@@ -76,8 +76,16 @@ pub(crate) struct SetFile {
 pub(crate) struct DeliveredSet {
     place: SetPlace,
     generation: OsString,
-    /// Generations that do not count any more, and since when that is known.
-    retired: BTreeMap<OsString, Instant>,
+    /// Generations that do not count any more.
+    retired: BTreeMap<OsString, Retired>,
+}
+
+/// Since when it is known that a generation does not count, and when it was made, in seconds and nanoseconds of the file system: of
+/// those that a process before has left, the one that counted last is the youngest.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Retired {
+    since: Instant,
+    made: (i64, i64),
 }
 
 impl SetPlace {
@@ -326,7 +334,7 @@ impl DeliveredSet {
     /// When the next of the generations that were replaced may go.
     pub(crate) fn due(&self) -> Option<Instant> {
         let oldest = self.retired.values().min();
-        oldest.and_then(|since| since.checked_add(GRACE))
+        oldest.and_then(|retired| retired.since.checked_add(GRACE))
     }
 
     /// Removes generations that were replaced long enough before `now`. Blocks.
@@ -350,7 +358,9 @@ impl DeliveredSet {
         };
         for name in &present {
             if is_generation(name) && counting(directory).as_ref() != Some(name) {
-                self.retired.entry(name.clone()).or_insert(now);
+                let made = made(directory, name);
+                let retired = Retired { since: now, made };
+                self.retired.entry(name.clone()).or_insert(retired);
             } else if starts(name, UNFINISHED) && !is_being_built(directory, name) {
                 let _ = discard(directory, name);
             } else if starts(name, LINK_OF_FILE) || is_dangling_link(directory, name) {
@@ -375,8 +385,8 @@ impl DeliveredSet {
     }
 
     fn next_to_go(&self, now: Instant) -> Option<OsString> {
-        let (name, since) = self.retired.iter().min_by_key(|(_, since)| **since)?;
-        let old = now.saturating_duration_since(*since) >= GRACE;
+        let (name, retired) = self.retired.iter().min_by_key(|(_, retired)| **retired)?;
+        let old = now.saturating_duration_since(retired.since) >= GRACE;
         (old || self.retired.len() > MOST_RETIRED).then(|| name.clone())
     }
 
@@ -419,6 +429,16 @@ fn counting(directory: &OwnedFd) -> Option<OsString> {
     let target = rustix::fs::readlinkat(directory, DATA, Vec::new()).ok()?;
     let name = OsStr::from_bytes(target.as_bytes()).to_owned();
     is_generation(&name).then_some(name)
+}
+
+/// When a generation came to be complete.
+fn made(directory: &OwnedFd, name: &OsStr) -> (i64, i64) {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.map_or((0, 0), |stat| {
+        let seconds = i64::try_from(stat.st_ctime).unwrap_or(i64::MAX);
+        let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or(i64::MAX);
+        (seconds, nanoseconds)
+    })
 }
 
 /// What stands in a directory.

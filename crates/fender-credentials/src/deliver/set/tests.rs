@@ -397,3 +397,21 @@ fn a_document_from_elsewhere_writes_a_set_nowhere_by_default() {
     SetPlace::new(&delivery, &allowed("/run")).unwrap();
     SetPlace::new(&delivery, &allowed("/run/application")).unwrap_err();
 }
+
+/// What crashes have left behind goes before what a reader may have open.
+#[test]
+fn the_generation_that_was_just_replaced_stays_however_many_are_left_by_processes_before() {
+    let mut bench = Bench::new();
+    for number in 0..8 {
+        // Each is a process of its own, which knows of nothing.
+        bench.held = None;
+        bench.rotate(&number.to_string());
+        // The clock of the file system is coarse, and says which of them is older.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let last = fs::read_link(bench.path(DATA)).unwrap();
+    bench.held = None;
+    bench.rotate("next");
+    assert!(fs::exists(bench.path("").join(&last).join("user")).unwrap());
+    assert_eq!(bench.generations(), 1 + MOST_RETIRED);
+}
