@@ -435,7 +435,7 @@ fn counting(directory: &OwnedFd) -> Option<OsString> {
 fn made(directory: &OwnedFd, name: &OsStr) -> (i64, i64) {
     let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
     stat.map_or((0, 0), |stat| {
-        let seconds = i64::try_from(stat.st_ctime).unwrap_or(i64::MAX);
+        let seconds = stat.st_ctime;
         let nanoseconds = i64::try_from(stat.st_ctime_nsec).unwrap_or(i64::MAX);
         (seconds, nanoseconds)
     })
