@@ -44,16 +44,17 @@ class Watcher:
         except OSError:
             return
         try:
-            # A directory may be looked into; what is in it is tried by itself.
+            # A directory may be looked into; what is in it is tried by itself. A link on its way to its name leads to the file that counts.
             content = os.read(fd, 1)
+            opened = os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)")
         except IsADirectoryError:
             return
         finally:
             os.close(fd)
-        if os.path.basename(path) == self.allowed:
+        if os.path.basename(opened) == self.allowed:
             self.read += bool(content)
         else:
-            self.leaked.add(path)
+            self.leaked.add(f"{path} which is {opened}")
 
     def sweep(self):
         """Everything that can be found, as deep as one gets."""
