@@ -18,7 +18,9 @@ use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{FetchError, Fetched, ReadFiles, Reading, Source, State, Stores};
+use fender_providers::{
+    FetchError, Fetched, Generation, ReadFiles, Reading, Source, State, Stores,
+};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
@@ -47,6 +49,18 @@ enum Asked {
     Command(ObjectName, Command),
     Variable(String),
     Vault(Box<VaultSecret>),
+}
+
+impl Asked {
+    fn of(name: &ObjectName, origin: &Origin) -> Self {
+        match origin {
+            Origin::File { path } => Self::File(path.clone()),
+            Origin::DockerSecret(secret) => Self::DockerSecret(secret.clone()),
+            Origin::Command(command) => Self::Command(name.clone(), command.clone()),
+            Origin::Environment { variable } => Self::Variable(variable.clone()),
+            Origin::Vault(secret) => Self::Vault(secret.clone()),
+        }
+    }
 }
 
 /// Which files of this machine documents may have read.
@@ -85,13 +99,15 @@ impl Sources {
 
     /// The value of the credential `name`.
     pub(crate) fn watch(&self, name: &ObjectName, origin: &Origin) -> Watched {
-        self.shared(match origin {
-            Origin::File { path } => Asked::File(path.clone()),
-            Origin::DockerSecret(secret) => Asked::DockerSecret(secret.clone()),
-            Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
-            Origin::Environment { variable } => Asked::Variable(variable.clone()),
-            Origin::Vault(secret) => Asked::Vault(secret.clone()),
-        })
+        self.shared(Asked::of(name, origin))
+    }
+
+    /// Which generation whoever watches this credential is given at this moment; none if nobody does.
+    pub(crate) fn known(&self, name: &ObjectName, origin: &Origin) -> Option<Generation> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = watched.get(&Asked::of(name, origin))?.upgrade()?;
+        let state = states.borrow();
+        state.value().map(|fetched| fetched.generation.clone())
     }
 
     /// A file that documents name for something else than a credential.

@@ -14,11 +14,9 @@ use std::sync::Arc;
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Delivery, Snapshot};
 use fender_identity::Secret;
-use fender_providers::Generation;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use crate::deliver::{DeliveryError, Place};
 use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
@@ -26,9 +24,13 @@ use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
 use files::Files;
 use keeper::Keeper;
+use ledger::Ledger;
+
+pub use ledger::{Held, Holding, Holdings};
 
 mod files;
 mod keeper;
+mod ledger;
 
 /// What becomes of the files when the sidecar ends.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -49,41 +51,6 @@ pub struct Settings {
     /// What is handed over or served to whoever asks, if anybody can.
     pub handovers: Option<Handovers>,
 }
-
-/// What the workload holds of one credential.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Holding {
-    /// Nothing yet.
-    Waiting,
-    /// This generation, in every place the document names.
-    Delivered(Generation),
-    /// This one, while a newer cannot be fetched or written.
-    Outdated {
-        generation: Generation,
-        why: String,
-        /// When it was last known to be the newest.
-        since: Instant,
-        /// From when on that is longer than its document allows; none if that is for ever.
-        too_old: Option<Instant>,
-    },
-    /// Nothing any more, by the word of the source.
-    Withdrawn { why: String },
-    /// Nothing, because it cannot be had or written.
-    Failed { why: String },
-}
-
-impl Holding {
-    /// The generation in use, if any.
-    pub fn generation(&self) -> Option<&Generation> {
-        match self {
-            Self::Delivered(generation) | Self::Outdated { generation, .. } => Some(generation),
-            Self::Waiting | Self::Withdrawn { .. } | Self::Failed { .. } => None,
-        }
-    }
-}
-
-/// What the workload holds, by credential.
-pub type Holdings = BTreeMap<ObjectName, Holding>;
 
 /// Delivers every credential of the present Snapshot within `deadline` and keeps following. Either
 /// all are delivered, or an error says which was not and nothing is left behind.
@@ -160,33 +127,10 @@ impl Engine {
     fn keep(&mut self, spec: CredentialSpec, prepare: impl FnOnce(Keeper) -> Keeper) {
         let name = spec.name.clone();
         let (publish, specs) = watch::channel(Some(spec));
-        let ledger = Ledger {
-            name: name.clone(),
-            holdings: self.holdings.clone(),
-        };
+        let ledger = Ledger::new(name.clone(), self.holdings.clone());
         let keeper = Keeper::new(specs, self.settings.clone(), ledger, self.drain.clone());
         self.keepers.insert(name, publish);
         self.drain.spawn(prepare(keeper).run());
-    }
-}
-
-/// One credential's line in the holdings.
-struct Ledger {
-    name: ObjectName,
-    holdings: watch::Sender<Holdings>,
-}
-
-impl Ledger {
-    /// Returns whether that is news.
-    fn enter(&self, holding: Option<Holding>) -> bool {
-        self.holdings.send_if_modified(|holdings| match holding {
-            Some(holding) if holdings.get(&self.name) == Some(&holding) => false,
-            Some(holding) => {
-                holdings.insert(self.name.clone(), holding);
-                true
-            }
-            None => holdings.remove(&self.name).is_some(),
-        })
     }
 }
 
@@ -280,7 +224,7 @@ async fn deliver_all(
         let name = gathered.spec.name.clone();
         let fetched = gathered.fetched.clone();
         let written = Files::default().write(plan.files(&fetched.value)).await;
-        let offer = settings.handovers.as_ref().map(Handovers::offer);
+        let offer = settings.handovers.as_ref().map(|all| all.offer(&name));
         let offered = offer
             .as_ref()
             .map(|offer| offer.put(&plan.to, &fetched.value, &fetched.generation));

@@ -22,6 +22,7 @@ mod audit_log;
 mod berth;
 mod canary;
 mod compose;
+mod consumption;
 mod control_loss;
 mod credentials;
 mod credentials_url;

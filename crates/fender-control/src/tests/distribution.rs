@@ -275,7 +275,7 @@ async fn a_stream_ends_with_its_workloads_document() {
     );
 }
 
-async fn watch(
+pub(super) async fn watch(
     world: &World,
     svid: &Svid,
     name: &str,
@@ -290,7 +290,7 @@ async fn watch(
         .map(|response| response.into_inner())
 }
 
-async fn next(values: &mut tonic::Streaming<proto::CredentialValue>) -> State {
+pub(super) async fn next(values: &mut tonic::Streaming<proto::CredentialValue>) -> State {
     values.message().await.unwrap().unwrap().state.unwrap()
 }
 

@@ -4,6 +4,7 @@ mod administration;
 mod attestation;
 mod audit;
 mod authority;
+mod credentials;
 mod csr_abuse;
 mod distribution;
 mod documents;

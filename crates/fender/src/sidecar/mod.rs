@@ -21,24 +21,23 @@ mod spans;
 mod status;
 mod supervisor;
 pub(crate) mod upgrade;
+mod usage;
 
 pub(crate) use status::METRICS;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use fender_api::client::{Received, Report};
-use fender_config::ObjectName;
+use fender_api::client::Received;
 use fender_config::snapshot::{CredentialSpec, Delivery};
-use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::engine::{self, OnExit, Settings};
+use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::{HangUp, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
-use fender_providers::Generation;
 use fender_providers::environment::Environment;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
@@ -277,7 +276,7 @@ async fn start(
         .context("read what applications were told")
         .map_err(Failure::unavailable)?;
     let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
-    status.set_notified(notifier.outcomes());
+    let notified = notifier.outcomes();
     let settings = Settings {
         sources,
         on_exit: leaves,
@@ -304,10 +303,17 @@ async fn start(
             "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
         );
     }
-    status.set_holdings(holdings.clone());
+    let used = usage::Sources {
+        snapshot: feed.snapshot.clone(),
+        holdings,
+        notified,
+        taken: handovers.as_ref().map(Handovers::takings),
+        clock: Arc::clone(&clock),
+    };
+    status.set_credentials(used.clone());
     let reports = feed.session.as_ref().map(|session| session.reports.clone());
     if let Some(reports) = reports.clone() {
-        drains.work.spawn(report_holdings(holdings, reports));
+        drains.work.spawn(usage::report(used, reports));
     }
 
     // D2: what another sidecar serves with, if this one is to take its place.
@@ -564,35 +570,6 @@ fn sources(
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {
     let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
     credential.deliver.iter().all(environment)
-}
-
-/// Tells the control plane which generation of each credential is in use.
-async fn report_holdings(mut holdings: watch::Receiver<Holdings>, reports: mpsc::Sender<Report>) {
-    let mut reported: BTreeMap<ObjectName, Generation> = BTreeMap::new();
-    loop {
-        let held = holdings.borrow_and_update().clone();
-        for (name, holding) in held {
-            let Some(generation) = holding.generation().cloned() else {
-                continue;
-            };
-            let text = generation.as_str().to_owned();
-            // What does not fit while nobody listens is said again with the next change.
-            let news = reported.get(&name) != Some(&generation);
-            if news
-                && reports
-                    .try_send(Report::Credential {
-                        name: name.clone(),
-                        generation: text,
-                    })
-                    .is_ok()
-            {
-                reported.insert(name, generation);
-            }
-        }
-        if holdings.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
