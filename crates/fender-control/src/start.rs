@@ -52,8 +52,8 @@ use crate::telemetry::{self, Telemetry};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
 const MAX_IDENTITY_CALL: usize = 64 * 1024;
-/// What another replica may ask at once: the names of a page of workloads.
-const MAX_PEERS_CALL: usize = 256 * 1024;
+/// What another replica may ask at once: the names of a page of workloads, and of their credentials.
+const MAX_PEERS_CALL: usize = 1024 * 1024;
 /// What one report may weigh.
 const MAX_REPORT: usize = 128 * 1024;
 /// Refused administrative calls on their way to the audit log.

@@ -51,7 +51,6 @@ impl Control {
                 }
             }
         }
-        let credentials = listed.keys().map(ToString::to_string).collect();
         let workloads: BTreeSet<_> = listed.values().flatten().copied().collect();
         let workloads: Vec<_> = workloads.into_iter().collect();
         let mut sidecars: BTreeMap<WorkloadName, Vec<SidecarStatus>> = BTreeMap::new();
@@ -61,7 +60,11 @@ impl Control {
             .chunks(MAX_WORKLOADS)
             .chain(workloads.is_empty().then_some(&[][..]))
         {
-            let some = some.iter().copied().collect();
+            let some: BTreeSet<_> = some.iter().copied().collect();
+            let theirs = listed
+                .iter()
+                .filter(|(_, by)| by.iter().any(|it| some.contains(it)));
+            let credentials = theirs.map(|(name, _)| name.to_string()).collect();
             let everywhere = self.connected_everywhere(&some, &credentials);
             let everywhere = everywhere.await.map_err(failed)?;
             sidecars.extend(everywhere.sidecars);
