@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use fender_api::otlp::CollectorUrl;
 use fender_config::snapshot::ServedName;
+use fender_credentials::supervise::RestartPolicy;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
 use fender_runtime::lines;
@@ -44,6 +45,14 @@ pub(crate) struct Sidecar {
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
+    /// Whether a supervised application that ends by itself is started again, after a rest that grows: no, on-failure or always; with how often at most, like on-failure:5, and all of these again once it has run for 10s
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value_t = RestartPolicy::default(),
+        env = "FENDER_RESTART"
+    )]
+    pub(crate) restart: RestartPolicy,
     /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
     #[arg(
         long,

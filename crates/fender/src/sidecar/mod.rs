@@ -36,7 +36,7 @@ use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
-use fender_credentials::supervise::{HangUp, Superior};
+use fender_credentials::supervise::{HangUp, RestartOn, Superior};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_providers::environment::Environment;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
@@ -77,6 +77,12 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if args.workload_api.workload_api.is_some() && args.source.config.is_some() {
         return Err(Failure::usage(
             "--workload-api needs --control: every caller receives a key of its own, and nobody signs it for a sidecar that runs from a file",
+        ));
+    }
+    let app = !args.command.is_empty() || args.supervised;
+    if !app && args.restart.on != RestartOn::No {
+        return Err(Failure::usage(
+            "--restart is about an application that ends: give one after `--`",
         ));
     }
     if (args.supervise || !args.command.is_empty()) && !args.supervised {

@@ -102,6 +102,8 @@ pub(super) struct Status {
     /// There once it serves.
     proxy: OnceLock<fender_proxy::Running>,
     draining: AtomicBool,
+    /// The application that is supervised has ended, and is to be started again.
+    app_rests: AtomicBool,
 }
 
 impl Status {
@@ -124,6 +126,7 @@ impl Status {
             handovers: OnceLock::new(),
             proxy: OnceLock::new(),
             draining: AtomicBool::new(false),
+            app_rests: AtomicBool::new(false),
         }
     }
 
@@ -155,11 +158,15 @@ impl Status {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub(super) fn set_app_rests(&self, rests: bool) {
+        self.app_rests.store(rests, Ordering::Release);
+    }
+
     pub(super) fn has_started(&self) -> bool {
         self.proxy.get().is_some()
     }
 
-    /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept, and
+    /// What keeps it from its work: started, not draining, its application there, every listener open, a certificate that peers will accept, and
     /// neither a Snapshot nor a credential that is too old.
     pub(super) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -169,6 +176,9 @@ impl Status {
         }
         if self.draining.load(Ordering::Acquire) {
             reasons.push("it is draining".to_owned());
+        }
+        if self.app_rests.load(Ordering::Acquire) {
+            reasons.push("its application has ended and is started again after a while".to_owned());
         }
         let validity = self.svid.borrow().validity();
         if !validity.includes(self.clock.now()) {

@@ -60,6 +60,7 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
         }),
         succession: vec!["--take-over".into(), own.upgrade_socket.into_os_string()],
         hang_up: signals::hang_up_of_a_service(),
+        restart: args.restart,
         stop_timeout: args.stop_timeout,
         drain_timeout: DRAIN,
         upgrade_timeout: args.source.start_timeout.saturating_add(SUCCESSION),
