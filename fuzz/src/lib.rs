@@ -55,3 +55,8 @@ pub fn hello(data: &[u8]) {
 pub fn jwt(data: &[u8]) {
     identity::jwt(data);
 }
+
+/// A file that age or SOPS encrypted, in arbitrary bytes: see `fender_providers::fuzzing::sealed`.
+pub fn sealed(data: &[u8]) {
+    fender_providers::fuzzing::sealed(data);
+}

@@ -1,12 +1,14 @@
 //! What the scenarios share: real processes, certificates of friends and attackers, clients.
 //!
-//! Nothing here is a mock, but where the real thing cannot be had and says how it answers ([`vault`]). Every process is started in a temporary directory, on a port below the
+//! Nothing here is a mock, but where the real thing cannot be had and says how it answers ([`vault`], [`kubernetes`]). Every process is started in a temporary directory, on a port below the
 //! ephemeral range, and stopped by its pid. What cannot be started is a failure.
 
 pub mod app;
+pub mod aws;
 pub mod client;
 pub mod clock;
 pub mod docker;
+pub mod kubernetes;
 pub mod load;
 pub mod mesh;
 pub mod network;
@@ -18,6 +20,7 @@ pub mod process;
 pub mod python;
 pub mod recorder;
 pub mod replicas;
+pub mod sealed;
 pub mod vault;
 
 pub use app::Nginx;

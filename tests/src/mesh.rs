@@ -22,6 +22,8 @@ pub struct Mesh {
     files: Option<PathBuf>,
     /// What documents may have the control plane run.
     programs: Vec<PathBuf>,
+    /// What documents may have the control plane ask AWS for, and what it is started with to do that.
+    aws: Option<(String, Vec<(String, String)>)>,
 }
 
 impl Mesh {
@@ -40,7 +42,23 @@ impl Mesh {
         Self::start_with(documents, None, programs.to_vec())
     }
 
+    /// The same, whose documents may have what matches `pattern` read in AWS, with the credentials in these variables.
+    pub fn start_asking_aws(documents: &str, pattern: &str, variables: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let aws = (pattern.to_owned(), variables.iter().map(owned).collect());
+        let mut mesh = Self::prepare(documents, None, Vec::new());
+        mesh.aws = Some(aws);
+        mesh.start_control();
+        mesh
+    }
+
     fn start_with(documents: &str, files: Option<PathBuf>, programs: Vec<PathBuf>) -> Self {
+        let mut mesh = Self::prepare(documents, files, programs);
+        mesh.start_control();
+        mesh
+    }
+
+    fn prepare(documents: &str, files: Option<PathBuf>, programs: Vec<PathBuf>) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("fender-test-")
             .tempdir()
@@ -49,15 +67,14 @@ impl Mesh {
         fs::create_dir(directory.path().join("logs")).expect("make the logs' directory");
         fs::write(directory.path().join("documents/mesh.yaml"), documents)
             .expect("write documents");
-        let mut mesh = Self {
+        Self {
             directory,
             control: free_address(),
             process: None,
             files,
             programs,
-        };
-        mesh.start_control();
-        mesh
+            aws: None,
+        }
     }
 
     /// A `Mesh` document with the given leaf lifetime, then the rest.
@@ -91,6 +108,10 @@ impl Mesh {
         }
         for program in &self.programs {
             command.arg("--allow-command").arg(program);
+        }
+        if let Some((pattern, variables)) = &self.aws {
+            command.args(["--allow-aws", pattern]);
+            command.envs(variables.iter().map(|(name, value)| (name, value)));
         }
         let mut process = Process::start("control", &mut command, &self.path("logs/control.log"));
         wait_until("the control plane answers", PATIENCE, || {

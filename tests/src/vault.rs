@@ -1,5 +1,5 @@
-//! A server that answers as the documentation of Vault's HTTP API says, since no current Vault can be had here: AppRole and
-//! certificate logins, tokens, KV 2, leased database credentials. It checks what it is shown, as the real one would, and
+//! A server that answers as the documentation of Vault's HTTP API says, since no current Vault can be had here: AppRole,
+//! certificate and JWT logins, tokens, KV 2, leased database credentials. It checks what it is shown, as the real one would, and
 //! writes down what it was asked. <https://developer.hashicorp.com/vault/api-docs>
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,11 +8,16 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::pki::Authority;
 
@@ -52,8 +57,21 @@ struct State {
     /// By their path in `secret`: each version, the newest last; none where one was deleted.
     secrets: BTreeMap<String, Vec<Option<Value>>>,
     denied: BTreeSet<String>,
-    /// By their ids.
-    leases: BTreeSet<String>,
+    /// What is answered with 500, and what is not answered.
+    failing: BTreeSet<String>,
+    hanging: BTreeSet<String>,
+    /// How long every answer takes.
+    latency: Duration,
+    /// How many questions wait for an answer, but for those that hang, and how many ever did.
+    inside: usize,
+    most_inside: usize,
+    /// The tokens that leases end with, by the ids of the leases.
+    leases: BTreeMap<String, String>,
+    refuses_logins: bool,
+    /// Who alone may log in by a certificate or a JWT, if it matters: a SPIFFE ID, as a role of Vault names it.
+    bound_to: Option<String>,
+    /// Who did: SPIFFE IDs, each with the serial number of a certificate or the time of a token.
+    shown: Vec<String>,
     /// In seconds; a renewal gives the second.
     lease: (u64, u64),
     asked: Vec<String>,
@@ -63,10 +81,23 @@ struct State {
 impl Vault {
     /// Over TLS, by a certificate of `authority`, which also vouches for clients.
     pub fn start(authority: &Authority) -> Self {
+        Self::believing(authority, &[])
+    }
+
+    /// The same, where the authorities of `bundle` vouch for clients as well.
+    pub fn start_believing(authority: &Authority, bundle: &Path) -> Self {
+        let more = CertificateDer::pem_file_iter(bundle).expect("read a bundle");
+        let more: Vec<_> = more.map(|root| root.expect("a certificate")).collect();
+        Self::believing(authority, &more)
+    }
+
+    fn believing(authority: &Authority, more: &[CertificateDer<'static>]) -> Self {
         let issued = authority.issue_for_address(Ipv4Addr::LOCALHOST.into());
         let (chain, key) = issued.identity();
         let mut roots = RootCertStore::empty();
-        roots.add(authority.root()).expect("add the root");
+        for root in more.iter().cloned().chain([authority.root()]) {
+            roots.add(root).expect("add the root");
+        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
@@ -97,7 +128,15 @@ impl Vault {
             tokens: BTreeSet::new(),
             secrets: BTreeMap::new(),
             denied: BTreeSet::new(),
-            leases: BTreeSet::new(),
+            failing: BTreeSet::new(),
+            hanging: BTreeSet::new(),
+            latency: Duration::ZERO,
+            inside: 0,
+            most_inside: 0,
+            leases: BTreeMap::new(),
+            refuses_logins: false,
+            bound_to: None,
+            shown: Vec::new(),
             lease: (3600, 3600),
             asked: Vec::new(),
             made: 0,
@@ -170,6 +209,48 @@ impl Vault {
         }
     }
 
+    /// Whether this path is answered with 500.
+    pub fn fail(&self, path: &str) {
+        self.state().failing.insert(path.to_owned());
+    }
+
+    /// This path is not answered any more.
+    pub fn hang(&self, path: &str) {
+        self.state().hanging.insert(path.to_owned());
+    }
+
+    /// Every path is answered again.
+    pub fn mend(&self) {
+        let mut state = self.state();
+        state.failing.clear();
+        state.hanging.clear();
+    }
+
+    /// How long every answer takes from now on.
+    pub fn take_time(&self, latency: Duration) {
+        self.state().latency = latency;
+    }
+
+    /// The most questions that ever waited at once, but for those that hang.
+    pub fn most_at_once(&self) -> usize {
+        self.state().most_inside
+    }
+
+    /// Whether every login is answered with 400.
+    pub fn refuse_logins(&self, refuses: bool) {
+        self.state().refuses_logins = refuses;
+    }
+
+    /// From now on a certificate or a JWT logs in only if it is of this SPIFFE ID.
+    pub fn bind_to(&self, id: &str) {
+        self.state().bound_to = Some(id.to_owned());
+    }
+
+    /// Who has logged in by a certificate or a JWT: each with the serial number of that certificate, or the audience.
+    pub fn shown(&self) -> Vec<String> {
+        self.state().shown.clone()
+    }
+
     /// Every token and lease is known no more, as after somebody revoked them.
     pub fn revoke_all(&self) {
         let mut state = self.state();
@@ -187,7 +268,7 @@ impl Vault {
     }
 
     pub fn leases(&self) -> Vec<String> {
-        self.state().leases.iter().cloned().collect()
+        self.state().leases.keys().cloned().collect()
     }
 
     /// What was asked, as `METHOD PATH`.
@@ -224,7 +305,7 @@ fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, state: &Mutex<State>
     match tls {
         None => {
             let mut stream = stream;
-            let _ = converse(&mut stream, state, |_| false);
+            let _ = converse(&mut stream, state, |_| None);
         }
         Some(config) => {
             let Ok(connection) = ServerConnection::new(config) else {
@@ -232,7 +313,11 @@ fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, state: &Mutex<State>
             };
             let mut stream = StreamOwned::new(connection, stream);
             let _ = converse(&mut stream, state, |stream| {
-                stream.conn.peer_certificates().is_some()
+                stream
+                    .conn
+                    .peer_certificates()
+                    .and_then(<[_]>::first)
+                    .map(subject)
             });
             stream.conn.send_close_notify();
             let _ = stream.flush();
@@ -240,18 +325,57 @@ fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, state: &Mutex<State>
     }
 }
 
+/// The SPIFFE ID in a certificate that was verified, and its serial number.
+fn subject(certificate: &CertificateDer<'_>) -> (String, String) {
+    let (_, certificate) = X509Certificate::from_der(certificate).expect("a certificate");
+    let names = certificate.subject_alternative_name().expect("extensions");
+    let names = names.map(|names| names.value.general_names.clone());
+    let uri = names
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|name| match name {
+            GeneralName::URI(uri) => Some(uri.to_owned()),
+            _ => None,
+        });
+    (uri.unwrap_or_default(), certificate.raw_serial_as_string())
+}
+
+/// Whom a JWT is of and whom it is for, if it has not ended. Who signed it is not looked at: that a JWT-SVID is right is shown by the tests of
+/// who verifies it.
+fn bearer(token: &str) -> Option<(String, Vec<String>)> {
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&payload).ok()?;
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()?;
+    if claims["exp"].as_u64()? <= now.as_secs() {
+        return None;
+    }
+    let audience = match &claims["aud"] {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(several) => several
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    };
+    Some((claims["sub"].as_str()?.to_owned(), audience))
+}
+
 struct Request {
     method: String,
     path: String,
     fields: BTreeMap<String, String>,
     body: Value,
-    shows_certificate: bool,
+    /// Whose certificate is shown, and its serial number.
+    certificate: Option<(String, String)>,
 }
 
 fn converse<S: Read + Write>(
     stream: &mut S,
     state: &Mutex<State>,
-    certified: impl Fn(&S) -> bool,
+    certified: impl Fn(&S) -> Option<(String, String)>,
 ) -> std::io::Result<()> {
     let mut text = Vec::new();
     let end = loop {
@@ -292,11 +416,31 @@ fn converse<S: Read + Write>(
         path: path.trim_start_matches("/v1/").to_owned(),
         fields,
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        shows_certificate: certified(stream),
+        certificate: certified(stream),
     };
-    let reply = state.lock().expect("nobody panicked").answer(&request);
+    let reply = waited(state, &request);
     stream.write_all(reply.as_bytes())?;
     stream.flush()
+}
+
+/// The answer, after the time it takes.
+fn waited(shared: &Mutex<State>, request: &Request) -> String {
+    let lock = || shared.lock().expect("nobody panicked");
+    let mut state = lock();
+    while state.hanging.contains(&request.path) {
+        drop(state);
+        std::thread::sleep(Duration::from_millis(50));
+        state = lock();
+    }
+    state.inside += 1;
+    state.most_inside = state.most_inside.max(state.inside);
+    let latency = state.latency;
+    drop(state);
+    std::thread::sleep(latency);
+    let mut state = lock();
+    // Before anybody can know of the answer: who counts is never ahead of who asks.
+    state.inside -= 1;
+    state.answer(request)
 }
 
 fn reply(status: u16, more: &str, body: &Value) -> String {
@@ -358,6 +502,9 @@ impl State {
         if !self.tokens.contains(token) || self.denied.contains(path) {
             return denied();
         }
+        if self.failing.contains(path) {
+            return errors(500, &["internal error"]);
+        }
         let (token, path) = (token.to_owned(), path.clone());
         self.serve(method, &path, &token, &request.body)
     }
@@ -368,10 +515,17 @@ impl State {
             "approle" => {
                 text("role_id") == Some(ROLE_ID) && text("secret_id") == Some(&self.secret_id)
             }
-            "cert" => request.shows_certificate,
+            "cert" => match &request.certificate {
+                Some((id, serial)) => self.bound(id, serial),
+                None => false,
+            },
+            "jwt" => match text("jwt").and_then(bearer) {
+                Some((id, audience)) if audience == ["vault"] => self.bound(&id, "vault"),
+                Some(_) | None => false,
+            },
             _ => return errors(404, &["no handler for route"]),
         };
-        if !allowed {
+        if !allowed || self.refuses_logins {
             return errors(400, &["invalid role or secret ID"]);
         }
         let token = self.token();
@@ -379,6 +533,12 @@ impl State {
             "request_id": "5f8e0f4d-2a5e-4d2d-8f5a-0d4a1a3f7b5e", "lease_id": "", "renewable": false,
             "lease_duration": 0, "data": null, "wrap_info": null, "warnings": null, "auth": auth(&token)
         }))
+    }
+
+    /// Whether the role lets in who shows this; what was shown is written down.
+    fn bound(&mut self, id: &str, more: &str) -> bool {
+        self.shown.push(format!("{id} {more}"));
+        self.bound_to.as_ref().is_none_or(|bound| bound == id)
     }
 
     fn serve(&mut self, method: &str, path: &str, token: &str, body: &Value) -> String {
@@ -389,14 +549,14 @@ impl State {
             ("POST", "auth/token/renew-self") => ok(&json!({ "auth": auth(token) })),
             ("POST", "auth/token/revoke-self") => {
                 self.tokens.remove(token);
-                // And with a token whatever was leased to it: here there is one at a time.
-                self.leases.clear();
+                // And with a token whatever was leased to it.
+                self.leases.retain(|_, of| of != token);
                 reply(204, "", &Value::Null)
             }
             ("POST", "sys/leases/renew") => {
                 let id = body.get("lease_id").and_then(Value::as_str);
                 let id = id.unwrap_or_default();
-                if !self.leases.contains(id) {
+                if !self.leases.contains_key(id) {
                     return errors(400, &["lease not found"]);
                 }
                 ok(&json!({ "lease_id": id, "renewable": true, "lease_duration": self.lease.1 }))
@@ -410,7 +570,7 @@ impl State {
                 self.made += 1;
                 let number = self.made;
                 let id = format!("database/creds/orders/lease-{number}");
-                self.leases.insert(id.clone());
+                self.leases.insert(id.clone(), token.to_owned());
                 ok(&json!({
                     "request_id": "6d0dd2a7-8c6a-4d1e-9e0a-5c3f4b2a1d00",
                     "lease_id": id, "lease_duration": self.lease.0, "renewable": true,

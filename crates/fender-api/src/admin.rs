@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fender_config::ObjectName;
 use fender_identity::csr::NewKey;
 use fender_identity::tls::CaPin;
 use fender_identity::{
@@ -16,6 +17,7 @@ use fender_identity::{
 use fender_runtime::clock::{SharedClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::id::OpaqueId;
+use prost::Message as _;
 use rustls_pki_types::CertificateRevocationListDer;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -27,6 +29,7 @@ use crate::convert::InvalidField;
 use crate::decision::DecisionRecord;
 use crate::proto::control::v1 as proto;
 use crate::proto::control::v1::admin_client::AdminClient;
+use crate::proto::control::v1::credentials_answer::Kind;
 use crate::tls::{MAX_APPLY, MAX_STATUS};
 use crate::token::{JoinToken, TokenError};
 
@@ -168,6 +171,18 @@ fn lacks(all: &mut proto::StatusResponse, replicas: Vec<proto::ReplicaStatus>) {
             None => all.replicas.push(replica),
         }
     }
+}
+
+/// What an answer may weigh that tells who holds which credential, in bytes.
+const MAX_HELD: usize = MAX_STATUS;
+
+/// What [`Admin::credentials`] was told.
+#[derive(Clone, Debug, Default)]
+pub struct HeldCredentials {
+    /// When, and by which replicas.
+    pub head: proto::CredentialsHead,
+    /// By whom each is held.
+    pub holders: Vec<proto::CredentialHolders>,
 }
 
 impl Admin {
@@ -418,6 +433,42 @@ impl Admin {
             }
             if request.after.is_empty() {
                 return Ok(all.unwrap_or_default());
+            }
+        }
+    }
+
+    /// Who holds which generation of which credential, over everything the administrator has a role for; or of one namespace
+    /// or one credential.
+    pub async fn credentials(
+        &mut self,
+        namespace: Option<&str>,
+        name: Option<&ObjectName>,
+        deadline: Deadline,
+    ) -> Result<HeldCredentials, AdminError> {
+        let request = proto::CredentialsRequest {
+            namespace: namespace.unwrap_or_default().to_owned(),
+            name: name.map(ToString::to_string).unwrap_or_default(),
+        };
+        let mut told = bounded(deadline, self.client.credentials(request)).await?;
+        let (mut all, mut weight) = (HeldCredentials::default(), 0);
+        loop {
+            let message = match deadline.bound(told.message()).await {
+                Ok(message) => message.map_err(CallError::from)?,
+                Err(_) => return Err(CallError::Timeout.into()),
+            };
+            let Some(message) = message else {
+                return Ok(all);
+            };
+            weight += message.encoded_len();
+            if weight > MAX_HELD {
+                let why = "are more than can be shown at once: ask for one namespace, or one";
+                return Err(InvalidField::new("credentials", why).into());
+            }
+            match message.kind {
+                Some(Kind::Head(head)) => all.head = head,
+                Some(Kind::Holders(some)) => all.holders.push(some),
+                // From a newer control plane.
+                None => {}
             }
         }
     }

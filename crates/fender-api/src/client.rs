@@ -23,6 +23,7 @@ use crate::addresses::Addresses;
 use crate::code::{Code, EXIT_USAGE};
 use crate::decision::DecisionRecord;
 use crate::token::TokenFileError;
+use crate::usage::Usage;
 
 mod agent;
 mod call;
@@ -183,13 +184,10 @@ pub enum Link {
 pub enum Report {
     /// Something was decided that is worth a record.
     Decision(Box<DecisionRecord>),
-    /// A generation of a credential reached the app.
-    Credential {
-        /// Which.
-        name: ObjectName,
-        /// Which generation.
-        generation: String,
-    },
+    /// What is held of a credential, or how it is used, has changed.
+    Credential(Box<Usage>),
+    /// It is held no more: no document names it.
+    CredentialGone(ObjectName),
 }
 
 /// Attests or resumes, and waits for something to serve with.

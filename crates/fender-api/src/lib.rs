@@ -20,6 +20,7 @@ pub mod proto;
 pub mod tls;
 pub mod token;
 pub mod url;
+pub mod usage;
 #[cfg(feature = "workload-api")]
 pub mod workload;
 

@@ -179,6 +179,17 @@ impl HttpsUrl {
     }
 }
 
+impl HttpsUrl {
+    /// Host and port as a `Host` header has them: without the port if it is 443.
+    pub fn authority(&self) -> String {
+        match self.at.port {
+            443 if self.at.host.contains(':') => format!("[{}]", self.at.host),
+            443 => self.at.host.clone(),
+            _ => self.at.to_string(),
+        }
+    }
+}
+
 impl FromStr for HttpsUrl {
     type Err = InvalidAddress;
 
@@ -226,6 +237,29 @@ impl StoreUrl {
                 address: *address,
                 path: format!("{path}{segments}"),
             },
+        }
+    }
+}
+
+impl StoreUrl {
+    /// Host and port as a `Host` header has them.
+    pub fn authority(&self) -> String {
+        match self {
+            Self::Https(url) => url.authority(),
+            // As a URL's parser writes it: 80 is what `http://` means anyway.
+            Self::Loopback { address, .. } => match (address.0.port(), address.0.ip()) {
+                (80, IpAddr::V4(ip)) => ip.to_string(),
+                (80, IpAddr::V6(ip)) => format!("[{ip}]"),
+                _ => address.0.to_string(),
+            },
+        }
+    }
+
+    /// Empty, or it begins with a slash and does not end with one.
+    pub fn path(&self) -> &str {
+        match self {
+            Self::Https(url) => &url.path,
+            Self::Loopback { path, .. } => path,
         }
     }
 }
@@ -295,13 +329,7 @@ fn url_path(path: &str) -> Result<String, &'static str> {
 
 impl fmt::Display for HttpsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.at.port {
-            443 if self.at.host.contains(':') => {
-                write!(f, "https://[{}]{}", self.at.host, self.path)
-            }
-            443 => write!(f, "https://{}{}", self.at.host, self.path),
-            _ => write!(f, "https://{}{}", self.at, self.path),
-        }
+        write!(f, "https://{}{}", self.authority(), self.path)
     }
 }
 

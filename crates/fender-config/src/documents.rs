@@ -19,6 +19,7 @@ pub use vouching::{Cluster, IssuingAuthority, KeySource, TokenReview, Vouching};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,9 +33,9 @@ use crate::objects::Objects;
 use crate::problem::{Place, Report};
 use crate::read::{self, Known, Loaded, Ports, ROOT_NAMESPACE, Raw, Upon, Whom};
 use crate::snapshot::{
-    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Notification, Origin,
-    OwnCertificate, PathRules, PortCertificate, Profile, Protocol, ProxyProtocol, RequestLimits,
-    UpstreamRoots,
+    AppProtocol, AppProxyProtocol, ClientCertificate, Delivery, Forwarded, Notification, OnExit,
+    Origin, OwnCertificate, PathRules, PortCertificate, Profile, Protocol, ProxyProtocol,
+    RequestLimits, UpstreamRoots,
 };
 use crate::yaml::Reader;
 use crate::{AppAddress, HostPort, ListenAddr, ObjectName, Problem, Problems, Source};
@@ -146,7 +147,7 @@ pub(crate) fn read_upon(
             ),
             Raw::Credential(raw) => insert(
                 &mut documents.credentials,
-                read::credential(reader, raw),
+                read::credential(reader, *raw),
                 |it| &it.name,
             ),
             Raw::Node(raw) => nodes.extend(read::node(reader, raw).map(|read| (page, read))),
@@ -294,9 +295,10 @@ impl Documents {
 pub(crate) fn collisions<'a>(
     credentials: impl Iterator<Item = &'a Credential>,
 ) -> Vec<(&'a ObjectName, &'a ObjectName, String)> {
+    let credentials: Vec<_> = credentials.collect();
     let mut first: BTreeMap<String, &ObjectName> = BTreeMap::new();
     let mut found = Vec::new();
-    for credential in credentials {
+    for credential in &credentials {
         for delivery in &credential.deliver {
             let (name, shared) = name(delivery);
             for (what, shared) in [(file(delivery), false), (name, shared)] {
@@ -311,16 +313,54 @@ pub(crate) fn collisions<'a>(
             }
         }
     }
+    found.extend(intrusions(&credentials));
     found
+}
+
+/// Deliveries into the directory of a set, which is the set's alone.
+fn intrusions<'a>(credentials: &[&'a Credential]) -> Vec<(&'a ObjectName, &'a ObjectName, String)> {
+    let written: Vec<_> = credentials
+        .iter()
+        .flat_map(|credential| credential.deliver.iter().map(|it| (&credential.name, it)))
+        .filter_map(|(name, delivery)| Some((name, path(delivery)?, is_set(delivery))))
+        .collect();
+    let mut found = Vec::new();
+    for (at, (owner, directory, _)) in written.iter().enumerate().filter(|(_, it)| it.2) {
+        for (other, (name, path, is_set)) in written.iter().enumerate() {
+            // Of two sets at one place the second is the intruder.
+            let alike = *is_set && path == directory && other < at;
+            if other != at && !alike && path.starts_with(directory) {
+                let what = format!(
+                    "the directory `{}`, which is a set's alone",
+                    directory.display()
+                );
+                let intrusion = (*owner, *name, what);
+                if !found.contains(&intrusion) {
+                    found.push(intrusion);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn is_set(delivery: &Delivery) -> bool {
+    matches!(delivery, Delivery::Files(_))
+}
+
+/// The file, or the directory of a set, that a delivery writes.
+fn path(delivery: &Delivery) -> Option<&Path> {
+    match delivery {
+        Delivery::File(file, _) => Some(&file.path),
+        Delivery::Files(set) => Some(&set.directory),
+        Delivery::Url(url) => Some(&url.token.path),
+        Delivery::Environment { .. } | Delivery::Socket(_) => None,
+    }
 }
 
 /// The file that a delivery writes.
 fn file(delivery: &Delivery) -> Option<String> {
-    let path = match delivery {
-        Delivery::File(file) => &file.path,
-        Delivery::Url(url) => &url.token.path,
-        Delivery::Environment { .. } | Delivery::Socket(_) => return None,
-    };
+    let path = path(delivery).filter(|_| !is_set(delivery))?;
     Some(format!("the file `{}`", path.display()))
 }
 
@@ -328,7 +368,7 @@ fn file(delivery: &Delivery) -> Option<String> {
 /// path, and have each a token of their own.
 fn name(delivery: &Delivery) -> (Option<String>, bool) {
     match delivery {
-        Delivery::File(_) => (None, false),
+        Delivery::File(..) | Delivery::Files(_) => (None, false),
         Delivery::Environment { variable } => (Some(format!("the variable `{variable}`")), false),
         Delivery::Socket(socket) => {
             let name = format!("the name `{}` at the socket", socket.name);
@@ -493,6 +533,7 @@ pub struct Credential {
     pub max_stale: Duration,
     pub deliver: Vec<Delivery>,
     pub notify: Vec<Notification>,
+    pub on_exit: OnExit,
 }
 
 impl Credential {

@@ -8,6 +8,7 @@ mod credential;
 mod istio;
 mod limits;
 mod port;
+mod sealed;
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,8 @@ use crate::documents::MtlsMode;
 use crate::documents::Via;
 use crate::snapshot::{
     AppProtocol, AppProxyProtocol, ClientCertificate, EscapedSlash, ForwardedFields, NotifyMethod,
-    NotifySignal, OwnCertificate, PathException, Profile, Protocol, Storage, UrlForm,
+    NotifySignal, OnExit, OwnCertificate, PathException, Profile, Protocol, SopsFormat, Storage,
+    UrlForm,
 };
 use crate::yaml::{At, Choice, Word};
 
@@ -30,8 +32,10 @@ pub(crate) use certificates::{
     Acme, CertificateFiles, ExternalAccount, PortCertificate, TermsOfService,
 };
 pub(crate) use credential::{
-    Credential, CredentialSource, Delivery, DeliveryFile, DeliverySocket, DeliveryUrl, Notify,
-    RestartNotify, SourceCommand, SourceDockerSecret, SourceVault, VaultLogin,
+    AwsParameter, AwsSecretsManager, ConsumerToken, Credential, CredentialSource, Delivery,
+    DeliveryFile, DeliveryFiles, DeliverySocket, DeliveryUrl, FilesEntry, Format, Notify,
+    RestartNotify, SecretCluster, SourceAws, SourceCommand, SourceDockerSecret,
+    SourceKubernetesSecret, SourceVault, StorePassword, VaultLogin, VaultSvid,
 };
 pub(crate) use istio::{
     AuthorizationPolicy, Condition, IstioDocument, IstioMetadata, MutualTls, PeerAuthentication,
@@ -40,6 +44,7 @@ pub(crate) use istio::{
 
 pub(crate) use limits::Limits;
 pub(crate) use port::{Behind, Forwarded};
+pub(crate) use sealed::{DocumentKey, SourceAge, SourceSops};
 
 /// Enough of any document to know what it is.
 #[derive(Clone, Debug, Deserialize)]
@@ -541,8 +546,15 @@ words!(Via: "sidecar" => Self::Sidecar, "control" => Self::Control);
 words!(NotifySignal: "HUP" => Self::Hup, "USR1" => Self::Usr1, "USR2" => Self::Usr2);
 words!(NotifyMethod: "POST" => Self::Post, "PUT" => Self::Put, "GET" => Self::Get);
 words!(UrlForm: "value" => Self::Value, "aws" => Self::Aws);
+words!(OnExit: "wipe" => Self::Wipe, "keep" => Self::Keep);
+words!(Format: "json" => Self::Json, "yaml" => Self::Yaml, "dotenv" => Self::Dotenv, "properties" => Self::Properties,
+    "pem" => Self::Pem, "pkcs12" => Self::Pkcs12);
 words!(Storage: "memory" => Self::Memory, "disk" => Self::Disk);
 words!(Action: "ALLOW" => Self::Allow, "DENY" => Self::Deny, "AUDIT" => Self::Audit);
+
+impl Choice for SopsFormat {
+    const WORDS: &'static [(&'static str, Self)] = Self::NAMED;
+}
 
 impl Choice for CipherSuite {
     const WORDS: &'static [(&'static str, Self)] = Self::NAMED;

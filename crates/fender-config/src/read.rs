@@ -5,15 +5,19 @@
 
 mod administrators;
 mod attest;
+mod aws;
 mod certificates;
 mod credential;
+mod files;
 mod forwarded;
+mod kubernetes;
 mod limits;
 mod mesh;
 mod node;
 mod peer_authentication;
 mod policy;
 mod port;
+mod sealed;
 mod served;
 mod sidecar;
 mod tls;
@@ -59,7 +63,7 @@ pub(crate) enum Raw {
     Workload(Document<raw::Workload>),
     Node(Document<raw::Node>),
     Upstream(Document<raw::Upstream>),
-    Credential(Document<raw::Credential>),
+    Credential(Box<Document<raw::Credential>>),
     AuthorizationPolicy(IstioDocument<raw::AuthorizationPolicy>),
     PeerAuthentication(IstioDocument<raw::PeerAuthentication>),
     Sidecar(Document<raw::Sidecar>),
@@ -352,7 +356,7 @@ pub(crate) fn read(page: &Page<'_>) -> Result<Raw, Problem> {
         "Workload" => fender().and_then(|()| tree.read().map(Raw::Workload)),
         "Node" => fender().and_then(|()| tree.read().map(Raw::Node)),
         "Upstream" => fender().and_then(|()| tree.read().map(Raw::Upstream)),
-        "Credential" => fender().and_then(|()| tree.read().map(Raw::Credential)),
+        "Credential" => fender().and_then(|()| tree.read().map(Box::new).map(Raw::Credential)),
         "Sidecar" => fender().and_then(|()| tree.read().map(Raw::Sidecar)),
         "AuthorizationPolicy" => {
             wants(&ISTIO).and_then(|()| tree.read().map(Raw::AuthorizationPolicy))

@@ -4,11 +4,17 @@
 //! A private key or the value of a secret is never in it. The control plane makes it from the
 //! documents and streams it; a standalone sidecar makes the same from its file.
 
+mod aws;
 mod command;
+mod content;
 mod docker;
+mod files;
+mod kubernetes;
 mod limits;
 mod notification;
+mod sealed;
 mod served;
+mod template;
 mod vault;
 
 use std::collections::BTreeSet;
@@ -26,14 +32,29 @@ use ipnet::IpNet;
 use crate::address::{AppAddress, HostPort, HttpsUrl, ListenAddr};
 use crate::name::ObjectName;
 
+pub use aws::{
+    AwsParameterName, AwsParameterVersion, AwsPlace, AwsRegion, AwsSecret, AwsSecretId,
+    AwsSecretVersion, AwsService, AwsStore, InvalidAwsName,
+};
 pub use command::{Command, InvalidArguments};
+pub use content::{
+    Alias, Content, EntryName, FieldFormat, FieldName, InvalidAlias, InvalidEntryName,
+    InvalidFieldName, KeyStore, StorePassword,
+};
 pub use docker::{DockerSecret, DockerSecretName, InvalidSecretName};
+pub use files::{FileEntry, FilesDelivery, OnExit};
+pub use kubernetes::{InvalidKubernetesName, KubernetesName, KubernetesSecret, SecretCluster};
 pub use limits::RequestLimits;
 pub use notification::{
     InvalidLoopbackUrl, LoopbackUrl, Notification, NotifyMethod, NotifySignal, Target,
 };
+pub use sealed::{AgeSecret, InvalidKey, SopsFile, SopsFormat, SopsKey, SopsSecret, UnknownFormat};
 pub use served::{InvalidServedName, ServedName, SocketDelivery, UrlDelivery, UrlForm};
-pub use vault::{InvalidVaultPath, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore};
+pub use template::{InvalidTemplate, Template};
+pub use vault::{
+    InvalidVaultPath, VaultCertificate, VaultJwt, VaultLogin, VaultPath, VaultPlace, VaultSecret,
+    VaultStore,
+};
 
 /// What one sidecar runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -396,6 +417,8 @@ pub struct CredentialSpec {
     pub deliver: Vec<Delivery>,
     /// Who is told when it has changed.
     pub notify: Vec<Notification>,
+    /// What becomes of its files at the end.
+    pub on_exit: OnExit,
 }
 
 /// Who asks for a secret.
@@ -420,6 +443,14 @@ pub enum Origin {
     Environment { variable: String },
     /// HashiCorp Vault or OpenBao.
     Vault(Box<VaultSecret>),
+    /// A Secret of Kubernetes, watched.
+    KubernetesSecret(Box<KubernetesSecret>),
+    /// AWS Secrets Manager or Systems Manager, with the credentials that the machine has locally.
+    Aws(Box<AwsSecret>),
+    /// A file that age encrypted.
+    Age(AgeSecret),
+    /// A file that SOPS encrypted.
+    Sops(SopsSecret),
 }
 
 impl Origin {
@@ -431,17 +462,22 @@ impl Origin {
             // These are no files that are read: they are allowed in another way.
             Self::Command(_) | Self::Environment { .. } => Vec::new(),
             Self::Vault(secret) => secret.files(),
+            Self::KubernetesSecret(secret) => secret.files(),
+            Self::Aws(secret) => secret.files(),
+            Self::Age(secret) => secret.files(),
+            Self::Sops(secret) => secret.files(),
         }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    File(FileDelivery),
+    /// One file, and what it holds.
+    File(FileDelivery, Content),
+    /// Several that change together.
+    Files(FilesDelivery),
     /// For `fender exec`.
-    Environment {
-        variable: String,
-    },
+    Environment { variable: String },
     /// At the sidecar's own socket, to processes of certain users.
     Socket(SocketDelivery),
     /// Over HTTP on loopback, to whoever shows a token.

@@ -114,7 +114,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
                 read::add_peer_authentication(reader, all, raw, ROOT_NAMESPACE);
             }
             Raw::Credential(raw) => {
-                let credential = read::credential(reader, raw);
+                let credential = read::credential(reader, *raw);
                 all.extend(credential.map(|credential| (credential.name.clone(), credential)));
             }
             Raw::Mesh(_) | Raw::Workload(_) | Raw::Node(_) | Raw::Upstream(_) => report.add(

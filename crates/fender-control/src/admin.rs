@@ -2,11 +2,13 @@
 //! role and what became of it; a call that changes something is logged in the transaction that changes it.
 
 mod apply;
+mod credentials;
 mod issue;
 mod revisions;
 mod status;
 mod unspent;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use fender_api::code::Code;
@@ -14,15 +16,17 @@ use fender_api::proto::control::v1::admin_server::Admin;
 use fender_api::proto::control::v1::{
     ApplyRequest, ApplyResponse, AuditLogRequest, AuditLogResponse, Authority as AuthorityStatus,
     AuthorityRole, CompareRequest, CompareResponse, CreateTokenRequest, CreateTokenResponse,
-    DecisionRecord, ExplainRequest, IssueSvidRequest, ListRevocationsRequest,
-    ListRevocationsResponse, ListTokensRequest, ListTokensResponse, RevisionsRequest,
-    RevisionsResponse, Revocation, RevocationListsRequest, RevocationListsResponse, RevokeRequest,
-    RevokeTokensRequest, RevokeTokensResponse, RotateAuthorityRequest, ShowRevisionRequest,
-    ShowRevisionResponse, StatusRequest, StatusResponse, SvidResponse,
+    CredentialsAnswer, CredentialsRequest, DecisionRecord, ExplainRequest, IssueSvidRequest,
+    ListRevocationsRequest, ListRevocationsResponse, ListTokensRequest, ListTokensResponse,
+    RevisionsRequest, RevisionsResponse, Revocation, RevocationListsRequest,
+    RevocationListsResponse, RevokeRequest, RevokeTokensRequest, RevokeTokensResponse,
+    RotateAuthorityRequest, ShowRevisionRequest, ShowRevisionResponse, StatusRequest,
+    StatusResponse, SvidResponse,
 };
 use fender_config::Role;
 use fender_identity::{SpiffeId, csr};
 use fender_runtime::id::OpaqueId;
+use tokio_stream::Stream;
 use tonic::{Extensions, Request, Response, Status};
 
 use crate::ca::Wanted;
@@ -135,6 +139,31 @@ impl Admin for AdminService {
         let page = control.status(request, &admin).await?;
         control.listings.told(list, page.next.clone());
         Ok(Response::new(page))
+    }
+
+    type CredentialsStream = Pin<Box<dyn Stream<Item = Result<CredentialsAnswer, Status>> + Send>>;
+
+    async fn credentials(
+        &self,
+        request: Request<CredentialsRequest>,
+    ) -> Result<Response<Self::CredentialsStream>, Status> {
+        let control = &self.0;
+        let admin = control
+            .administrator(request.extensions(), Role::Viewer, Action::Credentials)
+            .await?;
+        let request = request.into_inner();
+        let subject = match request.name.as_str() {
+            "" => request.namespace.clone(),
+            name => name.to_owned(),
+        };
+        let told = control.held_credentials(request, &admin).await;
+        let told = control
+            .answer_read(told, &admin, Action::Credentials, subject)
+            .await?;
+        Ok(told.map(|told| {
+            let told = tokio_stream::iter(told.into_iter().map(Ok));
+            Box::pin(told) as Self::CredentialsStream
+        }))
     }
 
     async fn explain(

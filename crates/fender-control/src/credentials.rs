@@ -11,14 +11,19 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
-use fender_config::snapshot::{Command, CredentialSource, DockerSecret, Origin, VaultSecret};
-use fender_config::{Documents, ObjectName};
-use fender_identity::WorkloadName;
+use fender_config::snapshot::{
+    AgeSecret, AwsSecret, Command, CredentialSource, DockerSecret, KubernetesSecret, Origin,
+    SopsSecret, VaultSecret,
+};
+use fender_config::{Documents, HttpsUrl, ObjectName};
+use fender_identity::{Secret, WorkloadName};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{FetchError, Fetched, ReadFiles, Reading, Source, State, Stores};
+use fender_providers::{
+    FetchError, Fetched, Generation, ReadFiles, Reading, Source, State, Stores,
+};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
@@ -34,7 +39,7 @@ pub(crate) struct Sources {
     environment: Environment,
     clock: SharedClock,
     drain: Drain,
-    /// What is asked over the network. What was leased is kept when this process ends: sidecars go on with it.
+    /// What several credentials come from. What was leased is kept when this process ends: sidecars go on with it.
     stores: Stores,
     watched: Mutex<HashMap<Asked, Weak<watch::Receiver<State>>>>,
 }
@@ -47,6 +52,26 @@ enum Asked {
     Command(ObjectName, Command),
     Variable(String),
     Vault(Box<VaultSecret>),
+    Kubernetes(Box<KubernetesSecret>),
+    Aws(Box<AwsSecret>),
+    Age(AgeSecret),
+    Sops(SopsSecret),
+}
+
+impl Asked {
+    fn of(name: &ObjectName, origin: &Origin) -> Self {
+        match origin {
+            Origin::File { path } => Self::File(path.clone()),
+            Origin::DockerSecret(secret) => Self::DockerSecret(secret.clone()),
+            Origin::Command(command) => Self::Command(name.clone(), command.clone()),
+            Origin::Environment { variable } => Self::Variable(variable.clone()),
+            Origin::Vault(secret) => Self::Vault(secret.clone()),
+            Origin::KubernetesSecret(secret) => Self::Kubernetes(secret.clone()),
+            Origin::Aws(secret) => Self::Aws(secret.clone()),
+            Origin::Age(secret) => Self::Age(secret.clone()),
+            Origin::Sops(secret) => Self::Sops(secret.clone()),
+        }
+    }
 }
 
 /// Which files of this machine documents may have read.
@@ -73,7 +98,13 @@ impl Sources {
             forbidden: forbidden.into(),
         };
         Self {
-            stores: Stores::new(files.clone(), || true, Arc::clone(&clock), &drain),
+            stores: Stores::new(
+                files.clone(),
+                environment.aws().clone(),
+                || true,
+                Arc::clone(&clock),
+                &drain,
+            ),
             files,
             programs,
             environment,
@@ -83,15 +114,23 @@ impl Sources {
         }
     }
 
+    /// The same in a cluster of Kubernetes, whose API is here.
+    pub(crate) fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
+        self.stores = self.stores.in_cluster(api);
+        self
+    }
+
     /// The value of the credential `name`.
     pub(crate) fn watch(&self, name: &ObjectName, origin: &Origin) -> Watched {
-        self.shared(match origin {
-            Origin::File { path } => Asked::File(path.clone()),
-            Origin::DockerSecret(secret) => Asked::DockerSecret(secret.clone()),
-            Origin::Command(command) => Asked::Command(name.clone(), command.clone()),
-            Origin::Environment { variable } => Asked::Variable(variable.clone()),
-            Origin::Vault(secret) => Asked::Vault(secret.clone()),
-        })
+        self.shared(Asked::of(name, origin))
+    }
+
+    /// Which generation whoever watches this credential is given at this moment; none if nobody does.
+    pub(crate) fn known(&self, name: &ObjectName, origin: &Origin) -> Option<Generation> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = watched.get(&Asked::of(name, origin))?.upgrade()?;
+        let state = states.borrow();
+        state.value().map(|fetched| fetched.generation.clone())
     }
 
     /// A file that documents name for something else than a credential.
@@ -110,12 +149,14 @@ impl Sources {
             Asked::DockerSecret(secret) => self.guarded(&secret.path(), |root| {
                 DockerSource::below(root, secret.clone())
             }),
-            Asked::Vault(secret) => {
-                match secret.files().iter().find(|path| !self.files.allow(path)) {
-                    None => fender_providers::watch(self.stores.vault(secret), &self.drain),
-                    Some(path) => self.refused(path),
-                }
+            Asked::Kubernetes(secret) => {
+                self.stored(&secret.files(), |stores| stores.kubernetes(secret))
             }
+            // What is not allowed of it is denied.
+            Asked::Aws(secret) => self.stored(&secret.files(), |stores| stores.aws(secret)),
+            Asked::Vault(secret) => self.stored(&secret.files(), |stores| stores.vault(secret)),
+            Asked::Age(secret) => self.stored(&secret.files(), |stores| stores.age(secret)),
+            Asked::Sops(secret) => self.stored(&secret.files(), |stores| stores.sops(secret)),
             Asked::Command(name, command) => self.run(name, command),
             // One that is not allowed is denied.
             Asked::Variable(variable) => {
@@ -124,6 +165,18 @@ impl Sources {
         });
         watched.insert(asked, Arc::downgrade(&states));
         states
+    }
+
+    /// What `source` has, if this machine lets documents have all of `files` read.
+    fn stored<S: Source>(
+        &self,
+        files: &[PathBuf],
+        source: impl FnOnce(&Stores) -> S,
+    ) -> watch::Receiver<State> {
+        match files.iter().find(|path| !self.files.allow(path)) {
+            None => fender_providers::watch(source(&self.stores), &self.drain),
+            Some(path) => self.refused(path),
+        }
     }
 
     /// What a program says, if this machine lets documents have it run.
@@ -185,6 +238,9 @@ impl Sources {
                          was started with --allow-environment for"
                     ))
                 }
+                Some(Origin::Aws(secret)) => self.stores.check_aws(secret).err().map(|refused| {
+                    format!("the credential `{name}` will not be fetched by the control plane: {refused}")
+                }),
                 Some(_) | None => None,
             };
             files.chain(other)
@@ -217,17 +273,30 @@ impl Files {
     }
 }
 
+impl Files {
+    /// The file at `path`, if it may be read.
+    async fn fetch(
+        &self,
+        path: &Path,
+        open: impl FnOnce(FileSource) -> FileSource,
+    ) -> Result<Secret, FetchError> {
+        let Some(root) = self.root(path) else {
+            let why = format!("`{}`: {FILE}", path.display());
+            return Err(FetchError::Denied(why));
+        };
+        let file = open(FileSource::below(root, path));
+        let fetched = self.guard(path, file).fetch().await?;
+        Ok(fetched.value)
+    }
+}
+
 impl ReadFiles for Files {
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
-        Box::pin(async move {
-            let Some(root) = self.root(path) else {
-                let why = format!("`{}`: {FILE}", path.display());
-                return Err(FetchError::Denied(why));
-            };
-            let file = FileSource::below(root, path).of_at_most(limit);
-            let fetched = self.guard(path, file).fetch().await?;
-            Ok(fetched.value)
-        })
+        Box::pin(self.fetch(path, move |file| file.of_at_most(limit)))
+    }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(self.fetch(path, move |file| file.of_at_most(limit).seen_by_no_other()))
     }
 }
 

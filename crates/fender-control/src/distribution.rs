@@ -16,6 +16,7 @@ use fender_api::proto::control::v1::distribution_server::Distribution;
 use fender_api::proto::control::v1::{
     CredentialRequest, CredentialValue, Hello, Report, Update, report, update,
 };
+use fender_api::usage;
 use fender_config::ObjectName;
 use fender_config::snapshot::Snapshot;
 use fender_identity::{PeerSvid, Serial};
@@ -353,7 +354,7 @@ impl Subscription {
                     sidecar.certificate(&serial, certificate.not_after_unix);
                 }
             }
-            Some(report::Kind::Credential(mut credential)) => {
+            Some(report::Kind::Credential(credential)) => {
                 let listed = self
                     .control
                     .library
@@ -364,9 +365,8 @@ impl Subscription {
                             .iter()
                             .any(|spec| spec.name.to_string() == credential.name)
                     });
-                if listed {
-                    credential.generation = cut(&credential.generation, 128);
-                    sidecar.credential(credential);
+                if listed && !sidecar.credential(usage::bounded(credential)) {
+                    tracing::debug!(%workload, "no room for what a sidecar says of a credential");
                 }
             }
             Some(report::Kind::Hello(_)) => {

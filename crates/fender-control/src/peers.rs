@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 use crate::callers;
 use crate::control::Control;
+use crate::credentials;
 use crate::store::StoreError;
 use crate::store::replicas::{self, Seen};
 use crate::time::{earlier, seconds};
@@ -38,7 +39,7 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 /// How many are asked; a registry with more has rows of replicas that are gone.
 const MAX_REPLICAS: usize = 32;
 /// Workloads asked about at once, at most: a page of the status.
-const MAX_WORKLOADS: usize = 1000;
+pub(crate) const MAX_WORKLOADS: usize = 1000;
 /// Sidecars in one message.
 const TOLD_AT_ONCE: usize = 64;
 
@@ -57,13 +58,18 @@ impl Replicas for PeersService {
         let now = control.clock.now();
         let trust_domain = control.authority.trust_domain();
         callers::replica(request.extensions(), trust_domain, &control.store, now).await?;
-        let asked: BTreeSet<String> = request.into_inner().workloads.into_iter().collect();
+        let ConnectedRequest {
+            workloads,
+            credentials,
+        } = request.into_inner();
+        let asked: BTreeSet<String> = workloads.into_iter().collect();
         if asked.len() > MAX_WORKLOADS {
             return Err(Code::BadRequest.status("too many workloads are asked about at once"));
         }
-        let connected = control
-            .registry
-            .sidecars(|name| asked.contains(&name.to_string()));
+        let connected = control.connected_here(
+            |name| asked.contains(&name.to_string()),
+            &credentials.into_iter().collect(),
+        );
         let messages = connected.into_iter().flat_map(|(workload, sidecars)| {
             let told: Vec<_> = sidecars
                 .chunks(TOLD_AT_ONCE)
@@ -91,10 +97,40 @@ pub(crate) struct Everywhere {
 type Told = Vec<(WorkloadName, Vec<SidecarStatus>)>;
 
 impl Control {
-    /// Of these workloads, over all replicas.
+    /// Of the workloads that are asked for, here; with all that is known of these credentials.
+    fn connected_here(
+        &self,
+        asked: impl Fn(&WorkloadName) -> bool,
+        credentials: &BTreeSet<String>,
+    ) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
+        let all_of = |name: &str| credentials.contains(name);
+        let mut connected = self.registry.sidecars(asked, all_of);
+        let mut known = BTreeMap::new();
+        for (workload, sidecars) in &mut connected {
+            let used = sidecars.iter_mut().flat_map(|it| &mut it.credentials);
+            for used in used.filter(|used| all_of(&used.name)) {
+                let current = known.entry((workload.clone(), used.name.clone()));
+                let current = current.or_insert_with(|| self.current(workload, &used.name));
+                used.current.clone_from(current);
+            }
+        }
+        connected
+    }
+
+    /// The generation that this process gives at this moment, if it is what gives it.
+    fn current(&self, workload: &WorkloadName, name: &str) -> String {
+        let origin = name.parse().ok().and_then(|name| {
+            let origin = credentials::authorized(&self.library, workload, &name)?;
+            self.sources.known(&name, &origin)
+        });
+        origin.map_or_else(String::new, |generation| generation.to_string())
+    }
+
+    /// Of these workloads, over all replicas; with all that is known of these credentials.
     pub(crate) async fn connected_everywhere(
         self: &Arc<Self>,
         workloads: &BTreeSet<&WorkloadName>,
+        credentials: &BTreeSet<String>,
     ) -> Result<Everywhere, StoreError> {
         let here = self.authority.replica();
         let mut all = Everywhere {
@@ -103,8 +139,7 @@ impl Control {
         };
         all.add(
             here.as_str(),
-            self.registry
-                .sidecars(|name| workloads.contains(name))
+            self.connected_here(|name| workloads.contains(name), credentials)
                 .into_iter(),
         );
         let names: Vec<_> = workloads.iter().map(ToString::to_string).collect();
@@ -122,10 +157,14 @@ impl Control {
                 all.problem(at, "not asked: too many replicas".to_owned());
                 continue;
             }
-            let (control, names) = (Arc::clone(self), names.clone());
+            let request = ConnectedRequest {
+                workloads: names.clone(),
+                credentials: credentials.iter().cloned().collect(),
+            };
+            let control = Arc::clone(self);
             asking.spawn(async move {
                 let name = seen.life.name.clone();
-                (at, name, control.ask(&seen.life.url, names).await)
+                (at, name, control.ask(&seen.life.url, request).await)
             });
         }
         while let Some(answered) = asking.join_next().await {
@@ -157,17 +196,14 @@ impl Control {
     }
 
     /// What a replica tells, or why it is not known.
-    async fn ask(&self, url: &str, workloads: Vec<String>) -> Result<Told, String> {
-        match Deadline::after(ANSWER)
-            .bound(self.hear(url, workloads))
-            .await
-        {
+    async fn ask(&self, url: &str, request: ConnectedRequest) -> Result<Told, String> {
+        match Deadline::after(ANSWER).bound(self.hear(url, request)).await {
             Ok(told) => told,
             Err(_) => Err(format!("did not answer within {} s", ANSWER.as_secs())),
         }
     }
 
-    async fn hear(&self, url: &str, workloads: Vec<String>) -> Result<Told, String> {
+    async fn hear(&self, url: &str, request: ConnectedRequest) -> Result<Told, String> {
         let url: ControlUrl = url.parse().map_err(|_| "has no address".to_owned())?;
         let id = SpiffeId::control(self.authority.trust_domain());
         let trust = self.trust.follow().borrow().trust.clone();
@@ -189,7 +225,6 @@ impl Control {
         };
         let mut client =
             ReplicasClient::new(connection.channel).max_decoding_message_size(MAX_MESSAGE);
-        let request = ConnectedRequest { workloads };
         let mut answer = client
             .connected(request)
             .await

@@ -4,8 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fender_api::proto::control::v1::{CredentialInUse, RefusedSidecar, SidecarStatus};
+use fender_api::proto::control::v1::{
+    CredentialInUse, CredentialUse, RefusedSidecar, SidecarStatus,
+};
 use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
+use prost::Message as _;
 use rustls::pki_types::UnixTime;
 
 use crate::limit::Bucket;
@@ -19,8 +22,10 @@ pub(crate) const STREAMS_PER_WORKLOAD: usize = 4096;
 /// second. A sidecar keeps a token for half its life, so this is some ten thousand audiences.
 const TOKENS: u32 = 1024;
 const TOKENS_PER_SECOND: u32 = 64;
-/// Credentials one sidecar may report on.
-const CREDENTIALS: usize = 64;
+/// What one sidecar may have on the list about its credentials, in bytes: some thousand of them.
+const CREDENTIALS: usize = 256 * 1024;
+/// The same, of all sidecars of one workload together.
+const CREDENTIALS_PER_WORKLOAD: usize = 16 * 1024 * 1024;
 /// Sidecars of one workload that were turned away, as many as are remembered.
 const REFUSED: usize = 16;
 
@@ -35,6 +40,8 @@ struct Inner {
     refused: HashMap<WorkloadName, Vec<RefusedSidecar>>,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
+    /// What is on the list about credentials, in bytes.
+    credentials: HashMap<WorkloadName, usize>,
     /// By workload and by the node whose agent asks: no node takes from another what the same workload needs there.
     tokens: HashMap<(SpiffeId, Option<NodeName>), Bucket>,
 }
@@ -43,6 +50,35 @@ struct Inner {
 struct Sidecar {
     workload: WorkloadName,
     status: SidecarStatus,
+    /// By name.
+    credentials: BTreeMap<String, CredentialInUse>,
+}
+
+impl Sidecar {
+    /// With everything about the credentials that are asked for, and of others the generation.
+    fn told(&self, all_of: impl Fn(&str) -> bool) -> SidecarStatus {
+        let credentials = self
+            .credentials
+            .values()
+            .map(|used| match all_of(&used.name) {
+                true => used.clone(),
+                false => CredentialInUse {
+                    name: used.name.clone(),
+                    generation: used.generation.clone(),
+                    ..CredentialInUse::default()
+                },
+            });
+        SidecarStatus {
+            credentials: credentials.collect(),
+            ..self.status.clone()
+        }
+    }
+}
+
+/// What a report takes here.
+fn weight(used: &CredentialInUse) -> usize {
+    let uses = used.uses.len() * size_of::<CredentialUse>();
+    size_of::<CredentialInUse>() + uses + used.encoded_len()
 }
 
 /// A sidecar that is turned away for what it is.
@@ -134,7 +170,12 @@ impl Registry {
         }
         let id = inner.next;
         inner.next = id.wrapping_add(1);
-        inner.sidecars.insert(id, Sidecar { workload, status });
+        let sidecar = Sidecar {
+            workload,
+            status,
+            credentials: BTreeMap::new(),
+        };
+        inner.sidecars.insert(id, sidecar);
         Connected {
             registry: self.clone(),
             id,
@@ -190,10 +231,12 @@ impl Registry {
         all
     }
 
-    /// Those of the workloads that are asked for, by workload, in the order they came.
+    /// Those of the workloads that are asked for, by workload, in the order they came; with all that is known of the credentials
+    /// that are asked for.
     pub(crate) fn sidecars(
         &self,
         asked: impl Fn(&WorkloadName) -> bool,
+        all_of: impl Fn(&str) -> bool,
     ) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
         let mut all = BTreeMap::<_, Vec<_>>::new();
         for sidecar in self.lock().sidecars.values() {
@@ -202,7 +245,7 @@ impl Registry {
             }
             all.entry(sidecar.workload.clone())
                 .or_default()
-                .push(sidecar.status.clone());
+                .push(sidecar.told(&all_of));
         }
         all
     }
@@ -243,15 +286,32 @@ impl Connected {
         });
     }
 
-    pub(crate) fn credential(&self, credential: CredentialInUse) {
-        self.update(|status| {
-            status
-                .credentials
-                .retain(|known| known.name != credential.name);
-            if status.credentials.len() < CREDENTIALS {
-                status.credentials.push(credential);
-            }
-        });
+    /// False if there is no room for it: it is on the list as not reported.
+    pub(crate) fn credential(&self, credential: CredentialInUse) -> bool {
+        let mut inner = self.registry.lock();
+        let Inner {
+            sidecars,
+            credentials: weights,
+            ..
+        } = &mut *inner;
+        let Some(sidecar) = sidecars.get_mut(&self.id) else {
+            return false;
+        };
+        let before = sidecar.credentials.remove(&credential.name);
+        let of_all = weights.entry(sidecar.workload.clone()).or_insert(0);
+        *of_all -= before.as_ref().map_or(0, weight);
+        let own: usize = sidecar.credentials.values().map(weight).sum();
+        let fresh = weight(&credential);
+        let fits = own + fresh <= CREDENTIALS && *of_all + fresh <= CREDENTIALS_PER_WORKLOAD;
+        if fits {
+            *of_all += fresh;
+            let name = credential.name.clone();
+            sidecar.credentials.insert(name, credential);
+        }
+        if *of_all == 0 {
+            weights.remove(&sidecar.workload);
+        }
+        fits
     }
 
     fn update(&self, change: impl FnOnce(&mut SidecarStatus)) {
@@ -263,7 +323,17 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.registry.lock().sidecars.remove(&self.id);
+        let mut inner = self.registry.lock();
+        let Some(sidecar) = inner.sidecars.remove(&self.id) else {
+            return;
+        };
+        let weight: usize = sidecar.credentials.values().map(weight).sum();
+        if let Some(of_all) = inner.credentials.get_mut(&sidecar.workload) {
+            *of_all -= weight;
+            if *of_all == 0 {
+                inner.credentials.remove(&sidecar.workload);
+            }
+        }
     }
 }
 
@@ -287,6 +357,57 @@ fn release<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attack_what_sidecars_say_of_their_credentials_takes_only_so_much_and_is_given_back() {
+        let registry = Registry::default();
+        let introduction = Introduction {
+            instance: String::new(),
+            version: String::new(),
+            address: String::new(),
+            since: UnixTime::since_unix_epoch(std::time::Duration::ZERO),
+            serial: "01".parse().unwrap(),
+            not_after: UnixTime::since_unix_epoch(std::time::Duration::ZERO),
+        };
+        let connect = || registry.connect("shop/orders".parse().unwrap(), introduction.clone());
+        let held = |sidecar: &Connected| {
+            let inner = registry.lock();
+            let own = inner.sidecars[&sidecar.id].credentials.values();
+            own.map(weight).sum::<usize>()
+        };
+        let longest = |name: usize| CredentialInUse {
+            name: format!("shop/{name}"),
+            uses: vec![
+                CredentialUse {
+                    who: "x".repeat(256),
+                    ..CredentialUse::default()
+                };
+                16
+            ],
+            ..CredentialInUse::default()
+        };
+        let greedy = connect();
+        let mut taken = 0;
+        while greedy.credential(longest(taken)) {
+            taken += 1;
+        }
+        assert!(taken > 10 && held(&greedy) <= CREDENTIALS);
+        // What is said again takes the place of what was said.
+        assert!(greedy.credential(longest(0)));
+        let mut others = Vec::new();
+        loop {
+            let other = connect();
+            let fits = (0..taken).all(|name| other.credential(longest(name)));
+            others.push(other);
+            if !fits {
+                break;
+            }
+        }
+        let all = registry.lock().credentials.values().sum::<usize>();
+        assert!(all <= CREDENTIALS_PER_WORKLOAD);
+        drop((greedy, others));
+        assert!(registry.lock().credentials.is_empty());
+    }
 
     #[test]
     fn one_certificate_holds_only_so_many_streams_and_gives_them_back() {

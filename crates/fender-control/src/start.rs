@@ -12,6 +12,7 @@ use fender_api::proto::control::v1::nodes_server::NodesServer;
 use fender_api::proto::control::v1::replicas_server::ReplicasServer;
 use fender_api::tls::{IncomingLimits, MAX_APPLY, TlsIncoming};
 use fender_api::url::ControlUrl;
+use fender_config::HttpsUrl;
 use fender_identity::TrustDomain;
 use fender_identity::tls::CaPin;
 use fender_providers::environment::Environment;
@@ -52,8 +53,8 @@ use crate::telemetry::{self, Telemetry};
 
 /// What a call to the identity service may weigh: a certificate request and a chain.
 const MAX_IDENTITY_CALL: usize = 64 * 1024;
-/// What another replica may ask at once: the names of a page of workloads.
-const MAX_PEERS_CALL: usize = 256 * 1024;
+/// What another replica may ask at once: the names of a page of workloads, and of their credentials.
+const MAX_PEERS_CALL: usize = 1024 * 1024;
 /// What one report may weigh.
 const MAX_REPORT: usize = 128 * 1024;
 /// Refused administrative calls on their way to the audit log.
@@ -76,6 +77,8 @@ pub struct ControlConfig {
     pub programs: Runner,
     /// The variables that documents may name, and what they held.
     pub environment: Environment,
+    /// The API of the Kubernetes cluster that it runs in, if it does.
+    pub cluster: Option<HttpsUrl>,
 }
 
 /// A control plane that serves. It ends with the [`Drain`] it was started with.
@@ -155,6 +158,7 @@ pub async fn start(
         allow_dirs,
         programs,
         environment,
+        cluster,
     } = config;
     let written = foundation.written()?;
 
@@ -198,14 +202,15 @@ pub async fn start(
 
     let incoming = TlsIncoming::new(listener, own.config(), IncomingLimits::default(), &drain);
 
-    let sources = Arc::new(Sources::new(
+    let sources = Sources::new(
         allow_dirs,
         programs,
         environment,
         data.path(),
         Arc::clone(&clock),
         drain.clone(),
-    ));
+    );
+    let sources = Arc::new(sources.in_cluster(cluster));
     warnings.extend(sources.not_allowed(&library.in_force().documents));
     let (decisions, reported) = Decisions::new();
     let (refused, refusals) = mpsc::channel(REFUSED);

@@ -3,10 +3,12 @@
 //! A document that came from a control plane is not trusted with the whole file system: it reads and
 //! writes only below directories that somebody on this machine allowed. A document that lies on this
 //! machine was written by whoever could allow everything. Programs are allowed one by one
-//! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)).
+//! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)) and
+//! secrets of AWS ([`AllowAws`](fender_providers::aws::AllowAws)).
 
 use std::path::{Component, Path, PathBuf};
 
+use fender_providers::aws::AwsNotAllowed;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, ReadFiles, Reading, Source};
 
@@ -55,16 +57,30 @@ impl AllowDirs {
     }
 }
 
+impl AllowDirs {
+    /// The file at `path`, if it may be read.
+    fn source(&self, path: &Path, limit: u64) -> Result<FileSource, FetchError> {
+        let allowed = self.check(path);
+        let source = match allowed.map_err(|error| FetchError::Denied(error.to_string()))? {
+            None => FileSource::new(path),
+            Some(root) => FileSource::below(root, path),
+        };
+        Ok(source.of_at_most(limit))
+    }
+}
+
 impl ReadFiles for AllowDirs {
     fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
         Box::pin(async move {
-            let allowed = self.check(path);
-            let source = match allowed.map_err(|error| FetchError::Denied(error.to_string()))? {
-                None => FileSource::new(path),
-                Some(root) => FileSource::below(root, path),
-            };
-            let fetched = source.of_at_most(limit).fetch().await?;
-            Ok(fetched.value)
+            let source = self.source(path, limit)?;
+            Ok(source.fetch().await?.value)
+        })
+    }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        Box::pin(async move {
+            let source = self.source(path, limit)?.seen_by_no_other();
+            Ok(source.fetch().await?.value)
         })
     }
 }
@@ -93,6 +109,14 @@ impl NotAllowed {
         Self {
             path: name.into(),
             why: "is no variable that documents may name; allow it with --allow-environment",
+        }
+    }
+
+    /// A secret of AWS that may not be asked for.
+    pub(crate) fn aws(refused: AwsNotAllowed) -> Self {
+        Self {
+            path: refused.what.into(),
+            why: refused.why,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A secret as a file: whole or not at all, for its reader only, where nobody else can meddle.
+//! A secret as a file: whole or not at all, for its reader only, where nobody else can meddle. Several that change together are
+//! in `set`.
 //!
 //! A new value is written beside the old one (0600 from its first moment), given its owner and mode,
 //! synced and renamed over it, all relative to a descriptor of the directory, so that nobody can
@@ -19,9 +20,11 @@ use fender_identity::Secret;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
 
 use crate::allow::{AllowDirs, NotAllowed};
+use crate::render::RenderError;
 
 pub(crate) mod accounts;
 mod directory;
+pub(crate) mod set;
 
 /// What a new value is written to before it takes its name. Fixed, so that what a crash leaves
 /// behind is found and replaced.
@@ -81,6 +84,9 @@ pub enum DeliveryError {
     /// The document or the value does not allow for it.
     #[error("`{name}` {why}")]
     Unserved { name: ServedName, why: String },
+    /// The value does not become what the document wants.
+    #[error("`{}` cannot be made: {error}", path.display())]
+    Unrendered { path: PathBuf, error: RenderError },
     /// There is no place in memory for it.
     #[error("cannot {action}: {error}")]
     Unsealed {
@@ -152,7 +158,7 @@ impl Place {
     /// Makes the file hold `value`. Blocks.
     pub fn write(&self, value: &Secret) -> Result<(Delivered, Change), DeliveryError> {
         let directory = directory::open(&self.directory, self.storage)?;
-        if let Some(file) = self.holding(&directory, value) {
+        if let Some(file) = holding(&directory, &self.name, self.owner, value) {
             self.restrict(&file)?;
             return Ok((self.delivered(&file)?, Change::Unchanged));
         }
@@ -163,34 +169,8 @@ impl Place {
         Ok((self.delivered(&file)?, Change::Written))
     }
 
-    /// The present file, if it is a plain one of ours that holds `value` already.
-    fn holding(&self, directory: &OwnedFd, value: &Secret) -> Option<File> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(directory, &self.name, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok()?;
-        let owner = Uid::from_raw(stat.st_uid);
-        let ours = owner == rustix::process::geteuid() || Some(owner) == self.owner;
-        // Another name for the same file could be held by somebody we do not write for.
-        let plain = is_file(&stat) && stat.st_nlink == 1;
-        let length = u64::try_from(stat.st_size).ok()?;
-        if !ours || !plain || length != value.len() as u64 {
-            return None;
-        }
-        let file = File::from(file);
-        let mut bytes = Vec::with_capacity(value.len());
-        let read = (&file).take(length).read_to_end(&mut bytes);
-        let present = Secret::new(bytes);
-        (read.is_ok() && present.ct_eq(value)).then_some(file)
-    }
-
-    /// Owner first: giving a file away takes bits of its mode.
     fn restrict(&self, file: &File) -> Result<(), DeliveryError> {
-        if self.owner.is_some() || self.group.is_some() {
-            rustix::fs::fchown(file, self.owner, self.group)
-                .map_err(DeliveryError::failed(&self.path, "set the owner of"))?;
-        }
-        rustix::fs::fchmod(file, self.mode)
-            .map_err(DeliveryError::failed(&self.path, "set the mode of"))
+        restrict(file, &self.path, self.owner, self.group, self.mode)
     }
 
     fn delivered(&self, file: &File) -> Result<Delivered, DeliveryError> {
@@ -291,6 +271,46 @@ impl Drop for Temporary<'_> {
             let _ = rustix::fs::unlinkat(self.directory, &self.name, AtFlags::empty());
         }
     }
+}
+
+/// The present file, if it is a plain one of ours that holds `value` already.
+fn holding(
+    directory: &OwnedFd,
+    name: &OsStr,
+    given_to: Option<Uid>,
+    value: &Secret,
+) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    let owner = Uid::from_raw(stat.st_uid);
+    let ours = owner == rustix::process::geteuid() || Some(owner) == given_to;
+    // Another name for the same file could be held by somebody we do not write for.
+    let plain = is_file(&stat) && stat.st_nlink == 1;
+    let length = u64::try_from(stat.st_size).ok()?;
+    if !ours || !plain || length != value.len() as u64 {
+        return None;
+    }
+    let file = File::from(file);
+    let mut bytes = Vec::with_capacity(value.len());
+    let read = (&file).take(length).read_to_end(&mut bytes);
+    let present = Secret::new(bytes);
+    (read.is_ok() && present.ct_eq(value)).then_some(file)
+}
+
+/// Owner first: giving a file away takes bits of its mode.
+fn restrict(
+    file: impl AsFd,
+    path: &Path,
+    owner: Option<Uid>,
+    group: Option<Gid>,
+    mode: Mode,
+) -> Result<(), DeliveryError> {
+    if owner.is_some() || group.is_some() {
+        rustix::fs::fchown(&file, owner, group)
+            .map_err(DeliveryError::failed(path, "set the owner of"))?;
+    }
+    rustix::fs::fchmod(&file, mode).map_err(DeliveryError::failed(path, "set the mode of"))
 }
 
 fn is_file(stat: &Stat) -> bool {

@@ -12,37 +12,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fender_config::ObjectName;
-use fender_config::snapshot::{CredentialSpec, Delivery, Snapshot};
+use fender_config::snapshot::{Content, CredentialSpec, Delivery, Snapshot};
 use fender_identity::Secret;
-use fender_providers::Generation;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+use crate::deliver::set::SetPlace;
 use crate::deliver::{DeliveryError, Place};
 use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
-use files::Files;
+use files::{Files, Holds, Work};
 use keeper::Keeper;
+use ledger::Ledger;
+
+pub use ledger::{Held, Holding, Holdings};
 
 mod files;
 mod keeper;
+mod ledger;
 
-/// What becomes of the files when the sidecar ends.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum OnExit {
-    #[default]
-    Wipe,
-    Keep,
-}
+pub use fender_config::snapshot::OnExit;
 
 /// What the engine works with.
 #[derive(Clone)]
 pub struct Settings {
     pub sources: Sources,
-    /// As it is when it matters: files of a process that has a successor are its successor's.
+    /// As it is when it matters: files of a process that has a successor are its successor's. Wiped is only what the document of
+    /// its credential does not keep.
     pub on_exit: watch::Receiver<OnExit>,
     /// Who tells applications of changes.
     pub notifier: Notifier,
@@ -53,7 +51,7 @@ pub struct Settings {
 /// Of a credential, what is left in place when nobody stays to keep it: its files. Nothing if it has none.
 pub fn files_alone(spec: &CredentialSpec) -> Option<CredentialSpec> {
     let stays = |delivery: &&Delivery| match delivery {
-        Delivery::File(_) => true,
+        Delivery::File(..) | Delivery::Files(_) => true,
         Delivery::Environment { .. } | Delivery::Socket(_) | Delivery::Url(_) => false,
     };
     let deliver: Vec<_> = spec.deliver.iter().filter(stays).cloned().collect();
@@ -69,41 +67,6 @@ pub async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<(), S
     // What was placed goes out of sight here, and stays where it is.
     deliver_all(gathered, settings).await.map(drop)
 }
-
-/// What the workload holds of one credential.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Holding {
-    /// Nothing yet.
-    Waiting,
-    /// This generation, in every place the document names.
-    Delivered(Generation),
-    /// This one, while a newer cannot be fetched or written.
-    Outdated {
-        generation: Generation,
-        why: String,
-        /// When it was last known to be the newest.
-        since: Instant,
-        /// From when on that is longer than its document allows; none if that is for ever.
-        too_old: Option<Instant>,
-    },
-    /// Nothing any more, by the word of the source.
-    Withdrawn { why: String },
-    /// Nothing, because it cannot be had or written.
-    Failed { why: String },
-}
-
-impl Holding {
-    /// The generation in use, if any.
-    pub fn generation(&self) -> Option<&Generation> {
-        match self {
-            Self::Delivered(generation) | Self::Outdated { generation, .. } => Some(generation),
-            Self::Waiting | Self::Withdrawn { .. } | Self::Failed { .. } => None,
-        }
-    }
-}
-
-/// What the workload holds, by credential.
-pub type Holdings = BTreeMap<ObjectName, Holding>;
 
 /// Delivers every credential of the present Snapshot within `deadline` and keeps following. Either
 /// all are delivered, or an error says which was not and nothing is left behind.
@@ -180,40 +143,17 @@ impl Engine {
     fn keep(&mut self, spec: CredentialSpec, prepare: impl FnOnce(Keeper) -> Keeper) {
         let name = spec.name.clone();
         let (publish, specs) = watch::channel(Some(spec));
-        let ledger = Ledger {
-            name: name.clone(),
-            holdings: self.holdings.clone(),
-        };
+        let ledger = Ledger::new(name.clone(), self.holdings.clone());
         let keeper = Keeper::new(specs, self.settings.clone(), ledger, self.drain.clone());
         self.keepers.insert(name, publish);
         self.drain.spawn(prepare(keeper).run());
     }
 }
 
-/// One credential's line in the holdings.
-struct Ledger {
-    name: ObjectName,
-    holdings: watch::Sender<Holdings>,
-}
-
-impl Ledger {
-    /// Returns whether that is news.
-    fn enter(&self, holding: Option<Holding>) -> bool {
-        self.holdings.send_if_modified(|holdings| match holding {
-            Some(holding) if holdings.get(&self.name) == Some(&holding) => false,
-            Some(holding) => {
-                holdings.insert(self.name.clone(), holding);
-                true
-            }
-            None => holdings.remove(&self.name).is_some(),
-        })
-    }
-}
-
 /// The credentials that a sidecar delivers.
 fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
     let here = |delivery: &Delivery| match delivery {
-        Delivery::File(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
+        Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
         Delivery::Environment { .. } => false,
     };
     let here = |spec: &&CredentialSpec| spec.deliver.iter().any(here);
@@ -223,8 +163,9 @@ fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
 /// What a document has done with a credential.
 #[derive(Debug, Default)]
 struct Plan {
-    /// Of the value.
-    places: Vec<Place>,
+    /// Of what is made of the value.
+    places: Vec<(Place, Content)>,
+    sets: Vec<SetPlace>,
     /// Of tokens, each with what it is to hold.
     tokens: Vec<(Place, Secret)>,
     to: Audience,
@@ -236,8 +177,12 @@ impl Plan {
         let mut plan = Self::default();
         for delivery in &spec.deliver {
             match delivery {
-                Delivery::File(file) => {
-                    plan.places.push(Place::new(file, &settings.sources.allow)?);
+                Delivery::File(file, content) => {
+                    let place = Place::new(file, &settings.sources.allow)?;
+                    plan.places.push((place, content.clone()));
+                }
+                Delivery::Files(set) => {
+                    plan.sets.push(SetPlace::new(set, &settings.sources.allow)?);
                 }
                 Delivery::Socket(socket) => {
                     let doors = settings.handovers.as_ref().map(Handovers::doors);
@@ -262,10 +207,17 @@ impl Plan {
     }
 
     /// Every file, with what it is to hold.
-    fn files(&self, value: &Secret) -> Vec<(Place, Secret)> {
+    fn work(&self, credential: &ObjectName, value: &Secret) -> Work {
         let places = self.places.iter().cloned();
-        let places = places.map(|place| (place, value.clone()));
-        places.chain(self.tokens.iter().cloned()).collect()
+        let made = places.map(|(place, content)| (place, Holds::Made(content)));
+        let tokens = self.tokens.iter().cloned();
+        let tokens = tokens.map(|(place, token)| (place, Holds::Token(token)));
+        Work {
+            credential: credential.clone(),
+            value: value.clone(),
+            files: made.chain(tokens).collect(),
+            sets: self.sets.clone(),
+        }
     }
 }
 
@@ -299,8 +251,9 @@ async fn deliver_all(
     for (gathered, plan) in planned {
         let name = gathered.spec.name.clone();
         let fetched = gathered.fetched.clone();
-        let written = Files::default().write(plan.files(&fetched.value)).await;
-        let offer = settings.handovers.as_ref().map(Handovers::offer);
+        let work = plan.work(&name, &fetched.value);
+        let written = Files::default().write(work).await;
+        let offer = settings.handovers.as_ref().map(|all| all.offer(&name));
         let offered = offer
             .as_ref()
             .map(|offer| offer.put(&plan.to, &fetched.value, &fetched.generation));

@@ -31,6 +31,7 @@ mod protocol;
 mod registry;
 mod sealed;
 mod serve;
+mod takings;
 mod token;
 pub mod url;
 
@@ -39,6 +40,7 @@ pub use limits::{SocketLimits, UrlLimits};
 pub use protocol::{Answer, Refusal};
 pub use registry::{Doors, Handovers};
 pub use serve::serve;
+pub use takings::{ByCredential as Takings, Consumer, Taking};
 
 pub(crate) use registry::{Audience, Handed, Offer};
 pub(crate) use token::Reader;

@@ -1,7 +1,7 @@
 //! Delivery of credentials, their rotation, and the supervision of the application.
 //!
 //! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
-//! ([`RemoteSecrets`]); they leave as files ([`deliver`]), at a socket ([`handover`]) or as the environment of a command
+//! ([`RemoteSecrets`]); they leave as files ([`deliver`]), alone or in sets that change together, of what documents have made of them, at a socket ([`handover`]) or as the environment of a command
 //! ([`environment`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
 //! parent of the application and of the proxy beside it.
 //!
@@ -9,6 +9,7 @@
 //! machine, and keeps no secret longer than it must.
 
 mod allow;
+mod render;
 mod sources;
 
 pub mod deliver;
@@ -19,4 +20,5 @@ pub mod notify;
 pub mod supervise;
 
 pub use allow::{AllowDirs, NotAllowed};
+pub use render::RenderError;
 pub use sources::{Gathered, NoRemote, RemoteSecrets, Sources, StartError, gather};

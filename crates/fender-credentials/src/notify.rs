@@ -18,10 +18,12 @@ use std::time::Duration;
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSpec, Notification, Target};
 use fender_identity::Secret;
+use fender_providers::Generation;
 use fender_runtime::backoff::Backoff;
 use fender_runtime::drain::Drain;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use record::Record;
 pub use ways::{App, AppNotice, NoApp, Ways};
@@ -55,6 +57,17 @@ pub struct Outcome {
     pub pending: Vec<ObjectName>,
     /// Why the last time failed, if it did.
     pub problem: Option<String>,
+    /// Which generation of which credential it knows of, as far as this process knows.
+    pub knows: BTreeMap<ObjectName, Known>,
+}
+
+/// What a target knows of one credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub generation: Generation,
+    /// When it acknowledged; none if it was the first one there was, or the one on record before the start, so that there was
+    /// nothing to tell.
+    pub acknowledged: Option<Instant>,
 }
 
 /// What became of whom, since the start.
@@ -76,7 +89,14 @@ struct Inner {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     after: BTreeMap<ObjectName, Duration>,
-    holds: BTreeMap<ObjectName, Digest>,
+    holds: BTreeMap<ObjectName, Latest>,
+}
+
+/// What is in every place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Latest {
+    digest: Digest,
+    generation: Generation,
 }
 
 impl Wanted {
@@ -112,8 +132,17 @@ impl Notifier {
     }
 
     /// `value` is in every place that the document of `name` says, and `notify` is whom it names.
-    pub(crate) fn delivered(&self, name: &ObjectName, value: &Secret, notify: &[Notification]) {
-        let digest = self.0.record.digest(value);
+    pub(crate) fn delivered(
+        &self,
+        name: &ObjectName,
+        value: &Secret,
+        generation: &Generation,
+        notify: &[Notification],
+    ) {
+        let latest = Latest {
+            digest: self.0.record.digest(value),
+            generation: generation.clone(),
+        };
         let mut targets = self.0.targets();
         for (target, wanted) in targets.iter() {
             if !notify.iter().any(|one| one.target == *target) {
@@ -123,7 +152,7 @@ impl Notifier {
         }
         targets.retain(|_, wanted| !wanted.borrow().holds.is_empty());
         for Notification { target, after } in notify {
-            self.0.record.begin(target, name, &digest);
+            self.0.record.begin(target, name, &latest.digest);
             let wanted = targets.entry(target.clone()).or_insert_with(|| {
                 let (wanted, follow) = watch::channel(Wanted::default());
                 let inner = Arc::clone(&self.0);
@@ -141,7 +170,7 @@ impl Notifier {
             wanted.send_if_modified(|wanted| {
                 let before = wanted.clone();
                 wanted.after.insert(name.clone(), *after);
-                wanted.holds.insert(name.clone(), digest.clone());
+                wanted.holds.insert(name.clone(), latest.clone());
                 *wanted != before
             });
             self.0.enter(target, &wanted.borrow());
@@ -181,10 +210,10 @@ impl Inner {
     }
 
     /// What a target has still to be told of.
-    fn due(&self, target: &Target, wanted: &Wanted) -> BTreeMap<ObjectName, Digest> {
+    fn due(&self, target: &Target, wanted: &Wanted) -> BTreeMap<ObjectName, Latest> {
         let holds = wanted.holds.iter();
-        let due = holds.filter(|(name, digest)| !self.record.has(target, name, digest));
-        due.map(|(name, digest)| (name.clone(), digest.clone()))
+        let due = holds.filter(|(name, latest)| !self.record.has(target, name, &latest.digest));
+        due.map(|(name, latest)| (name.clone(), latest.clone()))
             .collect()
     }
 
@@ -206,15 +235,17 @@ impl Inner {
                 let changed: Vec<_> = due.keys().cloned().collect();
                 match self.tell.tell(&target, &changed).await {
                     Ok(()) => {
-                        self.record.acknowledge(&target, due);
+                        let digests = due.iter();
+                        let digests = digests.map(|(name, it)| (name.clone(), it.digest.clone()));
+                        self.record.acknowledge(&target, digests.collect());
                         backoff.reset();
                         tracing::info!(%target, ?changed, "told of changed credentials");
-                        self.note(&target, &wanted.borrow(), None);
+                        self.note(&target, &wanted.borrow(), Ok(due));
                         break;
                     }
                     Err(why) => {
                         tracing::warn!(%target, %why, "cannot be told of changed credentials, trying again");
-                        self.note(&target, &wanted.borrow(), Some(why));
+                        self.note(&target, &wanted.borrow(), Err(why));
                         tokio::time::sleep(backoff.next()).await;
                     }
                 }
@@ -230,25 +261,68 @@ impl Inner {
                 return outcomes.remove(target).is_some();
             }
             let outcome = outcomes.entry(target.clone()).or_default();
-            let news = outcome.pending != pending;
+            let mut news = outcome.pending != pending;
+            let before = outcome.knows.len();
+            outcome
+                .knows
+                .retain(|name, _| wanted.holds.contains_key(name));
+            news |= outcome.knows.len() != before;
+            for (name, latest) in &wanted.holds {
+                if pending.contains(name) {
+                    continue;
+                }
+                // The same bytes may have another name by now.
+                let known = outcome.knows.entry(name.clone()).or_insert_with(|| Known {
+                    generation: latest.generation.clone(),
+                    acknowledged: None,
+                });
+                if known.generation != latest.generation {
+                    known.generation = latest.generation.clone();
+                    news = true;
+                }
+            }
             outcome.pending = pending;
+            news |= outcome.knows.len() != before;
             news
         });
     }
 
     /// What came of telling.
-    fn note(&self, target: &Target, wanted: &Wanted, problem: Option<String>) {
+    fn note(
+        &self,
+        target: &Target,
+        wanted: &Wanted,
+        told: Result<BTreeMap<ObjectName, Latest>, String>,
+    ) {
         let pending: Vec<_> = self.due(target, wanted).into_keys().collect();
         self.outcomes.send_modify(|outcomes| {
             // It may be named by nobody any more.
             let Some(outcome) = outcomes.get_mut(target) else {
                 return;
             };
-            match &problem {
-                None => outcome.acknowledged += 1,
-                Some(_) => outcome.failed += 1,
+            match told {
+                Ok(told) => {
+                    outcome.acknowledged += 1;
+                    outcome.problem = None;
+                    let moment = Some(Instant::now());
+                    for (name, Latest { generation, .. }) in told {
+                        if wanted.holds.contains_key(&name) {
+                            let acknowledged = moment;
+                            outcome.knows.insert(
+                                name,
+                                Known {
+                                    generation,
+                                    acknowledged,
+                                },
+                            );
+                        }
+                    }
+                }
+                Err(why) => {
+                    outcome.failed += 1;
+                    outcome.problem = Some(why);
+                }
             }
-            outcome.problem = problem;
             outcome.pending = pending;
         });
     }

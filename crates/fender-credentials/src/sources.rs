@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
+use fender_config::{HttpsUrl, ObjectName};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{AtEnd, FetchError, Fetched, State, Stores};
+use fender_providers::{AtEnd, FetchError, Fetched, State, Stores, Workload};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -43,11 +43,11 @@ pub struct Sources {
     pub allow: AllowDirs,
     /// Which programs they may name, and whoever runs them.
     pub programs: Runner,
-    /// Which variables they may name, and what those hold.
+    /// Which variables they may name, and what those hold; and what of AWS, and what is there to ask it with.
     pub environment: Environment,
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
-    /// What is asked over the network.
+    /// What several credentials come from.
     stores: Stores,
 }
 
@@ -62,7 +62,8 @@ impl Sources {
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let stores = Stores::new(allow.clone(), at_end, Arc::clone(&clock), drain);
+        let aws = environment.aws().clone();
+        let stores = Stores::new(allow.clone(), aws, at_end, Arc::clone(&clock), drain);
         Self {
             allow,
             programs,
@@ -71,6 +72,20 @@ impl Sources {
             remote,
             stores,
         }
+    }
+
+    /// The same in a cluster of Kubernetes, whose API is here.
+    #[must_use]
+    pub fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
+        self.stores = self.stores.in_cluster(api);
+        self
+    }
+
+    /// The same, of a process whose workload can log in to stores as itself.
+    #[must_use]
+    pub fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
+        self.stores = self.stores.of_workload(workload);
+        self
     }
 
     /// What is known of a credential, from now on.
@@ -117,6 +132,34 @@ impl Sources {
                 }
                 Ok(fender_providers::watch(self.stores.vault(secret), drain))
             }
+            CredentialSource::Direct(Origin::KubernetesSecret(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(
+                    self.stores.kubernetes(secret),
+                    drain,
+                ))
+            }
+            CredentialSource::Direct(Origin::Aws(secret)) => {
+                self.stores.check_aws(secret).map_err(NotAllowed::aws)?;
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.aws(secret), drain))
+            }
+            CredentialSource::Direct(Origin::Age(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.age(secret), drain))
+            }
+            CredentialSource::Direct(Origin::Sops(secret)) => {
+                for file in secret.files() {
+                    self.allow.check(&file)?;
+                }
+                Ok(fender_providers::watch(self.stores.sops(secret), drain))
+            }
         }
     }
 }
@@ -130,7 +173,7 @@ pub enum StartError {
     /// The sources did not say yes in time.
     #[error("credential `{name}` did not come in time: {why}")]
     Timeout { name: ObjectName, why: String },
-    /// The document may not have that file read, that program run or that variable read.
+    /// The document may not have that file read, that program run, that variable read or that of AWS asked for.
     #[error("credential `{name}`: source {error}")]
     NotAllowed { name: ObjectName, error: NotAllowed },
     /// It came, but cannot be put where the document says.
@@ -154,6 +197,7 @@ impl StartError {
                 | DeliveryError::NoSocket
                 | DeliveryError::NoUrl
                 | DeliveryError::Unserved { .. } => 64,
+                DeliveryError::Unrendered { .. } => 66,
                 DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,
             },
         }

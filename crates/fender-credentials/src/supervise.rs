@@ -13,6 +13,9 @@
 //! the proxy, whatever becomes of the successor; from then on the successor is, and the one before
 //! has the time of a drain to end by itself. The application notices nothing.
 //!
+//! An application that ends by itself is started again if [`RestartPolicy`] says so, after a rest that grows. The proxy is told
+//! when there is none to serve. Whoever asks to stop meanwhile ends everything.
+//!
 //! The proxy may ask to have the application told, by a signal, that something has changed, or to have it stopped and started
 //! again; that is answered when it is done.
 //!
@@ -23,29 +26,32 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::process::Stdio;
 use std::time::Duration;
 
-use fender_config::snapshot::NotifySignal;
 use fender_runtime::backoff::Backoff;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys::{self, Signal};
 use rustix::process::{Pid, WaitOptions};
-use tokio::net::UnixStream;
 use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 pub use channel::{Order, Superior};
 pub use process::Program;
+pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
 
 use channel::{Channel, Word};
-use process::{code, code_of_signal, hand_over_terminal, send, start};
+use process::{code, code_of_signal, send};
+use proxy::start_sibling;
+use revival::Revival;
 use signals::Signals;
 
+mod app;
 mod channel;
 mod process;
+mod proxy;
+mod revival;
 mod signals;
+mod succession;
 
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(10);
@@ -67,6 +73,8 @@ pub struct Plan {
     pub succession: Vec<OsString>,
     /// What SIGHUP means where there is no application to pass it on to.
     pub hang_up: HangUp,
+    /// Whether the application is started again when it ends by itself.
+    pub restart: RestartPolicy,
     /// From the request to stop until the application is killed.
     pub stop_timeout: Duration,
     /// From the end of its work until a proxy is killed.
@@ -108,6 +116,8 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
     }
     let backoff = Backoff::new(FIRST_REST, LONGEST_REST);
     let mut supervisor = Supervisor {
+        revival: Revival::new(&plan.restart),
+        app_started: Instant::now(),
         plan,
         signals,
         children,
@@ -125,6 +135,9 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
 
 struct Supervisor {
     plan: Plan,
+    /// How often the application was started again.
+    revival: Revival,
+    app_started: Instant,
     signals: Signals,
     children: tokio::signal::unix::Signal,
     app: App,
@@ -144,6 +157,10 @@ enum App {
     /// For the proxy.
     Waiting,
     Running(Pid),
+    /// It ended by itself and is started again then.
+    Resting {
+        until: Instant,
+    },
     /// There is none, and the proxy serves.
     Absent,
     Over(u8),
@@ -183,6 +200,7 @@ enum Event {
     AppIsLate,
     SiblingIsLate,
     ProxyIsRested,
+    AppIsRested,
 }
 
 impl Supervisor {
@@ -230,6 +248,7 @@ impl Supervisor {
                 Event::AppIsLate => self.kill_app(),
                 Event::SiblingIsLate => self.kill_late(),
                 Event::ProxyIsRested => self.restart_proxy(),
+                Event::AppIsRested => self.start_app_again(),
             }
         }
     }
@@ -240,7 +259,11 @@ impl Supervisor {
                 let kill = self.restart.as_ref().and_then(|restart| restart.kill);
                 self.stop.into_iter().chain(kill).min()
             }
-            App::Waiting | App::Absent | App::Over(_) => None,
+            App::Waiting | App::Resting { .. } | App::Absent | App::Over(_) => None,
+        };
+        let app_is_rested = match self.app {
+            App::Resting { until } => Some(until),
+            App::Waiting | App::Running(_) | App::Absent | App::Over(_) => None,
         };
         let late = self.siblings().filter_map(|sibling| sibling.kill).min();
         let (channel, rested) = match &mut self.proxy {
@@ -257,17 +280,8 @@ impl Supervisor {
             () = at(app_is_late) => Event::AppIsLate,
             () = at(late) => Event::SiblingIsLate,
             () = at(rested) => Event::ProxyIsRested,
+            () = at(app_is_rested) => Event::AppIsRested,
         }
-    }
-
-    /// The proxy, the one that may take its place, and those that had it.
-    fn siblings(&mut self) -> impl Iterator<Item = &mut Sibling> {
-        let proxy = match &mut self.proxy {
-            Proxy::Running(sibling) => Some(sibling),
-            Proxy::Resting { .. } | Proxy::Over => None,
-        };
-        let others = self.successor.iter_mut().chain(&mut self.retired);
-        proxy.into_iter().chain(others)
     }
 
     fn forward(&mut self, signal: Signal) {
@@ -286,7 +300,9 @@ impl Supervisor {
             App::Waiting | App::Absent if signal == Signal::HUP && self.plan.app.is_none() => {
                 self.hang_up();
             }
-            App::Waiting if stops || matches!(signal, Signal::HUP | Signal::QUIT) => {
+            App::Waiting | App::Resting { .. }
+                if stops || matches!(signal, Signal::HUP | Signal::QUIT) =>
+            {
                 let code = self
                     .plan
                     .app
@@ -295,7 +311,7 @@ impl Supervisor {
                 self.app_is_over(code.unwrap_or_default());
             }
             App::Absent if stops || signal == Signal::QUIT => self.app_is_over(0),
-            App::Waiting | App::Absent | App::Over(_) => {}
+            App::Waiting | App::Resting { .. } | App::Absent | App::Over(_) => {}
         }
     }
 
@@ -304,17 +320,6 @@ impl Supervisor {
             HangUp::Reloads => self.reload(),
             HangUp::Stops => self.app_is_over(0),
             HangUp::Ignored => {}
-        }
-    }
-
-    /// At once, or when the proxy is ready: before, it would die of the signal.
-    fn reload(&mut self) {
-        if let Proxy::Running(proxy) = &mut self.proxy {
-            proxy.stale = proxy.ready.is_none();
-            if !proxy.stale {
-                self.plan.manager.reloading();
-                send(proxy.pid, Signal::HUP);
-            }
         }
     }
 
@@ -334,287 +339,6 @@ impl Supervisor {
             }
         }
     }
-
-    fn start_app(&mut self) {
-        let Some(app) = &self.plan.app else {
-            self.app = App::Absent;
-            return self.plan.manager.ready();
-        };
-        match start(app, Stdio::inherit()) {
-            Ok(pid) => {
-                hand_over_terminal(pid);
-                self.app = App::Running(pid);
-                self.plan.manager.ready();
-            }
-            Err(error) => {
-                tracing::error!(program = %app.program.display(), %error, "cannot start the application");
-                // What a shell says of such a command.
-                let missing = error.kind() == io::ErrorKind::NotFound;
-                self.app_is_over(if missing { 127 } else { 126 });
-            }
-        }
-    }
-
-    /// Somebody else has changed what it reads.
-    fn signal_app(&mut self, signal: NotifySignal, number: u64) {
-        let told = match self.app {
-            App::Running(pid) => {
-                send(
-                    pid,
-                    match signal {
-                        NotifySignal::Hup => Signal::HUP,
-                        NotifySignal::Usr1 => Signal::USR1,
-                        NotifySignal::Usr2 => Signal::USR2,
-                    },
-                );
-                true
-            }
-            // It will read what there is when it starts.
-            App::Waiting => true,
-            App::Absent | App::Over(_) => false,
-        };
-        self.answer_proxy(number, told);
-    }
-
-    fn restart_app(&mut self, number: u64) {
-        match (&self.app, &mut self.restart) {
-            // It has not read anything since it was asked to end.
-            (App::Running(_), Some(restart)) => restart.asked.push(number),
-            (App::Running(pid), None) if self.stop.is_none() => {
-                tracing::info!("restarting the application: what it reads has changed");
-                send(*pid, Signal::TERM);
-                self.restart = Some(Restart {
-                    asked: vec![number],
-                    kill: Some(Instant::now() + self.plan.stop_timeout),
-                });
-            }
-            (App::Waiting, _) => self.answer_proxy(number, true),
-            (App::Running(_) | App::Absent | App::Over(_), _) => self.answer_proxy(number, false),
-        }
-    }
-
-    fn app_ended(&mut self, code: u8) {
-        let Some(restart) = self.restart.take() else {
-            return self.app_is_over(code);
-        };
-        tracing::info!(code, "the application has ended, starting it again");
-        self.start_app();
-        let runs = matches!(self.app, App::Running(_));
-        for number in restart.asked {
-            self.answer_proxy(number, runs);
-        }
-    }
-
-    fn give_up_restart(&mut self) {
-        for number in self.restart.take().into_iter().flat_map(|it| it.asked) {
-            self.answer_proxy(number, false);
-        }
-    }
-
-    fn answer_proxy(&mut self, number: u64, told: bool) {
-        self.tell_proxy(match told {
-            true => Word::AppTold(number),
-            false => Word::AppNotTold(number),
-        });
-    }
-
-    fn app_is_over(&mut self, code: u8) {
-        self.app = App::Over(code);
-        self.plan.manager.stopping();
-        let kill = Instant::now() + self.plan.drain_timeout;
-        for sibling in self.siblings() {
-            sibling.kill = Some(kill);
-            send(sibling.pid, Signal::TERM);
-        }
-    }
-
-    fn kill_app(&mut self) {
-        self.stop = None;
-        if let Some(restart) = &mut self.restart {
-            restart.kill = None;
-        }
-        if let App::Running(pid) = self.app {
-            tracing::warn!("the application did not stop in time, killing it");
-            send(pid, Signal::KILL);
-            // And what it started, as far as it stayed together.
-            let _ = rustix::process::kill_process_group(pid, Signal::KILL);
-        }
-    }
-
-    fn proxy_is_ready(&mut self) {
-        let over = matches!(self.app, App::Over(_));
-        let mut stale = false;
-        if let Proxy::Running(proxy) = &mut self.proxy {
-            proxy.ready.get_or_insert_with(Instant::now);
-            proxy.kill = proxy.kill.filter(|_| over);
-            stale = std::mem::take(&mut proxy.stale) && !over;
-        }
-        if matches!(self.app, App::Waiting) {
-            self.start_app();
-        }
-        if stale {
-            self.reload();
-        }
-    }
-
-    fn proxy_is_over(&mut self, code: u8) {
-        if let Some(successor) = self.successor.take() {
-            // It may have handed over and had nothing left to end: only the word of it is still on its way.
-            match code {
-                0 => tracing::debug!(code, "the proxy before has ended"),
-                _ => tracing::warn!(code, "the proxy died while its successor was on its way"),
-            }
-            self.proxy = Proxy::Running(successor);
-            return;
-        }
-        let Proxy::Running(proxy) = std::mem::replace(&mut self.proxy, Proxy::Over) else {
-            return;
-        };
-        match self.app {
-            App::Over(_) => {}
-            App::Waiting => self.app = App::Over(if code == 0 { UNAVAILABLE } else { code }),
-            App::Running(_) | App::Absent => {
-                if proxy.ready.is_some_and(|since| since.elapsed() >= SOUND) {
-                    self.backoff.reset();
-                }
-                let rest = self.backoff.next();
-                tracing::error!(code, ?rest, "the proxy died, starting it again");
-                self.proxy = Proxy::Resting {
-                    until: Instant::now() + rest,
-                };
-            }
-        }
-    }
-
-    fn restart_proxy(&mut self) {
-        let Some(program) = self.plan.proxy.clone() else {
-            return;
-        };
-        match start_sibling(&program) {
-            Ok(sibling) => {
-                self.proxy = Proxy::Running(sibling);
-                if self.stop.is_some() {
-                    self.order(Order::DrainInbound);
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot start the proxy again, trying later");
-                self.proxy = Proxy::Resting {
-                    until: Instant::now() + self.backoff.next(),
-                };
-            }
-        }
-    }
-
-    /// D2.
-    fn upgrade(&mut self) {
-        match self.start_successor() {
-            Ok(successor) => {
-                tracing::info!(
-                    pid = successor.pid.as_raw_pid(),
-                    "upgrade: the successor of the proxy is started"
-                );
-                self.successor = Some(successor);
-            }
-            Err(why) => {
-                tracing::warn!("no upgrade: {why}");
-                self.tell_proxy(Word::UpgradeRefused);
-            }
-        }
-    }
-
-    fn start_successor(&mut self) -> Result<Sibling, String> {
-        let ready = |sibling: &Sibling| sibling.ready.is_some();
-        let serves = matches!(&self.proxy, Proxy::Running(proxy) if ready(proxy));
-        let stays = matches!(self.app, App::Running(_) | App::Absent) && self.stop.is_none();
-        let Some(mut program) = self.plan.proxy.clone().filter(|_| serves && stays) else {
-            return Err("the proxy is not ready, or about to end".to_owned());
-        };
-        if self.successor.is_some() {
-            return Err("one is under way".to_owned());
-        }
-        program
-            .arguments
-            .extend(self.plan.succession.iter().cloned());
-        let mut successor = start_sibling(&program)
-            .map_err(|error| format!("cannot start `{}`: {error}", program.program.display()))?;
-        successor.kill = Some(Instant::now() + self.plan.upgrade_timeout);
-        Ok(successor)
-    }
-
-    fn successor_is_ready(&mut self) {
-        let Some(mut successor) = self.successor.take() else {
-            return;
-        };
-        tracing::info!(
-            pid = successor.pid.as_raw_pid(),
-            "upgrade: the successor is the proxy now"
-        );
-        (successor.ready, successor.kill) = (Some(Instant::now()), None);
-        let next = Proxy::Running(successor);
-        if let Proxy::Running(mut before) = std::mem::replace(&mut self.proxy, next) {
-            before.kill = Some(Instant::now() + self.plan.drain_timeout);
-            self.retired.push(before);
-        }
-    }
-
-    fn successor_is_over(&mut self, code: u8) {
-        self.successor = None;
-        if !matches!(self.app, App::Over(_)) {
-            tracing::error!(
-                code,
-                "no upgrade: the successor ended before it was ready; the proxy goes on"
-            );
-            self.tell_proxy(Word::UpgradeFailed(code));
-        }
-    }
-
-    fn kill_late(&mut self) {
-        let now = Instant::now();
-        for sibling in self
-            .siblings()
-            .filter(|it| it.kill.is_some_and(|kill| kill <= now))
-        {
-            let pid = sibling.pid.as_raw_pid();
-            match sibling.ready {
-                Some(_) => tracing::warn!(pid, "the proxy did not drain in time, killing it"),
-                None => tracing::warn!(pid, "the proxy was not ready in time, killing it"),
-            }
-            sibling.kill = None;
-            send(sibling.pid, Signal::KILL);
-        }
-    }
-
-    /// Also to one that is about to be the proxy: it hears it then.
-    fn order(&mut self, order: Order) {
-        for sibling in self.siblings() {
-            if let Err(error) = sibling.channel.say(Word::from(order)) {
-                tracing::warn!(%error, "cannot tell the proxy to drain");
-            }
-        }
-    }
-
-    fn tell_proxy(&mut self, word: Word) {
-        if let Proxy::Running(proxy) = &mut self.proxy
-            && let Err(error) = proxy.channel.say(word)
-        {
-            tracing::warn!(%error, "cannot tell the proxy what became of what it asked for");
-        }
-    }
-}
-
-fn start_sibling(program: &Program) -> io::Result<Sibling> {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    let channel = Channel::new(UnixStream::from_std(ours)?);
-    let pid = start(program, Stdio::from(OwnedFd::from(theirs)))?;
-    Ok(Sibling {
-        pid,
-        channel,
-        ready: None,
-        stale: false,
-        kill: None,
-    })
 }
 
 async fn said(channel: Option<&mut Channel>) -> Word {

@@ -4,10 +4,47 @@
 //!
 //! X.690: <https://www.itu.int/rec/T-REC-X.690>
 
+use zeroize::Zeroizing;
+
 /// Deeper than any honest request or certificate.
 const MAX_DEPTH: usize = 16;
 
 pub(crate) const INTEGER: u8 = 0x02;
+
+pub(crate) const OCTET_STRING: u8 = 0x04;
+pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
+pub(crate) const SEQUENCE: u8 = 0x30;
+pub(crate) const SET: u8 = 0x31;
+/// Explicit, and made of elements.
+pub(crate) const CONTEXT_0: u8 = 0xa0;
+/// Implicit, of bytes.
+pub(crate) const CONTEXT_0_BYTES: u8 = 0x80;
+pub(crate) const BMP_STRING: u8 = 0x1e;
+pub(crate) const NULL: [u8; 2] = [0x05, 0x00];
+
+/// One element with these parts, one behind the other. What is secret is wiped with it; it is as long as it must be from the
+/// beginning, so that growing leaves no copies.
+pub(crate) fn write(tag: u8, parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let bytes = length.to_be_bytes();
+    let short = bytes.iter().position(|byte| *byte != 0);
+    let digits = short.and_then(|from| bytes.get(from..)).unwrap_or(&[0]);
+    let mut element = Zeroizing::new(Vec::with_capacity(length + digits.len() + 2));
+    element.push(tag);
+    if let [one] = digits
+        && *one < 0x80
+    {
+        element.push(*one);
+    } else {
+        // Of the eight bytes of a length none is too many for one byte.
+        element.push(0x80 | u8::try_from(digits.len()).unwrap_or_default());
+        element.extend_from_slice(digits);
+    }
+    for part in parts {
+        element.extend_from_slice(part);
+    }
+    element
+}
 
 /// One element of DER.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +140,16 @@ mod tests {
         assert_eq!(parts.len(), 2);
         assert_eq!((parts[0].tag, parts[0].content), (INTEGER, [0].as_slice()));
         assert_eq!(parts[1].parts(), None);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for length in [0, 1, 127, 128, 255, 256, 65_535, 65_536] {
+            let content = vec![7; length];
+            let written = write(OCTET_STRING, &[&content]);
+            let element = read(&written).unwrap();
+            assert_eq!((element.tag, element.content), (OCTET_STRING, &*content));
+        }
     }
 
     #[test]

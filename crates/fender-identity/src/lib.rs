@@ -12,6 +12,7 @@ pub mod existing;
 pub mod jwt;
 mod peer;
 mod pem;
+pub mod pkcs12;
 mod secret;
 mod spiffe;
 mod svid;
@@ -30,7 +31,7 @@ pub use peer::{Peer, PeerSvid};
 pub use pem::{
     PemError, certificates as certificates_from_pem, crl_pem,
     encode_certificates as certificates_to_pem, private_key_pkcs8 as private_key_from_pem,
-    request as request_from_pem,
+    request as request_from_pem, rewrite as rewrite_pem,
 };
 pub use secret::Secret;
 pub use spiffe::{NodeName, SpiffeId, SpiffeIdError, TrustDomain, WorkloadName, WorkloadNameError};

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::pem::{Error, PemObject};
+use rustls_pki_types::pem::{Error, PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
@@ -25,6 +25,61 @@ pub enum PemError {
     SeveralKeys,
     #[error("more than one certificate request in the PEM text")]
     SeveralRequests,
+    #[error(
+        "a section of the PEM text is neither a certificate, a revocation list, a public key nor a private key without a password"
+    )]
+    Unknown,
+}
+
+/// Certificates, revocation lists and keys of several texts, one behind the other and in one form: whatever else stands between
+/// the sections is left out, and a section of another kind is refused. Empty is an error.
+pub fn rewrite<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Result<Secret, PemError> {
+    let (mut written, mut length) = (Vec::new(), 0);
+    for text in texts {
+        let sections: Vec<(SectionKind, Vec<u8>)> = sections(text, "key or certificate")?;
+        let sections = sections.into_iter();
+        let sections = sections.map(|(kind, der)| (kind, Zeroizing::new(der)));
+        // Sections of kinds that the reader does not know are passed over by it.
+        let begun = text
+            .windows(BEGIN.len())
+            .filter(|part| *part == BEGIN)
+            .count();
+        if sections.len() != begun {
+            return Err(PemError::Unknown);
+        }
+        for (kind, der) in sections {
+            let section = encode(label(kind).ok_or(PemError::Unknown)?, &der);
+            length += section.len();
+            written.push(section);
+        }
+    }
+    if written.is_empty() {
+        let what = "key or certificate";
+        return Err(PemError::Missing { what });
+    }
+    let mut whole = Vec::with_capacity(length);
+    for section in written {
+        whole.extend_from_slice(section.as_bytes());
+    }
+    Ok(Secret::new(whole))
+}
+
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum grows, and what is not known is refused"
+)]
+fn label(kind: SectionKind) -> Option<&'static str> {
+    match kind {
+        SectionKind::Certificate => Some("CERTIFICATE"),
+        SectionKind::PublicKey => Some("PUBLIC KEY"),
+        SectionKind::RsaPrivateKey => Some("RSA PRIVATE KEY"),
+        SectionKind::EcPrivateKey => Some("EC PRIVATE KEY"),
+        SectionKind::PrivateKey => Some("PRIVATE KEY"),
+        SectionKind::Crl => Some("X509 CRL"),
+        _ => None,
+    }
 }
 
 /// Every certificate in the text, in order; other sections are passed over.

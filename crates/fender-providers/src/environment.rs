@@ -10,14 +10,18 @@ use std::time::Duration;
 
 use fender_identity::Secret;
 
+use crate::aws::AwsAccess;
 use crate::{FetchError, Fetched, Generation, Source};
 
 /// There is nothing new to learn.
 const INTERVAL: Duration = Duration::from_secs(3600);
 
-/// The variables that documents may name, as they were at the start. Clones are the same.
+/// The variables that documents may name, as they were at the start, and what is there for AWS. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub struct Environment(Arc<BTreeMap<String, Option<Fetched>>>);
+pub struct Environment {
+    variables: Arc<BTreeMap<String, Option<Fetched>>>,
+    aws: AwsAccess,
+}
 
 impl Environment {
     /// These, with what they held, if they were set.
@@ -31,17 +35,31 @@ impl Environment {
             let value = value.filter(|value| !value.is_empty());
             (name, value.map(fetched))
         });
-        Self(Arc::new(variables.collect()))
+        Self {
+            variables: Arc::new(variables.collect()),
+            aws: AwsAccess::default(),
+        }
+    }
+
+    /// The same, with credentials for AWS.
+    #[must_use]
+    pub fn with_aws(self, aws: AwsAccess) -> Self {
+        Self { aws, ..self }
+    }
+
+    /// What this machine has for AWS, and what documents may do with it.
+    pub fn aws(&self) -> &AwsAccess {
+        &self.aws
     }
 
     /// Whether documents may name this one.
     pub fn allows(&self, variable: &str) -> bool {
-        self.0.contains_key(variable)
+        self.variables.contains_key(variable)
     }
 
     /// What a variable holds.
     pub fn source(&self, variable: &str) -> EnvironmentSource {
-        EnvironmentSource(match self.0.get(variable) {
+        EnvironmentSource(match self.variables.get(variable) {
             Some(Some(fetched)) => Ok(fetched.clone()),
             Some(None) => Err(FetchError::Missing(format!(
                 "the environment variable `{variable}` was not set when this process started"

@@ -25,10 +25,20 @@ use crate::{FetchError, Fetched, Generation, Source};
 /// The most a secret may weigh.
 pub const LIMIT: u64 = 1024 * 1024;
 
-const INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is looked at.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// A file system that takes longer than this is away.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who may have to do with a file, beside root and this process's user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    Any,
+    /// Whoever may read it, and nobody who can have written it.
+    Readers,
+    None,
+}
 
 /// A secret in a file.
 #[derive(Debug)]
@@ -38,8 +48,8 @@ pub struct FileSource {
     root: Option<Arc<Path>>,
     /// The most it may weigh.
     limit: u64,
-    /// Whether it is taken only if nobody but root and this process's user can have written it.
-    ours: bool,
+    /// Who else may have to do with it.
+    others: Others,
     /// Also held by the thread that reads, so that a file system that hangs holds up one only.
     last: Arc<Mutex<Option<Fetched>>>,
 }
@@ -51,7 +61,7 @@ impl FileSource {
             path: path.into().into(),
             root: None,
             limit: LIMIT,
-            ours: false,
+            others: Others::Any,
             last: Arc::default(),
         }
     }
@@ -72,7 +82,18 @@ impl FileSource {
 
     /// The same, refused if anybody but root and this process's user owns it or may write to it.
     pub fn written_by_no_other(self) -> Self {
-        Self { ours: true, ..self }
+        Self {
+            others: Others::Readers,
+            ..self
+        }
+    }
+
+    /// The same, refused if anybody but root and this process's user owns it, may read it or may write to it.
+    pub fn seen_by_no_other(self) -> Self {
+        Self {
+            others: Others::None,
+            ..self
+        }
     }
 }
 
@@ -82,9 +103,9 @@ impl Source for FileSource {
         let read = async {
             let mut last = self.last.clone().lock_owned().await;
             let (path, root) = (self.path.clone(), self.root.clone());
-            let (limit, ours) = (self.limit, self.ours);
+            let (limit, others) = (self.limit, self.others);
             tokio::task::spawn_blocking(move || {
-                let value = read(&path, root.as_deref(), limit, ours)?;
+                let value = read(&path, root.as_deref(), limit, others)?;
                 let known = last.take().filter(|known| known.value.ct_eq(&value));
                 let fetched = known.unwrap_or_else(|| Fetched {
                     value,
@@ -107,7 +128,12 @@ impl Source for FileSource {
     }
 }
 
-fn read(path: &Path, root: Option<&Path>, limit: u64, ours: bool) -> Result<Secret, FetchError> {
+fn read(
+    path: &Path,
+    root: Option<&Path>,
+    limit: u64,
+    others: Others,
+) -> Result<Secret, FetchError> {
     let failed = |error| blame(path, &error);
     let malformed = |why: &str| FetchError::Malformed(format!("`{}` {why}", path.display()));
 
@@ -116,7 +142,7 @@ fn read(path: &Path, root: Option<&Path>, limit: u64, ours: bool) -> Result<Secr
     if !before.is_file() {
         return Err(malformed("is not a regular file"));
     }
-    if ours && let Some(why) = others_can_write(&before) {
+    if let Some(why) = too_open(&before, others) {
         return Err(FetchError::Denied(format!("`{}` {why}", path.display())));
     }
     if before.len() > limit {
@@ -133,8 +159,13 @@ fn read(path: &Path, root: Option<&Path>, limit: u64, ours: bool) -> Result<Secr
     Ok(value)
 }
 
-/// Who else may decide what is in it.
-fn others_can_write(file: &Metadata) -> Option<String> {
+/// Who else has to do with it, and must not.
+fn too_open(file: &Metadata, others: Others) -> Option<String> {
+    let (refused, what) = match others {
+        Others::Any => return None,
+        Others::Readers => (0o022, "written"),
+        Others::None => (0o077, "read or written"),
+    };
     let (owner, us) = (file.uid(), rustix::process::geteuid().as_raw());
     if owner != 0 && owner != us {
         return Some(format!(
@@ -142,7 +173,7 @@ fn others_can_write(file: &Metadata) -> Option<String> {
         ));
     }
     let mode = file.mode() & 0o7777;
-    (mode & 0o022 != 0).then(|| format!("may be written by others than its owner (mode {mode:o})"))
+    (mode & refused != 0).then(|| format!("may be {what} by others than its owner (mode {mode:o})"))
 }
 
 fn open(path: &Path, root: Option<&Path>) -> io::Result<File> {

@@ -1,15 +1,17 @@
 //! HTTPS to one server: a question, an answer, and bounds on both.
 //!
 //! The server is verified by its name against the roots given, and by no others; nothing can turn that off. In the clear only
-//! an address on loopback is asked, by a client that can do nothing else ([`HttpClient::in_the_clear`]). A redirect
+//! an address on loopback or of the machine's own cloud is asked, by a client that can do nothing else ([`HttpClient::in_the_clear`]). A redirect
 //! is an answer, not an instruction: whoever asks showed a secret to this server and to no other. No proxy is taken from
 //! the environment, no cookie is kept, nothing is tried twice.
 
 mod roots;
+mod stream;
 mod wish;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::{HttpsUrl, StoreUrl};
@@ -17,7 +19,7 @@ use fender_identity::tls::{
     ShownCertificate, TlsError, TlsProfile, TlsVersion, client_dns, client_dns_showing,
     client_of_nobody,
 };
-use fender_identity::{PemError, Secret, certificates_from_pem};
+use fender_identity::{PemError, Secret, Svid, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use http::{Request, Response};
@@ -25,9 +27,16 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER
 use reqwest::redirect::Policy;
 
 pub(crate) use roots::system_roots;
+pub(crate) use stream::Streamed;
+#[cfg(test)]
+pub(crate) use stream::{Part, Parts};
 pub(crate) use wish::Wish;
 
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// Streams of HTTP/2 share a connection, and are no more than its server likes: who streams for long has one of his own.
+const ALPN_OF_STREAMS: &[&[u8]] = &[b"http/1.1"];
+/// How often a connection is looked at on which nothing comes.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The most fields in the head of an answer over HTTP/1.1, where the whole head may weigh 400 KiB.
 const HEAD_FIELDS: usize = 100;
@@ -54,7 +63,7 @@ pub struct Question<'a, U = HttpsUrl> {
     pub url: &'a U,
     /// Credentials: none of them is shown in an error or a log.
     pub headers: &'a [(&'static str, Secret)],
-    /// JSON.
+    /// JSON, unless the headers say what it is.
     pub body: Option<Secret>,
 }
 
@@ -102,7 +111,33 @@ impl HttpClient {
         Self::with(tls, Scheme::Https, limit)
     }
 
-    /// For a [`StoreUrl::Loopback`], and for nothing else: there is no server that it believes.
+    /// The same, where that certificate is the workload's own.
+    pub(crate) fn known_as(
+        svid: &Svid,
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), Some(svid), roots, ALPN, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// For answers that are streamed: each has a connection of its own, of which a line may weigh `limit` bytes.
+    pub(crate) fn streaming(
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), None, roots, ALPN_OF_STREAMS, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// For a [`StoreUrl::Loopback`] or the addresses of the link at which a cloud answers its own machines, and for nothing else: there is no
+    /// server that it believes.
     pub fn in_the_clear(limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let tls = client_of_nobody(&profile(), Arc::new(TlsClock(clock)))?;
         Self::with(tls, Scheme::Http, limit)
@@ -120,6 +155,7 @@ impl HttpClient {
             .http2_max_header_list_size(HEAD_BYTES)
             .redirect(Policy::none())
             .no_proxy()
+            .tcp_keepalive(KEEP_ALIVE)
             .retry(reqwest::retry::never())
             .build()
             .map_err(|_| HttpClientError::Build)?;
@@ -138,6 +174,21 @@ impl HttpClient {
             wish: head.headers().get(RETRY_AFTER).and_then(Wish::read),
             body: Secret::new(body),
         })
+    }
+
+    /// Asks, and waits for the head of the answer until the deadline.
+    pub(crate) async fn open<U: Url>(
+        &self,
+        question: Question<'_, U>,
+        deadline: Deadline,
+    ) -> Result<Streamed, HttpError> {
+        let request = self.request(question)?;
+        let opened = deadline.bound(self.inner.execute(request)).await;
+        let response = opened.map_err(|_| HttpError::TimedOut)?;
+        let response = response.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let wish = response.headers().get(RETRY_AFTER).and_then(Wish::read);
+        Ok(Streamed::new(status, wish, Box::new(response), self.limit))
     }
 
     /// The same for who has a protocol of its own to speak, and no secret in what comes back.
@@ -192,18 +243,31 @@ impl HttpClient {
             .request(method, question.url.to_string())
             .header(ACCEPT, JSON);
         for (name, value) in question.headers {
-            let mut value =
-                HeaderValue::from_bytes(value.expose()).map_err(|_| HttpError::Header { name })?;
+            let mut value = HeaderValue::from_maybe_shared(owned(value.clone()))
+                .map_err(|_| HttpError::Header { name })?;
             value.set_sensitive(true);
             request = request.header(HeaderName::from_static(name), value);
         }
         if let Some(body) = question.body {
-            request = request
-                .header(CONTENT_TYPE, JSON)
-                .body(body.expose().to_vec());
+            let named = |name: &str| question.headers.iter().any(|(known, _)| *known == name);
+            if !named(CONTENT_TYPE.as_str()) {
+                request = request.header(CONTENT_TYPE, JSON);
+            }
+            request = request.body(owned(body));
         }
         request.build().map_err(unreachable)
     }
+}
+
+/// The bytes of a secret where others want bytes; they are wiped when the last who has them lets them go.
+fn owned(secret: Secret) -> Bytes {
+    struct Owned(Secret);
+    impl AsRef<[u8]> for Owned {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose()
+        }
+    }
+    Bytes::from_owner(Owned(secret))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

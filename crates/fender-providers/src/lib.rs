@@ -8,15 +8,22 @@
 //! state directory.
 
 mod budget;
+mod hidden;
+mod sealed;
 mod state;
 mod stores;
+mod whole;
 
 pub mod acme;
+pub mod age;
+pub mod aws;
 pub mod command;
 pub mod docker;
 pub mod environment;
 pub mod file;
 pub mod http;
+pub mod kubernetes;
+pub mod sops;
 pub mod vault;
 
 use std::fmt;
@@ -25,8 +32,17 @@ use std::time::Duration;
 use fender_identity::Secret;
 use fender_runtime::id::OpaqueId;
 
+/// For `fuzz/`: what must hold for any bytes at all.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// A file that age or SOPS encrypted: see `sops::checks`.
+    pub fn sealed(data: &[u8]) {
+        crate::sops::checks::sealed(data);
+    }
+}
+
 pub use state::{State, watch};
-pub use stores::{AtEnd, ReadFiles, Reading, Stores};
+pub use stores::{AtEnd, ReadFiles, Reading, Stores, Workload};
 
 /// Where one secret comes from.
 pub trait Source: Send + Sync + 'static {

@@ -11,7 +11,7 @@
 mod login;
 mod place;
 mod session;
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,13 +20,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fender_config::snapshot::{VaultPlace, VaultSecret, VaultStore};
+use fender_identity::Svid;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use serde::de::IgnoredAny;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::stores::{AtEnd, ReadFiles};
+use crate::stores::{AtEnd, ReadFiles, Workload};
 use crate::{FetchError, Fetched, Generation, Source};
 use place::Place;
 use session::{Dial, DialHttp, Session};
@@ -43,6 +45,7 @@ const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub(crate) struct Vaults {
     shared: Arc<Shared>,
+    workload: Option<Arc<dyn Workload>>,
 }
 
 struct Shared {
@@ -102,7 +105,14 @@ impl Vaults {
                 drain,
                 open,
             }),
+            workload: None,
         }
+    }
+
+    /// The same, of a process whose workload can log in as itself.
+    pub(crate) fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
+        self.workload = Some(workload);
+        self
     }
 
     /// A secret, to be followed.
@@ -110,7 +120,7 @@ impl Vaults {
         let shared = &self.shared;
         let mut open = shared.open();
         let vault = open.entry(secret.store.clone()).or_insert_with(|| {
-            let vault = Arc::new(Vault::new(&secret.store, shared));
+            let vault = Arc::new(Vault::new(&secret.store, shared, self.workload.clone()));
             let keeper = keep(Arc::clone(shared), secret.store.clone(), Arc::clone(&vault));
             shared.drain.spawn(keeper);
             vault
@@ -149,11 +159,12 @@ impl Shared {
 }
 
 impl Vault {
-    fn new(store: &VaultStore, shared: &Shared) -> Self {
+    fn new(store: &VaultStore, shared: &Shared, workload: Option<Arc<dyn Workload>>) -> Self {
         let session = Session::new(
             store.clone(),
             Arc::clone(&shared.dial),
             Arc::clone(&shared.files),
+            workload,
             Arc::clone(&shared.clock),
         );
         let leases = Leases::default();
@@ -200,6 +211,7 @@ impl Vault {
 async fn keep(shared: Arc<Shared>, store: VaultStore, vault: Arc<Vault>) {
     let desk = &vault.desk;
     let mut upkeep = desk.session.upkeep();
+    let mut svid = desk.session.svid();
     let mut sweep = Instant::now() + SWEEP;
     loop {
         let next = upkeep.borrow_and_update().next;
@@ -209,6 +221,7 @@ async fn keep(shared: Arc<Shared>, store: VaultStore, vault: Arc<Vault>) {
                 return desk.end(shared.at_end.keep_leases()).await;
             }
             Ok(()) = upkeep.changed() => {}
+            () = renewed(&mut svid) => desk.session.show_another().await,
             () = looked_after(&desk.session, next) => {}
             () = tokio::time::sleep_until(sweep) => {
                 sweep = Instant::now() + SWEEP;
@@ -220,6 +233,18 @@ async fn keep(shared: Arc<Shared>, store: VaultStore, vault: Arc<Vault>) {
                 }
             }
         }
+    }
+}
+
+/// Resolves when the workload has another certificate.
+async fn renewed(svid: &mut Option<watch::Receiver<Arc<Svid>>>) {
+    let changed = match svid {
+        Some(svid) => svid.changed().await,
+        None => std::future::pending().await,
+    };
+    if changed.is_err() {
+        // Nobody renews it any more.
+        std::future::pending().await
     }
 }
 

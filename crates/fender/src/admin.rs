@@ -127,7 +127,25 @@ pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
     }
 }
 
+async fn credentials(args: cli::StatusCredentials) -> Outcome {
+    let mut control = connect(&args.admin).await?;
+    let held = control
+        .credentials(
+            args.namespace.as_deref(),
+            args.credential.as_ref(),
+            Deadline::after(CALL_TIME),
+        )
+        .await
+        .map_err(refused)?;
+    show(args.output, &render::credentials_json(&held), |held| {
+        render::credentials_text(held, terminal_width())
+    })
+}
+
 pub(crate) async fn status(args: cli::Status) -> Outcome {
+    if let Some(cli::StatusOf::Credentials(args)) = args.of {
+        return credentials(args).await;
+    }
     if let Some(socket) = &args.sidecar {
         if args.ready {
             let ready = local::ready(socket).await;

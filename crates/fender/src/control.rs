@@ -25,7 +25,7 @@ use fender_runtime::sys;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::programs::Helper;
 use crate::signals::{self, Stop};
-use crate::{admin_socket, cli, load, print};
+use crate::{admin_socket, cli, load, print, variables};
 
 /// How long calls in flight may take once told to end. Sidecars reconnect elsewhere or later.
 const GRACE: Duration = Duration::from_secs(5);
@@ -116,6 +116,7 @@ pub(crate) async fn run(args: cli::Control, sealing: Sealing, environment: Envir
         allow_dirs: args.allow_dir,
         programs: helper.runner().map_err(Failure::unavailable)?,
         environment,
+        cluster: variables::cluster(),
     };
     let drain = Drain::new();
     let running = fender_control::start(config, clock::system(), drain.clone())

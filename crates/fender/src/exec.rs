@@ -9,6 +9,7 @@ use std::sync::Arc;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Origin};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
@@ -18,6 +19,7 @@ use fender_runtime::program::Runner;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
 use crate::source::Tenure;
+use crate::workload::OwnIdentity;
 use crate::{cli, single, source, variables};
 
 /// How long the goodbye to the control plane may take before the command starts anyway.
@@ -32,6 +34,11 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     let named = alone.iter().flatten().filter_map(variables::of);
     let allowed = args.source.allow_environment.iter().map(String::as_str);
     let taken = variables::take(named.chain(allowed).map(ToOwned::to_owned));
+    let (asked, allow) = match &alone {
+        Some(specs) => (specs.iter().any(variables::is_of_aws), AllowAws::Any),
+        None => variables::allowed_aws(&args.source.allow_aws),
+    };
+    let taken = taken.with_aws(variables::take_aws(asked, allow));
     single(async {
         prepared = Some(environment(&args, alone, taken).await?);
         Ok(Exit::Done)
@@ -62,6 +69,7 @@ async fn environment(
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
     let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
+    let mut workload = None;
     let (specs, allow, programs, remote): (Vec<_>, _, _, _) = match alone {
         Some(specs) => {
             let programs = specs.iter().filter_map(program);
@@ -80,6 +88,7 @@ async fn environment(
             )
             .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
+            workload = OwnIdentity::of(&feed);
             let remote = match feed.session {
                 Some(session) => Arc::new(ByControl::new(session, drain.clone())),
                 None => none,
@@ -94,6 +103,10 @@ async fn environment(
     };
     // The command goes on with what was leased, and nobody is left to renew it.
     let sources = Sources::new(allow, programs, taken, remote, || true, clock, &drain);
+    let mut sources = sources.in_cluster(variables::cluster());
+    if let Some(workload) = workload {
+        sources = sources.of_workload(workload);
+    }
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
     let gathered = gather(&specs, &sources, deadline, &drain)
         .await
@@ -131,6 +144,8 @@ fn variables(gathered: &Gathered) -> impl Iterator<Item = (&str, &fender_identit
             Delivery::Environment { variable } => {
                 Some((variable.as_str(), &gathered.fetched.value))
             }
-            Delivery::File(_) | Delivery::Socket(_) | Delivery::Url(_) => None,
+            Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => {
+                None
+            }
         })
 }

@@ -21,16 +21,17 @@ use crate::sidecar::confine::{self, Reach};
 use crate::sidecar::{Local, remote::ByControl};
 use crate::signals::{self, Stop};
 use crate::source::{self, Tenure};
-use crate::{cli, single};
+use crate::workload::OwnIdentity;
+use crate::{cli, single, variables};
 
 /// How long the goodbye to the control plane may take.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: cli::Init) -> Outcome {
     sys::harden_process().map_err(Failure::unavailable)?;
-    let reach = Reach::of_source(&args.source)?;
+    let mut reach = Reach::of_source(&args.source)?;
     let hang_up = signals::hang_up();
-    let local = Local::take(&reach)?;
+    let local = Local::take(&mut reach, &args.source)?;
     confine::confine(&reach).map_err(Failure::unavailable)?;
     single(async {
         let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
@@ -63,6 +64,7 @@ async fn obtain(
     let admit = Box::new(move |documents: &_| reach.admit(documents));
     let feed = source::open(args, Tenure::Own, admit, &clock, drain, deadline).await?;
     let specs = for_files(&feed.snapshot.borrow().credentials);
+    let workload = OwnIdentity::of(&feed);
     let remote: Arc<dyn RemoteSecrets> = match feed.session {
         Some(session) => Arc::new(ByControl::new(session, drain.clone())),
         None => Arc::new(NoRemote),
@@ -83,6 +85,10 @@ async fn obtain(
         clock,
         drain,
     );
+    let mut sources = sources.in_cluster(variables::cluster());
+    if let Some(workload) = workload {
+        sources = sources.of_workload(workload);
+    }
     let gathered = gather(&specs, &sources, deadline, drain)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;

@@ -36,6 +36,7 @@ mod source;
 mod tokens;
 mod upgrade;
 mod variables;
+mod workload;
 
 use std::io::Write;
 use std::process::ExitCode;

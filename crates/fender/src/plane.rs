@@ -27,6 +27,8 @@ pub(crate) fn run(command: Plane, sealing: Sealing) -> Outcome {
         Plane::Control(args) => {
             // Before any thread.
             let environment = variables::take(args.allow_environment.iter().cloned());
+            let (asked, allow) = variables::allowed_aws(&args.allow_aws);
+            let environment = environment.with_aws(variables::take_aws(asked, allow));
             blocking(control::run(*args, sealing, environment))
         }
         Plane::Agent(args) => blocking(agent::run(args)),

@@ -2,6 +2,7 @@
 //!
 //! Text is made from the JSON, so that the two never disagree.
 
+mod credentials;
 mod status;
 mod table;
 
@@ -14,6 +15,7 @@ use fender_api::proto::control::v1 as proto;
 use fender_policy::Verdict;
 use serde_json::{Value, json};
 
+pub(crate) use credentials::{credentials_json, credentials_text, usage_json};
 pub(crate) use status::{status_json, status_text};
 
 /// The first second of a year with five digits, which RFC 3339 cannot tell.
@@ -261,6 +263,7 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
             text(credential, "name"),
             text(credential, "state")
         );
+        held(credential, &mut out);
     }
     for notification in array(status, "notifications") {
         let pending: Vec<_> = strings(notification, "pending").collect();
@@ -279,6 +282,38 @@ pub(crate) fn sidecar_text(status: &Value) -> String {
         let _ = writeln!(out, "PROBLEM        {}", text(status, "problem"));
     }
     out
+}
+
+/// Which generation of a credential is held, and who took it.
+fn held(credential: &Value, out: &mut String) {
+    let generation = text(credential, "generation");
+    if !generation.is_empty() {
+        let newer = match text(credential, "newer") {
+            "" => String::new(),
+            newer => format!("; {newer} IS NEWER and not in every place"),
+        };
+        let since = text(credential, "since");
+        let _ = writeln!(
+            out,
+            "               generation {generation} since {since}{newer}"
+        );
+    }
+    // Who is told has lines of its own.
+    let takes = |used: &&Value| matches!(text(used, "kind"), "socket" | "url");
+    for used in array(credential, "uses").filter(takes) {
+        let old = match used["behind"] == Value::Bool(true) {
+            true => "AN OLD ONE, ",
+            false => "",
+        };
+        let _ = writeln!(
+            out,
+            "               taken by {} at the {}: {old}generation {} first at {}",
+            text(used, "who"),
+            text(used, "kind"),
+            text(used, "generation"),
+            text(used, "since"),
+        );
+    }
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
+use fender_config::HttpsUrl;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
 use fender_identity::Secret;
+use fender_providers::aws::{AllowAws, AwsAccess, AwsPattern, AwsSettings};
 use fender_providers::environment::Environment;
+use fender_providers::kubernetes;
 use fender_runtime::sys;
 
 /// Reads these and takes them out of the environment. To be called before threads.
@@ -21,6 +24,45 @@ pub(crate) fn take(names: impl IntoIterator<Item = String>) -> Environment {
         variables.entry(name).or_insert(value);
     }
     Environment::taken(variables)
+}
+
+/// The API of the Kubernetes cluster that this process runs in, if it does.
+pub(crate) fn cluster() -> Option<HttpsUrl> {
+    let read = |name| std::env::var_os(name)?.into_string().ok();
+    let host = read(kubernetes::HOST_VARIABLE);
+    let port = read(kubernetes::PORT_VARIABLE);
+    kubernetes::own_api(host.as_deref(), port.as_deref())
+}
+
+/// What is there for AWS, if anybody is to ask it: read, and what is secret of it taken out of the environment. To be called before
+/// threads.
+pub(crate) fn take_aws(is_asked: bool, allow: AllowAws) -> AwsAccess {
+    if !is_asked {
+        return AwsAccess::default();
+    }
+    let secret = |value: OsString| Secret::new(value.into_vec());
+    let taken = AwsSettings::SECRETS
+        .into_iter()
+        .map(|name| (name, sys::take_variable(name)));
+    let read = AwsSettings::OTHERS
+        .into_iter()
+        .map(|name| (name, std::env::var_os(name)));
+    let set = taken.chain(read);
+    let set = set.filter_map(|(name, value)| Some((name, secret(value?))));
+    AwsAccess {
+        settings: AwsSettings::new(set),
+        allow,
+    }
+}
+
+/// What documents from elsewhere may have read of AWS, and whether they may anything.
+pub(crate) fn allowed_aws(patterns: &[AwsPattern]) -> (bool, AllowAws) {
+    (!patterns.is_empty(), AllowAws::These(patterns.to_vec()))
+}
+
+/// Whether a credential comes from AWS.
+pub(crate) fn is_of_aws(spec: &CredentialSpec) -> bool {
+    matches!(&spec.source, CredentialSource::Direct(Origin::Aws(_)))
 }
 
 /// The variable that a credential comes from, if it does.

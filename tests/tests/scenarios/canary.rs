@@ -8,6 +8,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use fender_tests::aws::{self, FakeAws, REGION};
 use fender_tests::pki::{Authority, Template};
 use fender_tests::process::{PATIENCE, Process, binary, free_address, installed, output};
 use fender_tests::vault::{Mode, ROLE_ID, Vault};
@@ -30,6 +31,7 @@ enum Store {
     /// Read once: it cannot be changed.
     Environment,
     Vault,
+    Aws,
 }
 
 struct Provider {
@@ -39,7 +41,7 @@ struct Provider {
     store: Store,
 }
 
-const PROVIDERS: [Provider; 7] = [
+const PROVIDERS: [Provider; 8] = [
     Provider::new("file-sidecar", "sidecar", Store::File),
     Provider::new("file-control", "control", Store::File),
     Provider::new("command-sidecar", "sidecar", Store::Command),
@@ -47,6 +49,7 @@ const PROVIDERS: [Provider; 7] = [
     Provider::new("variable", "sidecar", Store::Environment),
     Provider::new("vault-sidecar", "sidecar", Store::Vault),
     Provider::new("vault-control", "control", Store::Vault),
+    Provider::new("aws", "sidecar", Store::Aws),
 ];
 
 impl Provider {
@@ -70,6 +73,7 @@ impl Provider {
 struct World {
     mesh: Mesh,
     vault: Vault,
+    aws: FakeAws,
     /// Where the plug-in lies.
     programs: TempDir,
     url: String,
@@ -87,7 +91,7 @@ impl World {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let documents = one_service("1h", free_address(), free_address());
         let mesh = Mesh::start_running(&documents, std::slice::from_ref(&program));
-        for own in ["sources", "delivered", "tokens", "login"] {
+        for own in ["sources", "delivered", "sets", "tokens", "login"] {
             fs::create_dir(mesh.path(own)).unwrap();
         }
         authority.write_bundle(&mesh.path("login"));
@@ -95,6 +99,7 @@ impl World {
         let world = Self {
             mesh,
             vault,
+            aws: FakeAws::in_the_clear(),
             programs,
             url: free_address().to_string(),
         };
@@ -124,6 +129,10 @@ impl World {
                     self.program().display()
                 ),
                 Store::Environment => "environment: { variable: CANARY }".to_owned(),
+                Store::Aws => format!(
+                    "aws: {{ region: {REGION}, endpoint: \"{}\", secretsManager: {{ secretId: {name} }}, refresh: 1s, via: {via} }}",
+                    self.aws.url()
+                ),
                 Store::Vault => format!(
                     "vault: {{ address: \"{}\", roots: {{ file: \"{own}/login/bundle.pem\" }}, \
                      login: {{ appRole: {{ roleId: {ROLE_ID}, secretIdFile: \"{own}/login/secret-id\" }} }}, \
@@ -141,6 +150,10 @@ spec:
   maxStale: 1h
   deliver:
     - file: {{ path: "{own}/delivered/{name}", storage: disk }}
+    - files:
+        directory: "{own}/sets/{name}"
+        storage: disk
+        entries: [ {{ name: raw }}, {{ name: filled, template: "{{{{ value }}}}" }} ]
     - socket: {{ users: [ 0 ] }}
     - url: {{ token: {{ path: "{own}/tokens/{name}", storage: disk }} }}
     - environment: {{ variable: {} }}
@@ -162,6 +175,7 @@ spec:
                     self.source(provider.name, &answer.to_string());
                 }
                 Store::Environment => {}
+                Store::Aws => self.aws.write(&value),
                 Store::Vault => self
                     .vault
                     .write(provider.name, json!({ "password": value })),
@@ -178,10 +192,11 @@ spec:
                     let answer = format!("{{\"version\":1,\"{CANARY}\":\"{CANARY}\"");
                     self.source(provider.name, &answer);
                 }
-                Store::Environment | Store::Vault => {}
+                Store::Environment | Store::Vault | Store::Aws => {}
             }
         }
         self.vault.be(Mode::Nonsense);
+        self.aws.be(aws::Mode::Nonsense);
     }
 
     fn source(&self, name: &str, text: &str) {
@@ -200,9 +215,18 @@ spec:
         command
             .env_remove("FENDER_ADMIN")
             .env("CANARY", format!("{CANARY}-1-variable"))
+            .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+            .env("AWS_SECRET_ACCESS_KEY", format!("{CANARY}-aws-key"))
+            .env("AWS_ENDPOINT_URL", self.aws.url())
             .args(["--log-format", "json", "--log", "trace", what, "--state"])
             .arg(self.mesh.state("shop/orders"))
-            .args(["--allow-environment", "CANARY", "--allow-dir"])
+            .args([
+                "--allow-environment",
+                "CANARY",
+                "--allow-aws",
+                "secretsmanager:aws",
+            ])
+            .arg("--allow-dir")
             .arg(self.mesh.directory.path());
         command.arg("--allow-command").arg(self.program());
         command
@@ -233,8 +257,11 @@ spec:
         fs::read_to_string(self.mesh.path("tokens").join(name)).unwrap()
     }
 
-    /// What a consumer of each kind has: of the file, of the socket, of the URL.
-    fn had(&self, name: &str) -> [String; 3] {
+    /// What a consumer of each kind has: of the file, of two of a set, of the socket, of the URL.
+    fn had(&self, name: &str) -> [String; 5] {
+        let set = self.mesh.path("sets").join(name);
+        let [raw, filled] =
+            ["raw", "filled"].map(|file| fs::read_to_string(set.join(file)).unwrap_or_default());
         let file = fs::read_to_string(self.mesh.path("delivered").join(name)).unwrap_or_default();
         let socket = self.socket();
         let told = output(
@@ -248,7 +275,7 @@ spec:
             installed("curl"),
             &["--silent", "--max-time", "20", "--header", &header, &url],
         );
-        [file, told.1, served.1]
+        [file, raw, filled, told.1, served.1]
     }
 
     fn wait_for(&self, number: u32) {
@@ -303,7 +330,8 @@ spec:
                 assert!(!found, "{what} holds `{needle}`");
             }
         };
-        let belongs = ["sources", "delivered", "tokens", "login"].map(|own| self.mesh.path(own));
+        let belongs =
+            ["sources", "delivered", "sets", "tokens", "login"].map(|own| self.mesh.path(own));
         let mut looked_at = 0;
         for file in files(self.mesh.directory.path()) {
             if !belongs.iter().any(|own| file.starts_with(own)) {
@@ -411,6 +439,7 @@ fn a_canary_through_every_provider_and_delivery_is_found_where_it_belongs_and_no
     // The environment of a command, and what is said when it is not to be had.
     drop(sidecar);
     world.vault.be(Mode::Answers);
+    world.aws.be(aws::Mode::Answers);
     world.becomes(1);
     let run = || {
         let mut exec = world.command("exec");
@@ -425,6 +454,7 @@ fn a_canary_through_every_provider_and_delivery_is_found_where_it_belongs_and_no
         let line = format!("{}={}\n", variable(provider.name), provider.value(1));
         assert!(out.contains(&line), "{line}");
     }
+    assert!(!out.contains("AWS_SECRET_ACCESS_KEY"), "{out}");
     assert!(
         !out.contains("\nCANARY=") && !out.starts_with("CANARY="),
         "{out}"

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use fender_tests::pki::{Authority, Template};
 use fender_tests::process::{PATIENCE, binary, free_address, output};
@@ -24,9 +25,14 @@ struct World {
 impl World {
     /// A workload `shop/orders` with these credentials: for each its name and what stands in `vault` beside the address.
     fn new(via: &str, credentials: &[(&str, &str)]) -> Self {
+        Self::of(via, "1h", "1s", credentials)
+    }
+
+    /// The same with certificates of this lifetime, and with this for `refresh`. The authority of the mesh is one of Vault's.
+    fn of(via: &str, leaf: &str, refresh: &str, credentials: &[(&str, &str)]) -> Self {
         let authority = Authority::new("vault.test");
-        let vault = Vault::start(&authority);
-        let mesh = Mesh::start(&one_service("1h", free_address(), free_address()));
+        let mesh = Mesh::start(&one_service(leaf, free_address(), free_address()));
+        let vault = Vault::start_believing(&authority, &mesh.path("control/admin/bundle.pem"));
         fs::create_dir(mesh.path("delivered")).unwrap();
         let roots = authority.write_bundle(&mesh.path("vault"));
         let secret_id = vault.write_secret_id(&mesh.path("vault"));
@@ -60,7 +66,7 @@ apiVersion: fender.dev/v1
 kind: Credential
 metadata: {{ namespace: shop, name: {name} }}
 spec:
-  source: {{ vault: {{ address: "{}", roots: {{ file: "{}" }}, {rest}, refresh: 1s, via: {via} }} }}
+  source: {{ vault: {{ address: "{}", roots: {{ file: "{}" }}, {rest}, refresh: {refresh}, via: {via} }} }}
   maxStale: 1s
   deliver: [ {{ file: {{ path: "{}", storage: disk }} }} ]
 "#,
@@ -256,6 +262,218 @@ fn leases_are_shared_renewed_and_given_back_by_the_sidecar() {
 #[test]
 fn leases_are_shared_and_renewed_through_the_control_plane() {
     leases_are_shared_renewed_and_given_back("control");
+}
+
+/// Until the token of now is older than ten seconds: one that is younger and not known is not made anew once more. It is asked
+/// with at most every nine tenths of a second.
+fn wait_until_grown_up(vault: &Vault, place: &str) {
+    let before = vault.count(place);
+    wait_until("the token is no new one any more", PATIENCE, || {
+        vault.count(place) >= before + 15
+    });
+}
+
+/// As whom the sidecar logs in that has an identity.
+const ORDERS: &str = "spiffe://test.internal/ns/shop/sa/orders";
+
+#[test]
+fn the_workload_logs_in_by_its_own_certificate_and_again_when_it_has_another() {
+    let kv = "login: { certificate: { svid: {} } }, kv2: { path: smtp, key: password }";
+    let world = World::of("sidecar", "40s", "1s", &[("smtp", kv)]);
+    let vault = &world.vault;
+    vault.bind_to(ORDERS);
+    vault.write("smtp", json!({ "password": "canary-1" }));
+    let mut sidecar = world.sidecar();
+    assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
+    let shown = vault.shown();
+    assert!(
+        shown
+            .iter()
+            .all(|shown| shown.starts_with(&format!("{ORDERS} "))),
+        "{shown:?}"
+    );
+    assert_eq!(shown.len(), 1);
+    // What was shown is in no file but the sidecar's own state.
+    wait_until("another certificate has logged in", PATIENCE, || {
+        vault.shown().iter().any(|later| *later != shown[0])
+    });
+    vault.write("smtp", json!({ "password": "canary-2" }));
+    world.wait_for("smtp", Some("canary-2"));
+    let later = vault.shown();
+    assert!(
+        later
+            .iter()
+            .all(|shown| shown.starts_with(&format!("{ORDERS} "))),
+        "{later:?}"
+    );
+    // Attack: Vault's role is bound to another workload, and this one is no other.
+    vault.bind_to("spiffe://test.internal/ns/shop/sa/ledger");
+    let before = vault.shown().len();
+    vault.revoke_all();
+    vault.write("smtp", json!({ "password": "canary-3" }));
+    wait_until("the login is refused", PATIENCE, || {
+        vault.shown().len() > before
+    });
+    assert_ne!(world.delivered("smtp").as_deref(), Some("canary-3"));
+    vault.bind_to(ORDERS);
+    world.wait_for("smtp", Some("canary-3"));
+    sidecar.assert_running();
+    world.assert_nothing_is_shown();
+    sidecar.signal(Signal::TERM);
+    assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
+    assert_eq!(vault.tokens(), 0, "{:?}", vault.asked());
+}
+
+#[test]
+fn the_workload_logs_in_by_a_token_that_its_control_plane_signs() {
+    let kv = "login: { jwt: { role: orders, svid: { audience: vault } } }, kv2: { path: smtp, key: password }";
+    let world = World::of("sidecar", "1h", "1s", &[("smtp", kv)]);
+    let vault = &world.vault;
+    vault.bind_to(ORDERS);
+    vault.write("smtp", json!({ "password": "canary-1" }));
+    let _sidecar = world.sidecar();
+    assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
+    assert_eq!(vault.shown(), [format!("{ORDERS} vault")]);
+    vault.revoke_all();
+    vault.write("smtp", json!({ "password": "canary-2" }));
+    world.wait_for("smtp", Some("canary-2"));
+    assert_eq!(vault.shown().len(), 2);
+    world.assert_nothing_is_shown();
+    // No token of ours is in what was written either.
+    for log in fs::read_dir(world.mesh.path("logs")).unwrap() {
+        let text = fs::read_to_string(log.unwrap().path()).unwrap();
+        assert!(!text.contains("eyJ"), "{text}");
+    }
+}
+
+#[test]
+fn a_login_that_is_refused_for_a_moment_takes_nothing_away() {
+    let kv = "login: { LOGIN }, kv2: { path: shop/smtp, key: password }";
+    let world = World::new("sidecar", &[("smtp", kv)]);
+    let vault = &world.vault;
+    vault.write("shop/smtp", json!({ "password": "canary-1" }));
+    let _sidecar = world.sidecar();
+    wait_until_grown_up(vault, "GET secret/data/shop/smtp");
+    vault.refuse_logins(true);
+    vault.revoke_all();
+    world.wait_until_outdated("smtp");
+    assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
+    assert!(world.told().contains("invalid role"), "{}", world.told());
+    vault.write("shop/smtp", json!({ "password": "canary-2" }));
+    vault.refuse_logins(false);
+    world.wait_for("smtp", Some("canary-2"));
+    world.assert_nothing_is_shown();
+}
+
+#[test]
+fn what_was_leased_stays_for_who_goes_on_with_it_when_a_successor_takes_over() {
+    let lease = "login: { LOGIN }, engine: { path: database/creds/orders, key: username }";
+    let world = World::new("sidecar", &[("user", lease)]);
+    let (vault, mesh) = (&world.vault, &world.mesh);
+    let mut first = world.sidecar();
+    let before = world.delivered("user").unwrap();
+    assert_eq!(vault.leases().len(), 1);
+    let mut command = mesh.sidecar_command("shop/orders", None);
+    command
+        .arg("--take-over")
+        .arg(mesh.state("shop/orders").join("upgrade.sock"));
+    let mut second = Process::start("second", &mut command, &mesh.path("logs/second.log"));
+    assert!(first.wait(PATIENCE).success(), "{}", first.log());
+    mesh.wait_ready("shop/orders", &mut second);
+    // Whatever the application opened with the user of before goes on: neither its lease nor its token was given back.
+    assert_eq!(vault.count("POST auth/token/revoke-self"), 0);
+    assert_eq!(vault.count("POST sys/leases/revoke"), 0);
+    let of_first = format!("database/creds/orders/lease-{}", number(&before));
+    assert!(vault.leases().contains(&of_first), "{:?}", vault.leases());
+    let now = world.delivered("user").unwrap();
+    assert_ne!(
+        now, before,
+        "a successor has a login and a lease of its own"
+    );
+    let of_second = format!("database/creds/orders/lease-{}", number(&now));
+    second.signal(Signal::TERM);
+    assert!(second.wait(PATIENCE).success(), "{}", second.log());
+    // Its own it gives back. What the one before left ends by itself.
+    assert_eq!(vault.leases(), [of_first]);
+    assert!(!vault.leases().contains(&of_second));
+    assert_eq!(world.delivered("user"), None);
+    for log in [first.log(), second.log()] {
+        assert!(!log.contains(CANARY), "{log}");
+    }
+}
+
+#[test]
+fn five_hundred_secrets_of_one_vault_are_no_stampede_and_two_that_fail_delay_nobody() {
+    const MANY: usize = 500;
+    /// As the guide has it: so many at once, and then so many a second.
+    const AT_ONCE: usize = 8;
+    const BURST: u64 = 25;
+    const PER_SECOND: u64 = 50;
+    let names: Vec<_> = (0..MANY).map(|number| format!("s{number}")).collect();
+    let places: Vec<_> = names
+        .iter()
+        .map(|name| format!("login: {{ LOGIN }}, kv2: {{ path: {name}, key: password }}"))
+        .collect();
+    let credentials: Vec<_> = names
+        .iter()
+        .zip(&places)
+        .map(|(name, place)| (name.as_str(), place.as_str()))
+        .collect();
+    let world = World::of("sidecar", "1h", "15s", &credentials);
+    let vault = &world.vault;
+    let write_all = |round: &str| {
+        for name in &names {
+            vault.write(
+                name,
+                json!({ "password": format!("canary-{round}-{name}") }),
+            );
+        }
+    };
+    write_all("one");
+    // Long enough for many to wait at once, if they were let.
+    vault.take_time(Duration::from_millis(30));
+    let began = Instant::now();
+    let mut sidecar = world.sidecar();
+    let took = began.elapsed();
+    for name in &names {
+        let expected = format!("canary-one-{name}");
+        assert_eq!(world.delivered(name), Some(expected));
+    }
+    // It cannot have been quicker, and no machine is too slow for that.
+    let least = Duration::from_secs((MANY as u64 - BURST) / PER_SECOND);
+    assert!(took >= least, "{took:?} for {MANY} questions");
+    assert_eq!(vault.count("POST auth/approle/login"), 1);
+    assert!(vault.most_at_once() <= AT_ONCE, "{}", vault.most_at_once());
+    println!(
+        "{MANY} secrets in {took:?}, {} at once",
+        vault.most_at_once()
+    );
+
+    let (failing, hanging) = ("s17", "s170");
+    vault.fail(&format!("secret/data/{failing}"));
+    vault.hang(&format!("secret/data/{hanging}"));
+    write_all("two");
+    let others = || {
+        names
+            .iter()
+            .filter(|name| ![failing, hanging].contains(&name.as_str()))
+    };
+    // The two are never answered meanwhile: nobody waits for them.
+    wait_until("all others have their next value", PATIENCE, || {
+        others().all(|name| world.delivered(name) == Some(format!("canary-two-{name}")))
+    });
+    for name in [failing, hanging] {
+        assert_eq!(world.delivered(name), Some(format!("canary-one-{name}")));
+        world.wait_until_outdated(name);
+    }
+    vault.mend();
+    for name in [failing, hanging] {
+        world.wait_for(name, Some(&format!("canary-two-{name}")));
+    }
+    assert_eq!(vault.count("POST auth/approle/login"), 1);
+    assert!(vault.most_at_once() <= AT_ONCE, "{}", vault.most_at_once());
+    sidecar.assert_running();
+    world.assert_nothing_is_shown();
 }
 
 fn exec(directory: &Path, vault: &Vault, place: &str) -> (i32, String, String) {

@@ -39,8 +39,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// How much is told of why a Snapshot was refused.
 const MAX_REASON: usize = 1024;
 
-/// Credentials whose generation is repeated after a reconnect.
-const MAX_GENERATIONS: usize = 256;
+/// Credentials of which all is told again after a reconnect.
+const MAX_CREDENTIALS: usize = 1024;
 
 /// What this process has received, nothing while it runs on what was stored: that is to be sent anew even if its number
 /// did not change, for it may be from another life of the control plane.
@@ -245,7 +245,7 @@ pub(crate) struct Stream {
     reports: mpsc::Receiver<Report>,
     running: Running,
     /// What is in use, to be said again on every new stream.
-    generations: BTreeMap<ObjectName, String>,
+    usages: BTreeMap<ObjectName, proto::CredentialInUse>,
     backoff: Backoff,
 }
 
@@ -271,7 +271,7 @@ impl Stream {
             link,
             reports,
             running: Running::default(),
-            generations: BTreeMap::new(),
+            usages: BTreeMap::new(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
     }
@@ -394,7 +394,7 @@ impl Stream {
         // What is newer would arrive now, unless it was refused; and what was stored is sent anew before it counts.
         self.freshness
             .confirm(!self.refusing && self.running.snapshot.version != 0);
-        if let Err(error) = self.repeat_generations(&mut subscription).await {
+        if let Err(error) = self.repeat_usages(&mut subscription).await {
             return Ended::Lost(error);
         }
         loop {
@@ -474,28 +474,26 @@ impl Stream {
     ) -> Result<(), CallError> {
         let kind = match report {
             Report::Decision(record) => Kind::Decision((&*record).into()),
-            Report::Credential { name, generation } => {
-                if self.generations.len() < MAX_GENERATIONS || self.generations.contains_key(&name)
-                {
-                    self.generations.insert(name.clone(), generation.clone());
+            Report::Credential(usage) => {
+                let told = proto::CredentialInUse::from(&*usage);
+                if self.usages.len() < MAX_CREDENTIALS || self.usages.contains_key(&usage.name) {
+                    self.usages.insert(usage.name.clone(), told.clone());
                 }
-                in_use(&name, generation)
+                Kind::Credential(told)
+            }
+            // Whose document is gone, the control plane knows.
+            Report::CredentialGone(name) => {
+                self.usages.remove(&name);
+                return Ok(());
             }
         };
         subscription.send(kind).await
     }
 
-    async fn repeat_generations(&self, subscription: &mut Subscription) -> Result<(), CallError> {
-        for (name, generation) in &self.generations {
-            subscription.send(in_use(name, generation.clone())).await?;
+    async fn repeat_usages(&self, subscription: &mut Subscription) -> Result<(), CallError> {
+        for usage in self.usages.values() {
+            subscription.send(Kind::Credential(usage.clone())).await?;
         }
         Ok(())
     }
-}
-
-fn in_use(name: &ObjectName, generation: String) -> Kind {
-    Kind::Credential(proto::CredentialInUse {
-        name: name.to_string(),
-        generation,
-    })
 }

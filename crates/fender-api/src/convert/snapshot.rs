@@ -1,8 +1,12 @@
 //! The Snapshot on the wire, without the trust that travels apart.
 
+mod aws;
+mod files;
 mod inbound;
+mod kubernetes;
 mod limits;
 mod notification;
+mod sealed;
 mod vault;
 
 use std::path::PathBuf;
@@ -250,6 +254,24 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = vault::vault(it).map_err(|error| error.within("vault"))?;
                 domain::CredentialSource::Direct(domain::Origin::Vault(Box::new(secret)))
             }
+            proto::credential_spec::Source::KubernetesSecret(it) => {
+                let secret =
+                    kubernetes::secret(it).map_err(|error| error.within("kubernetes_secret"))?;
+                let origin = domain::Origin::KubernetesSecret(Box::new(secret));
+                domain::CredentialSource::Direct(origin)
+            }
+            proto::credential_spec::Source::Aws(it) => {
+                let secret = aws::aws(it).map_err(|error| error.within("aws"))?;
+                domain::CredentialSource::Direct(domain::Origin::Aws(Box::new(secret)))
+            }
+            proto::credential_spec::Source::Age(it) => {
+                let secret = sealed::age(it).map_err(|error| error.within("age"))?;
+                domain::CredentialSource::Direct(domain::Origin::Age(secret))
+            }
+            proto::credential_spec::Source::Sops(it) => {
+                let secret = sealed::sops(it).map_err(|error| error.within("sops"))?;
+                domain::CredentialSource::Direct(domain::Origin::Sops(secret))
+            }
             proto::credential_spec::Source::Control(proto::ControlSource {}) => {
                 domain::CredentialSource::Control
             }
@@ -257,6 +279,7 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
         max_stale: Duration::from_millis(message.max_stale_millis),
         deliver: each("deliver", message.deliver, delivery)?,
         notify: each("notify", message.notify, notification::read)?,
+        on_exit: files::on_exit(message.on_exit)?,
     })
 }
 
@@ -287,6 +310,18 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         domain::CredentialSource::Direct(domain::Origin::Vault(secret)) => {
             proto::credential_spec::Source::Vault(vault::from_vault(secret))
         }
+        domain::CredentialSource::Direct(domain::Origin::KubernetesSecret(secret)) => {
+            proto::credential_spec::Source::KubernetesSecret(kubernetes::from_secret(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Aws(secret)) => {
+            proto::credential_spec::Source::Aws(aws::from_aws(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Age(secret)) => {
+            proto::credential_spec::Source::Age(sealed::from_age(secret))
+        }
+        domain::CredentialSource::Direct(domain::Origin::Sops(secret)) => {
+            proto::credential_spec::Source::Sops(sealed::from_sops(secret))
+        }
         domain::CredentialSource::Control => {
             proto::credential_spec::Source::Control(proto::ControlSource {})
         }
@@ -297,6 +332,7 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         max_stale_millis: millis(credential.max_stale),
         deliver: credential.deliver.iter().map(from_delivery).collect(),
         notify: credential.notify.iter().map(notification::write).collect(),
+        on_exit: files::from_on_exit(credential.on_exit).into(),
     }
 }
 
@@ -325,9 +361,20 @@ fn millis(span: Duration) -> u64 {
 fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> {
     use proto::delivery::Kind;
     match required("kind", message.kind)? {
-        Kind::File(file) => file_delivery(file)
-            .map(domain::Delivery::File)
-            .map_err(|error| error.within("file")),
+        Kind::File(file) => {
+            let file = file_delivery(file).map_err(|error| error.within("file"))?;
+            let content = files::content(message.content)?;
+            if let domain::Content::Pkcs12(store) = &content
+                && matches!(store.password, domain::StorePassword::Generated(_))
+            {
+                let why = "a password that is generated has no file here";
+                return Err(InvalidField::new("content", why));
+            }
+            Ok(domain::Delivery::File(file, content))
+        }
+        Kind::Files(set) => files::set(set)
+            .map(domain::Delivery::Files)
+            .map_err(|error| error.within("files")),
         Kind::EnvironmentVariable(variable) => {
             if variable.is_empty() || variable.contains(['=', '\0']) {
                 return Err(InvalidField::new(
@@ -349,7 +396,8 @@ fn delivery(message: proto::Delivery) -> Result<domain::Delivery, InvalidField> 
 fn from_delivery(delivery: &domain::Delivery) -> proto::Delivery {
     use proto::delivery::Kind;
     let kind = match delivery {
-        domain::Delivery::File(file) => Kind::File(from_file_delivery(file)),
+        domain::Delivery::File(file, _) => Kind::File(from_file_delivery(file)),
+        domain::Delivery::Files(set) => Kind::Files(files::from_set(set)),
         domain::Delivery::Url(url) => Kind::Url(proto::UrlDelivery {
             name: url.name.to_string(),
             form: match url.form {
@@ -365,7 +413,17 @@ fn from_delivery(delivery: &domain::Delivery) -> proto::Delivery {
             users: socket.users.clone(),
         }),
     };
-    proto::Delivery { kind: Some(kind) }
+    let content = match delivery {
+        domain::Delivery::File(_, content) => files::from_content(content),
+        domain::Delivery::Files(_)
+        | domain::Delivery::Url(_)
+        | domain::Delivery::Environment { .. }
+        | domain::Delivery::Socket(_) => None,
+    };
+    proto::Delivery {
+        kind: Some(kind),
+        content,
+    }
 }
 
 fn from_file_delivery(file: &domain::FileDelivery) -> proto::FileDelivery {
@@ -374,11 +432,7 @@ fn from_file_delivery(file: &domain::FileDelivery) -> proto::FileDelivery {
         mode: file.mode,
         owner: file.owner.clone().unwrap_or_default(),
         group: file.group.clone().unwrap_or_default(),
-        storage: match file.storage {
-            domain::Storage::Memory => proto::Storage::Memory,
-            domain::Storage::Disk => proto::Storage::Disk,
-        }
-        .into(),
+        storage: files::from_storage(file.storage).into(),
     }
 }
 
@@ -412,24 +466,12 @@ fn socket_delivery(message: proto::SocketDelivery) -> Result<domain::SocketDeliv
 }
 
 fn file_delivery(message: proto::FileDelivery) -> Result<domain::FileDelivery, InvalidField> {
-    if message.mode > 0o777 {
-        return Err(InvalidField::new(
-            "mode",
-            format!("{:o} is more than permission bits", message.mode),
-        ));
-    }
     Ok(domain::FileDelivery {
         path: path("path", message.path)?,
-        mode: message.mode,
+        mode: files::mode(message.mode)?,
         owner: some_text(message.owner),
         group: some_text(message.group),
-        storage: match proto::Storage::try_from(message.storage) {
-            Ok(proto::Storage::Memory) => domain::Storage::Memory,
-            Ok(proto::Storage::Disk) => domain::Storage::Disk,
-            Ok(proto::Storage::Unspecified) | Err(_) => {
-                return Err(unknown("storage", message.storage));
-            }
-        },
+        storage: files::storage(message.storage)?,
     })
 }
 

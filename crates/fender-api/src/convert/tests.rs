@@ -316,7 +316,9 @@ fn attack_a_credential_for_nobody_a_crowd_or_another_name_is_refused() {
                 source: Some(proto::credential_spec::Source::Control(
                     proto::ControlSource {},
                 )),
+                on_exit: proto::OnExit::Wipe.into(),
                 deliver: vec![proto::Delivery {
+                    content: None,
                     kind: Some(proto::delivery::Kind::Socket(socket)),
                 }],
                 ..Default::default()
@@ -345,7 +347,9 @@ fn a_delivery_outside_of_absolute_paths_and_permission_bits_is_refused() {
                 source: Some(proto::credential_spec::Source::Control(
                     proto::ControlSource {},
                 )),
+                on_exit: proto::OnExit::Wipe.into(),
                 deliver: vec![proto::Delivery {
+                    content: None,
                     kind: Some(proto::delivery::Kind::File(file)),
                 }],
             });

@@ -129,6 +129,7 @@ impl Credential {
             max_stale: self.max_stale,
             deliver: self.deliver.clone(),
             notify: self.notify.clone(),
+            on_exit: self.on_exit,
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::{duration, file_path, full_name, served, vault};
+use super::{aws, duration, file_path, files, full_name, kubernetes, sealed, served, vault};
 use crate::ObjectName;
 use crate::documents::{Credential, Via};
 use crate::raw::{self, Document};
 use crate::snapshot::{
-    Command, Delivery, DockerSecret, DockerSecretName, FileDelivery, LoopbackUrl, Notification,
-    NotifyMethod, Origin, ServedName, Storage, Target,
+    Command, Delivery, DockerSecret, DockerSecretName, LoopbackUrl, Notification, NotifyMethod,
+    OnExit, Origin, ServedName, Target,
 };
 use crate::yaml::{At, Reader, Word};
 
@@ -28,10 +28,6 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(2 * 60);
 const AFTER: Duration = Duration::from_secs(1);
 const LONGEST_AFTER: Duration = Duration::from_secs(5 * 60);
 const MOST_NOTIFICATIONS: usize = 8;
-const MODE: u32 = 0o400;
-const MAX_MODE: u32 = 0o777;
-/// Anybody but owner and group.
-const OTHERS: u32 = 0o007;
 
 pub(crate) fn credential(
     reader: &mut Reader<'_>,
@@ -66,7 +62,7 @@ pub(crate) fn credential(
         )
     });
     let notify = notify(reader, spec.notify.as_ref());
-    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(_));
+    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(..) | Delivery::Files(_));
     if let Some(at) = spec.notify.as_ref().filter(|at| !at.value.is_empty())
         && !deliver.iter().any(in_file)
     {
@@ -77,6 +73,8 @@ pub(crate) fn credential(
             "what is told is that another value is in the files of `deliver`; an environment stays as it is",
         );
     }
+    let on_exit = spec.on_exit.as_ref();
+    let on_exit = on_exit.map_or(Some(OnExit::default()), |at| reader.choose("onExit", at));
     let (via, origin) = origin?;
     Some(Credential {
         name: name?,
@@ -85,6 +83,7 @@ pub(crate) fn credential(
         max_stale: max_stale?,
         deliver,
         notify,
+        on_exit: on_exit?,
     })
 }
 
@@ -95,44 +94,77 @@ fn origin(reader: &mut Reader<'_>, at: &At<raw::CredentialSource>) -> Option<(Vi
         command: program,
         environment,
         vault: remote,
+        kubernetes_secret: watched,
+        aws: cloud,
+        age,
+        sops,
     } = &at.value;
-    match (file, secret, program, environment, remote) {
-        (Some(file), None, None, None, None) => {
-            let path = file_path(reader, &file.path);
-            let via = via(reader, file.via.as_ref());
-            Some((via?, Origin::File { path: path? }))
-        }
-        (None, Some(secret), None, None, None) => {
-            let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
-            let via = via(reader, secret.via.as_ref());
-            Some((via?, origin?))
-        }
-        (None, None, Some(program), None, None) => {
-            let origin = command(reader, program).map(Origin::Command);
-            let via = via(reader, program.via.as_ref());
-            Some((via?, origin?))
-        }
-        (None, None, None, Some(environment), None) => {
-            let variable = source_variable(reader, &environment.variable);
-            let via = via(reader, environment.via.as_ref());
-            let variable = variable?;
-            Some((via?, Origin::Environment { variable }))
-        }
-        (None, None, None, None, Some(secret)) => {
-            let origin = vault::secret(reader, at, secret).map(Box::new);
-            let via = via(reader, secret.via.as_ref());
-            Some((via?, Origin::Vault(origin?)))
-        }
-        _ => {
-            reader.wrong(
-                at,
-                "fender::one-of",
-                "a credential comes from one place: a `file`, a `dockerSecret`, a `command`, an `environment` or a `vault`",
-                "write one of them; another place is another credential",
-            );
-            None
-        }
+    let named = [
+        file.is_some(),
+        secret.is_some(),
+        program.is_some(),
+        environment.is_some(),
+        remote.is_some(),
+        watched.is_some(),
+        cloud.is_some(),
+        age.is_some(),
+        sops.is_some(),
+    ];
+    if named.iter().filter(|is_named| **is_named).count() != 1 {
+        reader.wrong(
+            at,
+            "fender::one-of",
+            "a credential comes from one place: a `file`, a `dockerSecret`, a `command`, an `environment`, a `vault`, a \
+             `kubernetesSecret`, `aws`, or a file of `age` or `sops`",
+            "write one of them; another place is another credential",
+        );
+        return None;
     }
+    if let Some(file) = file {
+        let path = file_path(reader, &file.path);
+        let via = via(reader, file.via.as_ref());
+        return Some((via?, Origin::File { path: path? }));
+    }
+    if let Some(secret) = secret {
+        let origin = docker_secret(reader, secret).map(Origin::DockerSecret);
+        let via = via(reader, secret.via.as_ref());
+        return Some((via?, origin?));
+    }
+    if let Some(program) = program {
+        let origin = command(reader, program).map(Origin::Command);
+        let via = via(reader, program.via.as_ref());
+        return Some((via?, origin?));
+    }
+    if let Some(environment) = environment {
+        let variable = source_variable(reader, &environment.variable);
+        let via = via(reader, environment.via.as_ref());
+        let variable = variable?;
+        return Some((via?, Origin::Environment { variable }));
+    }
+    if let Some(secret) = remote {
+        let origin = vault::secret(reader, at, secret).map(Box::new);
+        let via = via(reader, secret.via.as_ref());
+        return Some((via?, Origin::Vault(origin?)));
+    }
+    if let Some(secret) = watched {
+        let origin = kubernetes::secret(reader, at, secret).map(Box::new);
+        let via = via(reader, secret.via.as_ref());
+        return Some((via?, Origin::KubernetesSecret(origin?)));
+    }
+    if let Some(secret) = cloud {
+        let origin = aws::secret(reader, at, secret).map(Box::new);
+        let via = via(reader, secret.via.as_ref());
+        return Some((via?, Origin::Aws(origin?)));
+    }
+    if let Some(secret) = age {
+        let origin = sealed::age(reader, secret).map(Origin::Age);
+        let via = via(reader, secret.via.as_ref());
+        return Some((via?, origin?));
+    }
+    let secret = sops.as_ref()?;
+    let origin = sealed::sops(reader, secret).map(Origin::Sops);
+    let via = via(reader, secret.via.as_ref());
+    Some((via?, origin?))
 }
 
 fn via(reader: &mut Reader<'_>, at: Option<&At<Word<Via>>>) -> Option<Via> {
@@ -303,79 +335,34 @@ fn delivery(
 ) -> Option<Delivery> {
     let raw::Delivery {
         file,
+        files: set,
         environment,
         socket,
         url,
     } = &at.value;
-    match (file, environment, socket, url) {
-        (Some(file), None, None, None) => delivery_file(reader, file).map(Delivery::File),
-        (None, Some(environment), None, None) => variable(reader, &environment.variable)
+    match (file, set, environment, socket, url) {
+        (Some(file), None, None, None, None) => {
+            files::file(reader, file).map(|(file, content)| Delivery::File(file, content))
+        }
+        (None, Some(set), None, None, None) => files::set(reader, set).map(Delivery::Files),
+        (None, None, Some(environment), None, None) => variable(reader, &environment.variable)
             .map(|variable| Delivery::Environment { variable }),
-        (None, None, Some(socket), None) => {
+        (None, None, None, Some(socket), None) => {
             served::socket(reader, socket, own_name).map(Delivery::Socket)
         }
-        (None, None, None, Some(url)) => served::url(reader, url, own_name).map(Delivery::Url),
-        (_, _, _, _) => {
+        (None, None, None, None, Some(url)) => {
+            served::url(reader, url, own_name).map(Delivery::Url)
+        }
+        (_, _, _, _, _) => {
             reader.wrong(
                 at,
                 "fender::one-of",
-                "a delivery is one of `file`, `environment`, `socket` and `url`",
+                "a delivery is one of `file`, `files`, `environment`, `socket` and `url`",
                 "write one list entry for each",
             );
             None
         }
     }
-}
-
-pub(super) fn delivery_file(
-    reader: &mut Reader<'_>,
-    file: &raw::DeliveryFile,
-) -> Option<FileDelivery> {
-    let path = file_path(reader, &file.path);
-    let mode = file.mode.as_ref().map_or(Some(MODE), |at| mode(reader, at));
-    let storage = file
-        .storage
-        .as_ref()
-        .map_or(Some(Storage::default()), |at| reader.choose("storage", at));
-    let owner = file.owner.as_ref();
-    let owner = owner.and_then(|at| account(reader, "the owner of a file", at));
-    let group = file.group.as_ref();
-    let group = group.and_then(|at| account(reader, "the group of a file", at));
-    Some(FileDelivery {
-        path: path?,
-        mode: mode?,
-        owner,
-        group,
-        storage: storage?,
-    })
-}
-
-fn mode(reader: &mut Reader<'_>, at: &At<String>) -> Option<u32> {
-    let digits = at.value.strip_prefix("0o").unwrap_or(&at.value);
-    let octal = (3..=4).contains(&digits.len())
-        && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
-    let mode = u32::from_str_radix(digits, 8)
-        .ok()
-        .filter(|mode| octal && *mode <= MAX_MODE);
-    match mode {
-        None => reader.wrong(
-            at,
-            "fender::bad-mode",
-            format!("`{}` is not the mode of a file", at.value),
-            "write the permission bits in octal, between quotes: `mode: \"0400\"`",
-        ),
-        Some(mode) if mode & OTHERS != 0 => reader.warn(
-            at,
-            "fender::open-mode",
-            format!(
-                "with mode `{}` every user of the machine may use the secret",
-                at.value
-            ),
-            "`0400` is for the owner, `0440` for a group",
-        ),
-        Some(_) => {}
-    }
-    mode
 }
 
 /// A name as `passwd` knows it, or a number.

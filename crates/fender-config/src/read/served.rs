@@ -1,6 +1,7 @@
 //! What is handed to whoever asks: under which name, and to whom.
 
-use super::credential::{account, delivery_file};
+use super::credential::account;
+use super::files;
 use crate::raw;
 use crate::snapshot::{ServedName, SocketDelivery, UrlDelivery, UrlForm};
 use crate::yaml::{At, Reader};
@@ -29,7 +30,7 @@ pub(super) fn url(
         .form
         .as_ref()
         .map_or(Some(UrlForm::default()), |at| reader.choose("form", at));
-    let token = delivery_file(reader, &url.token);
+    let token = files::token(reader, &url.token);
     Some(UrlDelivery {
         name: name?,
         form: form?,

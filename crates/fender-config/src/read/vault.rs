@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::{duration, file_path, whole};
 use crate::address::StoreUrl;
+use crate::documents::Via;
 use crate::raw;
 use crate::snapshot::{
-    CertificateFiles, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore,
+    CertificateFiles, VaultCertificate, VaultJwt, VaultLogin, VaultPath, VaultPlace, VaultSecret,
+    VaultStore,
 };
 use crate::yaml::{At, Reader};
 
@@ -37,6 +39,12 @@ pub(super) fn secret(
         let message = "a certificate is shown in a TLS handshake, and there is none at `http://`";
         let help = "write an `https://` address, or another login";
         reader.wrong(&written.login, "fender::no-tls", message, help);
+    }
+    let via = written.via.as_ref().and_then(|at| at.value.choice());
+    if via == Some(Via::Control) && login.as_ref().is_some_and(VaultLogin::is_of_the_workload) {
+        let message = "the control plane asks, and it has no workload's identity to log in by";
+        let help = "write `via: sidecar`, or a login of the control plane's own";
+        reader.wrong(&written.login, "fender::not-by-control", message, help);
     }
     let place = place(reader, at, written);
     let refresh = written
@@ -97,7 +105,12 @@ fn login(reader: &mut Reader<'_>, at: &At<raw::VaultLogin>) -> Option<VaultLogin
         (None, None, None, Some(jwt), None) => {
             let mount = mount(reader, jwt.mount.as_ref(), "jwt");
             let role = jwt.role.as_ref().map(|at| word(reader, "role", at));
-            let token = file_path(reader, &jwt.token_file);
+            let token = match (&jwt.token_file, &jwt.svid) {
+                (Some(file), None) => file_path(reader, file).map(VaultJwt::File),
+                (None, Some(svid)) => word(reader, "audience", &svid.audience)
+                    .map(|audience| VaultJwt::Svid { audience }),
+                _ => either(reader, at, "tokenFile", "svid"),
+            };
             Some(VaultLogin::Jwt {
                 mount: mount?,
                 role: whole(role)?,
@@ -107,15 +120,15 @@ fn login(reader: &mut Reader<'_>, at: &At<raw::VaultLogin>) -> Option<VaultLogin
         (None, None, None, None, Some(certificate)) => {
             let mount = mount(reader, certificate.mount.as_ref(), "cert");
             let role = certificate.role.as_ref().map(|at| word(reader, "role", at));
-            let chain = file_path(reader, &certificate.files.certificate);
-            let key = file_path(reader, &certificate.files.key);
+            let shown = match (&certificate.files, &certificate.svid) {
+                (Some(files), None) => self::files(reader, files).map(VaultCertificate::Files),
+                (None, Some(raw::VaultSvid {})) => Some(VaultCertificate::Svid),
+                _ => either(reader, at, "files", "svid"),
+            };
             Some(VaultLogin::Certificate {
                 mount: mount?,
                 role: whole(role)?,
-                files: CertificateFiles {
-                    certificate: chain?,
-                    key: key?,
-                },
+                shown: shown?,
             })
         }
         _ => {
@@ -128,6 +141,27 @@ fn login(reader: &mut Reader<'_>, at: &At<raw::VaultLogin>) -> Option<VaultLogin
             None
         }
     }
+}
+
+fn files(reader: &mut Reader<'_>, files: &raw::CertificateFiles) -> Option<CertificateFiles> {
+    let certificate = file_path(reader, &files.certificate);
+    let key = file_path(reader, &files.key);
+    Some(CertificateFiles {
+        certificate: certificate?,
+        key: key?,
+    })
+}
+
+fn either<T>(
+    reader: &mut Reader<'_>,
+    at: &At<raw::VaultLogin>,
+    one: &str,
+    other: &str,
+) -> Option<T> {
+    let message = format!("this login is by `{one}` or by `{other}`");
+    let help = "write one of them: `svid` is the workload's own identity, which no file holds";
+    reader.wrong(at, "fender::one-of", message, help);
+    None
 }
 
 fn place(

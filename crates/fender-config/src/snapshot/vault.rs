@@ -29,12 +29,17 @@ impl VaultSecret {
         let login = match &self.store.login {
             VaultLogin::Token { file } => vec![file.clone()],
             VaultLogin::AppRole { secret_id, .. } => vec![secret_id.clone()],
-            VaultLogin::Kubernetes { token, .. } | VaultLogin::Jwt { token, .. } => {
-                vec![token.clone()]
-            }
-            VaultLogin::Certificate { files, .. } => {
-                vec![files.certificate.clone(), files.key.clone()]
-            }
+            VaultLogin::Kubernetes { token, .. } => vec![token.clone()],
+            VaultLogin::Jwt { token, .. } => match token {
+                VaultJwt::File(file) => vec![file.clone()],
+                VaultJwt::Svid { .. } => Vec::new(),
+            },
+            VaultLogin::Certificate { shown, .. } => match shown {
+                VaultCertificate::Files(files) => {
+                    vec![files.certificate.clone(), files.key.clone()]
+                }
+                VaultCertificate::Svid => Vec::new(),
+            },
         };
         roots.chain(login).collect()
     }
@@ -71,15 +76,44 @@ pub enum VaultLogin {
         mount: VaultPath,
         /// None: the one that is the default of the mount.
         role: Option<String>,
-        token: PathBuf,
+        token: VaultJwt,
     },
     /// By a certificate that is shown in the TLS handshake.
     Certificate {
         mount: VaultPath,
         /// None: any that the certificate matches.
         role: Option<String>,
-        files: CertificateFiles,
+        shown: VaultCertificate,
     },
+}
+
+impl VaultLogin {
+    /// Whether the workload itself logs in: nobody else can do it for it.
+    pub fn is_of_the_workload(&self) -> bool {
+        match self {
+            Self::Jwt { token, .. } => matches!(token, VaultJwt::Svid { .. }),
+            Self::Certificate { shown, .. } => *shown == VaultCertificate::Svid,
+            Self::Token { .. } | Self::AppRole { .. } | Self::Kubernetes { .. } => false,
+        }
+    }
+}
+
+/// Which JWT is shown.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VaultJwt {
+    File(PathBuf),
+    /// A JWT-SVID of the workload, for this audience and no other.
+    Svid {
+        audience: String,
+    },
+}
+
+/// Which certificate is shown.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum VaultCertificate {
+    Files(CertificateFiles),
+    /// The workload's own, whose key is nowhere but in memory.
+    Svid,
 }
 
 /// Which API is asked, and where.
@@ -243,17 +277,35 @@ mod tests {
                 VaultLogin::Jwt {
                     mount: mount(),
                     role: None,
-                    token: "/t".into(),
+                    token: VaultJwt::File("/t".into()),
                 },
                 vec!["/r", "/t"],
+            ),
+            (
+                VaultLogin::Jwt {
+                    mount: mount(),
+                    role: None,
+                    token: VaultJwt::Svid {
+                        audience: "vault".to_owned(),
+                    },
+                },
+                vec!["/r"],
             ),
             (
                 VaultLogin::Certificate {
                     mount: mount(),
                     role: None,
-                    files,
+                    shown: VaultCertificate::Files(files),
                 },
                 vec!["/r", "/c", "/k"],
+            ),
+            (
+                VaultLogin::Certificate {
+                    mount: mount(),
+                    role: None,
+                    shown: VaultCertificate::Svid,
+                },
+                vec!["/r"],
             ),
         ] {
             let secret = VaultSecret {

@@ -6,8 +6,11 @@
 )]
 
 mod attest;
+mod aws;
+mod kubernetes;
 mod limits;
 mod right;
+mod sealed;
 mod tls;
 mod vault;
 mod wrong;

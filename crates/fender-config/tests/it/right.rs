@@ -1,10 +1,12 @@
 //! What right documents become.
 
+use std::path::Path;
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    AppProxyProtocol, Command, CredentialSource, Delivery, Destination, Forwarded, ForwardedFields,
-    Origin, Profile, Protocol, RequestLimits,
+    AppProxyProtocol, Command, Content, CredentialSource, Delivery, Destination, FieldFormat,
+    Forwarded, ForwardedFields, OnExit, Origin, Profile, Protocol, RequestLimits, StorePassword,
+    Template,
 };
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
@@ -169,7 +171,7 @@ fn where_the_control_plane_reads_a_secret_does_not_travel() {
     let snapshot = shop().snapshot(&name("shop/orders"), 1).unwrap();
     assert_eq!(snapshot.credentials[0].source, CredentialSource::Control);
     assert!(!format!("{snapshot:?}").contains("/etc/secrets"));
-    let Delivery::File(file) = &snapshot.credentials[0].deliver[0] else {
+    let Delivery::File(file, Content::Value) = &snapshot.credentials[0].deliver[0] else {
         panic!()
     };
     assert_eq!(
@@ -245,7 +247,7 @@ fn a_standalone_file_becomes_the_same_snapshot_a_control_plane_would_send() {
     assert_eq!(snapshot.inbound[0].limits, limits);
     assert_eq!(snapshot.policies.default, Default::Deny);
     assert_eq!(snapshot.policies.policies.len(), 1);
-    assert_eq!(snapshot.credentials.len(), 1);
+    assert_eq!(snapshot.credentials.len(), 2);
     let Destination::Service { id, addresses, .. } = &snapshot.outbound[0].to else {
         panic!()
     };
@@ -586,7 +588,10 @@ fn a_credential_is_handed_to_users_under_its_own_name_or_another() {
         .iter()
         .filter_map(|delivery| match delivery {
             Delivery::Socket(socket) => Some((socket.name.as_str(), &*socket.users)),
-            Delivery::File(_) | Delivery::Environment { .. } | Delivery::Url(_) => None,
+            Delivery::File(..)
+            | Delivery::Files(_)
+            | Delivery::Environment { .. }
+            | Delivery::Url(_) => None,
         })
         .collect();
     let [own, other] = [
@@ -594,4 +599,88 @@ fn a_credential_is_handed_to_users_under_its_own_name_or_another() {
         vec!["1001".to_owned()],
     ];
     assert_eq!(served, [("smtp", &*own), ("SMTP_password.v2", &*other)]);
+}
+
+#[test]
+fn a_set_has_a_file_for_each_form_in_which_somebody_reads_it() {
+    let alone = standalone::parse(&[fixture("right", "alone.yaml")]).unwrap();
+    let db = alone.credentials().nth(1).unwrap();
+    assert_eq!(db.on_exit, OnExit::Keep);
+    let [
+        Delivery::Files(set),
+        Delivery::File(url, Content::Template(template)),
+    ] = &*db.deliver
+    else {
+        panic!("{:?}", db.deliver);
+    };
+    assert_eq!(set.directory, Path::new("/run/credentials/db"));
+    assert_eq!(set.owner.as_deref(), Some("app"));
+    assert_eq!(url.path, Path::new("/run/credentials/url.txt"));
+    assert_eq!(template.as_str(), "{{ user | urlencode }}@db");
+    let entries = set.entries.iter();
+    let shown = |content: &Content| match content {
+        Content::Value => "value".to_owned(),
+        Content::Field(field) => format!("field {field}"),
+        Content::Template(template) => format!("{:?}", template.as_str()),
+        Content::Fields { format, fields } => format!("{format:?} of {}", fields.len()),
+        Content::Pem { fields } => format!("pem of {}", fields.len()),
+        Content::Pkcs12(store) => match &store.password {
+            StorePassword::Field(field) => format!("store by {field}"),
+            StorePassword::Generated(name) => format!("store by generated {name}"),
+        },
+    };
+    let entries: Vec<_> = entries
+        .map(|entry| format!("{} {:o} {}", entry.name, entry.mode, shown(&entry.content)))
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            "raw 440 value",
+            "password 400 field password",
+            "db.conf 440 \"user = {{ user | json }}\\n{% if port is defined %}\\nport = {{ port }}\\n{% endif %}\\n\"",
+            "app.json 440 Json of 0",
+            "app.yaml 440 Yaml of 1",
+            ".env 440 Dotenv of 2",
+            "app.properties 440 Properties of 0",
+            "tls.pem 440 pem of 2",
+            "own.p12 440 store by storePassword",
+            "store.p12 440 store by generated store.password",
+        ]
+    );
+    assert!(matches!(
+        set.entries[4].content,
+        Content::Fields {
+            format: FieldFormat::Yaml,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn the_examples_of_the_page_about_files_are_right() {
+    let page = include_str!("../../../../docs/guide/credentials-files.md");
+    let blocks = page.split("```yaml\n").skip(1);
+    let blocks = blocks.map(|rest| rest.split("```").next().unwrap());
+    let mesh = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: m }\nspec: { trustDomain: example.org }\n---\n";
+    let mut count = 0;
+    for text in blocks {
+        // What is added to a credential is read in one.
+        let whole = match text.strip_prefix("spec:\n") {
+            Some(added) => format!(
+                "apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: x }}\nspec:\n  source: {{ file: {{ path: /x }} }}\n  \
+                 deliver: [ {{ file: {{ path: /run/x }} }} ]\n{added}"
+            ),
+            None => text.to_owned(),
+        };
+        let told = parse(&[source("page.md", format!("{mesh}{whole}"))]).err();
+        assert!(told.is_none(), "{}", told.unwrap());
+        count += 1;
+    }
+    assert_eq!(count, 2);
+    for filter in Template::FILTERS.iter().chain(&["defined"]) {
+        assert!(
+            page.contains(&format!("`{filter}`")) || page.contains(&format!("is {filter}")),
+            "{filter}"
+        );
+    }
 }

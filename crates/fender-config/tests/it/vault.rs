@@ -92,4 +92,7 @@ fn every_login_has_its_mount_and_its_files() {
         files("certificate: { files: { certificate: /c, key: /k } }"),
         "cert /ca.pem /c /k"
     );
+    // What the workload proves by itself lies in no file.
+    assert_eq!(files("certificate: { svid: {} }"), "cert /ca.pem");
+    assert_eq!(files("jwt: { svid: { audience: vault } }"), "jwt /ca.pem");
 }

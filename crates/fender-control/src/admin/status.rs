@@ -71,7 +71,10 @@ impl Control {
         };
         let names: std::collections::BTreeSet<_> =
             shown.iter().map(|workload| &workload.name).collect();
-        let everywhere = self.connected_everywhere(&names).await.map_err(failed)?;
+        let everywhere = self
+            .connected_everywhere(&names, &std::collections::BTreeSet::new())
+            .await
+            .map_err(failed)?;
         let (mut sidecars, replicas) = (everywhere.sidecars, everywhere.replicas);
         let ids: Vec<_> = shown
             .iter()

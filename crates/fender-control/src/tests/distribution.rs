@@ -275,7 +275,7 @@ async fn a_stream_ends_with_its_workloads_document() {
     );
 }
 
-async fn watch(
+pub(super) async fn watch(
     world: &World,
     svid: &Svid,
     name: &str,
@@ -290,7 +290,7 @@ async fn watch(
         .map(|response| response.into_inner())
 }
 
-async fn next(values: &mut tonic::Streaming<proto::CredentialValue>) -> State {
+pub(super) async fn next(values: &mut tonic::Streaming<proto::CredentialValue>) -> State {
     values.message().await.unwrap().unwrap().state.unwrap()
 }
 
@@ -502,6 +502,48 @@ async fn the_control_plane_logs_in_to_a_vault_with_files_of_an_allowed_directory
     assert!(!warnings.any(|one| one.contains("--allow-dir")));
     let State::Unavailable(told) = next(&mut values).await else {
         panic!("no value, and no refusal")
+    };
+    assert!(
+        !told.contains("link") && !told.contains("hunter2"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn the_control_plane_opens_files_by_identities_of_an_allowed_directory_only() {
+    let world = World::new().await;
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("identity"), "hunter2").unwrap();
+    std::os::unix::fs::symlink(outside.path().join("identity"), world.path("link")).unwrap();
+    fs::write(world.path("sealed"), "hunter2").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let by = |kind: &str, identity: &Path| {
+        documents(world.directory.path(), "shop").replace(
+            &format!("file: {{ path: {}", world.path("smtp").display()),
+            &format!(
+                "{kind}: {{ file: {}, identity: {}",
+                world.path("sealed").display(),
+                identity.display()
+            ),
+        )
+    };
+    for kind in ["age", "sops"] {
+        let answer = world
+            .apply(by(kind, &outside.path().join("identity")))
+            .await;
+        let mut warnings = answer.warnings.iter();
+        let warned = warnings.any(|one| one.contains("shop/smtp") && one.contains("--allow-dir"));
+        assert!(warned, "{:?}", answer.warnings);
+        let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+        assert!(matches!(next(&mut values).await, State::Withdrawn(_)));
+    }
+    // A link that leads out is no way in, nor is one into the data directory, and what is wrong stays here.
+    let answer = world.apply(by("age", &world.path("link"))).await;
+    let mut warnings = answer.warnings.iter();
+    assert!(!warnings.any(|one| one.contains("--allow-dir")));
+    let mut values = watch(&world, &orders, "shop/smtp").await.unwrap();
+    let State::Withdrawn(told) = next(&mut values).await else {
+        panic!("no value")
     };
     assert!(
         !told.contains("link") && !told.contains("hunter2"),

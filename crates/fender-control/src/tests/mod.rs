@@ -4,6 +4,7 @@ mod administration;
 mod attestation;
 mod audit;
 mod authority;
+mod credentials;
 mod csr_abuse;
 mod distribution;
 mod documents;
@@ -376,6 +377,7 @@ fn config(data_dir: &Path, documents: Option<String>) -> ControlConfig {
             "SMTP".to_owned(),
             Some(fender_identity::Secret::from("hunter2".to_owned())),
         )]),
+        cluster: None,
     }
 }
 

@@ -3,8 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Mutex, OnceLock, Weak};
 
+use fender_api::proto::control::v1::credential_value::State;
 use fender_tests::postgres::{Durability, Postgres};
 
+use super::credentials::reported;
+use super::distribution::{next, watch};
 use super::*;
 use crate::ReplicaName;
 use crate::store::audit::Chain;
@@ -312,6 +315,22 @@ async fn one_status_shows_who_is_connected_to_any_replica_and_names_one_that_is_
         );
     }
 
+    // And what it holds, compared with what the replica gives to which it is connected.
+    let ledger = mesh.directory.path().join("ledger");
+    fs::write(ledger, "s3cret").unwrap();
+    let mut values = watch(&two, &inventory, "shop/ledger").await.unwrap();
+    let State::Value(value) = next(&mut values).await else {
+        panic!("a value")
+    };
+    let used = proto::CredentialInUse {
+        name: "shop/ledger".to_owned(),
+        generation: value.generation.clone(),
+        ..Default::default()
+    };
+    there.report(proto::report::Kind::Credential(used)).await;
+    let told = reported(&one, "shop/ledger", &value.generation).await;
+    assert_eq!(told.current, value.generation);
+
     // One that is dead and not yet silent cannot be reached, and is not left out without a word.
     two.drain.force();
     drop(there);
@@ -351,6 +370,7 @@ async fn attack_nobody_but_the_control_plane_is_told_who_is_connected() {
     let (_mesh, one, two) = pair("curious").await;
     let orders = one.attested("shop/orders").await;
     let request = proto::ConnectedRequest {
+        credentials: Vec::new(),
         workloads: vec!["shop/orders".to_owned()],
     };
     for channel in [

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::files::{Files, Written};
 use super::{Holding, Ledger, OnExit, Placed, Plan, Settings};
 use crate::deliver::Change;
-use crate::handover::{Handovers, Offer};
+use crate::handover::Offer;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -33,10 +33,13 @@ pub(super) struct Keeper {
     offer: Option<Offer>,
     /// What every place of the plan holds.
     delivered: Option<Generation>,
+    /// What was to be in them and is not.
+    newer: Option<Generation>,
     /// Since when that may not be the newest.
     outdated: Option<Instant>,
     max_stale: Duration,
     notify: Vec<Notification>,
+    on_exit: OnExit,
     backoff: Backoff,
     retry: Option<Instant>,
 }
@@ -50,7 +53,8 @@ impl Keeper {
         drain: Drain,
     ) -> Self {
         specs.mark_changed();
-        let offer = settings.handovers.as_ref().map(Handovers::offer);
+        let offer = settings.handovers.as_ref();
+        let offer = offer.map(|all| all.offer(&ledger.name));
         Self {
             specs,
             settings,
@@ -62,9 +66,11 @@ impl Keeper {
             files: Files::default(),
             offer,
             delivered: None,
+            newer: None,
             outdated: None,
             max_stale: Duration::ZERO,
             notify: Vec::new(),
+            on_exit: OnExit::default(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             retry: None,
         }
@@ -80,14 +86,15 @@ impl Keeper {
         } = placed;
         let generation = gathered.fetched.generation;
         self.ledger
-            .enter(Some(Holding::Delivered(generation.clone())));
-        self.delivered = Some(generation);
+            .enter(Holding::Delivered(generation.clone()), None);
+        self.delivered = Some(generation.clone());
         self.states = Some(gathered.states);
         self.files = files;
         self.offer = offer;
         self.max_stale = gathered.spec.max_stale;
         self.notify.clone_from(&gathered.spec.notify);
-        self.told(&gathered.fetched.value);
+        self.told(&gathered.fetched.value, &generation);
+        self.on_exit = gathered.spec.on_exit;
         self.source = Some(gathered.spec.source);
         self.plan = plan;
         self.specs.mark_unchanged();
@@ -106,6 +113,9 @@ impl Keeper {
                     Err(_) => self.states = None,
                 },
                 () = due(self.retry) => self.settle().await,
+                () = due(self.files.due()) => {
+                    self.files = std::mem::take(&mut self.files).tidy(Instant::now()).await;
+                }
             }
         }
     }
@@ -115,9 +125,15 @@ impl Keeper {
             offer.leave();
         }
         let on_exit = *self.settings.on_exit.borrow();
-        match on_exit {
-            OnExit::Wipe => self.files.remove(&self.ledger.name).await,
-            OnExit::Keep => {}
+        match (on_exit, self.on_exit) {
+            // What a successor has is the successor's.
+            (OnExit::Keep, _) => {}
+            (OnExit::Wipe, OnExit::Wipe) => self.files.remove(&self.ledger.name).await,
+            // Nobody will come for what was replaced.
+            (OnExit::Wipe, OnExit::Keep) => {
+                let late = Instant::now() + crate::deliver::set::GRACE;
+                self.files.tidy(late).await;
+            }
         }
     }
 
@@ -131,13 +147,14 @@ impl Keeper {
             self.settings.notifier.dropped(&self.ledger.name);
             self.states = None;
             self.source = None;
-            self.ledger.enter(None);
+            self.ledger.close();
             return;
         };
         // The source of the document before is not followed into the places of this one.
         self.states = None;
         self.max_stale = spec.max_stale;
         self.notify.clone_from(&spec.notify);
+        self.on_exit = spec.on_exit;
         // What a control plane has it from does not travel: it may be another source each time.
         let direct = matches!(spec.source, CredentialSource::Direct(_));
         let same_source = direct && self.source.as_ref() == Some(&spec.source);
@@ -163,7 +180,7 @@ impl Keeper {
                 states.mark_changed();
                 self.states = Some(states);
                 if self.delivered.is_none() {
-                    self.ledger.enter(Some(Holding::Waiting));
+                    self.ledger.enter(Holding::Waiting, None);
                 }
             }
             Err(error) => self.fail(format!("source {error}")),
@@ -194,7 +211,7 @@ impl Keeper {
                 self.forget().await;
                 self.settings.notifier.withdrawn(&self.ledger.name);
                 let why = error.to_string();
-                self.ledger.enter(Some(Holding::Withdrawn { why }));
+                self.ledger.enter(Holding::Withdrawn { why }, None);
             }
         }
     }
@@ -206,7 +223,7 @@ impl Keeper {
             files,
             change,
             failure,
-        } = files.write(self.plan.files(&value)).await;
+        } = files.write(self.plan.work(&self.ledger.name, &value)).await;
         self.files = files;
         let offered = self
             .offer
@@ -217,6 +234,7 @@ impl Keeper {
             Err(error) => (None, Some(error)),
         };
         if let Some(error) = failure.or(unoffered) {
+            self.newer = Some(generation);
             self.retry = Some(Instant::now() + self.backoff.next());
             return self.fail(error.to_string());
         }
@@ -224,22 +242,23 @@ impl Keeper {
         if change == Change::Written || offered == Some(Change::Written) {
             tracing::info!(credential = %self.ledger.name, %generation, "credential delivered");
         }
+        self.newer = None;
         self.delivered = Some(generation.clone());
-        self.told(&value);
+        self.told(&value, &generation);
         match stale {
             Some(error) => self.fail(error.to_string()),
             None => {
                 self.outdated = None;
                 self.offer_age(None);
-                self.ledger.enter(Some(Holding::Delivered(generation)));
+                self.ledger.enter(Holding::Delivered(generation), None);
             }
         }
     }
 
     /// All of its places hold this value.
-    fn told(&self, value: &Secret) {
+    fn told(&self, value: &Secret, generation: &Generation) {
         let notifier = &self.settings.notifier;
-        notifier.delivered(&self.ledger.name, value, &self.notify);
+        notifier.delivered(&self.ledger.name, value, generation, &self.notify);
     }
 
     /// Something is wrong; what was delivered before stays. Said once for each thing that is.
@@ -257,7 +276,7 @@ impl Keeper {
             }
             None => Holding::Failed { why: why.clone() },
         };
-        if self.ledger.enter(Some(holding)) {
+        if self.ledger.enter(holding, self.newer.as_ref()) {
             tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
         }
     }
@@ -273,6 +292,7 @@ impl Keeper {
     async fn forget(&mut self) {
         self.retry = None;
         self.delivered = None;
+        self.newer = None;
         self.outdated = None;
         std::mem::take(&mut self.files)
             .remove(&self.ledger.name)

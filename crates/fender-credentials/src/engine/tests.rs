@@ -10,15 +10,17 @@ use fender_config::snapshot::{
 };
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
-use fender_providers::{FetchError, Fetched, State};
+use fender_providers::{FetchError, Fetched, Generation, State};
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::*;
 use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod sets;
 mod socket;
 
 const MAX_STALE: Duration = Duration::from_secs(60);
@@ -117,6 +119,7 @@ impl Bench {
             max_stale: MAX_STALE,
             deliver,
             notify: Vec::new(),
+            on_exit: OnExit::Wipe,
         }
     }
 
@@ -171,13 +174,14 @@ impl Bench {
 }
 
 fn file_delivery(path: &Path) -> Delivery {
-    Delivery::File(FileDelivery {
+    let file = FileDelivery {
         path: path.to_owned(),
         mode: 0o400,
         owner: None,
         group: None,
         storage: Storage::Disk,
-    })
+    };
+    Delivery::File(file, Content::Value)
 }
 
 const SIDECAR: &str = "
@@ -223,7 +227,7 @@ async fn holding(
     expected: impl Fn(Option<&Holding>) -> bool,
 ) {
     let name = ObjectName::new("shop", name).unwrap();
-    let reached = held.wait_for(|holdings| expected(holdings.get(&name)));
+    let reached = held.wait_for(|holdings| expected(holdings.get(&name).map(|held| &held.holding)));
     if tokio::time::timeout(Duration::from_secs(3600), reached)
         .await
         .is_err()
@@ -325,7 +329,9 @@ async fn the_age_of_a_stale_value_counts_from_the_first_failure_until_it_is_know
         bench.remote.says("db", stale(reason));
         holding(&mut held, "db", |holding| age(holding, reason).is_some()).await;
         let name = ObjectName::new("shop", "db").unwrap();
-        ages.push(age(held.borrow().get(&name), reason).unwrap());
+        let holdings = held.borrow().clone();
+        let known = holdings.get(&name).map(|held| &held.holding);
+        ages.push(age(known, reason).unwrap());
         tokio::time::sleep(MAX_STALE / 2).await;
     }
     assert_eq!(ages[0], ages[1]);
@@ -439,7 +445,9 @@ async fn a_secret_that_cannot_be_written_is_tried_again_and_delays_no_other() {
         bench.spec("stuck", &["dir/a"]),
         bench.spec("free", &["b"]),
     ]);
+    let began = Instant::now();
     let mut held = bench.start().await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
 
     fs::rename(&below, bench.path("away")).unwrap();
     bench.remote.says("stuck", current("two"));
@@ -450,11 +458,23 @@ async fn a_secret_that_cannot_be_written_is_tried_again_and_delays_no_other() {
     .await;
     let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { .. }));
     holding(&mut held, "stuck", outdated).await;
+    let known = |held: &watch::Receiver<Holdings>, name: &str| {
+        let name = ObjectName::new("shop", name).unwrap();
+        held.borrow().get(&name).unwrap().clone()
+    };
+    // It is known that there is a newer one, and since when the old one is there stays.
+    let stuck = known(&held, "stuck");
+    assert_eq!(stuck.newer, Some(Generation::named("two")));
+    assert_eq!(stuck.since, Some(began));
+    assert_eq!(known(&held, "free").newer, None);
     fs::rename(bench.path("away"), &below).unwrap();
     holding(&mut held, "stuck", |holding| {
         holding == Some(&delivered("two"))
     })
     .await;
+    let stuck = known(&held, "stuck");
+    assert_eq!(stuck.newer, None);
+    assert!(stuck.since > Some(began), "{stuck:?}");
     assert_eq!(fs::read_to_string(below.join("a")).unwrap(), "two");
     bench.end().await;
 }

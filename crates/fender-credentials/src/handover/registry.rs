@@ -7,19 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fender_config::ObjectName;
 use fender_config::snapshot::{ServedName, SocketDelivery, UrlForm};
 use fender_identity::Secret;
 use fender_providers::Generation;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::aws;
 use super::protocol::{Answer, HERE, Refusal};
 use super::sealed::Sealed;
+use super::takings::{Consumer, Takings};
 use super::token::{Reader, Tokens};
 use crate::deliver::{Change, DeliveryError, accounts};
 
@@ -56,6 +59,14 @@ pub(crate) struct Audience {
 impl Audience {
     fn is_empty(&self) -> bool {
         self.users.is_empty() && self.readers.is_empty()
+    }
+
+    /// Whether it is for this consumer.
+    pub(super) fn names(&self, consumer: &Consumer) -> bool {
+        match consumer {
+            Consumer::User(user) => self.users.iter().any(|it| it.users.contains(user)),
+            Consumer::Reader(file) => self.readers.iter().any(|it| it.file() == file),
+        }
     }
 
     /// Who is in both.
@@ -97,6 +108,7 @@ struct Inner {
     doors: Doors,
     tokens: Tokens,
     entries: Mutex<Entries>,
+    takings: Takings,
     handed: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
 }
@@ -108,8 +120,9 @@ struct Entries {
 }
 
 /// One credential.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entry {
+    credential: ObjectName,
     to: Audience,
     value: Value,
 }
@@ -129,6 +142,7 @@ enum Value {
 /// A value that may be used.
 #[derive(Debug)]
 pub(super) struct Found {
+    pub(super) credential: ObjectName,
     pub(super) sealed: Arc<Sealed>,
     pub(super) generation: Generation,
     /// For how long it may not have been the newest.
@@ -136,6 +150,16 @@ pub(super) struct Found {
 }
 
 impl Entry {
+    fn is_for(&self, user: u32, name: &ServedName) -> bool {
+        let mut to = self.to.users.iter();
+        to.any(|handed| handed.name == *name && handed.users.contains(&user))
+    }
+
+    /// As it was at first.
+    fn clear(&mut self) {
+        (self.to, self.value) = (Audience::default(), Value::default());
+    }
+
     fn value(&self) -> Result<Found, Refusal> {
         let (sealed, generation, outdated) = match &self.value {
             Value::Waiting => return Err(Refusal::Waiting),
@@ -152,6 +176,7 @@ impl Entry {
         }
         let age = outdated.map(|it| now.saturating_duration_since(it.since));
         Ok(Found {
+            credential: self.credential.clone(),
             sealed,
             generation,
             age: age.unwrap_or_default(),
@@ -213,12 +238,42 @@ impl Handovers {
         }
     }
 
+    /// Who took which generation of what, from now on.
+    pub fn takings(&self) -> watch::Receiver<super::takings::ByCredential> {
+        self.0.takings.follow()
+    }
+
+    /// A user of the socket was given what it asked for.
+    pub(super) fn took_at_socket(&self, user: u32, name: &ServedName, generation: &Generation) {
+        let credential = {
+            let entries = self.entries();
+            let entry = entries.by_keeper.values().find(|it| it.is_for(user, name));
+            entry.map(|entry| entry.credential.clone())
+        };
+        if let Some(credential) = credential {
+            let consumer = Consumer::User(user);
+            self.0.takings.enter(&credential, consumer, generation);
+        }
+    }
+
+    /// The consumer with the token in this file was given what it asked for.
+    pub(super) fn took_at_url(&self, file: &Path, found: &Found) {
+        let consumer = Consumer::Reader(file.to_owned());
+        let takings = &self.0.takings;
+        takings.enter(&found.credential, consumer, &found.generation);
+    }
+
     /// A place for one credential.
-    pub(crate) fn offer(&self) -> Offer {
+    pub(crate) fn offer(&self, credential: &ObjectName) -> Offer {
         let mut entries = self.entries();
         let keeper = entries.next;
         entries.next += 1;
-        entries.by_keeper.insert(keeper, Entry::default());
+        let entry = Entry {
+            credential: credential.clone(),
+            to: Audience::default(),
+            value: Value::default(),
+        };
+        entries.by_keeper.insert(keeper, entry);
         Offer {
             of: self.clone(),
             keeper,
@@ -250,11 +305,7 @@ impl Handovers {
     ) -> io::Result<(Answer, Option<OwnedFd>)> {
         let found = {
             let entries = self.entries();
-            let of_both = |entry: &&Entry| {
-                let mut to = entry.to.users.iter();
-                to.any(|handed| handed.name == *name && handed.users.contains(&user))
-            };
-            let entry = entries.by_keeper.values().find(of_both);
+            let entry = entries.by_keeper.values().find(|it| it.is_for(user, name));
             entry.ok_or(Refusal::Missing).and_then(Entry::value)
         };
         match found {
@@ -335,7 +386,7 @@ impl Offer {
             matches!(entry.map(|entry| &entry.value), Some(Value::Here { generation: known, .. }) if known == generation)
         };
         if to.is_empty() {
-            self.change(|entry| *entry = Entry::default());
+            self.change(Entry::clear);
             return Ok(Change::Unchanged);
         }
         if let Some(reader) = to
@@ -386,7 +437,7 @@ impl Offer {
 
     /// Nobody receives it any more.
     pub(crate) fn close(&self) {
-        self.change(|entry| *entry = Entry::default());
+        self.change(Entry::clear);
     }
 
     /// This process ends: who was let in already is given what they came for.
@@ -397,13 +448,21 @@ impl Offer {
     fn change(&self, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.of.entries().by_keeper.get_mut(&self.keeper) {
             change(entry);
+            // Who had it and is no longer named is followed no more; what became of a credential that nobody receives
+            // for the moment is not forgotten.
+            if !entry.to.is_empty() {
+                self.of.0.takings.retain(&entry.credential, &entry.to);
+            }
         }
     }
 }
 
 impl Drop for Offer {
     fn drop(&mut self) {
-        self.of.entries().by_keeper.remove(&self.keeper);
+        let gone = self.of.entries().by_keeper.remove(&self.keeper);
+        if let Some(entry) = gone {
+            self.of.0.takings.forget(&entry.credential);
+        }
     }
 }
 
@@ -460,7 +519,7 @@ mod tests {
     #[test]
     fn attack_one_that_is_not_for_this_user_looks_as_one_that_is_not_there() {
         let handovers = Handovers::default();
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         put(&offer, &to("smtp", &[APP]), "s3cret");
         assert_eq!(asks(&handovers, APP, "smtp"), "s3cret");
         for user in [0, OTHER, OVERFLOW_USER, u32::MAX] {
@@ -473,9 +532,46 @@ mod tests {
     }
 
     #[test]
+    fn who_took_what_is_known_for_those_who_are_named_and_one_line_each() {
+        let handovers = Handovers::default();
+        let credential: ObjectName = "shop/smtp".parse().unwrap();
+        let offer = handovers.offer(&credential);
+        put(&offer, &to("smtp", &[APP, OTHER]), "one");
+        let taken = handovers.takings();
+        let lines = || {
+            let taken = taken.borrow();
+            let by = taken.get(&credential).into_iter().flatten();
+            by.map(|(who, taking)| (who.clone(), taking.generation.to_string()))
+                .collect::<Vec<_>>()
+        };
+        let takes = |user, generation: &str| {
+            handovers.took_at_socket(user, &named("smtp"), &Generation::named(generation));
+        };
+        // Who is nobody to a document leaves no line, however often.
+        takes(77, "one");
+        assert_eq!(lines(), []);
+        for _ in 0..3 {
+            takes(APP, "one");
+            takes(OTHER, "one");
+        }
+        put(&offer, &to("smtp", &[APP, OTHER]), "two");
+        takes(APP, "two");
+        let [app, other] = [APP, OTHER].map(Consumer::User);
+        let expected = [(app.clone(), "two".to_owned()), (other, "one".to_owned())];
+        assert_eq!(lines(), expected);
+        // Withdrawn: they took it all the same.
+        offer.withdraw();
+        assert_eq!(lines().len(), 2);
+        put(&offer, &to("smtp", &[APP]), "two");
+        assert_eq!(lines(), [(app, "two".to_owned())]);
+        drop(offer);
+        assert_eq!(lines(), []);
+    }
+
+    #[test]
     fn what_is_withdrawn_or_dropped_is_handed_over_no_more() {
         let handovers = Handovers::default();
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         let app = to("smtp", &[APP]);
         offer.follow(app.clone(), false);
         assert_eq!(asks(&handovers, APP, "smtp"), "(waiting)");
@@ -494,7 +590,7 @@ mod tests {
     fn attack_who_was_named_anew_gets_nothing_of_another_source_and_who_is_named_no_more_nothing_at_once()
      {
         let handovers = Handovers::default();
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         put(&offer, &to("smtp", &[APP, OTHER]), "old");
         // The same source: in force at once.
         offer.follow(to("smtp", &[APP]), true);
@@ -519,7 +615,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_is_handed_over_until_it_is_too_old_with_its_age() {
         let handovers = Handovers::default();
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         let app = to("smtp", &[APP]);
         put(&offer, &app, "one");
         let since = Instant::now();

@@ -124,7 +124,8 @@ impl Desk {
             return;
         };
         let asked = protocol::asked(&line);
-        let found = asked.map(|name| self.handovers.look_up(client.user, &name));
+        let found = asked.as_ref();
+        let found = found.map(|name| self.handovers.look_up(client.user, name));
         let (answer, file) = match found {
             None => (Answer::Refused(Refusal::Malformed), None),
             Some(Ok(found)) => found,
@@ -148,6 +149,10 @@ impl Desk {
         let said = courier.say(&line, &along);
         if deadline.bound(said).await.is_ok_and(|said| said.is_ok()) && file.is_some() {
             drop(file);
+            if let (Some(name), Answer::Here { generation, .. }) = (&asked, &answer) {
+                let handovers = &self.handovers;
+                handovers.took_at_socket(client.user, name, generation);
+            }
             self.taken(&courier.into_stream()).await;
         }
     }

@@ -50,7 +50,7 @@ impl Served {
     fn start(limits: SocketLimits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let handovers = Handovers::default();
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         let value = Secret::from("s3cret".to_owned());
         offer
             .put(&to(own_user()), &value, &Generation::named("one"))

@@ -196,7 +196,9 @@ impl Desk {
         if !self.consumers.take(&consumer) {
             return Err(Refused::TOO_MANY);
         }
-        found.map(|found| (form, found)).map_err(Refused::from)
+        let found = found.map_err(Refused::from)?;
+        self.handovers.took_at_url(&consumer, &found);
+        Ok((form, found))
     }
 
     /// Whoever is no consumer is answered only so often, and has no part in what consumers may ask.
@@ -415,7 +417,7 @@ mod tests {
             users: Vec::new(),
             readers: readers.into(),
         };
-        let offer = handovers.offer();
+        let offer = handovers.offer(&"shop/smtp".parse().unwrap());
         let value = Secret::from("s3cret".to_owned());
         offer
             .put(&audience, &value, &Generation::named("one"))

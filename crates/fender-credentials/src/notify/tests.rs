@@ -62,8 +62,10 @@ impl Bench {
     }
 
     fn delivered(&self, credential: &str, value: &str, notify: &[Notification]) {
+        let generation = Generation::named(value);
         let value = Secret::from(value.to_owned());
-        self.notifier.delivered(&name(credential), &value, notify);
+        self.notifier
+            .delivered(&name(credential), &value, &generation, notify);
     }
 
     /// Who is told of what, how long after the beginning.
@@ -204,6 +206,12 @@ async fn what_is_pending_and_why_is_known() {
         .clone();
     assert_eq!(known[&nginx].pending, [name("smtp")]);
     assert_eq!(known[&nginx].problem.as_deref(), Some("away"));
+    // It has the first one, about which there was nothing to tell.
+    let knows = |known: &Outcomes| {
+        let known = &known[&nginx].knows[&name("smtp")];
+        (known.generation.to_string(), known.acknowledged.is_some())
+    };
+    assert_eq!(knows(&known), ("one".to_owned(), false));
     bench.next().await;
     let known = outcomes
         .wait_for(|known| known[&nginx].acknowledged == 1)
@@ -211,6 +219,7 @@ async fn what_is_pending_and_why_is_known() {
         .unwrap()
         .clone();
     assert!(known[&nginx].pending.is_empty() && known[&nginx].problem.is_none());
+    assert_eq!(knows(&known), ("two".to_owned(), true));
     // Nobody names it any more.
     bench.delivered("smtp", "two", &[]);
     assert!(outcomes.borrow().is_empty());
@@ -227,6 +236,13 @@ async fn a_change_while_somebody_is_told_is_told_afterwards() {
     assert_eq!(bench.next().await.0, seconds(1));
     tokio::time::sleep(seconds(5)).await;
     bench.delivered("smtp", "three", &notify);
+    // What it acknowledges is what it was told of, not what came meanwhile.
+    let target = &notify[0].target;
+    let mut outcomes = bench.notifier.outcomes();
+    let first = outcomes.wait_for(|known| known[target].acknowledged == 1);
+    let known = first.await.unwrap()[target].knows[&name("smtp")].clone();
+    let when = known.acknowledged.unwrap() - bench.began;
+    assert_eq!((when, known.generation.as_str()), (seconds(21), "two"));
     assert_eq!(bench.next().await.0, seconds(22));
     bench.assert_silent().await;
     bench.end().await;

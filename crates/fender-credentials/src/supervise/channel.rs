@@ -27,6 +27,10 @@ pub enum Order {
     AppTold(u64),
     /// There is none to be told, or it is about to end.
     AppNotTold(u64),
+    /// The application has ended by itself, and is started again after a while.
+    AppRests,
+    /// It runs again.
+    AppRuns,
 }
 
 /// The proxy's view of its supervisor.
@@ -80,6 +84,8 @@ impl Superior {
                 Word::UpgradeFailed(code) => return Some(Order::UpgradeFailed(code)),
                 Word::AppTold(number) => return Some(Order::AppTold(number)),
                 Word::AppNotTold(number) => return Some(Order::AppNotTold(number)),
+                Word::AppRests => return Some(Order::AppRests),
+                Word::AppRuns => return Some(Order::AppRuns),
                 Word::Ready
                 | Word::Upgrade
                 | Word::Reloaded
@@ -104,6 +110,8 @@ pub(super) enum Word {
     RestartApp(u64),
     AppTold(u64),
     AppNotTold(u64),
+    AppRests,
+    AppRuns,
     /// From another version.
     Unknown,
 }
@@ -127,6 +135,8 @@ impl Word {
             Self::RestartApp(number) => format!("{RESTART_APP}{number}\n"),
             Self::AppTold(number) => format!("{APP_TOLD}{number}\n"),
             Self::AppNotTold(number) => format!("{APP_NOT_TOLD}{number}\n"),
+            Self::AppRests => "app-rests\n".to_owned(),
+            Self::AppRuns => "app-runs\n".to_owned(),
             Self::Unknown => "\n".to_owned(),
         }
     }
@@ -141,6 +151,8 @@ impl Word {
             Self::Reloaded,
             Self::DrainInbound,
             Self::UpgradeRefused,
+            Self::AppRests,
+            Self::AppRuns,
         ];
         let code = || line.trim_end().strip_prefix(UPGRADE_FAILED)?.parse().ok();
         let numbered = |prefix| line.trim_end().strip_prefix(prefix)?.parse().ok();
@@ -169,6 +181,8 @@ impl From<Order> for Word {
             Order::UpgradeFailed(code) => Self::UpgradeFailed(code),
             Order::AppTold(number) => Self::AppTold(number),
             Order::AppNotTold(number) => Self::AppNotTold(number),
+            Order::AppRests => Self::AppRests,
+            Order::AppRuns => Self::AppRuns,
         }
     }
 }
@@ -278,7 +292,12 @@ mod tests {
         let asked = Word::SignalApp(NotifySignal::Usr2, u64::MAX);
         assert_eq!(here.next().await, Some(asked));
         assert_eq!(here.next().await, Some(Word::RestartApp(0)));
-        let answers = [Order::AppTold(u64::MAX), Order::AppNotTold(0)];
+        let answers = [
+            Order::AppTold(u64::MAX),
+            Order::AppNotTold(0),
+            Order::AppRests,
+            Order::AppRuns,
+        ];
         for order in [Order::UpgradeRefused, Order::UpgradeFailed(64)]
             .into_iter()
             .chain(answers)

@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Deserializer};
-use zeroize::Zeroizing;
+use serde::Deserialize;
 
 use super::Secret;
 use crate::FetchError;
+use crate::hidden::Hidden;
 
 /// The version of the contract.
 pub(super) const VERSION: u32 = 1;
@@ -86,15 +86,6 @@ enum Kind {
     Missing,
 }
 
-/// Text that is wiped.
-struct Hidden(Zeroizing<String>);
-
-impl<'de> Deserialize<'de> for Hidden {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
-    }
-}
-
 /// What `output` says.
 pub(super) fn read(output: &[u8]) -> Result<Result<Value, Refusal>, NoAnswer> {
     if output.trim_ascii().is_empty() {
@@ -109,9 +100,9 @@ pub(super) fn read(output: &[u8]) -> Result<Result<Value, Refusal>, NoAnswer> {
         return Err(NoAnswer::Version(raw.version));
     }
     let secret = match (raw.value, raw.value_base64, raw.error) {
-        (Some(Hidden(mut text)), None, None) => Secret::from(std::mem::take(&mut *text)),
+        (Some(Hidden(text)), None, None) => text,
         (None, Some(Hidden(text)), None) => {
-            let bytes = STANDARD.decode(text.as_bytes());
+            let bytes = STANDARD.decode(text.expose());
             Secret::new(bytes.map_err(|_| NoAnswer::Base64)?)
         }
         (None, None, Some(error)) if raw.expires.is_none() => {

@@ -203,3 +203,25 @@ async fn a_removed_file_is_withdrawn_and_comes_back() {
     assert_eq!(value(&mut states).await, r#"Some("two") true"#);
     drain.stop();
 }
+
+#[tokio::test]
+async fn what_opens_others_is_seen_by_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let place = place();
+    fs::write(&place.path, b"identity").unwrap();
+    let mode = |mode| fs::set_permissions(&place.path, fs::Permissions::from_mode(mode)).unwrap();
+    let source = FileSource::new(&place.path).seen_by_no_other();
+    for private in [0o600, 0o400] {
+        mode(private);
+        assert!(source.fetch().await.is_ok(), "{private:o}");
+    }
+    for open in [0o640, 0o604, 0o620, 0o602, 0o777] {
+        mode(open);
+        let error = source.fetch().await.unwrap_err();
+        assert!(
+            matches!(&error, FetchError::Denied(why) if why.contains("by others than its owner")),
+            "{open:o} {error}"
+        );
+    }
+}

@@ -5,14 +5,14 @@
 
 use std::path::Path;
 
-use fender_config::snapshot::{VaultLogin, VaultPath};
+use fender_config::snapshot::{VaultJwt, VaultLogin, VaultPath};
 use fender_identity::Secret;
-use serde_json::json;
 
 use super::wire::Call;
 use crate::FetchError;
 use crate::http::Method;
-use crate::stores::ReadFiles;
+use crate::stores::{ReadFiles, Workload};
+use crate::whole;
 
 /// The largest token, secret id or JWT.
 const MAX_PROOF: u64 = 64 * 1024;
@@ -27,53 +27,71 @@ pub(super) enum Begun {
 }
 
 /// Reads what a login needs.
-pub(super) async fn begin(login: &VaultLogin, files: &dyn ReadFiles) -> Result<Begun, FetchError> {
-    Ok(match login {
-        VaultLogin::Token { file } => Begun::Token(line(files, file).await?),
+pub(super) async fn begin(
+    login: &VaultLogin,
+    files: &dyn ReadFiles,
+    workload: Option<&dyn Workload>,
+) -> Result<Begun, FetchError> {
+    match login {
+        VaultLogin::Token { file } => Ok(Begun::Token(line(files, file).await?)),
         VaultLogin::AppRole {
             mount,
             role_id,
             secret_id,
         } => {
             let proof = line(files, secret_id).await?;
-            let body = json!({ "role_id": role_id, "secret_id": text(&proof) });
-            ask(mount, &body, Some(proof))
+            ask(
+                mount,
+                Some(("role_id", role_id)),
+                Some(("secret_id", proof)),
+            )
         }
         VaultLogin::Kubernetes { mount, role, token } => {
             let proof = line(files, token).await?;
-            let body = json!({ "role": role, "jwt": text(&proof) });
-            ask(mount, &body, Some(proof))
+            ask(mount, Some(("role", role)), Some(("jwt", proof)))
         }
         VaultLogin::Jwt { mount, role, token } => {
-            let proof = line(files, token).await?;
-            let body = match role {
-                Some(role) => json!({ "role": role, "jwt": text(&proof) }),
-                None => json!({ "jwt": text(&proof) }),
+            let proof = match token {
+                VaultJwt::File(file) => line(files, file).await?,
+                VaultJwt::Svid { audience } => {
+                    let workload = workload.ok_or_else(nobody)?;
+                    workload.token(audience).await?
+                }
             };
-            ask(mount, &body, Some(proof))
+            let role = role.as_ref().map(|role| ("role", role));
+            ask(mount, role, Some(("jwt", proof)))
         }
         VaultLogin::Certificate { mount, role, .. } => {
-            let body = match role {
-                Some(role) => json!({ "name": role }),
-                None => json!({}),
-            };
-            ask(mount, &body, None)
+            let role = role.as_ref().map(|role| ("name", role));
+            ask(mount, role, None)
         }
-    })
+    }
 }
 
-fn ask(mount: &VaultPath, body: &serde_json::Value, proof: Option<Secret>) -> Begun {
-    Begun::Ask(Call {
+/// Only a workload has its identity.
+pub(super) fn nobody() -> FetchError {
+    FetchError::Denied(
+        "login to Vault: it is by the identity of a workload, and this process has none".to_owned(),
+    )
+}
+
+/// The body is written once, in room of the right size, and wiped.
+fn ask(
+    mount: &VaultPath,
+    role: Option<(&str, &String)>,
+    proof: Option<(&str, Secret)>,
+) -> Result<Begun, FetchError> {
+    let role = role.map(|(name, role)| (name, Secret::from(role.clone())));
+    let fields = role.iter().chain(&proof);
+    let body = whole::object(fields.map(|(name, value)| (*name, value)));
+    let body = body.map_err(|error| FetchError::Malformed(format!("login to Vault: {error}")))?;
+    Ok(Begun::Ask(Call {
         method: Method::Post,
         path: format!("auth/{}/login", mount.escaped()),
         token: None,
-        body: Some(Secret::from(body.to_string())),
-        proof,
-    })
-}
-
-fn text(proof: &Secret) -> &str {
-    proof.expose_str().unwrap_or_default()
+        body: Some(body),
+        proof: proof.map(|(_, proof)| proof),
+    }))
 }
 
 /// The one line of a file. That there is none says nothing of the secrets: somebody may be about to write it.

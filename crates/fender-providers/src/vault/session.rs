@@ -1,16 +1,19 @@
 //! The login at one Vault that all its secrets share: made once however many wait for it, renewed at half of its time, made
 //! anew when it has ended, given back at the end.
 //!
-//! A login that was refused is not tried again by each of them: the answer stands for a doubling, jittered while. A 403 is
+//! A login that was refused is not tried again by each of them: the answer stands for a doubling, jittered while. Who was logged
+//! in before is not turned away by one refusal: only when it lasts ([`PATIENCE`]) it is a word about the secrets. A 403 is
 //! not believed before the token is known to be alive; only then it is about the secret.
+//!
+//! Who logs in by the workload's certificate shows the one of the moment, and logs in anew when there is another.
 
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fender_config::StoreUrl;
-use fender_config::snapshot::{VaultLogin, VaultStore};
-use fender_identity::Secret;
+use fender_config::snapshot::{VaultCertificate, VaultLogin, VaultStore};
 use fender_identity::tls::{PemPair, ShownCertificate};
+use fender_identity::{Secret, Serial, Svid};
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::random;
@@ -26,7 +29,7 @@ use super::wire::{
 use crate::FetchError;
 use crate::budget::Budget;
 use crate::http::{HttpClient, system_roots};
-use crate::stores::ReadFiles;
+use crate::stores::{ReadFiles, Workload};
 
 /// The largest file of roots, of a chain or of a key.
 const MAX_PEM: u64 = 1024 * 1024;
@@ -36,6 +39,9 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(30);
 /// A token as young as this that is not known is not made anew once more.
 const YOUNG: Duration = Duration::from_secs(10);
+/// How long a login is refused before that counts, where there was one: whoever changes roles, policies or mounts refuses
+/// for a moment what was right and will be.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How many tokens of before are remembered, to be given back.
 const REMEMBERED: usize = 4;
 
@@ -53,7 +59,14 @@ pub(super) trait Dial: std::fmt::Debug + Send + Sync + 'static {
 #[derive(Debug, Default)]
 pub(super) struct Pem {
     pub(super) roots: Option<Secret>,
-    pub(super) shown: Option<PemPair>,
+    pub(super) shown: Option<Shown>,
+}
+
+/// By what the server knows us in the handshake.
+#[derive(Debug)]
+pub(super) enum Shown {
+    Files(PemPair),
+    Svid(Arc<Svid>),
 }
 
 /// By HTTP.
@@ -76,7 +89,10 @@ impl Dial for DialHttp {
                     None => system_roots().map_err(|error| format!("roots: {error}"))?,
                 };
                 match &pem.shown {
-                    Some(pair) => {
+                    Some(Shown::Svid(svid)) => {
+                        HttpClient::known_as(svid, &roots, MAX_ANSWER, clock)
+                    }
+                    Some(Shown::Files(pair)) => {
                         let shown = ShownCertificate::from_pem(pair)
                             .map_err(|error| format!("certificate to show: {error}"))?;
                         HttpClient::showing(&shown, &roots, MAX_ANSWER, clock)
@@ -99,6 +115,8 @@ pub(super) struct Login {
     /// Which one of successive logins it is: leases of another one end with that one.
     pub(super) epoch: u64,
     transport: SharedTransport,
+    /// Of the workload's certificate, if that is by what we are known.
+    serial: Option<Serial>,
     token: Secret,
     /// Whether we made the token, and may end it.
     is_ours: bool,
@@ -155,6 +173,7 @@ pub(super) struct Session {
     store: VaultStore,
     dial: Arc<dyn Dial>,
     files: Arc<dyn ReadFiles>,
+    workload: Option<Arc<dyn Workload>>,
     clock: SharedClock,
     pub(super) budget: Budget,
     state: Mutex<State>,
@@ -168,6 +187,8 @@ pub(super) struct Session {
 struct State {
     current: Option<Arc<Login>>,
     failed: Option<(FetchError, Instant)>,
+    /// Since when a login is refused.
+    refused: Option<Instant>,
     backoff: Backoff,
     epoch: u64,
     /// Ours, and perhaps alive.
@@ -186,17 +207,20 @@ impl Session {
         store: VaultStore,
         dial: Arc<dyn Dial>,
         files: Arc<dyn ReadFiles>,
+        workload: Option<Arc<dyn Workload>>,
         clock: SharedClock,
     ) -> Self {
         Self {
             store,
             dial,
             files,
+            workload,
             clock,
             budget: Budget::new(),
             state: Mutex::new(State {
                 current: None,
                 failed: None,
+                refused: None,
                 backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
                 epoch: 0,
                 before: Vec::new(),
@@ -297,6 +321,30 @@ impl Session {
         self.announce(&state);
     }
 
+    /// The certificate that logs in, if that is the workload's own.
+    pub(super) fn svid(&self) -> Option<watch::Receiver<Arc<Svid>>> {
+        let own = matches!(
+            &self.store.login,
+            VaultLogin::Certificate { shown, .. } if *shown == VaultCertificate::Svid
+        );
+        self.workload.as_ref().filter(|_| own).map(|own| own.svid())
+    }
+
+    /// Logs in anew where the one of before showed another certificate: it may be used up before the token is, and nobody renews a
+    /// token who shows another one than it was given for.
+    pub(super) async fn show_another(&self) {
+        let mut state = self.state.lock().await;
+        let serial = self.svid().map(|svid| svid.borrow().serial().clone());
+        let Some(login) = state.current.clone() else {
+            return;
+        };
+        if login.serial != serial {
+            login.life().last = true;
+            self.replace(&mut state, &login).await;
+            self.announce(&state);
+        }
+    }
+
     /// Another login for one that goes on living until it is over, and what was leased with it.
     async fn replace(&self, state: &mut State, login: &Arc<Login>) {
         match self.log_in(state.epoch + 1).await {
@@ -352,9 +400,11 @@ impl Session {
             return Err(error.clone());
         }
         let made = self.log_in(state.epoch + 1).await;
+        let made = made.map_err(|error| patient(state, error));
         let failed = match &made {
             Ok(_) => {
                 state.backoff.reset();
+                state.refused = None;
                 None
             }
             Err(error) => {
@@ -378,8 +428,9 @@ impl Session {
 
     async fn log_in(&self, epoch: u64) -> Result<Login, FetchError> {
         let place = "login to Vault";
-        let transport = self.dial().await?;
-        let begun = login::begin(&self.store.login, &*self.files).await?;
+        let (transport, serial) = self.dial().await?;
+        let workload = self.workload.as_deref();
+        let begun = login::begin(&self.store.login, &*self.files, workload).await?;
         let (token, is_ours, life) = match begun {
             Begun::Token(token) => (token, false, Life::new(false, 0, Instant::now())),
             Begun::Ask(call) => {
@@ -405,6 +456,7 @@ impl Session {
         let login = Login {
             epoch,
             transport,
+            serial,
             token,
             is_ours,
             made: Instant::now(),
@@ -434,7 +486,8 @@ impl Session {
         }
     }
 
-    async fn dial(&self) -> Result<SharedTransport, FetchError> {
+    /// A client, and which certificate of the workload it shows.
+    async fn dial(&self) -> Result<(SharedTransport, Option<Serial>), FetchError> {
         let mut pem = Pem::default();
         let unusable = |why: String| FetchError::Outage(format!("login to Vault: {why}"));
         let read = async |path| {
@@ -444,15 +497,27 @@ impl Session {
         if let Some(path) = &self.store.roots {
             pem.roots = Some(read(path).await?);
         }
-        if let VaultLogin::Certificate { files, .. } = &self.store.login {
-            pem.shown = Some(PemPair {
-                chain: read(&files.certificate).await?.expose().to_vec(),
-                key: read(&files.key).await?,
+        let mut serial = None;
+        if let VaultLogin::Certificate { shown, .. } = &self.store.login {
+            pem.shown = Some(match shown {
+                VaultCertificate::Files(files) => Shown::Files(PemPair {
+                    chain: read(&files.certificate).await?.expose().to_vec(),
+                    key: read(&files.key).await?,
+                }),
+                VaultCertificate::Svid => {
+                    let svid = self.svid().ok_or_else(login::nobody)?;
+                    let svid = Arc::clone(&svid.borrow());
+                    if !svid.validity().includes(self.clock.now()) {
+                        let why = "the workload's certificate has expired".to_owned();
+                        return Err(unusable(why));
+                    }
+                    serial = Some(svid.serial().clone());
+                    Shown::Svid(svid)
+                }
             });
         }
-        self.dial
-            .dial(&self.store, pem, &self.clock)
-            .map_err(unusable)
+        let transport = self.dial.dial(&self.store, pem, &self.clock);
+        Ok((transport.map_err(unusable)?, serial))
     }
 
     /// Asks with a login.
@@ -510,12 +575,16 @@ impl Session {
         let mut state = self.state.lock().await;
         let mut logins = std::mem::take(&mut state.before);
         logins.extend(state.current.take());
+        // By the newest way: a certificate of before may have expired.
+        let Some(way) = logins.last().map(|login| Arc::clone(&login.transport)) else {
+            return;
+        };
         for login in logins {
             if !login.is_ours || login.is_over() || keeps(login.epoch) {
                 continue;
             }
             let call = Call::post("auth/token/revoke-self", &login.token, json!({}));
-            let ended: Result<Body<IgnoredAny>, _> = self.ask(&login, &call).await;
+            let ended: Result<Body<IgnoredAny>, _> = self.send(&*way, &call).await;
             match ended {
                 Ok(_) => {
                     tracing::info!(vault = %self.store.address, "logged out");
@@ -552,6 +621,21 @@ impl Life {
             last: false,
             verified,
         }
+    }
+}
+
+/// What a login's failure means: one that is refused is no word about the secrets while it may be a moment's.
+fn patient(state: &mut State, error: FetchError) -> FetchError {
+    let (FetchError::Denied(why) | FetchError::Missing(why)) = &error else {
+        return error;
+    };
+    if state.epoch == 0 {
+        return error;
+    }
+    let since = *state.refused.get_or_insert_with(Instant::now);
+    match since.elapsed() < PATIENCE {
+        true => FetchError::Outage(format!("{why}; it is tried again before that counts")),
+        false => FetchError::Denied(why.clone()),
     }
 }
 

@@ -5,13 +5,15 @@ mod leases;
 mod logins;
 mod secrets;
 mod server;
+mod workload;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    CertificateFiles, VaultLogin, VaultPath, VaultPlace, VaultSecret, VaultStore,
+    CertificateFiles, VaultCertificate, VaultJwt, VaultLogin, VaultPath, VaultPlace, VaultSecret,
+    VaultStore,
 };
 use fender_identity::Secret;
 use fender_runtime::clock::{TestClock, UnixTime};
@@ -63,6 +65,10 @@ impl ReadFiles for Shelf {
             }
         })
     }
+
+    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a> {
+        self.read(path, limit)
+    }
 }
 
 /// Everything around one server.
@@ -100,6 +106,12 @@ impl World {
 
     fn source(&self, secret: &VaultSecret) -> VaultSource {
         self.vaults.source(secret)
+    }
+
+    /// From now on somebody is there who logs in as himself.
+    fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
+        self.vaults = self.vaults.of_workload(workload);
+        self
     }
 
     async fn fetch(&self, secret: &VaultSecret) -> Result<String, FetchError> {

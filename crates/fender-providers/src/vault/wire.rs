@@ -14,9 +14,11 @@ use fender_config::snapshot::VaultPath;
 use fender_identity::Secret;
 use fender_runtime::deadline::Deadline;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
+use serde_json::value::RawValue;
 
 use crate::FetchError;
+use crate::hidden::{self, Hidden};
 use crate::http::{Answer, HttpClient, HttpError, Method, Question, Wish};
 
 /// The most an answer may weigh: a secret of a mebibyte, escaped.
@@ -201,7 +203,7 @@ fn reason(body: &Secret, proofs: &[&Secret]) -> String {
     scrubbed(&errors.join("; "), proofs)
 }
 
-fn scrubbed(text: &str, proofs: &[&Secret]) -> String {
+pub(crate) fn scrubbed(text: &str, proofs: &[&Secret]) -> String {
     let mut text = text.to_owned();
     for proof in proofs.iter().filter_map(|proof| proof.expose_str()) {
         if proof.len() >= SHORTEST_SECRET {
@@ -234,7 +236,7 @@ pub(super) struct Body<D> {
 #[derive(Debug, Deserialize)]
 pub(super) struct Auth {
     #[serde(default)]
-    pub(super) client_token: Text,
+    pub(super) client_token: Hidden,
     /// In seconds; 0 is for ever.
     #[serde(default)]
     pub(super) lease_duration: u64,
@@ -287,28 +289,12 @@ pub(super) fn parse<D: DeserializeOwned>(body: &Secret) -> Result<Body<D>, Failu
     })
 }
 
-/// Text that must not be seen.
-#[derive(Clone, Debug)]
-pub(super) struct Text(pub(super) Secret);
-
-impl Default for Text {
-    fn default() -> Self {
-        Self(Secret::new(Vec::new()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(|text| Self(Secret::from(text)))
-    }
-}
-
 /// The values at one place, by key.
-pub(super) type Fields = BTreeMap<String, Field>;
+pub(crate) type Fields = BTreeMap<String, Field>;
 
 /// One value.
 #[derive(Clone, Debug)]
-pub(super) enum Field {
+pub(crate) enum Field {
     /// Also a whole number and a truth value, as Vault's own command line prints them.
     Text(Secret),
     /// Something that has no one text.
@@ -317,55 +303,16 @@ pub(super) enum Field {
 
 impl<'de> Deserialize<'de> for Field {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FieldVisitor)
-    }
-}
-
-struct FieldVisitor;
-
-impl<'de> Visitor<'de> for FieldVisitor {
-    type Value = Field;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Field, E> {
-        Ok(Field::Text(Secret::from(text.to_owned())))
-    }
-
-    fn visit_string<E>(self, text: String) -> Result<Field, E> {
-        Ok(Field::Text(Secret::from(text)))
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Field, E> {
-        Ok(Field::Text(Secret::from(value.to_string())))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Field, E> {
-        Ok(Field::Text(Secret::from(value.to_string())))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Field, E> {
-        Ok(Field::Text(Secret::from(value.to_string())))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Field, E> {
-        Ok(Field::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Field, E> {
-        Ok(Field::Other)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Field, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Field::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Field, A::Error> {
-        while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Field::Other)
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        let is_whole = raw.parse::<u64>().is_ok() || raw.parse::<i64>().is_ok();
+        if is_whole || matches!(raw, "true" | "false") {
+            return Ok(Self::Text(Secret::from(raw.to_owned())));
+        }
+        if !raw.starts_with('"') {
+            return Ok(Self::Other);
+        }
+        let text = hidden::text(raw).map(Self::Text);
+        text.ok_or_else(|| D::Error::custom("half of a character"))
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use fender_api::audit::Head;
+use fender_config::ObjectName;
 use fender_identity::{NodeName, Serial, WorkloadName};
 use fender_runtime::clock::UnixTime;
 
@@ -181,7 +182,10 @@ pub(crate) struct TokenRevoke {
 }
 
 #[derive(Args, Debug, Clone)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Status {
+    #[command(subcommand)]
+    pub(crate) of: Option<StatusOf>,
     #[command(flatten)]
     pub(crate) admin: Admin,
     /// Ask the sidecar at this admin socket instead of the control plane
@@ -196,6 +200,27 @@ pub(crate) struct Status {
     /// Only this workload
     #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "sidecar")]
     pub(crate) workload: Option<WorkloadName>,
+    /// Table or JSON
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub(crate) enum StatusOf {
+    /// Show which instance holds which generation of which credential since when, and whether an old one is still in use
+    Credentials(StatusCredentials),
+}
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct StatusCredentials {
+    #[command(flatten)]
+    pub(crate) admin: Admin,
+    /// Only this credential
+    #[arg(value_name = "NAMESPACE/NAME")]
+    pub(crate) credential: Option<ObjectName>,
+    /// Only credentials of this namespace
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "credential")]
+    pub(crate) namespace: Option<String>,
     /// Table or JSON
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,

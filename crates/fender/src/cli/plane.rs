@@ -10,6 +10,7 @@ use fender_config::HttpsUrl;
 use fender_control::ReplicaName;
 use fender_identity::tls::CaPin;
 use fender_identity::{NodeName, TrustDomain};
+use fender_providers::aws::AwsPattern;
 use fender_runtime::listen::LocalAddress;
 
 use super::{Health, ca_pin, directory, duration, local_address, program, variable};
@@ -52,6 +53,9 @@ pub(crate) struct Control {
     /// A variable of the environment that documents may name as the source of a credential (repeatable; default: none)
     #[arg(long = "allow-environment", value_name = "NAME", value_parser = variable)]
     pub(crate) allow_environment: Vec<String>,
+    /// A secret of AWS that documents may have the control plane read with its machine's credentials: secretsmanager:NAME or ssm:NAME, with * at the end for whatever follows (repeatable; default: none)
+    #[arg(long = "allow-aws", value_name = "PATTERN")]
+    pub(crate) allow_aws: Vec<AwsPattern>,
     /// Where health checks and a monitoring system reach this control plane [default: admin.sock in the data directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,

@@ -7,8 +7,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use fender_api::otlp::CollectorUrl;
 use fender_config::snapshot::ServedName;
+use fender_credentials::supervise::RestartPolicy;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
+use fender_providers::aws::AwsPattern;
 use fender_runtime::lines;
 use fender_runtime::listen::{ListenAddress, LocalAddress};
 
@@ -60,6 +62,14 @@ pub(crate) struct Sidecar {
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
+    /// Whether a supervised application that ends by itself is started again, after a rest that grows: no, on-failure or always; with how often at most, like on-failure:5, and all of these again once it has run for 10s
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value_t = RestartPolicy::default(),
+        env = "FENDER_RESTART"
+    )]
+    pub(crate) restart: RestartPolicy,
     /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
     #[arg(
         long,
@@ -159,6 +169,7 @@ impl From<Watch> for Sidecar {
                 health: watch.health,
             },
             stop_timeout: Duration::ZERO,
+            restart: RestartPolicy::default(),
             upgrade_socket: watch.upgrade_socket,
             take_over: watch.take_over,
             supervise: false,
@@ -376,6 +387,9 @@ pub(crate) struct Source {
     /// A variable of the environment that documents from the control plane may name as the source of a credential; the application does not inherit it (repeatable; default: none)
     #[arg(long = "allow-environment", value_name = "NAME", value_parser = variable)]
     pub(crate) allow_environment: Vec<String>,
+    /// A secret of AWS that documents from the control plane may have read with this machine's credentials: secretsmanager:NAME or ssm:NAME, with * at the end for whatever follows (repeatable; default: none)
+    #[arg(long = "allow-aws", value_name = "PATTERN")]
+    pub(crate) allow_aws: Vec<AwsPattern>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,

@@ -31,7 +31,7 @@ pub(crate) fn status_json(status: &proto::StatusResponse) -> Value {
     })
 }
 
-fn replica_json(replica: &proto::ReplicaStatus) -> Value {
+pub(super) fn replica_json(replica: &proto::ReplicaStatus) -> Value {
     json!({
         "name": replica.name,
         "url": replica.url,
@@ -287,7 +287,7 @@ const INDENT: usize = 15;
 
 /// The control plane's moment, from which others are told.
 #[derive(Clone, Copy)]
-struct Now<'a>(&'a str);
+pub(super) struct Now<'a>(pub(super) &'a str);
 
 impl Now<'_> {
     /// Seconds from now to a moment; none if either is none.
@@ -312,7 +312,7 @@ impl Now<'_> {
         }
     }
 
-    fn since(self, moment: &str) -> String {
+    pub(super) fn since(self, moment: &str) -> String {
         match self.to(moment) {
             Some(seconds) => span(seconds.saturating_neg().max(0)),
             None => moment.to_owned(),

@@ -80,6 +80,8 @@ impl Watch {
                     )),
                     Some(Order::AppTold(number)) => self.waiting.answer(number, true),
                     Some(Order::AppNotTold(number)) => self.waiting.answer(number, false),
+                    Some(Order::AppRests) => self.serving.status.set_app_rests(true),
+                    Some(Order::AppRuns) => self.serving.status.set_app_rests(false),
                     // The kernel's signal says the same, but not of one that went before we could ask for it.
                     None => return self.stop(),
                 },

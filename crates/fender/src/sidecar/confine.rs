@@ -47,6 +47,8 @@ pub(crate) struct Reach {
     pub(super) programs: Vec<PathBuf>,
     /// Variables of the environment that are read, once.
     pub(super) variables: Vec<String>,
+    /// Whether AWS is asked for something.
+    pub(super) asks_aws: bool,
 }
 
 impl Reach {
@@ -136,6 +138,7 @@ impl Reach {
                 if let Origin::Environment { variable } = origin {
                     self.variables.push(variable.clone());
                 }
+                self.asks_aws |= matches!(origin, Origin::Aws(_));
             }
             for notification in &credential.notify {
                 self.notify(&notification.target);
@@ -143,7 +146,10 @@ impl Reach {
             let places = credential.deliver.iter();
             self.write
                 .extend(places.filter_map(|delivery| match delivery {
-                    Delivery::File(file) => Some(Self::parent(&file.path)),
+                    Delivery::File(file, _) => Some(Self::parent(&file.path)),
+                    // If it is not there, it is made.
+                    Delivery::Files(set) if set.directory.exists() => Some(set.directory.clone()),
+                    Delivery::Files(set) => Some(Self::parent(&set.directory)),
                     Delivery::Url(url) => Some(Self::parent(&url.token.path)),
                     Delivery::Environment { .. } | Delivery::Socket(_) => None,
                 }));
@@ -185,6 +191,9 @@ impl Reach {
             !self.variables.iter().any(known)
         });
         let missing = missing.map(PathBuf::as_path).or(variable);
+        // Its credentials were found before the sidecar confined itself.
+        let aws = (wanted.asks_aws && !self.asks_aws).then_some(Path::new("aws"));
+        let missing = missing.or(aws);
         missing.map_or(Ok(()), |missing| {
             Err(format!(
                 "`{}` lies outside of what this sidecar may touch since it started: start it again, or upgrade it",

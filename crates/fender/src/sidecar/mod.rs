@@ -25,6 +25,7 @@ mod start;
 mod status;
 mod supervisor;
 pub(crate) mod upgrade;
+mod usage;
 
 pub(crate) use status::METRICS;
 
@@ -32,7 +33,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
-use fender_credentials::supervise::{HangUp, Superior};
+use fender_credentials::supervise::{HangUp, RestartOn, Superior};
+use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::lines;
 use fender_runtime::listen::Listeners;
@@ -62,6 +64,12 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
             "--workload-api needs --control: every caller receives a key of its own, and nobody signs it for a sidecar that runs from a file",
         ));
     }
+    let app = !args.command.is_empty() || args.supervised;
+    if !app && args.restart.on != RestartOn::No {
+        return Err(Failure::usage(
+            "--restart is about an application that ends: give one after `--`",
+        ));
+    }
     if (args.supervise || !args.command.is_empty()) && !args.supervised {
         // The proxy serves them; the application has no business with them.
         let [pid, fds, _] = announcement();
@@ -76,7 +84,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
     if let Err(error) = sys::raise_descriptor_limit() {
         tracing::warn!(%error, "cannot raise the limit on open descriptors");
     }
-    let reach = Reach::of(&args)?;
+    let mut reach = Reach::of(&args)?;
     // A supervisor looks for itself: a proxy that ended would only be started again.
     let interfaces = (!args.supervised).then(Interfaces::open).flatten();
     let hang_up = match args.supervised {
@@ -84,7 +92,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
         true => HangUp::Reloads,
         false => signals::hang_up_of_a_service(),
     };
-    let local = Local::take(&reach)?;
+    let local = Local::take(&mut reach, &args.source)?;
     confine::confine(&reach).map_err(Failure::unavailable)?;
     blocking(serve(args, reach, local, listeners, interfaces, hang_up))
 }
@@ -97,8 +105,17 @@ pub(crate) struct Local {
 
 impl Local {
     /// To be called before threads, and before this process confines itself.
-    pub(crate) fn take(reach: &Reach) -> Result<Self, Failure> {
+    pub(crate) fn take(reach: &mut Reach, source: &cli::Source) -> Result<Self, Failure> {
         let environment = variables::take(reach.variables.iter().cloned());
+        // A file on this machine was written by whoever may use its credentials.
+        let (asks_aws, allow) = match &source.config {
+            Some(_) => (reach.asks_aws, AllowAws::Any),
+            None => variables::allowed_aws(&source.allow_aws),
+        };
+        let environment = environment.with_aws(variables::take_aws(asks_aws, allow));
+        for file in environment.aws().settings.files() {
+            reach.read_file(&file);
+        }
         let helper = Helper::start(&reach.programs).map_err(Failure::unavailable)?;
         Ok(Self {
             helper,

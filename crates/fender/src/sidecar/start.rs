@@ -1,17 +1,15 @@
 //! How a sidecar comes up, in order: who it is and what it must do, its secrets, and only then its ports.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use fender_api::client::{Received, Report};
-use fender_config::ObjectName;
+use fender_api::client::Received;
 use fender_config::snapshot::{CredentialSpec, Delivery};
-use fender_credentials::engine::{self, Holdings, OnExit, Settings};
+use fender_credentials::engine::{self, OnExit, Settings};
+use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
-use fender_providers::Generation;
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
 use fender_runtime::deadline::Deadline;
@@ -26,11 +24,13 @@ use super::drains::Drains;
 use super::notices::BySupervisor;
 use super::status::Status;
 use super::upgrade::{self, Desk, Request, Succession};
-use super::{Local, acme, asked, callers, paths, records, remote, spans};
+use super::{Local, acme, asked, callers, paths, records, remote, spans, usage};
 use crate::admin_socket;
 use crate::cli::{self, Role};
 use crate::exit::{Exit, Failure};
 use crate::source::{self, Feed, Tenure};
+use crate::variables;
+use crate::workload::OwnIdentity;
 
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
@@ -103,7 +103,7 @@ pub(super) async fn start(
         .context("read what applications were told")
         .map_err(Failure::unavailable)?;
     let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
-    status.set_notified(notifier.outcomes());
+    let notified = notifier.outcomes();
     let settings = Settings {
         sources,
         on_exit: leaves,
@@ -130,10 +130,17 @@ pub(super) async fn start(
             "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
         );
     }
-    status.set_holdings(holdings.clone());
+    let used = usage::Sources {
+        snapshot: feed.snapshot.clone(),
+        holdings,
+        notified,
+        taken: handovers.as_ref().map(Handovers::takings),
+        clock: Arc::clone(&clock),
+    };
+    status.set_credentials(used.clone());
     let reports = feed.session.as_ref().map(|session| session.reports.clone());
     if let Some(reports) = reports.clone() {
-        drains.work.spawn(report_holdings(holdings, reports));
+        drains.work.spawn(usage::report(used, reports));
     }
 
     // D2: what another sidecar serves with, if this one is to take its place.
@@ -363,7 +370,7 @@ fn sources(
     };
     // What was leased stays with whoever is left with the files.
     let keeps_leases = move || *on_exit.borrow() == OnExit::Keep;
-    Ok(Sources::new(
+    let sources = Sources::new(
         allow,
         local.helper.runner()?,
         local.environment,
@@ -371,41 +378,17 @@ fn sources(
         keeps_leases,
         Arc::clone(clock),
         &drains.credentials,
-    ))
+    );
+    let sources = sources.in_cluster(variables::cluster());
+    Ok(match OwnIdentity::of(feed) {
+        Some(workload) => sources.of_workload(workload),
+        None => sources,
+    })
 }
 
 fn is_for_exec_only(credential: &CredentialSpec) -> bool {
     let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
     credential.deliver.iter().all(environment)
-}
-
-/// Tells the control plane which generation of each credential is in use.
-async fn report_holdings(mut holdings: watch::Receiver<Holdings>, reports: mpsc::Sender<Report>) {
-    let mut reported: BTreeMap<ObjectName, Generation> = BTreeMap::new();
-    loop {
-        let held = holdings.borrow_and_update().clone();
-        for (name, holding) in held {
-            let Some(generation) = holding.generation().cloned() else {
-                continue;
-            };
-            let text = generation.as_str().to_owned();
-            // What does not fit while nobody listens is said again with the next change.
-            let news = reported.get(&name) != Some(&generation);
-            if news
-                && reports
-                    .try_send(Report::Credential {
-                        name: name.clone(),
-                        generation: text,
-                    })
-                    .is_ok()
-            {
-                reported.insert(name, generation);
-            }
-        }
-        if holdings.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {

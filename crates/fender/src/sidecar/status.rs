@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fender_api::client::Session;
 use fender_api::otlp::Exported;
+use fender_api::usage::State;
 use fender_config::snapshot::{Profile, Snapshot};
 use fender_credentials::engine::{Holding, Holdings};
 use fender_credentials::handover::Handovers;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::decisions::Decisions;
+use super::usage;
 use crate::admin_socket::{NOT_STARTED, Observed, Reading};
 use crate::render;
 use crate::source::LinkState;
@@ -42,6 +44,17 @@ fender_runtime::metrics! {
         "fender_credential_outdated_seconds",
         "seconds",
         "Seconds since the application's most outdated credential was known to be the newest; 0 if none is outdated",
+    );
+    CREDENTIALS = Metric::gauge(
+        "fender_credentials",
+        "credentials",
+        "How many credentials are in which state",
+    )
+    .by(&[Label::these("state", || STATES.to_vec())]);
+    OLD_IN_USE = Metric::gauge(
+        "fender_credentials_old_in_use",
+        "credentials",
+        "How many credentials have a generation in use that is not known to be the newest: held, acknowledged or taken last by somebody",
     );
     NOTIFICATIONS = Metric::counter(
         "fender_notifications",
@@ -67,6 +80,8 @@ fender_runtime::metrics! {
         .by(&[Label::these("reason", || LOST.to_vec())]);
 }
 
+/// How a credential may stand.
+const STATES: [&str; 5] = ["delivered", "failed", "outdated", "waiting", "withdrawn"];
 /// What comes of telling somebody of changed credentials.
 const NOTIFIED: [&str; 2] = ["acknowledged", "failed"];
 /// Why a span is lost: nobody took it in time, the collector does not want it, or there was none for too long.
@@ -81,15 +96,15 @@ pub(super) struct Status {
     pub(super) decisions: Arc<Decisions>,
     pub(super) exported: Arc<Exported>,
     /// There once the credentials are.
-    holdings: OnceLock<watch::Receiver<Holdings>>,
-    /// As are these.
-    notified: OnceLock<watch::Receiver<Outcomes>>,
+    credentials: OnceLock<usage::Sources>,
     /// There if it has a socket for them, once that is served.
     handovers: OnceLock<Handovers>,
     /// There once it serves, if it has a proxy.
     proxy: OnceLock<fender_proxy::Running>,
     started: AtomicBool,
     draining: AtomicBool,
+    /// The application that is supervised has ended, and is to be started again.
+    app_rests: AtomicBool,
 }
 
 impl Status {
@@ -108,29 +123,24 @@ impl Status {
             clock,
             decisions: Arc::default(),
             exported: Arc::default(),
-            holdings: OnceLock::new(),
-            notified: OnceLock::new(),
+            credentials: OnceLock::new(),
             handovers: OnceLock::new(),
             proxy: OnceLock::new(),
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            app_rests: AtomicBool::new(false),
         }
     }
 
     /// The credentials are delivered.
-    pub(super) fn set_holdings(&self, holdings: watch::Receiver<Holdings>) {
+    pub(super) fn set_credentials(&self, credentials: usage::Sources) {
         // Called once, in the course of the start; so is the next.
-        let _ = self.holdings.set(holdings);
-    }
-
-    /// What becomes of whoever is told of changes.
-    pub(super) fn set_notified(&self, outcomes: watch::Receiver<Outcomes>) {
-        let _ = self.notified.set(outcomes);
+        let _ = self.credentials.set(credentials);
     }
 
     fn notified(&self) -> Outcomes {
-        let notified = self.notified.get();
-        notified.map_or_else(Outcomes::new, |outcomes| outcomes.borrow().clone())
+        let known = self.credentials.get();
+        known.map_or_else(Outcomes::new, |known| known.notified.borrow().clone())
     }
 
     pub(super) fn set_handovers(&self, handovers: Handovers) {
@@ -153,11 +163,15 @@ impl Status {
         self.draining.store(true, Ordering::Release);
     }
 
+    pub(super) fn set_app_rests(&self, rests: bool) {
+        self.app_rests.store(rests, Ordering::Release);
+    }
+
     pub(super) fn has_started(&self) -> bool {
         self.started.load(Ordering::Acquire)
     }
 
-    /// What keeps it from its work: started, not draining, every listener open, a certificate that peers will accept, and
+    /// What keeps it from its work: started, not draining, its application there, every listener open, a certificate that peers will accept, and
     /// neither a Snapshot nor a credential that is too old.
     pub(super) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -170,6 +184,9 @@ impl Status {
         if self.draining.load(Ordering::Acquire) {
             reasons.push("it is draining".to_owned());
         }
+        if self.app_rests.load(Ordering::Acquire) {
+            reasons.push("its application has ended and is started again after a while".to_owned());
+        }
         let validity = self.certificate().map(|svid| svid.validity());
         if let Some(validity) = validity.filter(|it| !it.includes(self.clock.now())) {
             let end = i64::try_from(validity.not_after.as_secs()).unwrap_or(i64::MAX);
@@ -181,8 +198,9 @@ impl Status {
                 .push("its Snapshot is too old: the control plane has not confirmed it".to_owned());
         }
         let now = Instant::now();
-        for (name, holding) in self.holdings() {
-            if matches!(holding, Holding::Outdated { too_old: Some(moment), .. } if moment <= now) {
+        for (name, held) in self.holdings() {
+            if matches!(held.holding, Holding::Outdated { too_old: Some(moment), .. } if moment <= now)
+            {
                 reasons.push(format!(
                     "the credential `{name}` has been outdated for longer than its `maxStale`"
                 ));
@@ -193,8 +211,8 @@ impl Status {
 
     /// What the application holds; nothing before it was delivered.
     fn holdings(&self) -> Holdings {
-        let holdings = self.holdings.get();
-        holdings.map_or_else(Holdings::new, |holdings| holdings.borrow().clone())
+        let known = self.credentials.get();
+        known.map_or_else(Holdings::new, |known| known.holdings.borrow().clone())
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -224,6 +242,25 @@ impl Status {
             .iter()
             .any(outbound)
             .then_some(status.counts.outbound_activity)
+    }
+
+    /// What is held of each, and who uses it.
+    fn credentials(&self, now: Instant) -> Vec<Value> {
+        let holdings = self.holdings();
+        let usages = self.credentials.get().map(usage::Sources::usages);
+        let usages = usages.unwrap_or_default().into_iter();
+        let shown = usages.map(|used| {
+            let newest = used.state == State::Delivered;
+            let mut shown = render::usage_json(&(&used).into(), newest);
+            let age = holdings.get(&used.name);
+            let age = age.and_then(|held| outdated(&held.holding, now));
+            if let Value::Object(fields) = &mut shown {
+                let age = age.map(|age| age.as_secs());
+                fields.insert("outdated_seconds".to_owned(), age.into());
+            }
+            shown
+        });
+        shown.collect()
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -260,16 +297,7 @@ impl Status {
                 "records_dropped": proxy.records_dropped,
                 "access_lines_dropped": proxy.access_lines_dropped,
             })),
-            "credentials": self.holdings().iter().map(|(name, holding)| {
-                let (state, why) = describe(holding);
-                json!({
-                    "name": name.to_string(),
-                    "state": state,
-                    "generation": holding.generation().map(|generation| generation.as_str()),
-                    "why": why,
-                    "outdated_seconds": outdated(holding, now).map(|age| age.as_secs()),
-                })
-            }).collect::<Vec<_>>(),
+            "credentials": self.credentials(now),
             "notifications": self.notified().iter().map(|(target, outcome)| json!({
                 "target": target.to_string(),
                 "acknowledged": outcome.acknowledged,
@@ -317,9 +345,21 @@ impl Observed for Status {
         }
         told.gauge(&READY, i64::from(Status::is_ready(self)));
         let (holdings, moment) = (self.holdings(), Instant::now());
-        let ages = holdings.values().filter_map(|held| outdated(held, moment));
+        let ages = holdings.values();
+        let ages = ages.filter_map(|held| outdated(&held.holding, moment));
         let oldest = ages.max().unwrap_or_default().as_secs();
         told.gauge(&OUTDATED, i64::try_from(oldest).unwrap_or(i64::MAX));
+        let credentials = self.credentials(moment);
+        let count = |which: &dyn Fn(&&Value) -> bool| {
+            u64::try_from(credentials.iter().filter(which).count()).unwrap_or(u64::MAX)
+        };
+        let states = STATES.into_iter().map(|state| {
+            let held = count(&|credential| credential["state"] == state);
+            (vec![("state", state.into())], held)
+        });
+        told.numbers(&CREDENTIALS, states.collect());
+        let old = count(&|credential| credential["old_in_use"] == Value::Bool(true));
+        told.gauge(&OLD_IN_USE, i64::try_from(old).unwrap_or(i64::MAX));
         let notified = self.notified();
         let sum = |count: fn(&Outcome) -> u64| notified.values().map(count).sum::<u64>();
         let counts = [
@@ -395,15 +435,5 @@ fn outdated(holding: &Holding, now: Instant) -> Option<Duration> {
         | Holding::Delivered(_)
         | Holding::Withdrawn { .. }
         | Holding::Failed { .. } => None,
-    }
-}
-
-fn describe(holding: &Holding) -> (&'static str, Option<&str>) {
-    match holding {
-        Holding::Waiting => ("waiting", None),
-        Holding::Delivered(_) => ("delivered", None),
-        Holding::Outdated { why, .. } => ("outdated", Some(why)),
-        Holding::Withdrawn { why } => ("withdrawn", Some(why)),
-        Holding::Failed { why } => ("failed", Some(why)),
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::{self, Plan, Program};
+use fender_providers::aws::AwsSettings;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys;
@@ -60,6 +61,7 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
         }),
         succession: vec!["--take-over".into(), own.upgrade_socket.into_os_string()],
         hang_up: signals::hang_up_of_a_service(),
+        restart: args.restart,
         stop_timeout: args.stop_timeout,
         drain_timeout: DRAIN,
         upgrade_timeout: args.source.start_timeout.saturating_add(SUCCESSION),
@@ -84,11 +86,16 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
 /// What credentials come from, and the application does not inherit: it gets them as the documents say.
 fn withheld(args: &cli::Sidecar) -> Result<Vec<String>, Failure> {
     let mut withheld = args.source.allow_environment.clone();
+    let (mut asks_aws, _) = variables::allowed_aws(&args.source.allow_aws);
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;
         let specs: Vec<_> = standalone.credentials().collect();
         let variables = specs.iter().filter_map(variables::of);
         withheld.extend(variables.map(ToOwned::to_owned));
+        asks_aws = specs.iter().any(variables::is_of_aws);
+    }
+    if asks_aws {
+        withheld.extend(AwsSettings::SECRETS.map(ToOwned::to_owned));
     }
     Ok(withheld)
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::usage::{State, Usage};
 
 #[tokio::test(start_paused = true)]
 async fn a_new_snapshot_is_published_and_acknowledged() {
@@ -141,10 +142,16 @@ async fn a_control_plane_that_comes_back_is_found_and_told_again_what_is_in_use(
     let again = fender_runtime::listen::Listener::from_fd(duplicate(&queue)).unwrap();
     bench.url = bench.control.serve(queue, &first);
     let mut session = bench.joined().await;
-    let report = Report::Credential {
+    let report = Report::Credential(Box::new(Usage {
         name: "shop/smtp".parse().unwrap(),
-        generation: "g1".to_owned(),
-    };
+        state: State::Delivered,
+        generation: Some("g1".to_owned()),
+        since: None,
+        newer: None,
+        why: String::new(),
+        files: 1,
+        uses: Vec::new(),
+    }));
     session.reports.try_send(report).unwrap();
     let in_use = |kind: &Kind| {
         if let Kind::Credential(used) = kind {

@@ -47,14 +47,36 @@ fn login(message: proto::vault_source::Login) -> Result<domain::VaultLogin, Inva
         Login::Jwt(it) => domain::VaultLogin::Jwt {
             mount: parse("jwt.mount", &it.mount)?,
             role: some_text(it.role),
-            token: path("jwt.token_file", it.token_file)?,
+            token: match (some_text(it.token_file), it.svid) {
+                (Some(file), None) => domain::VaultJwt::File(path("jwt.token_file", file)?),
+                (None, Some(svid)) if !svid.audience.is_empty() => domain::VaultJwt::Svid {
+                    audience: svid.audience,
+                },
+                _ => {
+                    return Err(InvalidField::new(
+                        "jwt",
+                        "is of neither one file nor one SVID",
+                    ));
+                }
+            },
         },
         Login::Certificate(it) => domain::VaultLogin::Certificate {
             mount: parse("certificate.mount", &it.mount)?,
             role: some_text(it.role),
-            files: domain::CertificateFiles {
-                certificate: path("certificate.certificate_file", it.certificate_file)?,
-                key: path("certificate.key_file", it.key_file)?,
+            shown: match it.svid {
+                Some(proto::VaultSvid {})
+                    if it.certificate_file.is_empty() && it.key_file.is_empty() =>
+                {
+                    domain::VaultCertificate::Svid
+                }
+                Some(proto::VaultSvid {}) => {
+                    let why = "is of files and of an SVID";
+                    return Err(InvalidField::new("certificate", why));
+                }
+                None => domain::VaultCertificate::Files(domain::CertificateFiles {
+                    certificate: path("certificate.certificate_file", it.certificate_file)?,
+                    key: path("certificate.key_file", it.key_file)?,
+                }),
             },
         },
     })
@@ -127,14 +149,34 @@ fn from_login(login: &domain::VaultLogin) -> proto::vault_source::Login {
         domain::VaultLogin::Jwt { mount, role, token } => Login::Jwt(proto::VaultJwt {
             mount: mount.to_string(),
             role: role.clone().unwrap_or_default(),
-            token_file: token.display().to_string(),
+            token_file: match token {
+                domain::VaultJwt::File(file) => file.display().to_string(),
+                domain::VaultJwt::Svid { .. } => String::new(),
+            },
+            svid: match token {
+                domain::VaultJwt::File(_) => None,
+                domain::VaultJwt::Svid { audience } => Some(proto::VaultJwtSvid {
+                    audience: audience.clone(),
+                }),
+            },
         }),
-        domain::VaultLogin::Certificate { mount, role, files } => {
+        domain::VaultLogin::Certificate { mount, role, shown } => {
+            let (certificate_file, key_file, svid) = match shown {
+                domain::VaultCertificate::Files(files) => (
+                    files.certificate.display().to_string(),
+                    files.key.display().to_string(),
+                    None,
+                ),
+                domain::VaultCertificate::Svid => {
+                    (String::new(), String::new(), Some(proto::VaultSvid {}))
+                }
+            };
             Login::Certificate(proto::VaultCertificate {
                 mount: mount.to_string(),
                 role: role.clone().unwrap_or_default(),
-                certificate_file: files.certificate.display().to_string(),
-                key_file: files.key.display().to_string(),
+                certificate_file,
+                key_file,
+                svid,
             })
         }
     }

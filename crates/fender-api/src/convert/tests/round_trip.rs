@@ -1,5 +1,9 @@
 //! Whatever a Snapshot or Trust says comes out of its message as it went in; whatever bytes come are one or are refused.
 
+mod aws;
+mod files;
+mod kubernetes;
+mod sealed;
 mod vault;
 
 use std::sync::Arc;
@@ -436,8 +440,18 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
         });
     let environment = "[A-Z_]{1,9}".prop_map(|variable| domain::Origin::Environment { variable });
     let source = prop_oneof![
-        prop_oneof![file, docker_secret, command, environment, vault::origin()]
-            .prop_map(domain::CredentialSource::Direct),
+        prop_oneof![
+            file,
+            docker_secret,
+            command,
+            environment,
+            vault::origin(),
+            kubernetes::origin(),
+            aws::origin(),
+            sealed::age(),
+            sealed::sops()
+        ]
+        .prop_map(domain::CredentialSource::Direct),
         Just(domain::CredentialSource::Control),
     ];
     let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
@@ -467,7 +481,9 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             token,
         })
     });
-    let file = file.prop_map(domain::Delivery::File);
+    let file = (file, files::content(false))
+        .prop_map(|(file, content)| domain::Delivery::File(file, content));
+    let set = files::set();
     let variable = "[A-Z_]{1,9}".prop_map(|variable| domain::Delivery::Environment { variable });
     let served = ("[a-z0-9]([-_.a-z]{0,9}[a-z0-9])?", vec(label(), 1..4));
     let socket = served.prop_map(|(name, users)| {
@@ -476,21 +492,23 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             users,
         })
     });
-    let deliver = vec(prop_oneof![file, variable, socket, url], 0..3);
+    let deliver = vec(prop_oneof![file, set, variable, socket, url], 0..3);
     let told = (
         object(),
         source,
         any::<u32>(),
         deliver,
         vec(notification(), 0..3),
+        prop_oneof![Just(domain::OnExit::Wipe), Just(domain::OnExit::Keep)],
     );
     told.prop_map(
-        |(name, source, max_stale, deliver, notify)| domain::CredentialSpec {
+        |(name, source, max_stale, deliver, notify, on_exit)| domain::CredentialSpec {
             name,
             source,
             max_stale: Duration::from_millis(max_stale.into()),
             deliver,
             notify,
+            on_exit,
         },
     )
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::State;
 
 /// Five hundred credentials, followed as a sidecar follows them.
-fn five_hundred(world: &World) -> Vec<tokio::sync::watch::Receiver<State>> {
+fn five_hundred(world: &World) -> Vec<watch::Receiver<State>> {
     (0..500)
         .map(|number| {
             let source = world.source(&kv2(&format!("s{number}"), "password"));
@@ -16,7 +16,7 @@ fn five_hundred(world: &World) -> Vec<tokio::sync::watch::Receiver<State>> {
         .collect()
 }
 
-async fn all(states: &mut [tokio::sync::watch::Receiver<State>], is: impl Fn(&State) -> bool) {
+async fn all(states: &mut [watch::Receiver<State>], is: impl Fn(&State) -> bool) {
     for state in states {
         state.wait_for(|state| is(state)).await.unwrap();
     }

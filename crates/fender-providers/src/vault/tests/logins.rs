@@ -22,12 +22,12 @@ async fn every_login_is_asked_for_as_documented() {
     let jwt = |role: Option<&str>| VaultLogin::Jwt {
         mount: path("jwt"),
         role: role.map(str::to_owned),
-        token: "/jwt".into(),
+        token: VaultJwt::File("/jwt".into()),
     };
     let cert = |role: Option<&str>| VaultLogin::Certificate {
         mount: path("cert"),
         role: role.map(str::to_owned),
-        files: files.clone(),
+        shown: VaultCertificate::Files(files.clone()),
     };
     let kubernetes = VaultLogin::Kubernetes {
         mount: path("k8s/one"),
@@ -37,11 +37,11 @@ async fn every_login_is_asked_for_as_documented() {
     for (login, expected) in [
         (
             kubernetes,
-            vec![r#"POST auth/k8s/one/login | - | {"jwt":"content-of-sa","role":"orders"}"#],
+            vec![r#"POST auth/k8s/one/login | - | {"role":"orders","jwt":"content-of-sa"}"#],
         ),
         (
             jwt(Some("orders")),
-            vec![r#"POST auth/jwt/login | - | {"jwt":"content-of-jwt","role":"orders"}"#],
+            vec![r#"POST auth/jwt/login | - | {"role":"orders","jwt":"content-of-jwt"}"#],
         ),
         (
             jwt(None),
@@ -217,6 +217,65 @@ async fn a_login_that_is_refused_is_tried_by_one_and_later() {
     world.fetch(&kv2("s0", "password")).await.unwrap_err();
     world.fetch(&kv2("other", "password")).await.unwrap_err();
     assert_eq!(world.server.asked().len(), 1);
+}
+
+/// A place whose login is over, and refused from now on.
+async fn refused_later(world: &World) -> VaultSource {
+    let source = world.source(&kv2("smtp", "password"));
+    source.fetch().await.unwrap();
+    world
+        .server
+        .on(|asked| asked.contains("| hvs.1 |").then(denied));
+    let refused = serde_json::json!({ "errors": ["role is being changed"] });
+    world
+        .server
+        .answer("POST auth/approle/login", move || Ok(status(400, &refused)));
+    source
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_is_refused_for_a_moment_takes_nothing_away() {
+    let world = World::new();
+    let source = refused_later(&world).await;
+    let mut since: Option<Instant> = None;
+    while since.is_none_or(|since| since.elapsed() < MINUTE / 2) {
+        source.due().await;
+        match source.fetch().await {
+            Ok(_) => assert_eq!(since, None),
+            Err(error) => {
+                assert!(
+                    matches!(&error, FetchError::Outage(why) if why.contains("role is being changed")),
+                    "{error}"
+                );
+                since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+    world.server.recover();
+    source.due().await;
+    assert_eq!(text(source.fetch().await).unwrap(), "hunter2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_stays_refused_takes_the_secrets_away() {
+    let world = World::new();
+    let source = refused_later(&world).await;
+    let mut first = None;
+    loop {
+        source.due().await;
+        match source.fetch().await {
+            Ok(_) => {}
+            Err(FetchError::Outage(_)) => {
+                first.get_or_insert_with(Instant::now);
+            }
+            Err(error) => {
+                assert!(matches!(error, FetchError::Denied(_)), "{error}");
+                break;
+            }
+        }
+    }
+    let lasted = first.unwrap().elapsed();
+    assert!(lasted >= MINUTE && lasted < 5 * MINUTE, "{lasted:?}");
 }
 
 #[tokio::test(start_paused = true)]

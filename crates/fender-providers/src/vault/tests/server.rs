@@ -11,7 +11,7 @@ use fender_runtime::clock::SharedClock;
 use serde_json::{Value, json};
 
 use crate::http::{Answer, HttpError, Method, Wish};
-use crate::vault::session::{Dial, Pem};
+use crate::vault::session::{Dial, Pem, Shown};
 use crate::vault::wire::{Asked, Call, SharedTransport, Transport};
 
 pub(super) type Reply = Result<Answer, HttpError>;
@@ -147,8 +147,11 @@ impl Transport for Line {
 impl Dial for Arc<Server> {
     fn dial(&self, _: &VaultStore, pem: Pem, _: &SharedClock) -> Result<SharedTransport, String> {
         if let Some(shown) = pem.shown {
-            let chain = String::from_utf8(shown.chain).unwrap();
-            self.log.lock().unwrap().push(format!("shown {chain}"));
+            let shown = match shown {
+                Shown::Files(pair) => String::from_utf8(pair.chain).unwrap(),
+                Shown::Svid(svid) => format!("{} {}", svid.id(), svid.serial()),
+            };
+            self.log.lock().unwrap().push(format!("shown {shown}"));
         }
         Ok(Arc::new(Line(Arc::clone(self))))
     }

@@ -11,6 +11,17 @@ use super::label;
 pub(super) fn origin() -> impl Strategy<Value = domain::Origin> {
     let path = || "[a-z0-9 %é]{1,9}(/[a-z0-9.]{3,9})?".prop_map(|path| path.parse().unwrap());
     let file = || label().prop_map(|file| format!("/run/{file}").into());
+    let jwt = prop_oneof![
+        file().prop_map(domain::VaultJwt::File),
+        label().prop_map(|audience| domain::VaultJwt::Svid { audience }),
+    ];
+    let certificate = prop_oneof![
+        (file(), file()).prop_map(|(certificate, key)| {
+            let files = domain::CertificateFiles { certificate, key };
+            domain::VaultCertificate::Files(files)
+        }),
+        Just(domain::VaultCertificate::Svid),
+    ];
     let login = prop_oneof![
         file().prop_map(|file| domain::VaultLogin::Token { file }),
         (path(), label(), file()).prop_map(|(mount, role_id, secret_id)| {
@@ -23,14 +34,11 @@ pub(super) fn origin() -> impl Strategy<Value = domain::Origin> {
         (path(), label(), file()).prop_map(|(mount, role, token)| {
             domain::VaultLogin::Kubernetes { mount, role, token }
         }),
-        (path(), option::of(label()), file())
+        (path(), option::of(label()), jwt)
             .prop_map(|(mount, role, token)| domain::VaultLogin::Jwt { mount, role, token }),
-        (path(), option::of(label()), file(), file()).prop_map(
-            |(mount, role, certificate, key)| {
-                let files = domain::CertificateFiles { certificate, key };
-                domain::VaultLogin::Certificate { mount, role, files }
-            }
-        ),
+        (path(), option::of(label()), certificate).prop_map(|(mount, role, shown)| {
+            domain::VaultLogin::Certificate { mount, role, shown }
+        }),
     ];
     let address = prop_oneof![
         Just("https://vault.test:8200/base"),

@@ -1,0 +1,134 @@
+//! Who holds which generation of which credential, and what is known of its use: of the workloads that the administrator has
+//! a role for, as their sidecars say it and as far as they are connected.
+//!
+//! It tells facts. Whether an old one is still in use is for whoever shows them to conclude, in one place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use fender_api::code::Code;
+use fender_api::proto::control::v1::credentials_answer::Kind;
+use fender_api::proto::control::v1::{
+    CredentialHolder, CredentialHolders, CredentialRoute, CredentialsAnswer, CredentialsHead,
+    CredentialsRequest, ReplicaStatus, SidecarStatus,
+};
+use fender_config::snapshot::Delivery;
+use fender_config::{Credential, ObjectName, Role};
+use fender_identity::WorkloadName;
+use tonic::Status;
+
+use crate::callers::{Administrator, failed};
+use crate::control::Control;
+use crate::peers::MAX_WORKLOADS;
+use crate::time::seconds;
+
+/// Holders in one message.
+const TOLD_AT_ONCE: usize = 64;
+
+impl Control {
+    pub(super) async fn held_credentials(
+        self: &Arc<Self>,
+        request: CredentialsRequest,
+        admin: &Administrator,
+    ) -> Result<Vec<CredentialsAnswer>, Status> {
+        let only = match request.name.as_str() {
+            "" => None,
+            name => Some(name.parse::<ObjectName>().map_err(|error| {
+                Code::BadRequest.status(format!("`{name}` is no name of a credential: {error}"))
+            })?),
+        };
+        let in_force = self.library.in_force();
+        let mut listed: BTreeMap<&ObjectName, Vec<&WorkloadName>> = BTreeMap::new();
+        for (name, workload) in in_force.documents.workloads.range(..) {
+            let namespace = name.namespace();
+            let asked = request.namespace.is_empty() || request.namespace == namespace;
+            if !asked || !admin.rights.hold(Role::Viewer, namespace) {
+                continue;
+            }
+            for credential in &workload.credentials {
+                if only.as_ref().is_none_or(|only| only == credential) {
+                    listed.entry(credential).or_default().push(name);
+                }
+            }
+        }
+        let workloads: BTreeSet<_> = listed.values().flatten().copied().collect();
+        let workloads: Vec<_> = workloads.into_iter().collect();
+        let mut sidecars: BTreeMap<WorkloadName, Vec<SidecarStatus>> = BTreeMap::new();
+        let mut replicas: Vec<ReplicaStatus> = Vec::new();
+        // Also of none: who serves this registry is told all the same.
+        for some in workloads
+            .chunks(MAX_WORKLOADS)
+            .chain(workloads.is_empty().then_some(&[][..]))
+        {
+            let some: BTreeSet<_> = some.iter().copied().collect();
+            let theirs = listed
+                .iter()
+                .filter(|(_, by)| by.iter().any(|it| some.contains(it)));
+            let credentials = theirs.map(|(name, _)| name.to_string()).collect();
+            let everywhere = self.connected_everywhere(&some, &credentials);
+            let everywhere = everywhere.await.map_err(failed)?;
+            sidecars.extend(everywhere.sidecars);
+            // Who was silent once has left somebody out.
+            for replica in everywhere.replicas {
+                match replicas.iter_mut().find(|it| it.name == replica.name) {
+                    Some(known) if known.problem.is_empty() => *known = replica,
+                    Some(_) => {}
+                    None => replicas.push(replica),
+                }
+            }
+        }
+        let head = CredentialsHead {
+            now_unix: seconds(self.clock.now()),
+            revision: in_force.revision,
+            replicas,
+        };
+        let mut answers = vec![answer(Kind::Head(head))];
+        for (name, workloads) in listed {
+            let Some(credential) = in_force.documents.credentials.get(name) else {
+                continue;
+            };
+            for workload in workloads {
+                let connected = sidecars.get(workload).map_or(&[][..], Vec::as_slice);
+                let holders: Vec<_> = connected.iter().map(|it| holder(name, it)).collect();
+                let route = route(credential);
+                let told = |holders: &[CredentialHolder]| {
+                    answer(Kind::Holders(CredentialHolders {
+                        name: name.to_string(),
+                        workload: workload.to_string(),
+                        route: route.into(),
+                        holders: holders.to_vec(),
+                    }))
+                };
+                match holders.is_empty() {
+                    true => answers.push(told(&[])),
+                    false => answers.extend(holders.chunks(TOLD_AT_ONCE).map(told)),
+                }
+            }
+        }
+        Ok(answers)
+    }
+}
+
+fn answer(kind: Kind) -> CredentialsAnswer {
+    CredentialsAnswer { kind: Some(kind) }
+}
+
+fn holder(name: &ObjectName, sidecar: &SidecarStatus) -> CredentialHolder {
+    let name = name.to_string();
+    let mut reported = sidecar.credentials.iter();
+    CredentialHolder {
+        instance: sidecar.instance.clone(),
+        address: sidecar.address.clone(),
+        replica: sidecar.replica.clone(),
+        reported: reported.find(|used| used.name == name).cloned(),
+    }
+}
+
+fn route(credential: &Credential) -> CredentialRoute {
+    let environment = |delivery: &Delivery| matches!(delivery, Delivery::Environment { .. });
+    match credential.asked_by_control() {
+        _ if credential.deliver.iter().all(environment) => CredentialRoute::Environment,
+        Some(_) => CredentialRoute::Control,
+        None => CredentialRoute::Direct,
+    }
+}
