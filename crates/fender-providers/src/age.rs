@@ -20,7 +20,8 @@ use fender_identity::Secret;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::file::LIMIT;
-use crate::sealed::{Known, Pair};
+use crate::known::Known;
+use crate::sealed::Pair;
 use crate::{FetchError, Fetched, Source};
 
 pub(crate) use identity::Identities;

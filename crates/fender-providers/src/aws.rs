@@ -29,8 +29,9 @@ use fender_config::snapshot::{AwsPlace, AwsSecret, AwsService, AwsStore};
 use fender_runtime::clock::SharedClock;
 use tokio::time::Instant;
 
+use crate::known::Known;
 use crate::stores::ReadFiles;
-use crate::{FetchError, Fetched, Generation, Source};
+use crate::{FetchError, Fetched, Source};
 use chain::Chain;
 use desk::Desk;
 use place::Place;
@@ -115,7 +116,7 @@ impl Aws {
             place: place.map_err(|error| FetchError::Denied(error.to_string())),
             key: secret.key.clone(),
             seen: AtomicU64::new(0),
-            last: Mutex::new(None),
+            known: Known::default(),
         }
     }
 }
@@ -173,7 +174,7 @@ pub struct AwsSource {
     key: Option<String>,
     /// The number of the last answer.
     seen: AtomicU64,
-    last: Mutex<Option<Fetched>>,
+    known: Known,
 }
 
 impl Source for AwsSource {
@@ -182,14 +183,7 @@ impl Source for AwsSource {
         let (number, answer) = place.read().await;
         self.seen.store(number, Ordering::Relaxed);
         let value = place.value(&*answer?, self.key.as_deref())?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = last.take().filter(|known| known.value.ct_eq(&value));
-        let fetched = known.unwrap_or_else(|| Fetched {
-            value,
-            generation: Generation::random(),
-        });
-        *last = Some(fetched.clone());
-        Ok(fetched)
+        Ok(self.known.fetched(value))
     }
 
     fn interval(&self) -> Duration {

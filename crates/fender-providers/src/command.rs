@@ -22,7 +22,8 @@ use fender_runtime::backoff::{Backoff, spread};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::program::{Exit, Finished, RunError, Runner, Task};
 
-use crate::{FetchError, Fetched, Generation, Source};
+use crate::known::Known;
+use crate::{FetchError, Fetched, Source};
 
 mod answer;
 
@@ -45,7 +46,7 @@ pub struct CommandSource {
 
 #[derive(Debug)]
 struct Memory {
-    last: Option<Fetched>,
+    last: Known,
     /// When to ask again.
     next: Duration,
     backoff: Backoff,
@@ -56,7 +57,7 @@ impl CommandSource {
     pub fn new(name: ObjectName, command: Command, runner: Runner, clock: SharedClock) -> Self {
         let every = command.every.max(SHORTEST);
         let memory = Memory {
-            last: None,
+            last: Known::default(),
             next: every,
             backoff: Backoff::new(SHORTEST, every),
         };
@@ -154,14 +155,7 @@ impl CommandSource {
                 memory.backoff.reset();
                 // Not all at once that were asked at once.
                 memory.next = (next - spread(next / 10)).max(SHORTEST);
-                let known = memory.last.take();
-                let known = known.filter(|known| known.value.ct_eq(&secret));
-                let fetched = known.unwrap_or_else(|| Fetched {
-                    value: secret,
-                    generation: Generation::random(),
-                });
-                memory.last = Some(fetched.clone());
-                Ok(fetched)
+                Ok(memory.last.fetched(secret))
             }
             Err(error) => {
                 memory.next = match error.is_refusal() {

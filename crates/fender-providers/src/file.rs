@@ -20,7 +20,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use tokio::sync::Mutex;
 
-use crate::{FetchError, Fetched, Generation, Source};
+use crate::known::Known;
+use crate::{FetchError, Fetched, Source};
 
 /// The most a secret may weigh.
 pub const LIMIT: u64 = 1024 * 1024;
@@ -51,7 +52,7 @@ pub struct FileSource {
     /// Who else may have to do with it.
     others: Others,
     /// Also held by the thread that reads, so that a file system that hangs holds up one only.
-    last: Arc<Mutex<Option<Fetched>>>,
+    last: Arc<Mutex<Known>>,
 }
 
 impl FileSource {
@@ -101,18 +102,12 @@ impl Source for FileSource {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
         let away = |why: &str| FetchError::Outage(format!("`{}` {why}", self.path.display()));
         let read = async {
-            let mut last = self.last.clone().lock_owned().await;
+            let last = self.last.clone().lock_owned().await;
             let (path, root) = (self.path.clone(), self.root.clone());
             let (limit, others) = (self.limit, self.others);
             tokio::task::spawn_blocking(move || {
                 let value = read(&path, root.as_deref(), limit, others)?;
-                let known = last.take().filter(|known| known.value.ct_eq(&value));
-                let fetched = known.unwrap_or_else(|| Fetched {
-                    value,
-                    generation: Generation::random(),
-                });
-                *last = Some(fetched.clone());
-                Ok(fetched)
+                Ok(last.fetched(value))
             })
             .await
         };

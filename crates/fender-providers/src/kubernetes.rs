@@ -24,8 +24,9 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
+use crate::known::Known;
 use crate::stores::ReadFiles;
-use crate::{FetchError, Fetched, Generation, Source, whole};
+use crate::{FetchError, Fetched, Source, whole};
 use api::{Api, Dial, DialHttps};
 use follow::{Follower, Seen};
 use wire::Reading;
@@ -126,7 +127,7 @@ impl Clusters {
             name: format!("Secret `{}`", secret.name),
             key: secret.key.clone(),
             number: AtomicU64::new(0),
-            last: Mutex::new(None),
+            known: Known::default(),
         }
     }
 
@@ -194,7 +195,7 @@ pub struct KubernetesSource {
     key: Option<String>,
     /// Of the answer that was fetched last.
     number: AtomicU64,
-    last: Mutex<Option<Fetched>>,
+    known: Known,
 }
 
 impl KubernetesSource {
@@ -242,14 +243,7 @@ impl Source for KubernetesSource {
         let answer = answer.ok_or_else(|| FetchError::Outage("nobody asks any more".to_owned()));
         let reading = answer??;
         let value = self.value(&reading).and_then(|value| self.bounded(value))?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = last.take().filter(|known| known.value.ct_eq(&value));
-        let fetched = known.unwrap_or_else(|| Fetched {
-            value,
-            generation: Generation::random(),
-        });
-        *last = Some(fetched.clone());
-        Ok(fetched)
+        Ok(self.known.fetched(value))
     }
 
     /// It is told of changes.

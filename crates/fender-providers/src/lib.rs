@@ -9,6 +9,7 @@
 
 mod budget;
 mod hidden;
+mod known;
 mod sealed;
 mod state;
 mod stores;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -13,7 +13,7 @@ use fender_identity::Secret;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::{FetchError, Fetched, Generation, ReadFiles};
+use crate::{FetchError, ReadFiles};
 
 /// The most that an encrypted file may have: 1 MiB in base64, and a header.
 const LARGEST: u64 = 2 * 1024 * 1024;
@@ -120,23 +120,6 @@ impl<T> fmt::Debug for Pair<T> {
         let mut shown = f.debug_struct("Pair");
         shown.field("file", file).field("identity", identity);
         shown.finish_non_exhaustive()
-    }
-}
-
-/// The value that a source had last, so that the same is of the same generation.
-#[derive(Debug, Default)]
-pub(crate) struct Known(std::sync::Mutex<Option<Fetched>>);
-
-impl Known {
-    pub(crate) fn fetched(&self, value: Secret) -> Fetched {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = known.take().filter(|known| known.value.ct_eq(&value));
-        let fetched = same.unwrap_or_else(|| Fetched {
-            value,
-            generation: Generation::random(),
-        });
-        *known = Some(fetched.clone());
-        fetched
     }
 }
 

@@ -25,7 +25,8 @@ use fender_identity::Secret;
 
 use crate::age::{self, Identities, Unopened};
 use crate::file::LIMIT;
-use crate::sealed::{Known, Pair};
+use crate::known::Known;
+use crate::sealed::Pair;
 use crate::{FetchError, Fetched, Source};
 
 use cipher::Cipher;

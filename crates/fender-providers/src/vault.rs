@@ -28,8 +28,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::known::Known;
 use crate::stores::{AtEnd, ReadFiles, Workload};
-use crate::{FetchError, Fetched, Generation, Source};
+use crate::{FetchError, Fetched, Source};
 use place::Place;
 use session::{Dial, DialHttp, Session};
 use wire::{Body, Call};
@@ -129,7 +130,7 @@ impl Vaults {
             place: vault.place(secret),
             key: secret.key.clone(),
             seen: AtomicU64::new(0),
-            last: Mutex::new(None),
+            known: Known::default(),
         }
     }
 }
@@ -325,7 +326,7 @@ pub struct VaultSource {
     key: String,
     /// The number of the last answer.
     seen: AtomicU64,
-    last: Mutex<Option<Fetched>>,
+    known: Known,
 }
 
 impl Source for VaultSource {
@@ -333,14 +334,7 @@ impl Source for VaultSource {
         let (number, answer) = self.place.read().await;
         self.seen.store(number, Ordering::Relaxed);
         let value = self.place.value(&*answer?, &self.key)?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = last.take().filter(|known| known.value.ct_eq(&value));
-        let fetched = known.unwrap_or_else(|| Fetched {
-            value,
-            generation: Generation::random(),
-        });
-        *last = Some(fetched.clone());
-        Ok(fetched)
+        Ok(self.known.fetched(value))
     }
 
     fn interval(&self) -> Duration {
