@@ -10,12 +10,12 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode, OFlags, Uid};
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -29,6 +29,9 @@ mod socket;
 
 /// How many connections may wait in the kernel; it lowers this to its own limit.
 const QUEUE: i32 = 4096;
+
+/// Connecting takes the right to write.
+const EVERYBODY: Mode = Mode::from_raw_mode(0o666);
 
 /// Where to listen: `0.0.0.0:8443`, `[::]:8443`, `unix:/run/app.sock` or `unix-abstract:app`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -162,6 +165,21 @@ impl Listener {
         &self.address
     }
 
+    /// Lets every user of the host connect to a Unix socket with a path; the kernel says who it is. Of others there is nothing to do.
+    ///
+    /// In a directory of others something else may lie at its path by now, such as a link to a file that is nobody else's
+    /// business: only a socket is touched, and only one of this user's. One that the service manager opened, as root, is left as it is
+    /// if everybody may connect to it.
+    pub fn admit_everybody(&self) -> io::Result<()> {
+        let ListenAddress::Unix(path) = &self.address else {
+            return Ok(());
+        };
+        admit_everybody(path).map_err(|error| {
+            let text = format!("cannot let others connect to `{}`: {error}", path.display());
+            io::Error::new(error.kind(), text)
+        })
+    }
+
     /// The next connection.
     ///
     /// Cancel safe. Loops use [`crate::accept::Accept`], which paces errors.
@@ -245,6 +263,25 @@ fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
     }
     socket.listen(QUEUE)?;
     Ok(socket)
+}
+
+/// By descriptor, so that what was looked at is what is changed.
+fn admit_everybody(path: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::open(path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&found)?;
+    let owner = Uid::from_raw(stat.st_uid);
+    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    if is_socket && owner == rustix::process::geteuid() {
+        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
+        return Ok(rustix::fs::chmod(itself, EVERYBODY)?);
+    }
+    if is_socket && owner.is_root() && Mode::from_raw_mode(stat.st_mode).contains(EVERYBODY) {
+        return Ok(());
+    }
+    Err(io::Error::other(
+        "somebody has put something else in the place of the socket; use a directory that only this user may write to",
+    ))
 }
 
 /// Whoever comes first has the name, whatever user they are: there is no file whose owner could be asked.

@@ -12,7 +12,6 @@ use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{Listener, LocalAddress};
-use rustix::fs::Mode;
 
 use crate::cli;
 use crate::exit::{Exit, Failure, Outcome};
@@ -96,12 +95,12 @@ fn evidence(args: &cli::Agent) -> Result<Option<Evidence>, Failure> {
 pub(crate) fn listen(address: &LocalAddress) -> Result<Listener, Failure> {
     let listener =
         Listener::bind(&address.into()).map_err(|error| Failure::new(Exit::Usage, error))?;
-    if let LocalAddress::Path(path) = address {
-        if let Some(directory) = others_may_write(path) {
-            tracing::warn!(directory = %directory.display(), "others may write to the directory of the socket, and put one of their own in its place: `chmod go-w` it");
-        }
-        rustix::fs::chmod(path, Mode::from_raw_mode(0o666)).map_err(Failure::unavailable)?;
+    if let LocalAddress::Path(path) = address
+        && let Some(directory) = others_may_write(path)
+    {
+        tracing::warn!(directory = %directory.display(), "others may write to the directory of the socket, and put one of their own in its place: `chmod go-w` it");
     }
+    listener.admit_everybody().map_err(Failure::unavailable)?;
     Ok(listener)
 }
 

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -20,12 +21,24 @@ const STRANGER: u32 = 4403;
 /// The value; nothing that Fender writes but its answer may hold it.
 const CANARY: &str = "canary-e20b64d1-url-socket";
 
+/// A socket with a path, or one with only a name in the network namespace.
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    Path,
+    Abstract,
+}
+
 struct Served {
     directory: TempDir,
+    door: Door,
 }
 
 impl Served {
     fn new() -> Self {
+        Self::at(Door::Path)
+    }
+
+    fn at(door: Door) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("fender-url-socket-")
             .tempdir()
@@ -52,7 +65,7 @@ impl Served {
             token("job", JOB)
         );
         fs::write(path("sidecar.yaml"), text).unwrap();
-        Self { directory }
+        Self { directory, door }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -61,6 +74,24 @@ impl Served {
 
     fn socket(&self) -> PathBuf {
         self.path("run/url.sock")
+    }
+
+    /// The name of an abstract one: the directory's, since there is no other like it.
+    fn name(&self) -> &str {
+        let name = self.directory.path().file_name();
+        name.and_then(|it| it.to_str()).unwrap()
+    }
+
+    fn connect(&self) -> UnixStream {
+        match self.door {
+            Door::Path => UnixStream::connect(self.socket()),
+            Door::Abstract => UnixStream::connect_addr(&self.abstract_address()),
+        }
+        .unwrap()
+    }
+
+    fn abstract_address(&self) -> SocketAddr {
+        SocketAddr::from_abstract_name(self.name()).unwrap()
     }
 
     fn command(&self) -> Command {
@@ -72,7 +103,10 @@ impl Served {
             .arg("--admin-socket")
             .arg(self.path("admin.sock"))
             .arg("--credentials-url")
-            .arg(format!("unix:{}", self.socket().display()))
+            .arg(match self.door {
+                Door::Path => format!("unix:{}", self.socket().display()),
+                Door::Abstract => format!("@{}", self.name()),
+            })
             .stdin(Stdio::null());
         command
     }
@@ -89,6 +123,10 @@ impl Served {
 
     /// `curl` as this user: the status, and what was answered.
     fn curl(&self, user: u32, token: &str, more: &[&str]) -> (String, String) {
+        let (option, socket) = match self.door {
+            Door::Path => ("--unix-socket", self.socket().into_os_string()),
+            Door::Abstract => ("--abstract-unix-socket", self.name().into()),
+        };
         let output = Command::new(installed("setpriv"))
             .env_clear()
             .args([format!("--reuid={user}"), format!("--regid={user}")])
@@ -101,8 +139,8 @@ impl Served {
                 "--write-out",
                 "%{stderr}%{http_code}",
             ])
-            .arg("--unix-socket")
-            .arg(self.socket())
+            .arg(option)
+            .arg(socket)
             .arg("--header")
             .arg(format!("Authorization: Bearer {token}"))
             .args(more)
@@ -121,13 +159,24 @@ fn answered(status: &str, body: &str) -> (String, String) {
 #[test]
 fn a_token_is_good_in_the_hands_of_its_own_user_alone() {
     let served = Served::new();
-    let sidecar = served.start();
+    is_good_in_the_hands_of_its_own_user_alone(&served);
     let mode = fs::metadata(served.socket()).unwrap().permissions().mode();
     assert_eq!(
         mode & 0o777,
         0o666,
         "the kernel says who comes, not the mode"
     );
+}
+
+#[test]
+fn a_token_is_good_in_the_hands_of_its_own_user_alone_at_an_abstract_socket() {
+    let served = Served::at(Door::Abstract);
+    is_good_in_the_hands_of_its_own_user_alone(&served);
+    assert!(!served.socket().exists(), "it has no file");
+}
+
+fn is_good_in_the_hands_of_its_own_user_alone(served: &Served) {
+    let sidecar = served.start();
     let [app, job] = ["app", "job"].map(|consumer| served.token(consumer));
     let ask = |user, token: &str| served.curl(user, token, &[]);
     assert_eq!(ask(APP, &app), answered("200", CANARY));
@@ -151,14 +200,53 @@ fn a_token_is_good_in_the_hands_of_its_own_user_alone() {
 
 #[test]
 fn attack_a_user_that_is_not_named_is_closed_before_a_byte_is_read() {
-    let served = Served::new();
+    for door in [Door::Path, Door::Abstract] {
+        let served = Served::at(door);
+        let _sidecar = served.start();
+        // It says nothing, and sees the end all the same: this test is root, whom no document names.
+        let mut silent = served.connect();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut heard = Vec::new();
+        silent.read_to_end(&mut heard).unwrap();
+        assert!(heard.is_empty(), "{door:?}");
+    }
+}
+
+/// An abstract name belongs to whoever comes first, and to one network namespace.
+#[test]
+fn attack_an_abstract_name_that_somebody_has_taken_ends_the_start_and_hears_nothing() {
+    let served = Served::at(Door::Abstract);
+    let squatter = UnixListener::bind_addr(&served.abstract_address()).unwrap();
+    squatter.set_nonblocking(true).unwrap();
+    let output = served.command().output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{text}");
+    let me = format!("process {} of user 0", std::process::id());
+    for part in ["--credentials-url", served.name(), &me] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!served.path("tokens/app").exists(), "no token was written");
+    if let Ok((mut probe, _)) = squatter.accept() {
+        // It was asked who it is, by way of the kernel, and told nothing.
+        probe.set_nonblocking(false).unwrap();
+        let mut heard = Vec::new();
+        probe.read_to_end(&mut heard).unwrap();
+        assert!(heard.is_empty());
+    }
+    drop(squatter);
+
     let _sidecar = served.start();
-    // It says nothing, and sees the end all the same: this test is root, whom no document names.
-    let mut silent = UnixStream::connect(served.socket()).unwrap();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut heard = Vec::new();
-    silent.read_to_end(&mut heard).unwrap();
-    assert!(heard.is_empty());
+    let token = served.token("app");
+    assert_eq!(served.curl(APP, &token, &[]), answered("200", CANARY));
+    // In another network namespace nobody has the name, whoever asks there.
+    let elsewhere = Command::new(installed("unshare"))
+        .args(["--net", "--"])
+        .arg(installed("curl"))
+        .args(["--silent", "--abstract-unix-socket", served.name()])
+        .arg("http://localhost/v1/credentials/smtp")
+        .output()
+        .unwrap();
+    assert_eq!(elsewhere.status.code(), Some(7), "it cannot connect");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! (DESIGN §9). The server answers as Vault's documentation says; `docs/guide/verify-vault.md` is for a real one.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -190,6 +191,58 @@ fn the_file_follows_the_vault_by_the_sidecar() {
 #[test]
 fn the_file_follows_the_vault_through_the_control_plane() {
     the_file_follows_the_vault("control");
+}
+
+/// A Vault that comes and goes, one that does not answer for longer than anybody waits, and one that takes its time: all the while the
+/// application has the file it had, the very same, and has the next value as soon as there is one.
+#[test]
+fn a_vault_that_flaps_hangs_or_is_slow_leaves_the_file_as_it_is() {
+    let kv = "login: { LOGIN }, kv2: { path: shop/smtp, key: password }";
+    let other = "login: { LOGIN }, kv2: { path: shop/other, key: password }";
+    let world = World::new("sidecar", &[("smtp", kv), ("other", other)]);
+    let vault = &world.vault;
+    let write = |path: &str, value: &str| vault.write(path, json!({ "password": value }));
+    write("shop/smtp", "canary-1");
+    write("shop/other", "canary-1");
+    let mut sidecar = world.sidecar();
+    let inode = || {
+        fs::metadata(world.mesh.path("delivered/smtp"))
+            .unwrap()
+            .ino()
+    };
+    let first = inode();
+    for round in 0..8 {
+        vault.be(if round % 2 == 0 {
+            Mode::Away
+        } else {
+            Mode::Sealed
+        });
+        world.wait_until_outdated("smtp");
+        vault.be(Mode::Answers);
+        wait_until("the credential is current again", PATIENCE, || {
+            !world.told().contains("shop/smtp outdated for ")
+        });
+        assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
+        assert_eq!(inode(), first, "equal bytes are not written again");
+    }
+
+    // One secret is not answered: it is outdated when the patience for one answer is over, and the other goes on.
+    vault.hang("secret/data/shop/smtp");
+    write("shop/smtp", "canary-2");
+    write("shop/other", "canary-2");
+    world.wait_for("other", Some("canary-2"));
+    world.wait_until_outdated("smtp");
+    assert!(!world.told().contains("shop/other outdated"));
+    assert_eq!(inode(), first);
+    vault.mend();
+    world.wait_for("smtp", Some("canary-2"));
+
+    // Slow, and not too slow.
+    vault.take_time(Duration::from_secs(3));
+    write("shop/smtp", "canary-3");
+    world.wait_for("smtp", Some("canary-3"));
+    sidecar.assert_running();
+    world.assert_nothing_is_shown();
 }
 
 #[test]

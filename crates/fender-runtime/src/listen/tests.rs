@@ -194,3 +194,48 @@ async fn a_byte_that_was_looked_at_is_still_there() {
     assert_eq!(all, b"\x16x");
     assert_eq!(socket.peek().await.unwrap(), None);
 }
+
+fn unix_listener(directory: &tempfile::TempDir) -> (Listener, PathBuf) {
+    let path = directory.path().join("door.sock");
+    let listener = Listener::bind(&ListenAddress::Unix(path.clone())).unwrap();
+    (listener, path)
+}
+
+fn mode(path: &Path) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn everybody_connects_to_a_socket_only_after_it_was_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, path) = unix_listener(&directory);
+    assert_eq!(mode(&path), 0o600);
+    listener.admit_everybody().unwrap();
+    assert_eq!(mode(&path), 0o666);
+}
+
+#[tokio::test]
+async fn attack_what_was_put_in_the_place_of_a_socket_keeps_its_mode() {
+    let directory = tempfile::tempdir().unwrap();
+    let private = directory.path().join("private");
+    std::fs::write(&private, "nobody else's").unwrap();
+    std::fs::set_permissions(&private, PermissionsExt::from_mode(0o600)).unwrap();
+    let (listener, path) = unix_listener(&directory);
+
+    // Between the moment it was bound and the one in which everybody is let in.
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(&private, &path).unwrap();
+    let error = listener.admit_everybody().unwrap_err().to_string();
+    assert!(error.contains("door.sock"), "{error}");
+    assert!(error.contains("something else in the place"), "{error}");
+    assert_eq!(mode(&private), 0o600);
+
+    // A hard link is the file itself.
+    std::fs::remove_file(&path).unwrap();
+    std::fs::hard_link(&private, &path).unwrap();
+    listener.admit_everybody().unwrap_err();
+    assert_eq!(mode(&private), 0o600);
+
+    std::fs::remove_file(&path).unwrap();
+    listener.admit_everybody().unwrap_err();
+}

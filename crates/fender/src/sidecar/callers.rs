@@ -18,7 +18,6 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::listen::{ListenAddress, Listeners};
-use rustix::fs::Mode;
 use tokio::sync::watch;
 
 use crate::cli;
@@ -43,8 +42,9 @@ pub(super) fn serve(
     let mut users = BTreeSet::from([rustix::process::geteuid().as_raw()]);
     if !args.workload_api_uid.is_empty() {
         // The kernel says who connects; the mode would keep out those who may.
-        let everybody = Mode::from_raw_mode(0o666);
-        rustix::fs::chmod(path, everybody).context("let others connect to the Workload API")?;
+        listener
+            .admit_everybody()
+            .context("open the socket of the Workload API")?;
         users.extend(&args.workload_api_uid);
     }
     tracing::info!(socket = %path.display(), ?users, "serving the Workload API and Envoy's secret discovery");
