@@ -31,7 +31,7 @@ pub use ledger::{Held, Holding, Holdings};
 
 mod files;
 mod keeper;
-mod ledger;
+pub(crate) mod ledger;
 
 pub use fender_config::snapshot::OnExit;
 

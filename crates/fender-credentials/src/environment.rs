@@ -5,10 +5,17 @@
 //! remote code. Values must be text without a zero byte; one line feed at the end, which editors and
 //! `echo` leave in files, is not part of a value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStringExt as _;
 
 use fender_identity::Secret;
+use zeroize::Zeroize as _;
+
+pub use keep::{Keep, Kept, for_environment, keep, variables};
+
+mod keep;
 
 /// Which of its parent's variables a command inherits.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -95,6 +102,48 @@ pub fn build<'a>(
         .collect();
     environment.extend(given);
     Ok(environment)
+}
+
+/// The whole environment of an application, for as often as it is started. Its values are wiped when it goes; the copy that the
+/// kernel gives the application is the application's.
+#[derive(PartialEq, Eq)]
+pub struct AppEnvironment(Vec<(OsString, OsString)>);
+
+impl AppEnvironment {
+    /// Of what [`build`] made.
+    pub fn new(variables: Vec<(OsString, OsString)>) -> Self {
+        Self(variables)
+    }
+
+    pub(crate) fn variables(&self) -> &[(OsString, OsString)] {
+        &self.0
+    }
+}
+
+impl Drop for AppEnvironment {
+    fn drop(&mut self) {
+        for (_, value) in self.0.drain(..) {
+            value.into_vec().zeroize();
+        }
+    }
+}
+
+impl fmt::Debug for AppEnvironment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppEnvironment").finish_non_exhaustive()
+    }
+}
+
+/// Whether these variables can be set, each once.
+fn check_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), EnvironmentError> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        check_name(name)?;
+        if !seen.insert(name) {
+            return Err(EnvironmentError::Twice(name.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a variable speaks to Fender and to nobody it starts.

@@ -19,13 +19,15 @@
 //! The proxy may ask to have the application told, by a signal, that something has changed, or to have it stopped and started
 //! again; that is answered when it is done.
 //!
-//! There may be no application: then the proxy is kept running, and upgraded, all the same.
+//! There may be no application: then the proxy is kept running, and upgraded, all the same. Or no proxy: then whoever supplies the
+//! application with its environment is in this process ([`Supply`]), and is heard as a proxy would be.
 //!
 //! As process 1, or as the subreaper it makes itself, it reaps every orphan. Because it waits for
 //! any child, nothing else in its process may start one.
 
 use std::ffi::OsString;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_runtime::backoff::Backoff;
@@ -36,10 +38,13 @@ use tokio::signal::unix::SignalKind;
 use tokio::time::Instant;
 
 pub use channel::{Order, Superior};
+pub use here::{Desk, Requests, Supply};
 pub use process::Program;
 pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
 
+use crate::environment::AppEnvironment;
 use channel::{Channel, Word};
+use here::{Asker, Request};
 use process::{code, code_of_signal, send};
 use proxy::start_sibling;
 use revival::Revival;
@@ -47,6 +52,7 @@ use signals::Signals;
 
 mod app;
 mod channel;
+mod here;
 mod process;
 mod proxy;
 mod revival;
@@ -62,11 +68,16 @@ const SOUND: Duration = Duration::from_secs(30);
 /// What to exit with when a proxy that never became ready claims success.
 const UNAVAILABLE: u8 = 69;
 
+/// What an application ends with that could not be started for want of a credential.
+const MISSING: u8 = 66;
+
 /// Whom to supervise, and with how much patience.
 #[derive(Debug)]
 pub struct Plan {
     /// Started when the proxy is ready, if there is one.
     pub app: Option<Program>,
+    /// Where the application's environment comes from, if it can change; what [`Program::environment`] says counts for nothing then.
+    pub supply: Option<Supply>,
     /// Started first; its standard input is the channel of [`Superior::from_stdin`].
     pub proxy: Option<Program>,
     /// What a successor is told beside what the proxy is told.
@@ -118,6 +129,7 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
     let mut supervisor = Supervisor {
         revival: Revival::new(&plan.restart),
         app_started: Instant::now(),
+        app_environment: None,
         plan,
         signals,
         children,
@@ -138,6 +150,8 @@ struct Supervisor {
     /// How often the application was started again.
     revival: Revival,
     app_started: Instant,
+    /// What it was started with, if that can change.
+    app_environment: Option<Arc<AppEnvironment>>,
     signals: Signals,
     children: tokio::signal::unix::Signal,
     app: App,
@@ -169,7 +183,7 @@ enum App {
 /// The application is started again once it has ended.
 struct Restart {
     /// Who asked for it.
-    asked: Vec<u64>,
+    asked: Vec<Asker>,
     /// If it does not end by itself.
     kill: Option<Instant>,
 }
@@ -197,6 +211,7 @@ enum Event {
     Children,
     ProxySays(Word),
     SuccessorSays(Word),
+    AskedHere(Request),
     AppIsLate,
     SiblingIsLate,
     ProxyIsRested,
@@ -239,9 +254,12 @@ impl Supervisor {
                 Event::ProxySays(Word::Upgrade) => self.upgrade(),
                 Event::ProxySays(Word::Reloaded) => self.plan.manager.ready(),
                 Event::ProxySays(Word::SignalApp(signal, number)) => {
-                    self.signal_app(signal, number)
+                    self.signal_app(signal, Asker::Proxy(number));
                 }
-                Event::ProxySays(Word::RestartApp(number)) => self.restart_app(number),
+                Event::ProxySays(Word::RestartApp(number)) => {
+                    self.restart_app(Asker::Proxy(number));
+                }
+                Event::AskedHere(request) => self.asked_here(request),
                 Event::SuccessorSays(Word::Ready) => self.successor_is_ready(),
                 // Nothing that a proxy has to say, or that one has to say who is none yet.
                 Event::ProxySays(_) | Event::SuccessorSays(_) => {}
@@ -272,11 +290,13 @@ impl Supervisor {
             Proxy::Over => (None, None),
         };
         let successor = self.successor.as_mut();
+        let supply = self.plan.supply.as_mut();
         tokio::select! {
             signal = self.signals.next() => Event::Signal(signal),
             _ = self.children.recv() => Event::Children,
             word = said(channel) => Event::ProxySays(word),
             word = said(successor.map(|it| &mut it.channel)) => Event::SuccessorSays(word),
+            request = here::asked(supply) => Event::AskedHere(request),
             () = at(app_is_late) => Event::AppIsLate,
             () = at(late) => Event::SiblingIsLate,
             () = at(rested) => Event::ProxyIsRested,

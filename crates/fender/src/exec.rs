@@ -1,13 +1,16 @@
 //! `fender exec`: credentials into the environment of a command, and then this process is that
 //! command. No shell, no parent left behind, nothing of Fender's own in what it inherits.
+//!
+//! What has to be looked after while the command runs, like a lease, is refused here and needs [`supervised`].
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Origin};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin, VaultPlace};
 use fender_credentials::environment::{self, Inherit};
+use fender_credentials::supervise::RestartOn;
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
@@ -22,10 +25,20 @@ use crate::source::Tenure;
 use crate::workload::OwnIdentity;
 use crate::{cli, single, source, variables};
 
+mod supervised;
+
 /// How long the goodbye to the control plane may take before the command starts anyway.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub(crate) fn run(args: cli::Exec) -> Outcome {
+    if args.supervise {
+        return supervised::run(args);
+    }
+    if args.restart.on != RestartOn::No {
+        return Err(Failure::usage(
+            "--restart is about a command that has a parent: give --supervise as well",
+        ));
+    }
     let mut prepared = None;
     // Before any thread, and so that the command does not inherit them.
     let alone = args.source.config.as_deref();
@@ -101,13 +114,21 @@ async fn environment(
             )
         }
     };
-    // The command goes on with what was leased, and nobody is left to renew it.
-    let sources = Sources::new(allow, programs, taken, remote, || true, clock, &drain);
+    let kept = || true;
+    let sources = Sources::new(allow, programs, taken, remote, kept, clock, &drain);
     let mut sources = sources.in_cluster(variables::cluster());
     if let Some(workload) = workload {
         sources = sources.of_workload(workload);
     }
+    let is_for_the_environment =
+        |spec: &CredentialSpec| environment::variables(spec).next().is_some();
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();
+    if let Some(leased) = specs.iter().find(|spec| is_leased(spec)) {
+        return Err(Failure::usage(format!(
+            "credential `{}` comes with a lease, which nobody would renew or give back once this process is the command; give --supervise as well",
+            leased.name
+        )));
+    }
     let gathered = gather(&specs, &sources, deadline, &drain)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
@@ -129,23 +150,16 @@ fn program(spec: &CredentialSpec) -> Option<PathBuf> {
     }
 }
 
-fn is_for_the_environment(spec: &CredentialSpec) -> bool {
-    spec.deliver
-        .iter()
-        .any(|delivery| matches!(delivery, Delivery::Environment { .. }))
+/// Whether it ends unless somebody renews it.
+fn is_leased(spec: &CredentialSpec) -> bool {
+    match &spec.source {
+        CredentialSource::Direct(Origin::Vault(secret)) => {
+            matches!(secret.at, VaultPlace::Engine { .. })
+        }
+        CredentialSource::Direct(_) | CredentialSource::Control => false,
+    }
 }
 
 fn variables(gathered: &Gathered) -> impl Iterator<Item = (&str, &fender_identity::Secret)> {
-    gathered
-        .spec
-        .deliver
-        .iter()
-        .filter_map(|delivery| match delivery {
-            Delivery::Environment { variable } => {
-                Some((variable.as_str(), &gathered.fetched.value))
-            }
-            Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => {
-                None
-            }
-        })
+    environment::variables(&gathered.spec).map(|name| (name, &gathered.fetched.value))
 }

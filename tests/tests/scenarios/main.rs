@@ -35,6 +35,7 @@ mod documents;
 mod drain;
 mod environment_secrets;
 mod envoy;
+mod exec_supervised;
 mod faults;
 mod file_sets;
 mod floods;

@@ -569,7 +569,6 @@ fn exec_asks_a_vault_on_this_machine_and_its_exit_code_says_what_was_wrong() {
     vault.write("smtp", json!({ "password": "canary-1" }));
     let right = "kv2: { path: smtp, key: password }";
     let absent = "kv2: { path: absent, key: password }";
-    let leased = "engine: { path: database/creds/orders, key: username }";
     for (mode, place, code, out) in [
         (Mode::Answers, right, 0, "1-yranac"),
         (Mode::Answers, absent, 66, ""),
@@ -592,7 +591,4 @@ fn exec_asks_a_vault_on_this_machine_and_its_exit_code_says_what_was_wrong() {
     vault.be(Mode::Answers);
     vault.deny("secret/data/smtp", true);
     assert_eq!(exec(directory.path(), &vault, right).0, 66);
-    // What the command goes on with is left to it.
-    assert_eq!(exec(directory.path(), &vault, leased).0, 0);
-    assert_eq!(vault.leases().len(), 1);
 }

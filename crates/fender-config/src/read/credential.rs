@@ -62,15 +62,18 @@ pub(crate) fn credential(
         )
     });
     let notify = notify(reader, spec.notify.as_ref());
-    let in_file = |delivery: &Delivery| matches!(delivery, Delivery::File(..) | Delivery::Files(_));
+    let is_told_of = |delivery: &Delivery| match delivery {
+        Delivery::File(..) | Delivery::Files(_) | Delivery::Environment { .. } => true,
+        Delivery::Socket(_) | Delivery::Url(_) => false,
+    };
     if let Some(at) = spec.notify.as_ref().filter(|at| !at.value.is_empty())
-        && !deliver.iter().any(in_file)
+        && !deliver.iter().any(is_told_of)
     {
         reader.wrong(
             at,
             "fender::nothing-to-notify-of",
-            "nobody is ever told: the credential is delivered into no file",
-            "what is told is that another value is in the files of `deliver`; an environment stays as it is",
+            "nobody is ever told: the credential is delivered into no file and no environment",
+            "what is told is that another value is in the files of `deliver`, or in the environment that `fender exec --supervise` starts its command with",
         );
     }
     let on_exit = spec.on_exit.as_ref();

@@ -53,18 +53,18 @@ pub struct Held {
 pub type Holdings = BTreeMap<ObjectName, Held>;
 
 /// One credential's line in the holdings.
-pub(super) struct Ledger {
-    pub(super) name: ObjectName,
+pub(crate) struct Ledger {
+    pub(crate) name: ObjectName,
     holdings: watch::Sender<Holdings>,
 }
 
 impl Ledger {
-    pub(super) fn new(name: ObjectName, holdings: watch::Sender<Holdings>) -> Self {
+    pub(crate) fn new(name: ObjectName, holdings: watch::Sender<Holdings>) -> Self {
         Self { name, holdings }
     }
 
     /// Returns whether that is news. `newer` is what is known and not in every place.
-    pub(super) fn enter(&self, holding: Holding, newer: Option<&Generation>) -> bool {
+    pub(crate) fn enter(&self, holding: Holding, newer: Option<&Generation>) -> bool {
         let newer = newer.filter(|newer| holding.generation() != Some(newer));
         self.holdings.send_if_modified(|holdings| {
             let before = holdings.get(&self.name);
@@ -88,7 +88,7 @@ impl Ledger {
     }
 
     /// The document is gone.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.holdings
             .send_if_modified(|holdings| holdings.remove(&self.name).is_some());
     }

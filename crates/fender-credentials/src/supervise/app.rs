@@ -5,6 +5,7 @@
 
 use std::io;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fender_config::snapshot::NotifySignal;
@@ -12,9 +13,11 @@ use fender_runtime::sys::Signal;
 use tokio::time::Instant;
 
 use super::channel::{Order, Word};
+use super::here::{Asker, Request, Supply};
 use super::process::{hand_over_terminal, send, start};
 use super::revival::After;
-use super::{App, Restart, Supervisor};
+use super::{App, MISSING, Restart, Supervisor};
+use crate::notify::AppNotice;
 
 impl Supervisor {
     /// Says with what code it is over if it cannot be started: what a shell says of such a command.
@@ -24,7 +27,17 @@ impl Supervisor {
             self.plan.manager.ready();
             return Ok(());
         };
-        match start(app, Stdio::inherit()) {
+        let environment = self.plan.supply.as_ref().map(Supply::environment);
+        if matches!(environment, Some(None)) {
+            tracing::error!(
+                "the application is not started: a credential of its environment was withdrawn"
+            );
+            return Err(MISSING);
+        }
+        self.app_environment = environment.flatten();
+        let environment = self.app_environment.as_ref();
+        let environment = environment.map(|it| it.variables());
+        match start(app, environment, Stdio::inherit()) {
             Ok(pid) => {
                 hand_over_terminal(pid);
                 self.app = App::Running(pid);
@@ -77,7 +90,7 @@ impl Supervisor {
     }
 
     /// Somebody else has changed what it reads.
-    pub(super) fn signal_app(&mut self, signal: NotifySignal, number: u64) {
+    pub(super) fn signal_app(&mut self, signal: NotifySignal, asker: Asker) {
         let told = match self.app {
             App::Running(pid) => {
                 send(
@@ -94,23 +107,47 @@ impl Supervisor {
             App::Waiting | App::Resting { .. } => true,
             App::Absent | App::Over(_) => false,
         };
-        self.answer_proxy(number, told);
+        self.answer(asker, told);
     }
 
-    pub(super) fn restart_app(&mut self, number: u64) {
+    /// Somebody in this process asks what a proxy could ask.
+    pub(super) fn asked_here(&mut self, request: Request) {
+        let Request { what, done } = request;
+        // Whoever gave up asks again.
+        if done.is_closed() {
+            return;
+        }
+        match what {
+            AppNotice::Signal(signal) => self.signal_app(signal, Asker::Here(done)),
+            AppNotice::Restart => self.restart_app(Asker::Here(done)),
+        }
+    }
+
+    pub(super) fn restart_app(&mut self, asker: Asker) {
+        let environment = self.plan.supply.as_ref().map(Supply::environment);
+        if matches!(environment, Some(None)) {
+            // It runs with what it has until there is all that it needs.
+            return self.answer(asker, false);
+        }
+        let has_newest = environment.is_some_and(|newest| match (&newest, &self.app_environment) {
+            (Some(newest), Some(started)) => Arc::ptr_eq(newest, started),
+            (None, _) | (_, None) => false,
+        });
         match (&self.app, &mut self.restart) {
             // It has not read anything since it was asked to end.
-            (App::Running(_), Some(restart)) => restart.asked.push(number),
+            (App::Running(_), Some(restart)) => restart.asked.push(asker),
+            // It was started after the change, for another reason.
+            (App::Running(_), None) if has_newest => self.answer(asker, true),
             (App::Running(pid), None) if self.stop.is_none() => {
                 tracing::info!("restarting the application: what it reads has changed");
                 send(*pid, Signal::TERM);
                 self.restart = Some(Restart {
-                    asked: vec![number],
+                    asked: vec![asker],
                     kill: Some(Instant::now() + self.plan.stop_timeout),
                 });
             }
-            (App::Waiting | App::Resting { .. }, _) => self.answer_proxy(number, true),
-            (App::Running(_) | App::Absent | App::Over(_), _) => self.answer_proxy(number, false),
+            (App::Waiting | App::Resting { .. }, _) => self.answer(asker, true),
+            (App::Running(_) | App::Absent | App::Over(_), _) => self.answer(asker, false),
         }
     }
 
@@ -122,24 +159,31 @@ impl Supervisor {
             };
         };
         tracing::info!(code, "the application has ended, starting it again");
-        self.start_app();
+        match self.try_to_start_app() {
+            Ok(()) => {}
+            // Withdrawn just now: it may come back.
+            Err(MISSING) => self.app_failed(MISSING, Duration::ZERO),
+            Err(code) => self.app_is_over(code),
+        }
         let runs = matches!(self.app, App::Running(_));
-        for number in restart.asked {
-            self.answer_proxy(number, runs);
+        for asker in restart.asked {
+            self.answer(asker, runs);
         }
     }
 
     pub(super) fn give_up_restart(&mut self) {
-        for number in self.restart.take().into_iter().flat_map(|it| it.asked) {
-            self.answer_proxy(number, false);
+        for asker in self.restart.take().into_iter().flat_map(|it| it.asked) {
+            self.answer(asker, false);
         }
     }
 
-    pub(super) fn answer_proxy(&mut self, number: u64, told: bool) {
-        self.tell_proxy(match told {
-            true => Word::AppTold(number),
-            false => Word::AppNotTold(number),
-        });
+    fn answer(&mut self, asker: Asker, told: bool) {
+        match (asker, told) {
+            (Asker::Proxy(number), true) => self.tell_proxy(Word::AppTold(number)),
+            (Asker::Proxy(number), false) => self.tell_proxy(Word::AppNotTold(number)),
+            // Whoever asked may be gone.
+            (Asker::Here(done), told) => drop(done.send(told)),
+        }
     }
 
     pub(super) fn app_is_over(&mut self, code: u8) {

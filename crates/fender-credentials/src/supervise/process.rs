@@ -21,13 +21,18 @@ pub struct Program {
 
 /// Starts `program` in a process group of its own, with every signal at its default: a key pressed
 /// at a terminal reaches it through us only, and it inherits nothing we ignore or block.
-pub(super) fn start(program: &Program, input: Stdio) -> io::Result<Pid> {
+/// `environment` is the whole of it, instead of what the program says.
+pub(super) fn start(
+    program: &Program,
+    environment: Option<&[(OsString, OsString)]>,
+    input: Stdio,
+) -> io::Result<Pid> {
     let mut command = Command::new(&program.program);
     command
         .args(&program.arguments)
         .stdin(input)
         .process_group(0);
-    if let Some(environment) = &program.environment {
+    if let Some(environment) = environment.or(program.environment.as_deref()) {
         command
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (name, value)));

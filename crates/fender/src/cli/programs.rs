@@ -399,7 +399,27 @@ pub(crate) struct Source {
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// The command to become
+    /// Stay as the parent of the command: its credentials are kept fresh and leases renewed for as long as it runs, it is started again for a new value if a document's `notify` says so, and every signal reaches it
+    #[arg(long)]
+    pub(crate) supervise: bool,
+    /// How long a supervised command may take to stop before it is killed
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = duration,
+        default_value = "10s",
+        requires = "supervise"
+    )]
+    pub(crate) stop_timeout: Duration,
+    /// Whether a supervised command that ends by itself is started again, after a rest that grows: no, on-failure or always; with how often at most, like on-failure:5, and all of these again once it has run for 10s
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value_t = RestartPolicy::default(),
+        env = "FENDER_RESTART"
+    )]
+    pub(crate) restart: RestartPolicy,
+    /// The command to become, or to start
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
 }

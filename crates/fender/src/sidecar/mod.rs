@@ -25,7 +25,7 @@ mod start;
 mod status;
 mod supervisor;
 pub(crate) mod upgrade;
-mod usage;
+pub(crate) mod usage;
 
 pub(crate) use status::METRICS;
 
@@ -54,7 +54,7 @@ use start::start;
 
 const ABANDONED: &str = "every network interface but loopback is gone: the owner of the network namespace restarted; start this sidecar again to join the new one";
 /// Where a service manager wants to be told how we are.
-const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+pub(crate) const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// When the start is over, once everything serves: what runs once has run.
 const STARTED: Duration = Duration::from_secs(1);
 

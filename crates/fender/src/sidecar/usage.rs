@@ -25,13 +25,13 @@ const PACE: Duration = Duration::from_millis(15);
 
 /// Where all of it is known from.
 #[derive(Clone)]
-pub(super) struct Sources {
-    pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
-    pub(super) holdings: watch::Receiver<Holdings>,
-    pub(super) notified: watch::Receiver<Outcomes>,
+pub(crate) struct Sources {
+    pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) holdings: watch::Receiver<Holdings>,
+    pub(crate) notified: watch::Receiver<Outcomes>,
     /// None where nothing is handed over.
-    pub(super) taken: Option<watch::Receiver<Takings>>,
-    pub(super) clock: SharedClock,
+    pub(crate) taken: Option<watch::Receiver<Takings>>,
+    pub(crate) clock: SharedClock,
 }
 
 /// What is known of one credential.
@@ -159,7 +159,7 @@ impl Sources {
 }
 
 /// Tells the control plane of everything, and of what changes.
-pub(super) async fn report(mut sources: Sources, reports: mpsc::Sender<Report>) {
+pub(crate) async fn report(mut sources: Sources, reports: mpsc::Sender<Report>) {
     let mut reported: BTreeMap<ObjectName, Evidence> = BTreeMap::new();
     loop {
         let known = sources.evidence();

@@ -1,0 +1,354 @@
+//! Keeps the environment of a supervised application right, for each of its starts.
+//!
+//! An environment cannot change while its process lives: a new value is what the next start gets. Whether there is a next
+//! start because of it is what the document's `notify` says: whoever it names is told once the environment has the value.
+//!
+//! An outage changes nothing. A value that is withdrawn leaves the running application what it has, and there is no other
+//! start before it is back. A value that fits no environment is as one that does not come. Documents whose variables cannot
+//! be set together leave those before in force.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use fender_config::ObjectName;
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Delivery, Snapshot};
+use fender_identity::Secret;
+use fender_providers::{Fetched, State};
+use fender_runtime::drain::Drain;
+use futures_util::future::select_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{AppEnvironment, EnvironmentError, Inherit, build, check_names, value};
+use crate::engine::ledger::Ledger;
+use crate::engine::{Holding, Holdings};
+use crate::notify::Notifier;
+use crate::sources::{Gathered, Sources};
+
+/// What it works with.
+pub struct Keep {
+    pub sources: Sources,
+    /// Who tells of changes.
+    pub notifier: Notifier,
+    /// What the application inherits beside its credentials.
+    pub inherited: Vec<(OsString, OsString)>,
+}
+
+/// What is kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// The whole environment; nothing while a credential of it is withdrawn.
+    pub environment: watch::Receiver<Option<Arc<AppEnvironment>>>,
+    /// What is in it of each credential.
+    pub holdings: watch::Receiver<Holdings>,
+}
+
+/// The credentials of a Snapshot that are put into the environment.
+pub fn for_environment(snapshot: &Snapshot) -> Vec<CredentialSpec> {
+    let specs = snapshot.credentials.iter();
+    let specs = specs.filter(|spec| variables(spec).next().is_some());
+    specs.cloned().collect()
+}
+
+/// Makes the environment of what was gathered for the present Snapshot, or says why it cannot be made, and keeps following until
+/// `drain` stops.
+pub fn keep(
+    gathered: Vec<Gathered>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    settings: Keep,
+    drain: &Drain,
+) -> Result<Kept, EnvironmentError> {
+    let (publish, environment) = watch::channel(None);
+    let (holdings, held) = watch::channel(Holdings::new());
+    let mut keeper = Keeper {
+        settings,
+        entries: BTreeMap::new(),
+        publish,
+        holdings,
+        drain: drain.clone(),
+    };
+    for Gathered {
+        spec,
+        fetched,
+        states,
+    } in gathered
+    {
+        let ledger = Ledger::new(spec.name.clone(), keeper.holdings.clone());
+        ledger.enter(Holding::Delivered(fetched.generation.clone()), None);
+        let entry = Entry {
+            ledger,
+            states: Some(states),
+            value: Some(fetched),
+            outdated: None,
+            spec,
+        };
+        keeper.entries.insert(entry.spec.name.clone(), entry);
+    }
+    let made = keeper.build()?;
+    keeper.publish.send_replace(Some(Arc::new(made)));
+    keeper.tell();
+    drain.spawn(keeper.run(snapshots));
+    Ok(Kept {
+        environment,
+        holdings: held,
+    })
+}
+
+struct Keeper {
+    settings: Keep,
+    entries: BTreeMap<ObjectName, Entry>,
+    publish: watch::Sender<Option<Arc<AppEnvironment>>>,
+    holdings: watch::Sender<Holdings>,
+    drain: Drain,
+}
+
+struct Entry {
+    spec: CredentialSpec,
+    /// What is known of it; nothing when the feed ended or may not be followed.
+    states: Option<watch::Receiver<State>>,
+    /// What the next start gets.
+    value: Option<Fetched>,
+    /// Since when that may not be the newest.
+    outdated: Option<Instant>,
+    ledger: Ledger,
+}
+
+enum Event {
+    Stop,
+    Documents,
+    Known(ObjectName),
+    /// Nothing more is said of it.
+    Silent(ObjectName),
+}
+
+impl Keeper {
+    async fn run(mut self, mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+        loop {
+            match self.next(&mut snapshots).await {
+                Event::Stop => return,
+                Event::Documents => {
+                    let specs = for_environment(&snapshots.borrow_and_update());
+                    self.adopt(specs);
+                }
+                Event::Known(name) => self.settle(&name),
+                Event::Silent(name) => {
+                    if let Some(entry) = self.entries.get_mut(&name) {
+                        entry.states = None;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Event {
+        let known = self.entries.iter_mut().filter_map(|(name, entry)| {
+            let states = entry.states.as_mut()?;
+            Some(Box::pin(async move {
+                match states.changed().await {
+                    Ok(()) => Event::Known(name.clone()),
+                    Err(_) => Event::Silent(name.clone()),
+                }
+            }))
+        });
+        let known: Vec<_> = known.collect();
+        let known = async {
+            match known.is_empty() {
+                true => std::future::pending().await,
+                false => select_all(known).await.0,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.drain.stopping() => Event::Stop,
+            // A feed that ended is stale, not empty.
+            Ok(()) = snapshots.changed() => Event::Documents,
+            event = known => event,
+        }
+    }
+
+    /// Follows changed documents.
+    fn adopt(&mut self, specs: Vec<CredentialSpec>) {
+        if let Err(error) = check_names(specs.iter().flat_map(variables)) {
+            tracing::error!(%error, "the environment of the application stays as it was: the documents are not followed");
+            return;
+        }
+        let dropped = |name: &ObjectName| !specs.iter().any(|spec| spec.name == *name);
+        for (name, entry) in self.entries.extract_if(.., |name, _| dropped(name)) {
+            self.settings.notifier.dropped(&name);
+            entry.ledger.close();
+        }
+        for spec in specs {
+            let name = spec.name.clone();
+            let known = self.entries.get(&name);
+            if known.is_some_and(|known| known.spec == spec) {
+                continue;
+            }
+            // What a control plane has it from does not travel: it may be another source each time.
+            let direct = matches!(spec.source, CredentialSource::Direct(_));
+            let same = known.is_some_and(|known| direct && known.spec.source == spec.source);
+            let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
+                spec: spec.clone(),
+                states: None,
+                value: None,
+                outdated: None,
+                ledger: Ledger::new(name, self.holdings.clone()),
+            });
+            entry.spec = spec;
+            if same && entry.states.is_some() {
+                continue;
+            }
+            match self.settings.sources.follow(&entry.spec, &self.drain) {
+                Ok(mut states) => {
+                    states.mark_changed();
+                    entry.states = Some(states);
+                    if entry.value.is_none() {
+                        entry.ledger.enter(Holding::Waiting, None);
+                    }
+                }
+                Err(error) => {
+                    entry.states = None;
+                    entry.fail(format!("source {error}"));
+                }
+            }
+        }
+        self.publish();
+    }
+
+    /// Takes what is known of one credential.
+    fn settle(&mut self, name: &ObjectName) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let Some(states) = &mut entry.states else {
+            return;
+        };
+        let state = states.borrow_and_update().clone();
+        let (fetched, stale) = match state {
+            State::Pending => return,
+            State::Current(fetched) => (fetched, None),
+            State::Stale {
+                last: Some(fetched),
+                error,
+            } => (fetched, Some(error)),
+            State::Stale { last: None, error } => return entry.fail(error.to_string()),
+            State::Withdrawn(error) => {
+                tracing::warn!(credential = %name, %error, "credential withdrawn: the application keeps what it was started with, and is not started again without it");
+                entry.value = None;
+                entry.outdated = None;
+                let why = error.to_string();
+                entry.ledger.enter(Holding::Withdrawn { why }, None);
+                self.settings.notifier.withdrawn(name);
+                return self.publish();
+            }
+        };
+        let known = entry.value.as_ref().map(|known| &known.generation);
+        let news = known != Some(&fetched.generation);
+        if news {
+            if let Err(error) = fits(&entry.spec, &fetched.value) {
+                return entry.fail(error.to_string());
+            }
+            tracing::info!(credential = %name, generation = %fetched.generation, "credential changed: the next start of the application gets it");
+            entry.value = Some(fetched.clone());
+        }
+        match stale {
+            Some(error) => entry.fail(error.to_string()),
+            None => {
+                entry.outdated = None;
+                let holding = Holding::Delivered(fetched.generation);
+                entry.ledger.enter(holding, None);
+            }
+        }
+        if news {
+            self.publish();
+        }
+    }
+
+    /// What the next start gets. Nothing as long as something of it is not there.
+    fn publish(&mut self) {
+        let whole = self.entries.values().all(|entry| entry.value.is_some());
+        let made = match whole {
+            true => match self.build() {
+                Ok(made) => Some(made),
+                Err(error) => {
+                    tracing::error!(%error, "the environment of the application stays as it was");
+                    return;
+                }
+            },
+            false => None,
+        };
+        self.publish.send_if_modified(|known| {
+            // The same is not another: nobody has to be started again for it.
+            if known.as_deref() == made.as_ref() {
+                return false;
+            }
+            *known = made.map(Arc::new);
+            true
+        });
+        if whole {
+            self.tell();
+        }
+    }
+
+    /// All of it is in the environment.
+    fn tell(&self) {
+        let notifier = &self.settings.notifier;
+        for (name, entry) in &self.entries {
+            if let Some(fetched) = &entry.value {
+                let notify = &entry.spec.notify;
+                notifier.delivered(name, &fetched.value, &fetched.generation, notify);
+            }
+        }
+    }
+
+    fn build(&self) -> Result<AppEnvironment, EnvironmentError> {
+        let credentials = self.entries.values().flat_map(|entry| {
+            let value = entry.value.as_ref();
+            let value = value.into_iter().map(|fetched| &fetched.value);
+            value.flat_map(|value| variables(&entry.spec).map(move |name| (name, value)))
+        });
+        let inherited = self.settings.inherited.iter().cloned();
+        build(inherited, &Inherit::All, credentials).map(AppEnvironment::new)
+    }
+}
+
+impl Entry {
+    /// Something is wrong; what there was stays. Said once for each thing that is.
+    fn fail(&mut self, why: String) {
+        let holding = match &self.value {
+            Some(fetched) => {
+                let since = *self.outdated.get_or_insert_with(Instant::now);
+                Holding::Outdated {
+                    generation: fetched.generation.clone(),
+                    why: why.clone(),
+                    since,
+                    too_old: since.checked_add(self.spec.max_stale),
+                }
+            }
+            None => Holding::Failed { why: why.clone() },
+        };
+        if self.ledger.enter(holding, None) {
+            tracing::warn!(credential = %self.spec.name, %why, "credential cannot be refreshed");
+        }
+    }
+}
+
+/// The variables that a document has a credential put into.
+pub fn variables(spec: &CredentialSpec) -> impl Iterator<Item = &str> {
+    spec.deliver.iter().filter_map(|delivery| match delivery {
+        Delivery::Environment { variable } => Some(variable.as_str()),
+        Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => None,
+    })
+}
+
+/// Whether every variable of a document can hold the value.
+fn fits(spec: &CredentialSpec, secret: &Secret) -> Result<(), EnvironmentError> {
+    variables(spec).try_for_each(|name| {
+        let text = value(name, secret)?;
+        drop(AppEnvironment::new(vec![(OsString::new(), text)]));
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fender_config::snapshot::{Notification, OnExit, Target};
+use fender_config::{Source, standalone};
+use fender_providers::{FetchError, Generation};
+use fender_runtime::deadline::Deadline;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::allow::AllowDirs;
+use crate::notify::{Record, Tell};
+use crate::sources::{RemoteSecrets, gather};
+
+/// A control plane whose answers the test gives.
+#[derive(Default)]
+struct Remote(Mutex<HashMap<String, watch::Sender<State>>>);
+
+impl Remote {
+    fn feed(&self, name: &str) -> watch::Sender<State> {
+        let mut feeds = self.0.lock().unwrap();
+        let feed = feeds.entry(name.to_owned());
+        feed.or_insert_with(|| watch::channel(State::Pending).0)
+            .clone()
+    }
+
+    fn says(&self, name: &str, text: &str) {
+        self.feed(name).send_replace(State::Current(Fetched {
+            value: Secret::from(text.to_owned()),
+            generation: Generation::random(),
+        }));
+    }
+}
+
+impl RemoteSecrets for Remote {
+    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
+        self.feed(name.name()).subscribe()
+    }
+}
+
+/// Whoever is told, and says of what.
+struct Told(mpsc::UnboundedSender<String>);
+
+impl Tell for Told {
+    fn tell<'a>(
+        &'a self,
+        target: &'a Target,
+        changed: &'a [ObjectName],
+    ) -> BoxFuture<'a, Result<(), String>> {
+        let names: Vec<_> = changed.iter().map(ObjectName::name).collect();
+        let _ = self.0.send(format!("{target}: {}", names.join(" ")));
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+struct Bench {
+    remote: Arc<Remote>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    drain: Drain,
+    kept: Kept,
+    told: mpsc::UnboundedReceiver<String>,
+}
+
+impl Bench {
+    /// With these credentials, each with its variable and its first value.
+    async fn new(credentials: &[(&str, &str, &str)]) -> Self {
+        let remote = Arc::new(Remote::default());
+        let drain = Drain::new();
+        let (tell, told) = mpsc::unbounded_channel();
+        for (name, _, value) in credentials {
+            remote.says(name, value);
+        }
+        let specs: Vec<_> = credentials
+            .iter()
+            .map(|(name, variable, _)| spec(name, variable))
+            .collect();
+        let settings = Keep {
+            sources: Sources::new(
+                AllowDirs::none(),
+                fender_runtime::program::Runner::none(),
+                fender_providers::environment::Environment::default(),
+                remote.clone(),
+                || false,
+                fender_runtime::clock::system(),
+                &drain,
+            ),
+            notifier: Notifier::new(
+                Arc::new(Told(tell)),
+                Record::open(None, "").unwrap(),
+                &drain,
+            ),
+            inherited: vec![
+                ("HOME".into(), "/".into()),
+                ("FENDER_X".into(), "no".into()),
+            ],
+        };
+        let soon = Deadline::after(Duration::from_secs(5));
+        let gathered = gather(&specs, &settings.sources, soon, &drain)
+            .await
+            .unwrap();
+        let (snapshots, followed) = watch::channel(Arc::new(snapshot(specs)));
+        let kept = keep(gathered, followed, settings, &drain).unwrap();
+        Self {
+            remote,
+            snapshots,
+            drain,
+            kept,
+            told,
+        }
+    }
+
+    fn shown(&self) -> String {
+        match &*self.kept.environment.borrow() {
+            Some(environment) => shown(environment),
+            None => "nothing".to_owned(),
+        }
+    }
+
+    /// Waits until the environment is this.
+    async fn becomes(&mut self, expected: &str) {
+        let is = |environment: &Option<Arc<AppEnvironment>>| match environment {
+            Some(environment) => shown(environment) == expected,
+            None => expected == "nothing",
+        };
+        self.kept.environment.wait_for(is).await.unwrap();
+    }
+
+    /// Waits until this is what is held of a credential.
+    async fn holds(&mut self, name: &str, state: impl Fn(&Holding) -> bool) {
+        let name = ObjectName::new("shop", name).unwrap();
+        let is = |holdings: &Holdings| holdings.get(&name).is_some_and(|it| state(&it.holding));
+        self.kept.holdings.wait_for(is).await.unwrap();
+    }
+
+    async fn end(mut self) {
+        self.drain.stop();
+        self.drain.drained().await;
+        assert!(self.told.try_recv().is_err(), "nobody else is told");
+    }
+}
+
+fn shown(environment: &AppEnvironment) -> String {
+    let variables = environment.variables().iter();
+    let shown = variables.map(|(name, value)| format!("{}={}", name.display(), value.display()));
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+fn spec(name: &str, variable: &str) -> CredentialSpec {
+    CredentialSpec {
+        name: ObjectName::new("shop", name).unwrap(),
+        source: CredentialSource::Control,
+        max_stale: Duration::from_secs(60),
+        deliver: vec![Delivery::Environment {
+            variable: variable.to_owned(),
+        }],
+        notify: vec![Notification {
+            target: Target::Restart,
+            after: Duration::from_secs(1),
+        }],
+        on_exit: OnExit::Wipe,
+    }
+}
+
+fn snapshot(credentials: Vec<CredentialSpec>) -> Snapshot {
+    let text = "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: { namespace: shop, name: job }\nspec: { credentials: [] }\n";
+    let source = Source {
+        name: "sidecar.yaml".to_owned(),
+        text: text.to_owned(),
+    };
+    Snapshot {
+        credentials,
+        ..standalone::parse(&[source]).unwrap().nameless_snapshot(1)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_value_is_in_the_environment_before_anybody_is_told_and_once() {
+    let mut bench = Bench::new(&[("a", "A", "one"), ("b", "B", "two")]).await;
+    assert_eq!(bench.shown(), "HOME=/ A=one B=two");
+    bench.remote.says("a", "three");
+    let told = bench.told.recv().await.unwrap();
+    assert_eq!(told, "restart of the application: a");
+    assert_eq!(bench.shown(), "HOME=/ A=three B=two");
+    // The same bytes under another name are no news to the application.
+    let before = bench.kept.environment.borrow().clone();
+    bench.remote.says("a", "three");
+    bench.remote.says("b", "four");
+    bench.becomes("HOME=/ A=three B=four").await;
+    assert_eq!(
+        bench.told.recv().await.unwrap(),
+        "restart of the application: b"
+    );
+    bench.remote.says("b", "four");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(before.is_some());
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_bytes_are_the_same_environment() {
+    let mut bench = Bench::new(&[("a", "A", "one")]).await;
+    let before = bench.kept.environment.borrow_and_update().clone().unwrap();
+    bench.remote.says("a", "one");
+    bench
+        .holds("a", |holding| matches!(holding, Holding::Delivered(_)))
+        .await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let after = bench.kept.environment.borrow().clone().unwrap();
+    assert!(Arc::ptr_eq(&before, &after));
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_changes_nothing_and_a_withdrawn_value_lets_nothing_start_before_it_is_back() {
+    let mut bench = Bench::new(&[("a", "A", "one"), ("b", "B", "two")]).await;
+    let last = bench.remote.feed("a").borrow().value().cloned();
+    assert!(last.is_some());
+    let error = FetchError::Outage("away".to_owned());
+    bench
+        .remote
+        .feed("a")
+        .send_replace(State::Stale { last, error });
+    bench
+        .holds("a", |holding| matches!(holding, Holding::Outdated { .. }))
+        .await;
+    assert_eq!(bench.shown(), "HOME=/ A=one B=two");
+
+    let gone = FetchError::Missing("gone".to_owned());
+    bench.remote.feed("a").send_replace(State::Withdrawn(gone));
+    bench.becomes("nothing").await;
+    // Of what changes meanwhile it is told when there is something to start with.
+    bench.remote.says("b", "three");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(bench.told.try_recv().is_err());
+    assert_eq!(bench.shown(), "nothing");
+    bench.remote.says("a", "one");
+    bench.becomes("HOME=/ A=one B=three").await;
+    assert_eq!(
+        bench.told.recv().await.unwrap(),
+        "restart of the application: b"
+    );
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn attack_a_value_that_fits_no_environment_does_not_get_into_one() {
+    let mut bench = Bench::new(&[("a", "A", "one")]).await;
+    bench.remote.says("a", "hunter2\0LD_PRELOAD=/evil.so");
+    bench
+        .holds(
+            "a",
+            |holding| matches!(holding, Holding::Outdated { why, .. } if !why.contains("hunter2")),
+        )
+        .await;
+    assert_eq!(bench.shown(), "HOME=/ A=one");
+    bench.remote.says("a", "two");
+    bench.becomes("HOME=/ A=two").await;
+    assert_eq!(
+        bench.told.recv().await.unwrap(),
+        "restart of the application: a"
+    );
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn documents_are_followed_unless_their_environment_cannot_be() {
+    let mut bench = Bench::new(&[("a", "A", "one"), ("b", "B", "two")]).await;
+    // Code, and twice the same.
+    for wrong in [
+        vec![spec("a", "A"), spec("b", "LD_PRELOAD")],
+        vec![spec("a", "A"), spec("b", "A")],
+    ] {
+        bench.snapshots.send_replace(Arc::new(snapshot(wrong)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(bench.shown(), "HOME=/ A=one B=two");
+    }
+    bench.remote.says("c", "three");
+    let specs = vec![spec("a", "RENAMED"), spec("c", "C")];
+    bench.snapshots.send_replace(Arc::new(snapshot(specs)));
+    bench.becomes("HOME=/ C=three RENAMED=one").await;
+    assert_eq!(bench.kept.holdings.borrow().len(), 2);
+    bench.remote.says("c", "four");
+    bench.becomes("HOME=/ C=four RENAMED=one").await;
+    assert_eq!(
+        bench.told.recv().await.unwrap(),
+        "restart of the application: c"
+    );
+    bench.end().await;
+}
+
+#[test]
+fn an_environment_is_not_shown() {
+    let environment = AppEnvironment::new(vec![("PASSWORD".into(), "hunter2".into())]);
+    assert!(!format!("{environment:?}").contains("hunter2"));
+}

@@ -1,0 +1,303 @@
+//! `fender exec --supervise`: Fender stays as the parent of the command, keeps what it is started with fresh, and leaves nothing of
+//! its own in what it inherits (DESIGN §9).
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use fender_tests::process::{PATIENCE, Process, binary, output};
+use fender_tests::vault::Vault;
+use fender_tests::wait_until;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// In every value; no log of Fender's may hold it.
+const CANARY: &str = "canary-3fd1";
+
+/// A job from a file, with credentials in its environment.
+struct Job(TempDir);
+
+impl Job {
+    /// Of one credential, from a file, with this in its document.
+    fn new(more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let source = format!("file: {{ path: {}/value }}", directory.path().display());
+        let job = Self(directory);
+        job.becomes("one");
+        job.document(&source, more);
+        job
+    }
+
+    fn document(&self, source: &str, more: &str) {
+        let text = format!(
+            "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ smtp ] }}\n---\n\
+             apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+             source: {{ {source} }}\n  deliver: [ {{ environment: {{ variable: SMTP_PASSWORD }} }} ]\n{more}"
+        );
+        fs::write(self.path("job.yaml"), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn becomes(&self, value: &str) {
+        fs::write(self.path("new"), format!("{CANARY}-{value}")).unwrap();
+        fs::rename(self.path("new"), self.path("value")).unwrap();
+    }
+
+    fn command(&self, flags: &[&str], script: &str) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(["--log", "debug", "exec", "--supervise", "--config"])
+            .arg(self.path("job.yaml"))
+            .args(flags)
+            .args(["--", "/bin/sh", "-c", script])
+            .current_dir(self.0.path());
+        command
+    }
+
+    fn run(&self, flags: &[&str], script: &str) -> Process {
+        let mut command = self.command(flags, script);
+        Process::start("exec", &mut command, &self.path("log"))
+    }
+
+    /// What the command has written so far.
+    fn said(&self) -> String {
+        fs::read_to_string(self.path("said")).unwrap_or_default()
+    }
+
+    fn says(&self, fender: &mut Process, expected: &str) {
+        let expected = expected.replace('@', CANARY);
+        wait_until(&format!("it says {expected}"), PATIENCE, || {
+            fender.assert_running();
+            self.said() == expected
+        });
+    }
+
+    fn assert_nothing_is_shown(&self) {
+        let log = fs::read_to_string(self.path("log")).unwrap();
+        assert!(!log.contains(CANARY), "{log}");
+    }
+}
+
+/// Says what it was started with, and ends when it is let or asked.
+const SERVES: &str = "trap 'echo stops >> said; exit 3' TERM; trap 'exit 7' USR1; \
+                      echo \"$SMTP_PASSWORD\" >> said; while :; do sleep 0.1; done";
+
+#[test]
+fn a_command_is_started_again_with_a_new_value_if_its_document_says_so_and_ends_with_its_own_code()
+{
+    let job = Job::new("  notify: [ { restart: {}, after: 0s } ]\n");
+    let mut fender = job.run(&[], SERVES);
+    job.says(&mut fender, "@-one\n");
+    job.becomes("two");
+    job.says(&mut fender, "@-one\nstops\n@-two\n");
+    job.becomes("three");
+    job.says(&mut fender, "@-one\nstops\n@-two\nstops\n@-three\n");
+    // Every signal is the command's; the code it ends with is Fender's.
+    fender.signal(Signal::USR1);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(7), "{}", fender.log());
+    job.assert_nothing_is_shown();
+}
+
+#[test]
+fn without_that_a_command_goes_on_and_its_next_start_has_the_new_value() {
+    let job = Job::new("");
+    let mut fender = job.run(&["--restart", "on-failure"], SERVES);
+    job.says(&mut fender, "@-one\n");
+    job.becomes("two");
+    wait_until("the new value is known", PATIENCE, || {
+        fender.assert_running();
+        fender.log().contains("credential changed")
+    });
+    assert_eq!(job.said(), format!("{CANARY}-one\n"), "nothing happens");
+    // It fails by itself.
+    fender.signal(Signal::USR1);
+    job.says(&mut fender, "@-one\n@-two\n");
+    fender.signal(Signal::TERM);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(3), "{}", fender.log());
+    job.assert_nothing_is_shown();
+}
+
+#[test]
+fn a_command_that_does_not_stop_is_killed_and_one_that_cannot_be_started_is_said_to_be() {
+    let job = Job::new("");
+    let script = "trap '' TERM; echo up > said; while :; do sleep 0.1; done";
+    let mut fender = job.run(&["--stop-timeout", "300ms"], script);
+    job.says(&mut fender, "up\n");
+    fender.signal(Signal::TERM);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(128 + 9));
+    let config = job.path("job.yaml");
+    let exec = |flags: &[&str], program: &str| {
+        let mut arguments = vec!["exec", "--config", config.to_str().unwrap()];
+        arguments.extend(flags);
+        arguments.extend(["--", program]);
+        output(binary(), &arguments)
+    };
+    assert_eq!(exec(&["--supervise"], "/no/such/program").0, 127);
+    assert_eq!(exec(&["--supervise"], "/etc/passwd").0, 126);
+    // A parent is needed to start anything again.
+    let (code, _, err) = exec(&["--restart", "always"], "/bin/true");
+    assert_eq!(code, 64);
+    assert!(err.contains("--supervise"), "{err}");
+    // What is not there is not waited for.
+    fs::remove_file(job.path("value")).unwrap();
+    assert_eq!(exec(&["--supervise"], "/bin/true").0, 66);
+}
+
+#[test]
+fn a_value_that_is_withdrawn_stays_with_who_runs_and_nobody_is_started_without_it() {
+    let job = Job::new("");
+    let mut fender = job.run(&["--restart", "always:1"], SERVES);
+    job.says(&mut fender, "@-one\n");
+    fs::remove_file(job.path("value")).unwrap();
+    wait_until("it is withdrawn", PATIENCE, || {
+        fender.assert_running();
+        fender.log().contains("credential withdrawn")
+    });
+    fender.signal(Signal::USR1);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(66), "{}", fender.log());
+    assert_eq!(job.said(), format!("{CANARY}-one\n"));
+}
+
+#[test]
+fn a_stop_before_the_credentials_are_there_is_the_end() {
+    let job = Job::new("");
+    let pipe = job.path("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    // A plug-in that says that it runs, and then nothing.
+    let script = format!("echo up > {}; sleep 1000", pipe.display());
+    let source =
+        format!("command: {{ program: /bin/sh, arguments: [ '-c', '{script}' ], timeout: 2m }}");
+    job.document(&source, "");
+    let mut fender = job.run(&[], "echo > said");
+    assert_eq!(fs::read_to_string(&pipe).unwrap(), "up\n");
+    fender.signal(Signal::TERM);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(69), "{}", fender.log());
+    assert_eq!(job.said(), "");
+}
+
+#[test]
+fn a_lease_is_renewed_while_the_command_runs_and_given_back_when_it_has_ended() {
+    let job = Job::new("");
+    let vault = Vault::in_the_clear();
+    let token = vault.write_token(job.0.path());
+    let place = "engine: { path: database/creds/orders, key: username }";
+    let source = format!(
+        "vault: {{ address: \"{}\", login: {{ token: {{ file: \"{}\" }} }}, {place} }}",
+        vault.url(),
+        token.display()
+    );
+    job.document(&source, "");
+
+    // Nobody would be left to renew it: nothing is leased, and nothing is run.
+    let config = job.path("job.yaml");
+    let (code, out, err) = output(
+        binary(),
+        &[
+            "exec",
+            "--config",
+            config.to_str().unwrap(),
+            "--",
+            "/bin/echo",
+            "ran",
+        ],
+    );
+    assert_eq!((code, out.as_str()), (64, ""), "{err}");
+    assert!(
+        err.contains("shop/smtp") && err.contains("--supervise"),
+        "{err}"
+    );
+    assert_eq!(vault.asked(), Vec::<String>::new());
+
+    // Long enough for a slow machine to renew it in time: after half to two thirds of that, for as long again.
+    vault.set_lease(20, 20);
+    let mut fender = job.run(
+        &[],
+        "echo \"$SMTP_PASSWORD\" > said; while :; do sleep 0.1; done",
+    );
+    wait_until("the lease is renewed", PATIENCE, || {
+        fender.assert_running();
+        vault.count("POST sys/leases/renew") >= 1
+    });
+    assert_ne!(job.said(), "");
+    assert_eq!(vault.leases().len(), 1);
+    fender.signal(Signal::TERM);
+    assert_eq!(
+        fender.wait(PATIENCE).code(),
+        Some(128 + 15),
+        "{}",
+        fender.log()
+    );
+    assert_eq!(vault.leases(), Vec::<String>::new(), "{:?}", vault.asked());
+}
+
+/// In what it inherits, and in what `/proc` shows of the parent to somebody of the same user.
+#[test]
+fn attack_a_supervised_command_looks_for_what_is_fenders_and_finds_nothing() {
+    const NOBODY: u32 = 65534;
+    let job = Job::new("");
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(job.0.path(), open).unwrap();
+    // A plug-in runs beside it, whose helper has a channel to Fender; and a variable is a source, which the command does not get.
+    let plugin = r#"program: /bin/sh, arguments: [ '-c', 'echo "{\"version\":1,\"value\":\"canary-3fd1-plugin\"}"' ]"#;
+    job.document(
+        &format!("command: {{ {plugin}, every: 1s }}"),
+        "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: { namespace: shop, name: other }\nspec:\n  \
+         source: { environment: { variable: SECRET_ORIGIN } }\n  deliver: [ { environment: { variable: OTHER } } ]\n",
+    );
+    let text = fs::read_to_string(job.path("job.yaml")).unwrap();
+    fs::write(
+        job.path("job.yaml"),
+        text.replace("[ smtp ]", "[ smtp, other ]"),
+    )
+    .unwrap();
+    let descriptors = "ls /proc/$$/fd > descriptors; exit 4";
+    let script = format!(
+        "{{ tr '\\0' '\\n' < /proc/$$/environ; tr '\\0' ' ' < /proc/$$/cmdline; echo; }} > found; \
+         for file in environ maps mem fd auxv; do cat /proc/$PPID/$file; ls /proc/$PPID/$file/; done > parent 2> refused; \
+         {descriptors}"
+    );
+    let mut command = job.command(&[], &script);
+    command
+        .env("FENDER_LOG_FORMAT", "json")
+        .env("FENDER_TOKEN", "s3cret-token")
+        .env("SECRET_ORIGIN", "canary-3fd1-source")
+        .env("KEPT", "yes")
+        .uid(NOBODY);
+    let mut fender = Process::start("exec", &mut command, &job.path("log"));
+    assert_eq!(fender.wait(PATIENCE).code(), Some(4), "{}", fender.log());
+    let found = fs::read_to_string(job.path("found")).unwrap();
+    for kept in [
+        "KEPT=yes\n",
+        "OTHER=canary-3fd1-source\n",
+        "SMTP_PASSWORD=canary-3fd1-plugin\n",
+    ] {
+        assert!(found.contains(kept), "{found}");
+    }
+    for foreign in ["FENDER_", "s3cret-token", "--supervise", "SECRET_ORIGIN"] {
+        assert!(!found.contains(foreign), "{foreign}: {found}");
+    }
+    let read = |name: &str| fs::read_to_string(job.path(name)).unwrap();
+    assert_eq!(read("parent"), "", "nothing of the parent is shown");
+    assert!(
+        read("refused").contains("Permission denied"),
+        "{}",
+        read("refused")
+    );
+    let beside_fender = read("descriptors");
+    // The same without Fender: the shell's own, and those of whoever runs the tests.
+    let mut alone = Command::new("/bin/sh");
+    alone
+        .args(["-c", descriptors])
+        .current_dir(job.0.path())
+        .uid(NOBODY);
+    let mut alone = Process::start("alone", &mut alone, &job.path("log"));
+    assert_eq!(alone.wait(PATIENCE).code(), Some(4));
+    assert_eq!(beside_fender, read("descriptors"));
+    job.assert_nothing_is_shown();
+}
