@@ -13,6 +13,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use fender_identity::Secret;
 use zeroize::Zeroize as _;
 
+use crate::mask::TooMuch;
+
 pub use keep::{Keep, Kept, for_environment, keep, variables};
 
 mod keep;
@@ -193,6 +195,8 @@ pub enum EnvironmentError {
     Name { name: String, why: &'static str },
     #[error("environment variable `{0}` is set by two credentials")]
     Twice(String),
+    #[error(transparent)]
+    TooMuch(#[from] TooMuch),
     #[error("the value for environment variable `{0}` is no text; deliver it as a file")]
     Value(String),
 }

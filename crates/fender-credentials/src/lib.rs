@@ -3,7 +3,7 @@
 //! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
 //! ([`RemoteSecrets`]); they leave as files ([`deliver`]), alone or in sets that change together, of what documents have made of them, at a socket ([`handover`]) or as the environment of a command
 //! ([`environment`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
-//! parent of the application and of the proxy beside it.
+//! parent of the application and of the proxy beside it, and [`mask`] hides secrets in what the application writes.
 //!
 //! It knows nothing of TLS or policies, writes nowhere that was not allowed on this
 //! machine, and keeps no secret longer than it must.
@@ -16,6 +16,7 @@ pub mod deliver;
 pub mod engine;
 pub mod environment;
 pub mod handover;
+pub mod mask;
 pub mod notify;
 pub mod supervise;
 

@@ -43,8 +43,10 @@ pub use process::Program;
 pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
 
 use crate::environment::AppEnvironment;
+use crate::mask::Masks;
 use channel::{Channel, Word};
 use here::{Asker, Request};
+use output::Output;
 use process::{code, code_of_signal, send};
 use proxy::start_sibling;
 use revival::Revival;
@@ -53,6 +55,7 @@ use signals::Signals;
 mod app;
 mod channel;
 mod here;
+mod output;
 mod process;
 mod proxy;
 mod revival;
@@ -78,6 +81,8 @@ pub struct Plan {
     pub app: Option<Program>,
     /// Where the application's environment comes from, if it can change; what [`Program::environment`] says counts for nothing then.
     pub supply: Option<Supply>,
+    /// What is hidden in what the application writes, if anything is to be: then it writes into pipes.
+    pub masks: Option<Masks>,
     /// Started first; its standard input is the channel of [`Superior::from_stdin`].
     pub proxy: Option<Program>,
     /// What a successor is told beside what the proxy is told.
@@ -112,6 +117,8 @@ pub enum HangUp {
 pub enum SuperviseError {
     #[error("cannot receive signals: {0}")]
     Signals(io::Error),
+    #[error("cannot open pipes for what the application writes: {0}")]
+    Output(io::Error),
     #[error("cannot start the proxy `{}`: {error}", program.display())]
     Proxy { program: OsString, error: io::Error },
 }
@@ -125,11 +132,14 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
     if let Err(error) = sys::become_subreaper() {
         tracing::warn!(%error, "orphans of the application will not be reaped");
     }
+    let output = plan.masks.as_ref().map(Output::open).transpose();
+    let output = output.map_err(SuperviseError::Output)?;
     let backoff = Backoff::new(FIRST_REST, LONGEST_REST);
     let mut supervisor = Supervisor {
         revival: Revival::new(&plan.restart),
         app_started: Instant::now(),
         app_environment: None,
+        output,
         plan,
         signals,
         children,
@@ -142,7 +152,11 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
         backoff,
     };
     supervisor.begin()?;
-    Ok(supervisor.attend().await)
+    let code = supervisor.attend().await;
+    if let Some(output) = supervisor.output {
+        output.close().await;
+    }
+    Ok(code)
 }
 
 struct Supervisor {
@@ -152,6 +166,8 @@ struct Supervisor {
     app_started: Instant,
     /// What it was started with, if that can change.
     app_environment: Option<Arc<AppEnvironment>>,
+    /// Where it writes; none: where this process does.
+    output: Option<Output>,
     signals: Signals,
     children: tokio::signal::unix::Signal,
     app: App,

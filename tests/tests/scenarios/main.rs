@@ -47,6 +47,7 @@ mod idle;
 mod init;
 mod kubernetes_secrets;
 mod limits;
+mod masking;
 mod notify;
 mod offline_root;
 mod paths;

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::{AppEnvironment, EnvironmentError, Inherit, build, check_names, value};
 use crate::engine::ledger::Ledger;
 use crate::engine::{Holding, Holdings};
+use crate::mask::Masks;
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources};
 
@@ -33,6 +34,8 @@ pub struct Keep {
     pub notifier: Notifier,
     /// What the application inherits beside its credentials.
     pub inherited: Vec<(OsString, OsString)>,
+    /// What is hidden in what it writes, if anything is: values are, before it can get them.
+    pub masks: Option<Masks>,
 }
 
 /// What is kept.
@@ -85,6 +88,9 @@ pub fn keep(
         };
         keeper.entries.insert(entry.spec.name.clone(), entry);
     }
+    let values = keeper.entries.iter();
+    let values = values.filter_map(|(name, entry)| Some((name, &entry.value.as_ref()?.value)));
+    keeper.settings.hide(values)?;
     let made = keeper.build()?;
     keeper.publish.send_replace(Some(Arc::new(made)));
     keeper.tell();
@@ -245,7 +251,8 @@ impl Keeper {
         let known = entry.value.as_ref().map(|known| &known.generation);
         let news = known != Some(&fetched.generation);
         if news {
-            if let Err(error) = fits(&entry.spec, &fetched.value) {
+            let hidden = self.settings.hide([(name, &fetched.value)]);
+            if let Err(error) = hidden.and_then(|()| fits(&entry.spec, &fetched.value)) {
                 return entry.fail(error.to_string());
             }
             tracing::info!(credential = %name, generation = %fetched.generation, "credential changed: the next start of the application gets it");
@@ -309,6 +316,17 @@ impl Keeper {
         });
         let inherited = self.settings.inherited.iter().cloned();
         build(inherited, &Inherit::All, credentials).map(AppEnvironment::new)
+    }
+}
+
+impl Keep {
+    fn hide<'a>(
+        &self,
+        values: impl IntoIterator<Item = (&'a ObjectName, &'a Secret)>,
+    ) -> Result<(), EnvironmentError> {
+        let learnt = self.masks.as_ref().map(|masks| masks.learn(values));
+        learnt.transpose()?;
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::channel::{Order, Word};
 use super::here::{Asker, Request, Supply};
+use super::output::Output;
 use super::process::{hand_over_terminal, send, start};
 use super::revival::After;
 use super::{App, MISSING, Restart, Supervisor};
@@ -37,7 +38,9 @@ impl Supervisor {
         self.app_environment = environment.flatten();
         let environment = self.app_environment.as_ref();
         let environment = environment.map(|it| it.variables());
-        match start(app, environment, Stdio::inherit()) {
+        let output = self.output.as_ref().map(Output::ends).transpose();
+        let started = output.and_then(|output| start(app, environment, Stdio::inherit(), output));
+        match started {
             Ok(pid) => {
                 hand_over_terminal(pid);
                 self.app = App::Running(pid);

@@ -21,17 +21,21 @@ pub struct Program {
 
 /// Starts `program` in a process group of its own, with every signal at its default: a key pressed
 /// at a terminal reaches it through us only, and it inherits nothing we ignore or block.
-/// `environment` is the whole of it, instead of what the program says.
+/// `environment` is the whole of it, instead of what the program says; `output` is where it writes, instead of where we do.
 pub(super) fn start(
     program: &Program,
     environment: Option<&[(OsString, OsString)]>,
     input: Stdio,
+    output: Option<[Stdio; 2]>,
 ) -> io::Result<Pid> {
     let mut command = Command::new(&program.program);
     command
         .args(&program.arguments)
         .stdin(input)
         .process_group(0);
+    if let Some([output, error]) = output {
+        command.stdout(output).stderr(error);
+    }
     if let Some(environment) = environment.or(program.environment.as_deref()) {
         command
             .env_clear()

@@ -142,7 +142,7 @@ pub(super) fn start_sibling(program: &Program) -> io::Result<Sibling> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let channel = Channel::new(UnixStream::from_std(ours)?);
-    let pid = start(program, None, Stdio::from(OwnedFd::from(theirs)))?;
+    let pid = start(program, None, Stdio::from(OwnedFd::from(theirs)), None)?;
     Ok(Sibling {
         pid,
         channel,

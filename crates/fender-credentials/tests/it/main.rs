@@ -50,6 +50,7 @@ fn child_supervises() {
     let plan = Plan {
         app: (!Path::new("alone").exists()).then_some(app),
         supply: None,
+        masks: None,
         proxy: Path::new("proxy").exists().then(|| script("proxy")),
         succession: vec!["successor".into()],
         hang_up: HangUp::Reloads,

@@ -419,6 +419,9 @@ pub(crate) struct Exec {
         env = "FENDER_RESTART"
     )]
     pub(crate) restart: RestartPolicy,
+    /// Replace every value that was put into the environment by *** in what a supervised command writes to standard output and standard error; they are pipes for it then
+    #[arg(long, requires = "supervise")]
+    pub(crate) mask_output: bool,
     /// The command to become, or to start
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,

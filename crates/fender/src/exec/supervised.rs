@@ -10,6 +10,7 @@ use std::sync::Arc;
 use fender_config::snapshot::Snapshot;
 use fender_credentials::engine::Holdings;
 use fender_credentials::environment::{self, Keep, Kept};
+use fender_credentials::mask::Masks;
 use fender_credentials::notify::{Notifier, Outcomes, Record, Ways};
 use fender_credentials::supervise::{self, Desk, HangUp, Plan, Program, Requests, Supply};
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources, gather};
@@ -61,14 +62,15 @@ async fn supervise(args: cli::Exec, reach: Reach, local: Local, hang_up: HangUp)
         work: Drain::new(),
     };
     let (desk, requests) = Desk::open();
+    let masks = args.mask_output.then(Masks::new);
     let prepared = tokio::select! {
-        prepared = prepare(&args.source, reach, local, desk, &drains) => prepared,
+        prepared = prepare(&args.source, reach, local, desk, masks.clone(), &drains) => prepared,
         () = stop.requested() => Err(Failure::unavailable(anyhow::anyhow!(
             "stopped before the credentials were there; the command was not started"
         ))),
     };
     let ended = match prepared {
-        Ok(prepared) => watch_over(args, prepared, requests).await,
+        Ok(prepared) => watch_over(args, prepared, requests, masks).await,
         Err(failure) => Err(failure),
     };
     drains.close().await;
@@ -87,6 +89,7 @@ async fn prepare(
     reach: Reach,
     local: Local,
     desk: Desk,
+    masks: Option<Masks>,
     drains: &Drains,
 ) -> Result<Prepared, Failure> {
     let deadline = Deadline::after(args.start_timeout);
@@ -116,6 +119,7 @@ async fn prepare(
         sources,
         notifier,
         inherited: std::env::vars_os().collect(),
+        masks,
     };
     let kept = environment::keep(gathered, snapshots.clone(), keep, &drains.credentials)
         .map_err(Failure::usage_of)?;
@@ -187,7 +191,12 @@ fn report(
 }
 
 /// Until the command is over, with its own code.
-async fn watch_over(args: cli::Exec, prepared: Prepared, requests: Requests) -> Outcome {
+async fn watch_over(
+    args: cli::Exec,
+    prepared: Prepared,
+    requests: Requests,
+    masks: Option<Masks>,
+) -> Outcome {
     let mut command = args.command.into_iter();
     let Some(program) = command.next() else {
         return Err(Failure::usage("no command to run"));
@@ -203,6 +212,7 @@ async fn watch_over(args: cli::Exec, prepared: Prepared, requests: Requests) -> 
             environment: prepared.kept.environment.clone(),
             requests,
         }),
+        masks,
         proxy: None,
         succession: Vec::new(),
         // The command's, as every other.

@@ -54,6 +54,7 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
     let plan = Plan {
         app,
         supply: None,
+        masks: None,
         proxy: Some(Program {
             program: own_program().map_err(Failure::unavailable)?,
             arguments: own_arguments(&own.named),

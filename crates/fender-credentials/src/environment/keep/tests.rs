@@ -95,6 +95,7 @@ impl Bench {
                 ("HOME".into(), "/".into()),
                 ("FENDER_X".into(), "no".into()),
             ],
+            masks: None,
         };
         let soon = Deadline::after(Duration::from_secs(5));
         let gathered = gather(&specs, &settings.sources, soon, &drain)

@@ -1,0 +1,240 @@
+//! `--mask-output`: what an application writes of its secrets is not what is read of it, wherever it is cut, and nothing is lost,
+//! held up or left hanging by it (DESIGN §9).
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use fender_tests::process::{PATIENCE, Process, binary};
+use fender_tests::wait_until;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// A job from a file, with one credential in its environment, and this value.
+struct Job(TempDir);
+
+impl Job {
+    fn new(value: &str) -> Self {
+        let job = Self(tempfile::tempdir().unwrap());
+        job.becomes(value);
+        let text = format!(
+            "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ smtp ] }}\n---\n\
+             apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+             source: {{ file: {{ path: {}/value }} }}\n  deliver: [ {{ environment: {{ variable: P }} }} ]\n  \
+             notify: [ {{ restart: {{}}, after: 0s }} ]\n",
+            job.0.path().display()
+        );
+        fs::write(job.path("job.yaml"), text).unwrap();
+        job
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn becomes(&self, value: &str) {
+        fs::write(self.path("new"), value).unwrap();
+        fs::rename(self.path("new"), self.path("value")).unwrap();
+    }
+
+    fn command(&self, program: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(["--log", "error", "exec", "--supervise", "--mask-output"])
+            .arg("--config")
+            .arg(self.path("job.yaml"))
+            .arg("--")
+            .args(program)
+            .current_dir(self.0.path());
+        command
+    }
+
+    /// What is read of a script whose standard output and standard error are two pipes, and its code.
+    fn run(&self, script: &str) -> (String, String, Option<i32>) {
+        let output = self.command(&["/bin/sh", "-c", script]).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            text(output.stdout),
+            text(output.stderr),
+            output.status.code(),
+        )
+    }
+
+    /// The same where both are one file.
+    fn run_into_one(&self, script: &str) -> String {
+        let mut command = self.command(&["/bin/sh", "-c", script]);
+        let log = self.path("log");
+        let mut fender = Process::start("exec", &mut command, &log);
+        fender.wait(PATIENCE);
+        fs::read_to_string(log).unwrap()
+    }
+}
+
+const VALUE: &str = "canary-77/ab \"quoted\"";
+
+#[test]
+fn attack_a_value_written_byte_by_byte_in_pieces_and_in_other_forms_is_not_read() {
+    let job = Job::new(VALUE);
+    let python = fender_tests::process::installed("python3");
+    let script = r#"
+import base64, json, os, sys, urllib.parse
+value = os.environ["P"]
+def write(data, size, to=1):
+    data = data.encode() if isinstance(data, str) else data
+    for at in range(0, len(data), size):
+        os.write(to, data[at:at + size])
+for size in (1, 2, 3, 7, 4096):
+    write("<" + value + ">\n", size)
+    write("<" + value + ">\n", size, 2)
+write(json.dumps({"a": value}) + "\n", 5)
+write(urllib.parse.quote(value, safe="") + "\n", 5)
+write(base64.b64encode(b"user:" + value.encode()) + b"\n", 5)
+# Over the sizes of pipes and buffers.
+for size in (4096, 16384, 65536):
+    write("." * (size - 3) + value + "\n", 65536)
+sys.exit(5)
+"#;
+    let mut command = job.command(&[python.to_str().unwrap(), "-c", script]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    let out = String::from_utf8(output.stdout).unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(err, "<***>\n".repeat(5));
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines[..5], ["<***>"; 5]);
+    assert_eq!(lines[5], "{\"a\": \"***\"}");
+    assert_eq!(lines[6], "***");
+    assert!(
+        lines[7].starts_with("dXNlcj") && lines[7].contains("***"),
+        "{}",
+        lines[7]
+    );
+    for (line, size) in lines[8..].iter().zip([4096, 16384, 65536]) {
+        assert_eq!(**line, ".".repeat(size - 3) + "***");
+    }
+    assert_eq!(lines.len(), 11);
+}
+
+#[test]
+fn attack_half_of_a_value_on_each_of_two_outputs_that_are_one_file() {
+    let job = Job::new("canary-half-and-half");
+    let script = "printf 'a canary-half' ; printf -- '-and-half b' >&2; printf ' end'; exit 3";
+    assert_eq!(job.run_into_one(script), "a *** b end");
+    // Where they are two, neither has it.
+    let (out, err, code) = job.run(script);
+    assert_eq!(
+        (&*out, &*err, code),
+        ("a canary-half end", "-and-half b", Some(3))
+    );
+}
+
+#[test]
+fn a_value_that_is_replaced_stays_masked_and_the_new_one_is_from_its_first_use() {
+    let job = Job::new("canary-first");
+    let script = "echo \"$P canary-first canary-second.\"; [ \"$P\" = canary-second ] && exit 4; while :; do sleep 0.1; done";
+    let mut command = job.command(&["/bin/sh", "-c", script]);
+    let mut fender = Process::start("exec", &mut command, &job.path("log"));
+    wait_until("it runs", PATIENCE, || {
+        fender.assert_running();
+        fender.log() == "*** *** canary-second.\n"
+    });
+    job.becomes("canary-second");
+    assert_eq!(fender.wait(PATIENCE).code(), Some(4));
+    assert_eq!(fender.log(), "*** *** canary-second.\n*** *** ***.\n");
+}
+
+#[test]
+fn what_is_no_secret_is_passed_on_at_once_and_all_of_it_before_the_end() {
+    let job = Job::new("canary");
+    let script =
+        "printf 'Name? '; read -r name; head -c 3000000 /dev/zero; printf 'end cana'; exit 6";
+    let mut command = job.command(&["/bin/sh", "-c", script]);
+    let mut fender = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = fender.stdout.take().unwrap();
+    let mut prompt = [0; 6];
+    out.read_exact(&mut prompt).unwrap();
+    assert_eq!(&prompt, b"Name? ");
+    fender.stdin.take().unwrap().write_all(b"x\n").unwrap();
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    assert_eq!(fender.wait().unwrap().code(), Some(6));
+    assert_eq!(rest.len(), 3_000_000 + 8);
+    assert!(
+        rest.ends_with(b"\0end cana"),
+        "what turned out to be no secret"
+    );
+}
+
+#[test]
+fn who_is_left_behind_with_the_pipe_holds_up_nobody() {
+    let job = Job::new("canary");
+    // It keeps both outputs, and outlives the application.
+    let script = "sleep 1000 & echo $! > left; echo 'said: canary'; exit 9";
+    let (out, _, code) = job.run(script);
+    assert_eq!((&*out, code), ("said: ***\n", Some(9)));
+    let left = fs::read_to_string(job.path("left")).unwrap();
+    let left = left
+        .trim()
+        .parse()
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(left.unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn an_application_hears_that_nobody_reads_it_and_is_slowed_down_by_who_reads_slowly() {
+    let job = Job::new("canary");
+    let script = "yes canary; echo $? > ended; exit 2";
+    let mut fender = job
+        .command(&["/bin/sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = fender.stdout.take().unwrap();
+    let mut some = vec![0; 100_000];
+    out.read_exact(&mut some).unwrap();
+    assert!(some.starts_with(b"***\n***\n"));
+    // As much as pipes and buffers hold, and no more: the writer waits. What Fender holds does not grow.
+    let status = fs::read_to_string(format!("/proc/{}/status", fender.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    assert!(peak < 200_000, "{peak} kB");
+    drop(out);
+    assert_eq!(fender.wait().unwrap().code(), Some(2));
+    let ended = fs::read_to_string(job.path("ended")).unwrap();
+    // Of SIGPIPE, or of an error as one that ignores it.
+    assert!(matches!(ended.trim(), "141" | "1"), "{ended}");
+}
+
+#[test]
+fn a_value_that_is_too_short_is_named_and_one_that_is_too_much_is_refused() {
+    let job = Job::new("1234");
+    let mut command = job.command(&["/bin/sh", "-c", "echo \"$P\""]);
+    command.env("FENDER_LOG", "warn");
+    let arguments: Vec<_> = command.get_args().skip(2).map(ToOwned::to_owned).collect();
+    let output = Command::new(binary())
+        .args(arguments)
+        .current_dir(job.0.path())
+        .output()
+        .unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.contains("shop/smtp") && err.contains("masked"), "{err}");
+    assert!(!err.contains("1234"), "{err}");
+    assert_eq!(output.stdout, b"1234\n");
+
+    let huge: String = (0..100_000).map(|number| format!("{number} ")).collect();
+    job.becomes(&huge);
+    let (out, err, code) = job.run("echo \"$P\"");
+    assert_eq!((&*out, code), ("", Some(64)), "{err}");
+    assert!(err.contains("masked") && !err.contains("99999"), "{err}");
+}
