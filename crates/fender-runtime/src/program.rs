@@ -1,6 +1,7 @@
 //! Programs that are run for what they answer: a task on standard input, bytes on standard output, and then the end.
 //!
-//! Only programs that were allowed by their exact paths are run, [`AT_ONCE`] of them at once; the others wait. Each starts
+//! Only programs that were allowed by their exact paths are run, [`AT_ONCE`] of them at once and as many that take long; the others
+//! wait, and those that hang hold up each other ([`lanes`]). Each starts
 //! with nothing of its parent: in `/`, with `PATH` and no other variable, no descriptor beside the three, every signal at
 //! its default, no way to gain privileges, and a process group of its own, of which nothing is left when it is over. What it
 //! writes is bounded, and so is its time. What it complains of on standard error is counted and not read: there may be a
@@ -21,13 +22,19 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::courier::Courier;
+use crate::deadline::Deadline;
 use crate::drain::Drain;
+use lanes::Lanes;
 
 mod child;
+mod lanes;
 mod wire;
 
-/// How many programs run at once.
+/// How many programs run at once. Those that take longer than two seconds have as many places of their own.
 pub const AT_ONCE: usize = 4;
+
+/// How long a helper that has ended may take to be started again, beside the time of its task.
+const HELPLESS: Duration = Duration::from_secs(60);
 
 /// No program has more time than this.
 pub const LONGEST: Duration = Duration::from_secs(300);
@@ -84,7 +91,9 @@ pub enum RunError {
     Timeout,
     #[error("it answered more than it may and was killed")]
     TooMuch,
-    #[error("the process that starts programs is gone: start this one again")]
+    #[error(
+        "the process that starts programs has ended meanwhile; if it does not start again, start this one again"
+    )]
     Gone,
 }
 
@@ -92,7 +101,8 @@ pub enum RunError {
 #[derive(Clone, Debug)]
 pub struct Runner {
     allowed: Arc<[PathBuf]>,
-    slots: Arc<Semaphore>,
+    /// Whose turn it is; none where whoever asks sees to that.
+    lanes: Option<Arc<Lanes>>,
     place: Place,
 }
 
@@ -114,7 +124,7 @@ impl Runner {
     pub fn here(allowed: impl IntoIterator<Item = PathBuf>) -> Self {
         Self {
             allowed: allowed.into_iter().collect(),
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            lanes: Some(Arc::new(Lanes::new(AT_ONCE))),
             place: Place::Here,
         }
     }
@@ -139,12 +149,22 @@ impl Runner {
         if !self.allows(&task.program) {
             return Err(RunError::NotAllowed);
         }
-        let Ok(_slot) = self.slots.acquire().await else {
-            return Err(RunError::Gone);
+        let run = async {
+            match &self.place {
+                Place::Here => child::run(task).await,
+                Place::Helper(courier) => {
+                    let deadline = Deadline::after(task.timeout.min(LONGEST) + HELPLESS);
+                    let asked = deadline.bound(ask(courier, task)).await;
+                    asked.unwrap_or(Err(RunError::Gone))
+                }
+            }
         };
-        match &self.place {
-            Place::Here => child::run(task).await,
-            Place::Helper(courier) => ask(courier, task).await,
+        match &self.lanes {
+            Some(lanes) => {
+                let who = (&task.program, &task.arguments, &task.input);
+                lanes.run(who, run).await
+            }
+            None => run.await,
         }
     }
 }
@@ -163,9 +183,13 @@ async fn ask(courier: &Courier, task: &Task) -> Result<Finished, RunError> {
 /// Runs what is asked for over `channel`, as long as it is one of `allowed`; until the channel ends, and then nothing runs
 /// any more. It needs a runtime of one thread, which is the thread that its programs end with.
 pub async fn serve(channel: UnixStream, allowed: Vec<PathBuf>) {
-    let runner = Runner::here(allowed);
+    let runner = Runner {
+        lanes: None,
+        ..Runner::here(allowed)
+    };
     let mut courier = Courier::new(channel);
-    let (drain, turns) = (Drain::new(), Arc::new(Semaphore::new(AT_ONCE)));
+    // Whoever asks sees to whose turn it is; this is for one that does not.
+    let (drain, turns) = (Drain::new(), Arc::new(Semaphore::new(2 * AT_ONCE)));
     loop {
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else {
             break;

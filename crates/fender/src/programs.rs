@@ -4,15 +4,25 @@
 //! It is this program again, started before the proxy confines itself, with the programs it may run on its command line. It
 //! reads no document and opens no socket; it runs what is asked for over its standard input, if it is one of those, and
 //! ends with whoever asks.
+//!
+//! It is two processes. One does the work; the other waits for it, ends what it leaves behind when it dies, and starts it
+//! again after a rest that grows. The one that works notices when the other dies, and takes its place. What was under way then is an
+//! outage, and is asked for again.
 
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use fender_runtime::backoff::Backoff;
 use fender_runtime::program::{self, Runner};
 use fender_runtime::sys;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open};
 use tokio::net::UnixStream;
 
 use crate::exit::{Exit, Failure, Outcome};
@@ -22,6 +32,18 @@ use crate::{cli, single};
 const OWN: &str = "/proc/self/exe";
 /// What of the environment is the helper's business: how it logs.
 const VARIABLES: [&str; 2] = ["FENDER_LOG", "FENDER_LOG_FORMAT"];
+
+/// How long the helper rests at first when it has died, and at most.
+const FIRST_REST: Duration = Duration::from_millis(200);
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// One that lived so long did not die of what killed it before.
+const SOUND: Duration = Duration::from_secs(60);
+
+fn helper_for(allowed: &[PathBuf]) -> Command {
+    let mut command = Command::new(OWN);
+    command.arg0("fender").arg("run-programs").args(allowed);
+    command
+}
 
 /// A helper that was started, if there is anything that it may run.
 #[derive(Debug)]
@@ -47,18 +69,15 @@ impl Helper {
         let kept = kept
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)));
-        let mut command = Command::new(OWN);
+        let mut command = helper_for(allowed);
         command
-            .arg0("fender")
-            .arg("run-programs")
-            .args(allowed)
             .env_clear()
             .envs(kept)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             // A key pressed at a terminal is for whoever it works for.
             .process_group(0);
-        // Not reaped: it ends with this process, or is the loss of a process that goes on without.
+        // Not reaped: it ends with this process.
         command
             .spawn()
             .context("start the helper that runs programs")?;
@@ -81,7 +100,7 @@ impl Helper {
 /// `fender run-programs`: the helper.
 pub(crate) fn run(args: cli::RunPrograms) -> Outcome {
     sys::harden_process().map_err(Failure::unavailable)?;
-    let descriptor = std::io::stdin().as_fd().try_clone_to_owned();
+    let descriptor = io::stdin().as_fd().try_clone_to_owned();
     let channel = std::os::unix::net::UnixStream::from(descriptor.map_err(Failure::unavailable)?);
     // Fails on anything but such a socket.
     channel
@@ -91,9 +110,130 @@ pub(crate) fn run(args: cli::RunPrograms) -> Outcome {
     channel
         .set_nonblocking(true)
         .map_err(Failure::unavailable)?;
-    single(async {
+    match args.watched_by {
+        None => watch(&args.allowed, &channel),
+        Some(watcher) => work(args.allowed, channel, watcher),
+    }
+}
+
+/// Runs programs, until nobody asks any more, or nobody would start this process again.
+fn work(allowed: Vec<PathBuf>, channel: std::os::unix::net::UnixStream, watcher: i32) -> Outcome {
+    let worked = single(async {
         let channel = UnixStream::from_std(channel).map_err(Failure::unavailable)?;
-        program::serve(channel, args.allowed).await;
-        Ok(Exit::Done)
-    })
+        tokio::select! {
+            () = program::serve(channel, allowed.clone()) => Ok(Exit::Done),
+            () = orphaned(watcher) => Ok(Exit::Unavailable),
+        }
+    })?;
+    if worked == Exit::Done {
+        return Ok(worked);
+    }
+    tracing::warn!(
+        "whoever would start the helper that runs programs again is gone; another takes its place"
+    );
+    // At standard input is still who asks.
+    let error = helper_for(&allowed).exec();
+    Err(Failure::unavailable(error))
+}
+
+/// Resolves once this process has another parent than the one it was started by.
+async fn orphaned(watcher: i32) {
+    let watcher = Pid::from_raw(watcher);
+    let process = watcher.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    if let Some(process) = process
+        && rustix::process::getppid() == watcher
+    {
+        let _ = sys::ended(process).await;
+    }
+}
+
+/// Starts whoever runs programs, again and again, until nobody asks any more.
+fn watch(allowed: &[PathBuf], channel: &std::os::unix::net::UnixStream) -> Outcome {
+    if let Err(error) = sys::become_subreaper() {
+        tracing::warn!(%error, "what a program leaves behind is not ended if the helper dies");
+    }
+    // Of the one whose place this process may have taken.
+    end_children();
+    let mut backoff = Backoff::new(FIRST_REST, LONGEST_REST);
+    loop {
+        let began = Instant::now();
+        let ended = start_worker(allowed, channel).and_then(wait_for);
+        end_children();
+        let how = match ended {
+            Ok(status) if status.exit_status() == Some(0) => return Ok(Exit::Done),
+            Ok(status) => match status.terminating_signal() {
+                Some(signal) => format!("ended by signal {signal}"),
+                None => "ended by itself".to_owned(),
+            },
+            Err(error) => format!("not started: {error}"),
+        };
+        if began.elapsed() >= SOUND {
+            backoff.reset();
+        }
+        let rest = backoff.next();
+        tracing::error!(
+            how,
+            ?rest,
+            "the helper that runs programs died, starting it again"
+        );
+        if is_left(channel, rest) {
+            return Ok(Exit::Done);
+        }
+    }
+}
+
+fn start_worker(allowed: &[PathBuf], channel: &std::os::unix::net::UnixStream) -> io::Result<Pid> {
+    let mut command = Command::new(OWN);
+    let child = command
+        .arg0("fender")
+        .arg("run-programs")
+        .arg(format!("--watched-by={}", std::process::id()))
+        .args(allowed)
+        .stdin(Stdio::from(OwnedFd::from(channel.try_clone()?)))
+        .spawn()?;
+    // The handle is dropped: whoever waits for any child waits for this one too.
+    Ok(Pid::from_child(&child))
+}
+
+/// Waits for a child, and reaps meanwhile what others have left to this process.
+fn wait_for(worker: Pid) -> io::Result<WaitStatus> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == worker => return Ok(status),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Kills every child, and theirs as they become ours.
+fn end_children() {
+    loop {
+        // Where `/proc` does not say, those that end by themselves are reaped.
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        for child in children.split_ascii_whitespace() {
+            if let Some(pid) = child.parse().ok().and_then(Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, sys::Signal::KILL);
+            }
+        }
+        let options = match children.is_empty() {
+            true => WaitOptions::NOHANG,
+            false => WaitOptions::empty(),
+        };
+        match rustix::process::wait(options) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+/// Rests for so long, unless whoever asked leaves: whether they did.
+fn is_left(channel: &std::os::unix::net::UnixStream, rest: Duration) -> bool {
+    // Nothing to read or write is waited for, so only the end is heard.
+    let mut channel = [PollFd::new(channel, PollFlags::empty())];
+    let rest = Timespec {
+        tv_sec: i64::try_from(rest.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: rest.subsec_nanos().into(),
+    };
+    matches!(rustix::event::poll(&mut channel, Some(&rest)), Ok(1..))
 }

@@ -365,3 +365,160 @@ fn nothing_of_a_plugin_outlives_a_sidecar_that_is_killed() {
     let heard = hear.recv_timeout(PATIENCE);
     assert!(heard.is_ok(), "the plug-in is gone:\n{}", sidecar.log());
 }
+
+/// Credentials of plug-ins, delivered as files by `fender watch`. Each is a file that a script reads, and it hangs once there is a
+/// file that says so.
+struct Watched {
+    directory: TempDir,
+    process: Process,
+}
+
+impl Watched {
+    fn start(names: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display().to_string();
+        let mut documents = format!(
+            "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ {} ] }}\n",
+            names.join(", ")
+        );
+        let script = "[ ! -e hang-$0 ] || { echo $$ >> hung; exec sleep 1000; }; printf \"{\\\"version\\\":1,\\\"value\\\":\\\"$(cat value-$0)\\\"}\"";
+        for name in names {
+            fs::write(directory.path().join(format!("value-{name}")), "one").unwrap();
+            documents += &format!(
+                "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: {name} }}\nspec:\n  \
+                 source: {{ command: {{ program: /bin/sh, arguments: [ '-c', 'cd {path}; {script}', {name} ], every: 1s, timeout: 2m }} }}\n  \
+                 deliver: [ {{ file: {{ path: {path}/{name}, storage: disk }} }} ]\n"
+            );
+        }
+        let config = directory.path().join("job.yaml");
+        fs::write(&config, documents).unwrap();
+        let mut command = Command::new(binary());
+        command.args(["watch", "--config"]).arg(&config);
+        let log = directory.path().join("log");
+        let process = Process::start("watch", &mut command, &log);
+        let mut watched = Self { directory, process };
+        for name in names {
+            watched.delivers(name, "one");
+        }
+        watched
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn becomes(&self, name: &str, value: &str) {
+        fs::write(self.path("new"), value).unwrap();
+        fs::rename(self.path("new"), self.path(&format!("value-{name}"))).unwrap();
+    }
+
+    fn delivers(&mut self, name: &str, value: &str) {
+        let file = self.path(name);
+        wait_until(&format!("{name} is {value}"), PATIENCE, || {
+            self.process.assert_running();
+            holds(&file, value)
+        });
+    }
+
+    /// The worker that this process waits for, once there is one beside `not`.
+    fn worker_of(&self, watcher: i32, not: &[i32]) -> i32 {
+        let mut found = 0;
+        wait_until("there is a worker", PATIENCE, || {
+            let is_worker = |pid: &i32| {
+                let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                let watched = format!("\0--watched-by={watcher}\0");
+                !not.contains(pid) && arguments.is_ok_and(|it| it.contains(&watched))
+            };
+            let worker = children(watcher).into_iter().find(is_worker);
+            found = worker.unwrap_or_default();
+            found != 0
+        });
+        found
+    }
+}
+
+fn children(of: i32) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children"));
+    let children = children.unwrap_or_default();
+    let numbers = children.split_ascii_whitespace();
+    numbers.map(|number| number.parse().unwrap()).collect()
+}
+
+fn is_alive(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// Whichever of its two processes is killed; and what ran then is gone with it.
+#[test]
+fn a_helper_that_dies_is_started_again_and_leaves_nothing_behind() {
+    let mut watched = Watched::start(&["quick", "hangs"]);
+    let sidecar = watched.process.pid() as i32;
+    let watcher = children(sidecar).into_iter().next().unwrap();
+    let worker = watched.worker_of(watcher, &[]);
+
+    fs::write(watched.path("hang-hangs"), "").unwrap();
+    let hung = watched.path("hung");
+    let hangs = |number: usize| {
+        wait_until("a plug-in hangs", PATIENCE, || {
+            fs::read_to_string(&hung).is_ok_and(|it| it.lines().count() == number)
+        });
+        let text = fs::read_to_string(&hung).unwrap();
+        text.lines().last().unwrap().parse::<i32>().unwrap()
+    };
+    let first = hangs(1);
+    kill(worker);
+    wait_until("what it ran is gone", PATIENCE, || !is_alive(first));
+    watched.becomes("quick", "two");
+    watched.delivers("quick", "two");
+    let second = hangs(2);
+    let worker = watched.worker_of(watcher, &[worker]);
+    let log = watched.process.log();
+    assert!(log.contains("the helper that runs programs died"), "{log}");
+
+    // The other one: the worker takes its place, and has another worker.
+    kill(watcher);
+    wait_until("what it ran is gone", PATIENCE, || !is_alive(second));
+    watched.becomes("quick", "three");
+    watched.delivers("quick", "three");
+    let third = hangs(3);
+    let next = watched.worker_of(worker, &[]);
+    kill(next);
+    watched.becomes("quick", "four");
+    watched.delivers("quick", "four");
+    wait_until("what it ran is gone", PATIENCE, || !is_alive(third));
+    let next = watched.worker_of(worker, &[next]);
+
+    watched.process.signal(rustix::process::Signal::TERM);
+    watched.process.wait(PATIENCE);
+    wait_until("the helper ends with who asks it", PATIENCE, || {
+        !is_alive(worker) && !is_alive(next)
+    });
+}
+
+#[test]
+fn four_plugins_that_hang_hold_up_no_other() {
+    let hanging = ["h1", "h2", "h3", "h4"];
+    let mut watched = Watched::start(&["h1", "h2", "h3", "h4", "healthy"]);
+    for name in hanging {
+        fs::write(watched.path(&format!("hang-{name}")), "").unwrap();
+    }
+    let hung = watched.path("hung");
+    wait_until("all four hang", PATIENCE, || {
+        watched.process.assert_running();
+        fs::read_to_string(&hung).is_ok_and(|it| it.lines().count() == 4)
+    });
+    for value in ["two", "three"] {
+        watched.becomes("healthy", value);
+        watched.delivers("healthy", value);
+    }
+    // It was not their end that made room.
+    let pids = fs::read_to_string(&hung).unwrap();
+    let pids: Vec<i32> = pids.lines().map(|pid| pid.parse().unwrap()).collect();
+    assert_eq!(pids.len(), 4);
+    assert!(pids.into_iter().all(is_alive), "{}", watched.process.log());
+}

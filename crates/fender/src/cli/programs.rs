@@ -430,6 +430,9 @@ pub(crate) struct Exec {
 /// What a helper may run for the process at its standard input.
 #[derive(Args, Debug, Clone)]
 pub(crate) struct RunPrograms {
+    /// Set by the helper on the process that it has run them: who starts another if that dies
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) watched_by: Option<i32>,
     #[arg(required = true, value_name = "PATH", value_parser = program)]
     pub(crate) allowed: Vec<PathBuf>,
 }
