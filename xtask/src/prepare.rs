@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Program] = &[
     program("initdb", "postgresql"),
     program("ip", "iproute2"),
     program("iptables", "iptables"),
+    program("keytool", "default-jre-headless"),
     program("nft", "nftables"),
     program("nginx", "nginx-light"),
     program("openssl", "openssl"),

@@ -47,6 +47,17 @@ impl Bench {
         fs::read_to_string(key).unwrap() + &fs::read_to_string(certificate).unwrap()
     }
 
+    /// What Java's keytool does with the store that was opened last.
+    fn keytool(&self, password: &str, arguments: &[&str]) -> Output {
+        Command::new("keytool")
+            .args(["-J-Duser.language=en", "-J-XX:TieredStopAtLevel=1"])
+            .args(arguments)
+            .args(["-storetype", "PKCS12", "-storepass", password, "-keystore"])
+            .arg(self.path("store.p12"))
+            .output()
+            .unwrap()
+    }
+
     /// What OpenSSL finds in a store.
     fn opened(&self, store: &Secret, password: &str) -> Output {
         let path = self.path("store.p12");
@@ -99,6 +110,39 @@ fn openssl_opens_a_store_and_finds_the_key_and_the_certificate_it_was_made_of() 
     }
 }
 
+/// Java looks at other things than OpenSSL does: at attributes and at the alias.
+#[test]
+fn java_opens_a_store_and_signs_by_its_key() {
+    for (name, generate) in [
+        ("java-sec1", SEC1),
+        ("java-pkcs1", PKCS1),
+        ("java-pkcs8", PKCS8),
+    ] {
+        let bench = Bench::new(name);
+        let contents = Contents::from_pem(bench.pair(generate).as_bytes()).unwrap();
+        let password = contents.password();
+        let store = contents.encode("orders", &password).unwrap();
+        fs::write(bench.path("store.p12"), store.expose()).unwrap();
+        let password = password.expose_str().unwrap();
+        let listed = ran(bench.keytool(password, &["-list"]));
+        assert!(
+            listed.contains("orders, ") && listed.contains("PrivateKeyEntry"),
+            "{name}: {listed}"
+        );
+        let request = bench.path("request.pem");
+        let asked = ["-certreq", "-alias", "orders", "-file", &request];
+        ran(bench.keytool(password, &asked));
+        let public = |arguments: &[&str]| ran(openssl(arguments));
+        assert_eq!(
+            public(&["req", "-in", &request, "-noout", "-pubkey"]),
+            public(&["pkey", "-in", &bench.path("key.pem"), "-pubout"]),
+            "{name}"
+        );
+        let wrong = bench.keytool("incorrect horse", &["-list"]);
+        assert!(!wrong.status.success());
+    }
+}
+
 #[test]
 fn certificates_without_a_key_are_a_store_of_whom_to_trust() {
     let bench = Bench::new("trust");
@@ -123,6 +167,11 @@ fn certificates_without_a_key_are_a_store_of_whom_to_trust() {
     for certificate in certificates {
         assert!(shown.contains(certificate.trim()), "{shown}");
     }
+    let listed = ran(bench.keytool(password.expose_str().unwrap(), &["-list"]));
+    for entry in ["roots, ", "roots-2, "] {
+        assert!(listed.contains(entry), "{listed}");
+    }
+    assert_eq!(listed.matches("trustedCertEntry").count(), 2, "{listed}");
 }
 
 #[test]
