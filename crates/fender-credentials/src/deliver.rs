@@ -87,6 +87,9 @@ pub enum DeliveryError {
     /// The value does not become what the document wants.
     #[error("`{}` cannot be made: {error}", path.display())]
     Unrendered { path: PathBuf, error: RenderError },
+    /// It would be seen in what the application writes.
+    #[error("is not delivered: {why}")]
+    Unmasked { why: String },
     /// There is no place in memory for it.
     #[error("cannot {action}: {error}")]
     Unsealed {

@@ -23,6 +23,7 @@ use crate::deliver::{DeliveryError, Place};
 use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources, StartError, gather};
+use crate::supervise::Hider;
 use files::{Files, Holds, Work};
 use keeper::Keeper;
 use ledger::Ledger;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub notifier: Notifier,
     /// What is handed over or served to whoever asks, if anybody can.
     pub handovers: Option<Handovers>,
+    /// Who hides values in what the application writes, before they are delivered; if anybody is to.
+    pub hider: Option<Arc<Hider>>,
 }
 
 /// Of a credential, what is left in place when nobody stays to keep it: its files. Nothing if it has none.
@@ -245,6 +248,16 @@ async fn deliver_all(
                     error,
                 });
             }
+        }
+    }
+    if let (Some(hider), Some((first, _))) = (&settings.hider, planned.first()) {
+        let values = planned.iter();
+        let values = values.map(|(one, _)| (&one.spec.name, &one.fetched.value));
+        if let Err(why) = hider.hide(values).await {
+            return Err(StartError::Delivery {
+                name: first.spec.name.clone(),
+                error: DeliveryError::Unmasked { why },
+            });
         }
     }
     let mut delivered = Vec::with_capacity(planned.len());

@@ -29,7 +29,7 @@ mod aws;
 mod limits;
 mod protocol;
 mod registry;
-mod sealed;
+pub(crate) mod sealed;
 mod serve;
 mod takings;
 mod token;

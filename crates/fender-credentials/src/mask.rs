@@ -78,17 +78,22 @@ impl Masks {
         let mut known = lock(&self.0.known);
         let mut next = known.clone();
         let mut short = Vec::new();
+        let mut news = false;
         for (name, value) in values {
             if forms::whole(value.expose()).len() < SHORTEST {
                 tracing::warn!(credential = %name, "its value is not masked in what the application writes: it is shorter than {SHORTEST} bytes");
                 short.push(name.clone());
             }
             let of_name = next.entry(name.clone()).or_default();
+            news |= !of_name.front().is_some_and(|newest| newest.ct_eq(value));
             if let Some(at) = of_name.iter().position(|one| one.ct_eq(value)) {
                 of_name.remove(at);
             }
             of_name.push_front(value.clone());
             of_name.truncate(1 + REPLACED);
+        }
+        if !news {
+            return Ok(short);
         }
         let forms = fitting(&mut next)?;
         *lock(&self.0.automaton) = Arc::new(Automaton::of(&forms));

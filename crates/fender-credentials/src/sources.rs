@@ -196,6 +196,7 @@ impl StartError {
                 DeliveryError::Unfit { .. }
                 | DeliveryError::NoSocket
                 | DeliveryError::NoUrl
+                | DeliveryError::Unmasked { .. }
                 | DeliveryError::Unserved { .. } => 64,
                 DeliveryError::Unrendered { .. } => 66,
                 DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,

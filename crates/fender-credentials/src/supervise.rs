@@ -27,10 +27,12 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_runtime::backoff::Backoff;
+use fender_runtime::drain::Drain;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys::{self, Signal};
 use rustix::process::{Pid, WaitOptions};
@@ -39,6 +41,7 @@ use tokio::time::Instant;
 
 pub use channel::{Order, Superior};
 pub use here::{Desk, Requests, Supply};
+pub use hidden::Hider;
 pub use process::Program;
 pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
 
@@ -55,6 +58,7 @@ use signals::Signals;
 mod app;
 mod channel;
 mod here;
+pub(crate) mod hidden;
 mod output;
 mod process;
 mod proxy;
@@ -81,7 +85,8 @@ pub struct Plan {
     pub app: Option<Program>,
     /// Where the application's environment comes from, if it can change; what [`Program::environment`] says counts for nothing then.
     pub supply: Option<Supply>,
-    /// What is hidden in what the application writes, if anything is to be: then it writes into pipes.
+    /// What is hidden in what the application writes, if anything is to be: then it writes into pipes. A proxy says of what it delivers by
+    /// [`Hider`].
     pub masks: Option<Masks>,
     /// Started first; its standard input is the channel of [`Superior::from_stdin`].
     pub proxy: Option<Program>,
@@ -140,6 +145,7 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
         app_started: Instant::now(),
         app_environment: None,
         output,
+        tasks: Drain::new(),
         plan,
         signals,
         children,
@@ -168,6 +174,8 @@ struct Supervisor {
     app_environment: Option<Arc<AppEnvironment>>,
     /// Where it writes; none: where this process does.
     output: Option<Output>,
+    /// Each ends with who it listens to, or with this process.
+    tasks: Drain,
     signals: Signals,
     children: tokio::signal::unix::Signal,
     app: App,
@@ -275,6 +283,18 @@ impl Supervisor {
                 Event::ProxySays(Word::RestartApp(number)) => {
                     self.restart_app(Asker::Proxy(number));
                 }
+                Event::ProxySays(Word::Masks) => {
+                    let told = match &mut self.proxy {
+                        Proxy::Running(proxy) => proxy.channel.brought(),
+                        Proxy::Resting { .. } | Proxy::Over => None,
+                    };
+                    self.learn_from(told);
+                }
+                Event::SuccessorSays(Word::Masks) => {
+                    let successor = self.successor.as_mut();
+                    let told = successor.and_then(|successor| successor.channel.brought());
+                    self.learn_from(told);
+                }
                 Event::AskedHere(request) => self.asked_here(request),
                 Event::SuccessorSays(Word::Ready) => self.successor_is_ready(),
                 // Nothing that a proxy has to say, or that one has to say who is none yet.
@@ -284,6 +304,13 @@ impl Supervisor {
                 Event::ProxyIsRested => self.restart_proxy(),
                 Event::AppIsRested => self.start_app_again(),
             }
+        }
+    }
+
+    /// Hides what is told over this socket.
+    fn learn_from(&self, told: Option<OwnedFd>) {
+        if let (Some(told), Some(masks)) = (told, &self.plan.masks) {
+            self.tasks.spawn(hidden::hear(told, masks.clone()));
         }
     }
 

@@ -104,6 +104,7 @@ async fn obtain(
         on_exit: watch::channel(OnExit::Wipe).1,
         notifier: Notifier::new(Arc::new(ways), record, drain),
         handovers: None,
+        hider: None,
     };
     Ok((gathered, settings))
 }

@@ -238,3 +238,74 @@ fn a_value_that_is_too_short_is_named_and_one_that_is_too_much_is_refused() {
     assert_eq!((&*out, code), ("", Some(64)), "{err}");
     assert!(err.contains("masked") && !err.contains("99999"), "{err}");
 }
+
+/// Beside a proxy, which tells the supervisor what it delivers before it does; also one that was started again, and a successor.
+#[test]
+fn what_a_sidecar_delivers_is_masked_in_what_its_application_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let becomes = |value: &str| {
+        fs::write(path("new"), value).unwrap();
+        fs::rename(path("new"), path("value")).unwrap();
+    };
+    becomes("canary-one");
+    let text = format!(
+        "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ smtp ] }}\n---\n\
+         apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+         source: {{ file: {{ path: {0}/value }} }}\n  deliver: [ {{ file: {{ path: {0}/delivered, storage: disk }} }} ]\n",
+        directory.path().display()
+    );
+    fs::write(path("job.yaml"), text).unwrap();
+    // Says every value that it reads, once each, and how long it is.
+    let script = "while :; do new=$(cat delivered); [ \"$new\" = \"$old\" ] || echo \"read $new, ${#new}.\"; old=$new; sleep 0.05; done";
+    let mut command = Command::new(binary());
+    command
+        .args(["sidecar", "--mask-output", "--config"])
+        .arg(path("job.yaml"))
+        .args(["--", "/bin/sh", "-c", script])
+        .current_dir(directory.path());
+    let mut sidecar = Process::start("sidecar", &mut command, &path("log"));
+    let mut says = |expected: &str| {
+        wait_until(&format!("it says {expected}"), PATIENCE, || {
+            sidecar.assert_running();
+            sidecar.log().contains(expected)
+        });
+        let log = sidecar.log();
+        assert!(!log.contains("canary"), "{log}");
+        sidecar.pid()
+    };
+    let supervisor = says("read ***, 10.");
+    becomes("canary-two2");
+    says("read ***, 11.");
+
+    let proxy = || {
+        let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+        let children = fs::read_to_string(children).unwrap();
+        let mut children = children.split_ascii_whitespace().map(ToOwned::to_owned);
+        let is_proxy = |pid: &String| {
+            let arguments = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            arguments.is_ok_and(|it| it.contains("--supervised"))
+        };
+        let found = children.find(is_proxy)?.parse().ok();
+        found.and_then(rustix::process::Pid::from_raw)
+    };
+    rustix::process::kill_process(proxy().unwrap(), Signal::KILL).unwrap();
+    becomes("canary-three");
+    says("read ***, 12.");
+    sidecar.signal(Signal::TERM);
+    assert_eq!(sidecar.wait(PATIENCE).code(), Some(128 + 15));
+    let log = sidecar.log();
+    assert!(!log.contains("canary"), "{log}");
+
+    // There is nothing to mask where nobody is started.
+    let config = path("job.yaml");
+    let arguments = [
+        "sidecar",
+        "--mask-output",
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    let (code, _, err) = fender_tests::process::output(binary(), &arguments);
+    assert_eq!(code, 64);
+    assert!(err.contains("--mask-output"), "{err}");
+}

@@ -218,6 +218,13 @@ impl Keeper {
 
     async fn deliver(&mut self, fetched: Fetched, stale: Option<FetchError>) {
         let Fetched { value, generation } = fetched;
+        if let Some(hider) = &self.settings.hider
+            && let Err(why) = hider.hide([(&self.ledger.name, &value)]).await
+        {
+            self.newer = Some(generation);
+            self.retry = Some(Instant::now() + self.backoff.next());
+            return self.fail(why);
+        }
         let files = std::mem::take(&mut self.files);
         let Written {
             files,

@@ -20,6 +20,7 @@ use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod hidden;
 mod sets;
 mod socket;
 
@@ -99,6 +100,7 @@ impl Bench {
                 sources,
                 on_exit: watch::channel(OnExit::Wipe).1,
                 handovers: None,
+                hider: None,
             },
         }
     }

@@ -24,13 +24,13 @@ const SEALS: SealFlags = SealFlags::SEAL
 
 /// A sealed value.
 #[derive(Debug)]
-pub(super) struct Sealed {
+pub(crate) struct Sealed {
     file: OwnedFd,
     length: u64,
 }
 
 impl Sealed {
-    pub(super) fn new(value: &Secret) -> Result<Self, DeliveryError> {
+    pub(crate) fn new(value: &Secret) -> Result<Self, DeliveryError> {
         let failed = |action| move |error: io::Error| DeliveryError::Unsealed { action, error };
         let file = create().map_err(failed("make a memory file"))?;
         write_all(&file, value.expose()).map_err(failed("write to a memory file"))?;
@@ -52,17 +52,17 @@ impl Sealed {
     }
 
     /// In bytes.
-    pub(super) fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
     /// What it holds.
-    pub(super) fn secret(&self) -> Result<Secret, &'static str> {
+    pub(crate) fn secret(&self) -> Result<Secret, &'static str> {
         read(&self.file, self.length)
     }
 
     /// The same file once more: for reading, at its beginning, and independent of every other descriptor of it.
-    pub(super) fn open(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -93,7 +93,7 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
 
 /// What a descriptor that was handed over holds, if it is what it must be: a file of this length that nobody can change
 /// while it is read.
-pub(super) fn read(file: impl AsFd, length: u64) -> Result<Secret, &'static str> {
+pub(crate) fn read(file: impl AsFd, length: u64) -> Result<Secret, &'static str> {
     const UNREADABLE: &str = "it cannot be read";
     let stat = rustix::fs::fstat(&file).map_err(|_| UNREADABLE)?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() || u64::try_from(stat.st_size) != Ok(length)

@@ -1,18 +1,20 @@
 //! What supervisor and proxy say to each other: short lines over a pair of sockets.
 //!
 //! The proxy's end is its standard input, which it has no other use for; no number of a descriptor
-//! has to be agreed on. Its end of file means that the supervisor is gone.
+//! has to be agreed on. Its end of file means that the supervisor is gone. Descriptors that come with other lines than the one that
+//! brings a socket are closed unseen.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use fender_config::snapshot::NotifySignal;
+use fender_runtime::courier::Courier;
 use tokio::net::UnixStream;
 
 use crate::notify::AppNotice;
 
-/// Longer lines are nobody's.
-const LONGEST: usize = 64;
+/// What the proxy says when it sends a socket along, over which it tells what it delivers ([`super::hidden`]).
+pub(super) const MASKS: &str = "masks";
 
 /// What the supervisor asks of the proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -89,6 +91,7 @@ impl Superior {
                 Word::Ready
                 | Word::Upgrade
                 | Word::Reloaded
+                | Word::Masks
                 | Word::SignalApp(..)
                 | Word::RestartApp(_)
                 | Word::Unknown => {}
@@ -103,6 +106,8 @@ pub(super) enum Word {
     Ready,
     Upgrade,
     Reloaded,
+    /// With a socket.
+    Masks,
     DrainInbound,
     UpgradeRefused,
     UpgradeFailed(u8),
@@ -128,6 +133,7 @@ impl Word {
             Self::Ready => "ready\n".to_owned(),
             Self::Upgrade => "upgrade\n".to_owned(),
             Self::Reloaded => "reloaded\n".to_owned(),
+            Self::Masks => format!("{MASKS}\n"),
             Self::DrainInbound => "drain-inbound\n".to_owned(),
             Self::UpgradeRefused => "upgrade-refused\n".to_owned(),
             Self::UpgradeFailed(code) => format!("{UPGRADE_FAILED}{code}\n"),
@@ -141,29 +147,28 @@ impl Word {
         }
     }
 
-    fn from_line(line: &[u8]) -> Self {
-        let Ok(line) = std::str::from_utf8(line) else {
-            return Self::Unknown;
-        };
+    /// Without its end.
+    fn from_line(line: &str) -> Self {
         let plain = [
             Self::Ready,
             Self::Upgrade,
             Self::Reloaded,
+            Self::Masks,
             Self::DrainInbound,
             Self::UpgradeRefused,
             Self::AppRests,
             Self::AppRuns,
         ];
-        let code = || line.trim_end().strip_prefix(UPGRADE_FAILED)?.parse().ok();
-        let numbered = |prefix| line.trim_end().strip_prefix(prefix)?.parse().ok();
+        let code = || line.strip_prefix(UPGRADE_FAILED)?.parse().ok();
+        let numbered = |prefix| line.strip_prefix(prefix)?.parse().ok();
         let signal = || {
-            let (name, number) = line.trim_end().strip_prefix(SIGNAL_APP)?.split_once(' ')?;
+            let (name, number) = line.strip_prefix(SIGNAL_APP)?.split_once(' ')?;
             let signal = NotifySignal::named(name)?;
             Some(Self::SignalApp(signal, number.parse().ok()?))
         };
         plain
             .into_iter()
-            .find(|word| word.line() == line)
+            .find(|word| word.line().trim_end() == line)
             .or_else(|| code().map(Self::UpgradeFailed))
             .or_else(signal)
             .or_else(|| numbered(RESTART_APP).map(Self::RestartApp))
@@ -190,15 +195,16 @@ impl From<Order> for Word {
 /// One end.
 #[derive(Debug)]
 pub(super) struct Channel {
-    stream: UnixStream,
-    heard: Vec<u8>,
+    courier: Courier,
+    /// What came with the last line.
+    brought: Option<OwnedFd>,
 }
 
 impl Channel {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self {
-            stream,
-            heard: Vec::new(),
+            courier: Courier::new(stream),
+            brought: None,
         }
     }
 
@@ -206,7 +212,7 @@ impl Channel {
     pub(super) fn say(&self, word: Word) -> io::Result<()> {
         let line = word.line();
         // Past tokio, which does not try before it has once seen the socket writable.
-        let said = rustix::io::write(&self.stream, line.as_bytes())?;
+        let said = rustix::io::write(self.courier.stream(), line.as_bytes())?;
         if said == line.len() {
             Ok(())
         } else {
@@ -216,23 +222,14 @@ impl Channel {
 
     /// The next line, or nothing once the other end is closed or makes no sense. Cancel safe.
     pub(super) async fn next(&mut self) -> Option<Word> {
-        loop {
-            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.heard.drain(..=end).collect();
-                return Some(Word::from_line(&line));
-            }
-            if self.heard.len() > LONGEST {
-                return None;
-            }
-            self.stream.readable().await.ok()?;
-            let mut more = [0; LONGEST];
-            match self.stream.try_read(&mut more) {
-                Ok(0) => return None,
-                Ok(read) => self.heard.extend(more.iter().take(read)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return None,
-            }
-        }
+        let (line, brought) = self.courier.hear().await.ok()??;
+        self.brought = brought.into_iter().next();
+        Some(Word::from_line(&line))
+    }
+
+    /// What came with the last line, if something did.
+    pub(super) fn brought(&mut self) -> Option<OwnedFd> {
+        self.brought.take()
     }
 }
 
@@ -261,7 +258,7 @@ mod tests {
     async fn a_line_without_an_end_is_not_collected() {
         let (mut here, there) = UnixStream::pair().unwrap();
         let mut channel = Channel::new(there);
-        here.write_all(&[b'x'; 200]).await.unwrap();
+        here.write_all(&[b'x'; 80 * 1024]).await.unwrap();
         assert_eq!(channel.next().await, None);
     }
 

@@ -70,6 +70,9 @@ pub(crate) struct Sidecar {
         env = "FENDER_RESTART"
     )]
     pub(crate) restart: RestartPolicy,
+    /// Replace every credential that is delivered by *** in what a supervised application writes to standard output and standard error; they are pipes for it then
+    #[arg(long, conflicts_with = "supervise")]
+    pub(crate) mask_output: bool,
     /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
     #[arg(
         long,
@@ -170,6 +173,7 @@ impl From<Watch> for Sidecar {
             },
             stop_timeout: Duration::ZERO,
             restart: RestartPolicy::default(),
+            mask_output: false,
             upgrade_socket: watch.upgrade_socket,
             take_over: watch.take_over,
             supervise: false,

@@ -70,6 +70,11 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
             "--restart is about an application that ends: give one after `--`",
         ));
     }
+    if !app && args.mask_output {
+        return Err(Failure::usage(
+            "--mask-output is about what an application writes: give one after `--`",
+        ));
+    }
     if (args.supervise || !args.command.is_empty()) && !args.supervised {
         // The proxy serves them; the application has no business with them.
         let [pid, fds, _] = announcement();

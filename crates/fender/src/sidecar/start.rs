@@ -9,6 +9,7 @@ use fender_config::snapshot::{CredentialSpec, Delivery};
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
+use fender_credentials::supervise::Hider;
 use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
@@ -104,11 +105,17 @@ pub(super) async fn start(
         .map_err(Failure::unavailable)?;
     let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
     let notified = notifier.outcomes();
+    let hider = match args.supervised && args.mask_output {
+        true => Some(Hider::from_stdin().await.map_err(Failure::unavailable)?),
+        false => None,
+    };
+    let hider = hider.map(Arc::new);
     let settings = Settings {
         sources,
         on_exit: leaves,
         notifier,
         handovers: handovers.clone(),
+        hider,
     };
     let holdings = engine::start(
         feed.snapshot.clone(),

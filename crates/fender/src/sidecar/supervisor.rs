@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use fender_credentials::environment::{self, Inherit};
+use fender_credentials::mask::Masks;
 use fender_credentials::supervise::{self, Plan, Program};
 use fender_providers::aws::AwsSettings;
 use fender_runtime::id::OpaqueId;
@@ -54,7 +55,7 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
     let plan = Plan {
         app,
         supply: None,
-        masks: None,
+        masks: args.mask_output.then(Masks::new),
         proxy: Some(Program {
             program: own_program().map_err(Failure::unavailable)?,
             arguments: own_arguments(&own.named),
