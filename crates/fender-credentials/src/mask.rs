@@ -33,8 +33,10 @@ pub const MARK: &[u8] = b"***";
 pub const SHORTEST: usize = 6;
 /// How many values of one credential are looked for beside its newest.
 const REPLACED: usize = 8;
-/// How many bytes all that is looked for may have together, in all its forms. The tables take some twenty times as much memory.
+/// How many bytes all values and all that is looked for may have together, in all forms. The tables take some twenty times as much memory.
 const MOST: usize = 1024 * 1024;
+/// Of how many credentials there may be values: also of those that weigh nothing, because they are too short.
+const MOST_CREDENTIALS: usize = 4096;
 
 /// What is hidden. Clones are the same.
 #[derive(Clone)]
@@ -54,7 +56,7 @@ type Forms = Vec<Zeroizing<Vec<u8>>>;
 /// There is more to hide than can be looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the output cannot be masked: all values together, in the forms that are looked for, have more than {MOST} bytes"
+    "the output cannot be masked: all values together, with the forms that are looked for, have more than {MOST} bytes, or are of more than {MOST_CREDENTIALS} credentials"
 )]
 pub struct TooMuch;
 
@@ -121,6 +123,9 @@ impl std::fmt::Debug for Masks {
 /// What is looked for. The newest of every credential must fit; of those that were replaced, whatever was replaced longest ago
 /// goes when there is no room.
 fn fitting(known: &mut Known) -> Result<Forms, TooMuch> {
+    if known.len() > MOST_CREDENTIALS {
+        return Err(TooMuch);
+    }
     let mut forms = Forms::new();
     let mut room = MOST;
     for age in 0..=REPLACED {
@@ -129,7 +134,8 @@ fn fitting(known: &mut Known) -> Result<Forms, TooMuch> {
                 continue;
             };
             let of_value = forms::of(value.expose());
-            let weight = of_value.iter().map(|form| form.len()).sum();
+            let weight: usize = of_value.iter().map(|form| form.len()).sum();
+            let weight = weight + value.len();
             match room.checked_sub(weight) {
                 Some(left) => room = left,
                 None if age == 0 => return Err(TooMuch),

@@ -37,6 +37,7 @@ use fender_runtime::manager::Manager;
 use fender_runtime::sys::{self, Signal};
 use rustix::process::{Pid, WaitOptions};
 use tokio::signal::unix::SignalKind;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use channel::{Order, Superior};
@@ -71,6 +72,9 @@ const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// A proxy that lived this long after it was ready did not die of what killed it before.
 const SOUND: Duration = Duration::from_secs(30);
+
+/// How many proxies may tell at once what they deliver: the one there is, a successor, and some that end.
+const LISTENING: usize = 8;
 
 /// What to exit with when a proxy that never became ready claims success.
 const UNAVAILABLE: u8 = 69;
@@ -146,6 +150,7 @@ pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
         app_environment: None,
         output,
         tasks: Drain::new(),
+        listening: Arc::new(Semaphore::new(LISTENING)),
         plan,
         signals,
         children,
@@ -176,6 +181,7 @@ struct Supervisor {
     output: Option<Output>,
     /// Each ends with who it listens to, or with this process.
     tasks: Drain,
+    listening: Arc<Semaphore>,
     signals: Signals,
     children: tokio::signal::unix::Signal,
     app: App,
@@ -307,10 +313,15 @@ impl Supervisor {
         }
     }
 
-    /// Hides what is told over this socket.
+    /// Hides what is told over this socket. Of a proxy that brings one after the other only so many are heard.
     fn learn_from(&self, told: Option<OwnedFd>) {
-        if let (Some(told), Some(masks)) = (told, &self.plan.masks) {
-            self.tasks.spawn(hidden::hear(told, masks.clone()));
+        let turn = Arc::clone(&self.listening).try_acquire_owned();
+        if let (Some(told), Some(masks), Ok(turn)) = (told, &self.plan.masks, turn) {
+            let hearing = hidden::hear(told, masks.clone());
+            self.tasks.spawn(async move {
+                hearing.await;
+                drop(turn);
+            });
         }
     }
 

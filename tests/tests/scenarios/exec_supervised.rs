@@ -239,6 +239,12 @@ fn a_lease_is_renewed_while_the_command_runs_and_given_back_when_it_has_ended() 
 /// In what it inherits, and in what `/proc` shows of the parent to somebody of the same user.
 #[test]
 fn attack_a_supervised_command_looks_for_what_is_fenders_and_finds_nothing() {
+    for flags in [&[][..], &["--mask-output"]] {
+        finds_nothing(flags);
+    }
+}
+
+fn finds_nothing(flags: &[&str]) {
     const NOBODY: u32 = 65534;
     let job = Job::new("");
     let open = fs::Permissions::from_mode(0o777);
@@ -262,7 +268,7 @@ fn attack_a_supervised_command_looks_for_what_is_fenders_and_finds_nothing() {
          for file in environ maps mem fd auxv; do cat /proc/$PPID/$file; ls /proc/$PPID/$file/; done > parent 2> refused; \
          {descriptors}"
     );
-    let mut command = job.command(&[], &script);
+    let mut command = job.command(flags, &script);
     command
         .env("FENDER_LOG_FORMAT", "json")
         .env("FENDER_TOKEN", "s3cret-token")

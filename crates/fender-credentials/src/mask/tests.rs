@@ -246,6 +246,23 @@ fn attack_more_than_can_be_looked_for_is_refused_and_what_was_hidden_still_is() 
 }
 
 #[test]
+fn attack_values_that_weigh_nothing_are_counted_too() {
+    let masks = Masks::new();
+    learn(&masks, "smtp", b"hunter2");
+    let short = Secret::from("x".to_owned());
+    let names: Vec<_> = (0..MOST_CREDENTIALS)
+        .map(|number| ObjectName::new("shop", &format!("n-{number}")).unwrap())
+        .collect();
+    let all = names.iter().map(|name| (name, &short));
+    assert_eq!(masks.learn(all), Err(TooMuch));
+    // One that is always the same byte has few forms, and its own weight.
+    let large = Secret::new(vec![b'x'; MOST + 1]);
+    let name = ObjectName::new("shop", "large").unwrap();
+    assert_eq!(masks.learn([(&name, &large)]), Err(TooMuch));
+    assert_eq!(masked(&masks, [&b"hunter2"[..]]), MARK);
+}
+
+#[test]
 fn nothing_of_a_secret_is_shown_of_who_hides_it() {
     let masks = masks(&[b"hunter2"]);
     assert!(!format!("{masks:?}").contains("hunter"));
