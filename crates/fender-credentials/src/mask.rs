@@ -1,7 +1,7 @@
 //! Hides secrets in what an application writes: every value that was delivered to it is replaced by `***`, wherever it is cut.
 //!
 //! What is looked for is each value as it is, as JSON and URLs escape it, and in base64 wherever it begins; of a value of many lines or of
-//! a JSON object also each line and each text ([`forms`]). What is longer than a piece is looked for piece by piece, so that
+//! a JSON object also each line and each text. What is longer than a piece is looked for piece by piece, so that
 //! no more than a piece is ever held back.
 //!
 //! A byte is masked if it is part of any occurrence of anything that is looked for, so nothing is gained by values that overlap or

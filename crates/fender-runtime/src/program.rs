@@ -1,7 +1,7 @@
 //! Programs that are run for what they answer: a task on standard input, bytes on standard output, and then the end.
 //!
 //! Only programs that were allowed by their exact paths are run, [`AT_ONCE`] of them at once and as many that take long; the others
-//! wait, and those that hang hold up each other ([`lanes`]). Each starts
+//! wait, and those that hang hold up each other. Each starts
 //! with nothing of its parent: in `/`, with `PATH` and no other variable, no descriptor beside the three, every signal at
 //! its default, no way to gain privileges, and a process group of its own, of which nothing is left when it is over. What it
 //! writes is bounded, and so is its time. What it complains of on standard error is counted and not read: there may be a
