@@ -56,6 +56,11 @@ pub fn jwt(data: &[u8]) {
     identity::jwt(data);
 }
 
+/// A file of the credentials cache, in arbitrary bytes: see `fender_credentials::cache::fuzzing::cached`.
+pub fn cached(data: &[u8]) {
+    fender_credentials::cache::fuzzing::cached(data);
+}
+
 /// A file that age or SOPS encrypted, in arbitrary bytes: see `fender_providers::fuzzing::sealed`.
 pub fn sealed(data: &[u8]) {
     fender_providers::fuzzing::sealed(data);

@@ -13,7 +13,7 @@ use std::time::Duration;
 use fender_api::proto::control::v1::{self as proto, credential_value};
 use fender_config::snapshot::{
     AgeSecret, AwsSecret, Command, CredentialSource, DockerSecret, KubernetesSecret, Origin,
-    SopsSecret, VaultSecret,
+    SopsSecret, VaultPlace, VaultSecret,
 };
 use fender_config::{Documents, HttpsUrl, ObjectName};
 use fender_identity::{Secret, WorkloadName};
@@ -316,13 +316,14 @@ pub(crate) fn authorized(
 }
 
 /// What is told of a state. Paths and errors of this machine stay here.
-pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
+pub(crate) fn told(state: &State, origin: &Origin) -> Option<proto::CredentialValue> {
     const UNREADABLE: &str = "the control plane cannot read it at present";
     let value = |fetched: &Fetched, outdated: &str| {
         credential_value::State::Value(proto::Secret {
             value: fetched.value.expose().to_vec(),
             generation: fetched.generation.to_string(),
             outdated: outdated.to_owned(),
+            lasting: lasts(origin),
         })
     };
     let state = match state {
@@ -343,6 +344,25 @@ pub(crate) fn told(state: &State) -> Option<proto::CredentialValue> {
         }
     };
     Some(proto::CredentialValue { state: Some(state) })
+}
+
+/// Whether a value is good by itself while nobody can be asked: what is lent ends with whoever gives it back, and a program may
+/// say of a value when it ends.
+fn lasts(origin: &Origin) -> bool {
+    match origin {
+        Origin::Vault(secret) => match &secret.at {
+            VaultPlace::Engine { .. } => false,
+            VaultPlace::Kv1 { .. } | VaultPlace::Kv2 { .. } => true,
+        },
+        Origin::Command(_) => false,
+        Origin::File { .. }
+        | Origin::DockerSecret(_)
+        | Origin::Environment { .. }
+        | Origin::KubernetesSecret(_)
+        | Origin::Aws(_)
+        | Origin::Age(_)
+        | Origin::Sops(_) => true,
+    }
 }
 
 /// A file in no allowed directory, a program that is not allowed. It is followed like any other, so that whoever asks is answered once and then waits.
@@ -388,5 +408,58 @@ impl<S: Source> Source for Guarded<S> {
 
     fn interval(&self) -> Duration {
         self.file.interval()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fender_config::snapshot::{VaultLogin, VaultStore};
+
+    use super::*;
+
+    #[test]
+    fn what_is_lent_or_may_end_by_itself_is_told_as_not_lasting() {
+        let vault = |at| {
+            Origin::Vault(Box::new(VaultSecret {
+                store: VaultStore {
+                    address: "https://127.0.0.1:1".parse().unwrap(),
+                    roots: None,
+                    namespace: None,
+                    login: VaultLogin::Token {
+                        file: "/run/token".into(),
+                    },
+                },
+                at,
+                key: "password".to_owned(),
+                refresh: VaultSecret::REFRESH,
+            }))
+        };
+        let lent = vault(VaultPlace::Engine {
+            path: "database/creds/orders".parse().unwrap(),
+        });
+        let stored = vault(VaultPlace::Kv2 {
+            mount: "secret".parse().unwrap(),
+            path: "shop/smtp".parse().unwrap(),
+            version: None,
+        });
+        let program = Origin::Command(Command {
+            program: "/bin/ask".into(),
+            arguments: Vec::new(),
+            every: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
+        });
+        let file = Origin::File {
+            path: "/run/secret".into(),
+        };
+        let state = State::Current(Fetched {
+            value: Secret::from("hunter2".to_owned()),
+            generation: Generation::random(),
+        });
+        let lasting = |origin: &Origin| match told(&state, origin).unwrap().state {
+            Some(credential_value::State::Value(secret)) => secret.lasting,
+            other => panic!("{other:?}"),
+        };
+        assert!(lasting(&file) && lasting(&stored));
+        assert!(!lasting(&lent) && !lasting(&program));
     }
 }

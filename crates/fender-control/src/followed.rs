@@ -135,7 +135,7 @@ impl<T> Following<T> {
                 }
                 Err(problem) => self.broken(problem),
             },
-            State::Stale { last, error } => {
+            State::Stale { last, error, .. } => {
                 // The first that is seen of a file may be what it held before; what has had its hour is not taken again.
                 let unseen = {
                     let known = self.publish.borrow();
@@ -257,6 +257,7 @@ mod tests {
             State::Stale {
                 last: last.map(fetched),
                 error: FetchError::Outage("away".to_owned()),
+                since: None,
             }
         }
     }

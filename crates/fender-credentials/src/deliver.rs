@@ -23,7 +23,7 @@ use crate::allow::{AllowDirs, NotAllowed};
 use crate::render::RenderError;
 
 pub(crate) mod accounts;
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod set;
 
 /// What a new value is written to before it takes its name. Fixed, so that what a crash leaves

@@ -83,6 +83,9 @@ pub async fn start(
 ) -> Result<watch::Receiver<Holdings>, StartError> {
     let specs = delivered_here(&snapshots.borrow_and_update());
     settings.notifier.retain(&specs);
+    // Also what others deliver for this workload.
+    let all = snapshots.borrow().credentials.clone();
+    settings.sources.keep_only(&all).await;
     let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
     let delivered = deliver_all(gathered, &settings).await?;
 
@@ -118,8 +121,10 @@ impl Engine {
                 () = self.drain.stopping() => return,
                 // A feed that ended is stale, not empty: what there is stays until the end.
                 Ok(()) = snapshots.changed() => {
-                    let specs = delivered_here(&snapshots.borrow_and_update());
-                    self.follow(specs);
+                    let snapshot = snapshots.borrow_and_update().clone();
+                    let sources = &self.settings.sources;
+                    sources.keep_only(&snapshot.credentials).await;
+                    self.follow(delivered_here(&snapshot));
                 }
             }
         }

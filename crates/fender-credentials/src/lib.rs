@@ -5,6 +5,8 @@
 //! ([`environment`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
 //! parent of the application and of the proxy beside it, and [`mask`] hides secrets in what the application writes.
 //!
+//! What was fetched last is kept for a start during an outage, if somebody wants that ([`cache`]).
+//!
 //! It knows nothing of TLS or policies, writes nowhere that was not allowed on this
 //! machine, and keeps no secret longer than it must.
 
@@ -12,6 +14,7 @@ mod allow;
 mod render;
 mod sources;
 
+pub mod cache;
 pub mod deliver;
 pub mod engine;
 pub mod environment;
@@ -21,5 +24,6 @@ pub mod notify;
 pub mod supervise;
 
 pub use allow::{AllowDirs, NotAllowed};
+pub use cache::{Cache, CacheError};
 pub use render::RenderError;
 pub use sources::{Gathered, NoRemote, RemoteSecrets, Sources, StartError, gather};

@@ -8,7 +8,7 @@ use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{AtEnd, FetchError, Fetched, State, Stores, Workload};
+use fender_providers::{AtEnd, FetchError, Fetched, Followed, State, Stores, Workload};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -17,12 +17,21 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 
 use crate::allow::{AllowDirs, NotAllowed};
+use crate::cache::{self, Cache};
 use crate::deliver::DeliveryError;
 
 /// Secrets that somebody else fetches for us: the control plane, for `via: control`.
 pub trait RemoteSecrets: Send + Sync + 'static {
     /// What is known of the secret, from now on.
     fn watch(&self, name: &ObjectName) -> watch::Receiver<State>;
+
+    /// The same, with when it was last known to be so, as far as that is known: of what is not, nothing is kept.
+    fn follow(&self, name: &ObjectName) -> Followed {
+        Followed {
+            states: self.watch(name),
+            confirmed: watch::channel(None).1,
+        }
+    }
 }
 
 /// Nobody does: a sidecar without a control plane.
@@ -49,6 +58,8 @@ pub struct Sources {
     pub remote: Arc<dyn RemoteSecrets>,
     /// What several credentials come from.
     stores: Stores,
+    /// Where what was fetched last is kept, if it is.
+    cache: Option<Arc<Cache>>,
 }
 
 impl Sources {
@@ -71,6 +82,7 @@ impl Sources {
             clock,
             remote,
             stores,
+            cache: None,
         }
     }
 
@@ -88,56 +100,86 @@ impl Sources {
         self
     }
 
+    /// The same, with what was fetched last kept for a start during an outage.
+    #[must_use]
+    pub fn kept_in(mut self, cache: Option<Cache>) -> Self {
+        self.cache = cache.map(Arc::new);
+        self
+    }
+
+    /// Keeps nothing of credentials that documents do not name any more.
+    pub async fn keep_only(&self, specs: &[CredentialSpec]) {
+        if let Some(cache) = self.cache.clone() {
+            let names = specs.iter().map(|spec| spec.name.clone()).collect();
+            // It fails only while everything ends.
+            let _ = tokio::task::spawn_blocking(move || cache.retain(names)).await;
+        }
+    }
+
     /// What is known of a credential, from now on.
     pub(crate) fn follow(
         &self,
         spec: &CredentialSpec,
         drain: &Drain,
     ) -> Result<watch::Receiver<State>, NotAllowed> {
+        let followed = self.ask(spec, drain)?;
+        Ok(match &self.cache {
+            Some(cache) => cache::keep(cache, spec, followed, &self.clock, drain),
+            None => followed.states,
+        })
+    }
+
+    fn ask(&self, spec: &CredentialSpec, drain: &Drain) -> Result<Followed, NotAllowed> {
+        let clock = &self.clock;
         match &spec.source {
-            CredentialSource::Control => Ok(self.remote.watch(&spec.name)),
+            CredentialSource::Control => Ok(self.remote.follow(&spec.name)),
             CredentialSource::Direct(Origin::File { path }) => {
                 let source = match self.allow.check(path)? {
                     None => FileSource::new(path),
                     Some(root) => FileSource::below(root, path),
                 };
-                Ok(fender_providers::watch(source, drain))
+                Ok(fender_providers::follow(source, clock, drain))
             }
             CredentialSource::Direct(Origin::DockerSecret(secret)) => {
                 let source = match self.allow.check(&secret.path())? {
                     None => DockerSource::new(secret.clone()),
                     Some(root) => DockerSource::below(root, secret.clone()),
                 };
-                Ok(fender_providers::watch(source, drain))
+                Ok(fender_providers::follow(source, clock, drain))
             }
             CredentialSource::Direct(Origin::Command(command)) => {
                 if !self.programs.allows(&command.program) {
                     return Err(NotAllowed::program(&command.program));
                 }
                 let (name, command) = (spec.name.clone(), command.clone());
-                let (programs, clock) = (self.programs.clone(), Arc::clone(&self.clock));
-                let source = CommandSource::new(name, command, programs, clock);
-                Ok(fender_providers::watch(source, drain))
+                let (programs, own) = (self.programs.clone(), Arc::clone(clock));
+                let source = CommandSource::new(name, command, programs, own);
+                Ok(fender_providers::follow(source, clock, drain))
             }
             CredentialSource::Direct(Origin::Environment { variable }) => {
                 if !self.environment.allows(variable) {
                     return Err(NotAllowed::variable(variable));
                 }
                 let source = self.environment.source(variable);
-                Ok(fender_providers::watch(source, drain))
+                Ok(fender_providers::follow(source, clock, drain))
             }
             CredentialSource::Direct(Origin::Vault(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
                 }
-                Ok(fender_providers::watch(self.stores.vault(secret), drain))
+                Ok(fender_providers::follow(
+                    self.stores.vault(secret),
+                    clock,
+                    drain,
+                ))
             }
             CredentialSource::Direct(Origin::KubernetesSecret(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
                 }
-                Ok(fender_providers::watch(
+                Ok(fender_providers::follow(
                     self.stores.kubernetes(secret),
+                    clock,
                     drain,
                 ))
             }
@@ -146,19 +188,31 @@ impl Sources {
                 for file in secret.files() {
                     self.allow.check(&file)?;
                 }
-                Ok(fender_providers::watch(self.stores.aws(secret), drain))
+                Ok(fender_providers::follow(
+                    self.stores.aws(secret),
+                    clock,
+                    drain,
+                ))
             }
             CredentialSource::Direct(Origin::Age(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
                 }
-                Ok(fender_providers::watch(self.stores.age(secret), drain))
+                Ok(fender_providers::follow(
+                    self.stores.age(secret),
+                    clock,
+                    drain,
+                ))
             }
             CredentialSource::Direct(Origin::Sops(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
                 }
-                Ok(fender_providers::watch(self.stores.sops(secret), drain))
+                Ok(fender_providers::follow(
+                    self.stores.sops(secret),
+                    clock,
+                    drain,
+                ))
             }
         }
     }

@@ -23,7 +23,7 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::program::{Exit, Finished, RunError, Runner, Task};
 
 use crate::known::Known;
-use crate::{FetchError, Fetched, Source};
+use crate::{FetchError, Fetched, Source, Standing};
 
 mod answer;
 
@@ -49,6 +49,8 @@ struct Memory {
     last: Known,
     /// When to ask again.
     next: Duration,
+    /// When the last value ends, if its program said so, counted from 1970.
+    expires: Option<Duration>,
     backoff: Backoff,
 }
 
@@ -59,6 +61,7 @@ impl CommandSource {
         let memory = Memory {
             last: Known::default(),
             next: every,
+            expires: None,
             backoff: Backoff::new(SHORTEST, every),
         };
         Self {
@@ -138,7 +141,7 @@ impl CommandSource {
         let every = self.command.every.max(SHORTEST);
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let lived = answer.and_then(|value| match value.expires {
-            None => Ok((value.secret, every)),
+            None => Ok((value.secret, every, None)),
             Some(moment) => {
                 let left = moment.saturating_sub(self.clock.since_1970());
                 if left.is_zero() {
@@ -147,12 +150,13 @@ impl CommandSource {
                     return Err(FetchError::Outage(why));
                 }
                 // A third of its life is left for a program that fails meanwhile.
-                Ok((value.secret, every.min(left * 2 / 3)))
+                Ok((value.secret, every.min(left * 2 / 3), Some(moment)))
             }
         });
         match lived {
-            Ok((secret, next)) => {
+            Ok((secret, next, expires)) => {
                 memory.backoff.reset();
+                memory.expires = expires;
                 // Not all at once that were asked at once.
                 memory.next = (next - spread(next / 10)).max(SHORTEST);
                 Ok(memory.last.fetched(secret))
@@ -177,6 +181,11 @@ impl Source for CommandSource {
     fn interval(&self) -> Duration {
         let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         memory.next
+    }
+
+    fn standing(&self) -> Standing {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.expires.map_or(Standing::Asked, Standing::Until)
     }
 
     fn is_whole(&self) -> bool {

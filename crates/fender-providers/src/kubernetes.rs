@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::known::Known;
 use crate::stores::ReadFiles;
-use crate::{FetchError, Fetched, Source, whole};
+use crate::{FetchError, Fetched, Source, Standing, whole};
 use api::{Api, Dial, DialHttps};
 use follow::{Follower, Seen};
 use wire::Reading;
@@ -254,6 +254,10 @@ impl Source for KubernetesSource {
     /// Nobody sees half of what the API says.
     fn is_whole(&self) -> bool {
         true
+    }
+
+    fn standing(&self) -> Standing {
+        Standing::Told
     }
 
     async fn due(&self) {

@@ -42,7 +42,7 @@ pub mod fuzzing {
     }
 }
 
-pub use state::{State, watch};
+pub use state::{Confirmed, Followed, State, follow, watch};
 pub use stores::{AtEnd, ReadFiles, Reading, Stores, Workload};
 
 /// Where one secret comes from.
@@ -58,11 +58,29 @@ pub trait Source: Send + Sync + 'static {
         false
     }
 
+    /// What the last answer is worth once nobody can be asked any more: asked after [`Self::fetch`] gave a value.
+    fn standing(&self) -> Standing {
+        Standing::Asked
+    }
+
     /// Resolves when it is worth asking again. A source that is told of changes, or that shares what it asked with others,
     /// knows better than by its interval.
     fn due(&self) -> impl Future<Output = ()> + Send {
         async { tokio::time::sleep(self.interval()).await }
     }
+}
+
+/// For how long a value is good by itself, when its source is away.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Standing {
+    /// It was the newest when it was asked for.
+    Asked,
+    /// It is the newest for as long as nothing else is heard: its source tells of changes.
+    Told,
+    /// It ends at this moment, counted from 1970, by its source's own word.
+    Until(Duration),
+    /// It was lent to this process, which gives it back, and is nobody else's.
+    Lent,
 }
 
 /// A secret and which one of its successive values it is.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::{FetchError, Fetched, Source};
+use crate::{FetchError, Fetched, Generation, Source, Standing};
 
 /// Unless an answer is whole ([`Source::is_whole`]), a change is believed when two looks this far apart agree: somebody who writes a file in place,
 /// or removes it first, is not caught halfway.
@@ -23,6 +25,8 @@ pub enum State {
     Stale {
         last: Option<Fetched>,
         error: FetchError,
+        /// Since when that may not be the newest; none: since this was first heard.
+        since: Option<Instant>,
     },
     /// The source says that the secret is not, or no longer, to be had.
     Withdrawn(FetchError),
@@ -54,6 +58,10 @@ impl State {
             Err(error) => Self::Stale {
                 last: self.value().cloned(),
                 error,
+                since: match self {
+                    Self::Stale { since, .. } => *since,
+                    Self::Pending | Self::Current(_) | Self::Withdrawn(_) => None,
+                },
             },
         }
     }
@@ -68,23 +76,78 @@ impl State {
     }
 }
 
+/// When a source last gave the value that it is known by.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Confirmed {
+    pub generation: Generation,
+    /// When it was asked, counted from 1970.
+    pub at: Duration,
+    pub standing: Standing,
+}
+
+/// A secret as it changes, and how well it is known.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    pub states: watch::Receiver<State>,
+    /// What is in force; whoever waits for a change of it is not woken.
+    pub confirmed: watch::Receiver<Option<Confirmed>>,
+}
+
 /// Asks `source` at its interval until `drain` stops or nobody listens. The first answer is
 /// published as it comes, a change after a second look.
 pub fn watch(source: impl Source, drain: &Drain) -> watch::Receiver<State> {
     let (publish, states) = watch::channel(State::Pending);
+    ask_on(source, publish, None, drain);
+    states
+}
+
+/// The same, with when it was asked last.
+pub fn follow(source: impl Source, clock: &SharedClock, drain: &Drain) -> Followed {
+    let (publish, states) = watch::channel(State::Pending);
+    let (known, confirmed) = watch::channel(None);
+    let clock = clock.clone();
+    ask_on(source, publish, Some(Note { clock, known }), drain);
+    Followed { states, confirmed }
+}
+
+fn ask_on(source: impl Source, publish: watch::Sender<State>, note: Option<Note>, drain: &Drain) {
     let stop = drain.clone();
     drain.spawn(async move {
         tokio::select! {
             () = stop.stopping() => {}
             () = publish.closed() => {}
-            () = follow(&source, &publish) => {}
+            () = ask_again_and_again(&source, &publish, note.as_ref()) => {}
         }
     });
-    states
 }
 
-async fn follow(source: &impl Source, publish: &watch::Sender<State>) {
+/// Where it is written down when a source was asked.
+struct Note {
+    clock: SharedClock,
+    known: watch::Sender<Option<Confirmed>>,
+}
+
+impl Note {
+    /// `at` is when the asking began: the answer may be as old.
+    fn confirm(&self, at: Duration, fetched: &Fetched, standing: Standing) {
+        self.known.send_if_modified(|known| {
+            *known = Some(Confirmed {
+                generation: fetched.generation.clone(),
+                at,
+                standing,
+            });
+            false
+        });
+    }
+}
+
+async fn ask_again_and_again(
+    source: &impl Source,
+    publish: &watch::Sender<State>,
+    note: Option<&Note>,
+) {
     loop {
+        let began = note.map(|note| note.clock.since_1970());
         let mut answer = source.fetch().await;
         let settled = {
             let known = publish.borrow();
@@ -97,6 +160,9 @@ async fn follow(source: &impl Source, publish: &watch::Sender<State>) {
                 continue;
             }
             answer = again;
+        }
+        if let (Some(note), Some(began), Ok(fetched)) = (note, began, &answer) {
+            note.confirm(began, fetched, source.standing());
         }
         publish.send_if_modified(|state| {
             let news = !state.agrees_with(&answer);
@@ -123,6 +189,7 @@ mod tests {
     use std::sync::Mutex;
 
     use fender_identity::Secret;
+    use fender_runtime::clock::{TestClock, UnixTime};
 
     use super::*;
     use crate::Generation;
@@ -215,6 +282,30 @@ mod tests {
     async fn an_outage_from_the_start_has_no_value_to_keep() {
         let told = story([outage(), Ok("a")]);
         assert_eq!(told.await, "nothing secret cannot be fetched: away | a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_was_asked_is_known_for_each_answer_and_for_no_failure() {
+        let drain = Drain::new();
+        let clock = TestClock::new(UnixTime::since_unix_epoch(Duration::from_secs(1000)));
+        let shared: SharedClock = clock.clone();
+        let script = Script::new([Ok("a"), Ok("a"), outage(), outage()]);
+        let followed = follow(script, &shared, &drain);
+        let confirmed = || {
+            let known = followed.confirmed.borrow().clone();
+            known.map(|it| (it.generation.to_string(), it.at.as_secs(), it.standing))
+        };
+        assert_eq!(confirmed(), None);
+        let mut states = followed.states.clone();
+        states.changed().await.unwrap();
+        assert_eq!(confirmed(), Some(("a".to_owned(), 1000, Standing::Asked)));
+        clock.advance(Duration::from_secs(7));
+        // The second answer wakes nobody, the third is a failure.
+        states.changed().await.unwrap();
+        assert!(states.borrow().error().is_some());
+        assert_eq!(confirmed(), Some(("a".to_owned(), 1007, Standing::Asked)));
+        drain.stop();
+        drain.drained().await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 use crate::known::Known;
 use crate::stores::{AtEnd, ReadFiles, Workload};
-use crate::{FetchError, Fetched, Source};
+use crate::{FetchError, Fetched, Source, Standing};
 use place::Place;
 use session::{Dial, DialHttp, Session};
 use wire::{Body, Call};
@@ -344,6 +344,13 @@ impl Source for VaultSource {
     /// Nobody sees half of what Vault writes.
     fn is_whole(&self) -> bool {
         true
+    }
+
+    fn standing(&self) -> Standing {
+        match self.place.is_leased() {
+            true => Standing::Lent,
+            false => Standing::Asked,
+        }
     }
 
     async fn due(&self) {

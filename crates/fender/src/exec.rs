@@ -23,7 +23,7 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::remote::ByControl;
 use crate::source::Tenure;
 use crate::workload::OwnIdentity;
-use crate::{cli, single, source, variables};
+use crate::{cli, kept, single, source, variables};
 
 mod supervised;
 
@@ -83,6 +83,7 @@ async fn environment(
     let (drain, clock) = (Drain::new(), clock::system());
     let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
     let mut workload = None;
+    let mut cache = kept::open(&args.source)?.map(|cache| cache.of(None));
     let (specs, allow, programs, remote): (Vec<_>, _, _, _) = match alone {
         Some(specs) => {
             let programs = specs.iter().filter_map(program);
@@ -102,8 +103,11 @@ async fn environment(
             .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
             workload = OwnIdentity::of(&feed);
+            cache = kept::of(cache, &feed);
             let remote = match feed.session {
-                Some(session) => Arc::new(ByControl::new(session, drain.clone())),
+                Some(session) => {
+                    Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone()))
+                }
                 None => none,
             };
             (
@@ -116,10 +120,11 @@ async fn environment(
     };
     let kept = || true;
     let sources = Sources::new(allow, programs, taken, remote, kept, clock, &drain);
-    let mut sources = sources.in_cluster(variables::cluster());
+    let mut sources = sources.in_cluster(variables::cluster()).kept_in(cache);
     if let Some(workload) = workload {
         sources = sources.of_workload(workload);
     }
+    sources.keep_only(&specs).await;
     let is_for_the_environment =
         |spec: &CredentialSpec| environment::variables(spec).next().is_some();
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();

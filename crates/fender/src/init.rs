@@ -22,7 +22,7 @@ use crate::sidecar::{Local, remote::ByControl};
 use crate::signals::{self, Stop};
 use crate::source::{self, Tenure};
 use crate::workload::OwnIdentity;
-use crate::{cli, single, variables};
+use crate::{cli, kept, single, variables};
 
 /// How long the goodbye to the control plane may take.
 const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
@@ -63,10 +63,12 @@ async fn obtain(
     let clock = clock::system();
     let admit = Box::new(move |documents: &_| reach.admit(documents));
     let feed = source::open(args, Tenure::Own, admit, &clock, drain, deadline).await?;
-    let specs = for_files(&feed.snapshot.borrow().credentials);
+    let all = feed.snapshot.borrow().credentials.clone();
+    let specs = for_files(&all);
     let workload = OwnIdentity::of(&feed);
+    let cache = kept::of(local.cache, &feed);
     let remote: Arc<dyn RemoteSecrets> = match feed.session {
-        Some(session) => Arc::new(ByControl::new(session, drain.clone())),
+        Some(session) => Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone())),
         None => Arc::new(NoRemote),
     };
     let allow = match args.config {
@@ -85,10 +87,11 @@ async fn obtain(
         clock,
         drain,
     );
-    let mut sources = sources.in_cluster(variables::cluster());
+    let mut sources = sources.in_cluster(variables::cluster()).kept_in(cache);
     if let Some(workload) = workload {
         sources = sources.of_workload(workload);
     }
+    sources.keep_only(&all).await;
     let gathered = gather(&specs, &sources, deadline, drain)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;

@@ -21,6 +21,7 @@ mod exec;
 mod exit;
 mod get;
 mod init;
+mod kept;
 mod load;
 mod local;
 #[cfg(feature = "control-plane")]

@@ -21,6 +21,7 @@ mod attestation;
 mod audit_log;
 mod aws;
 mod berth;
+mod cache;
 mod canary;
 mod compose;
 mod consumption;

@@ -35,6 +35,8 @@ pub enum CredentialState {
         generation: String,
         /// Why it may not be the newest, while its source or the control plane cannot be asked.
         outdated: Option<String>,
+        /// Whether it is good by itself while nobody can be asked.
+        lasting: bool,
     },
     /// It is gone, or not this workload's to have: withdraw it.
     Withdrawn(String),
@@ -131,6 +133,7 @@ impl Worker<'_> {
                     value: Secret::new(secret.value),
                     generation: secret.generation,
                     outdated: (!secret.outdated.is_empty()).then_some(secret.outdated),
+                    lasting: secret.lasting,
                 };
                 self.state.send_replace(next);
             }

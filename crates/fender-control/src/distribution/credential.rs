@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fender_api::code::Code;
 use fender_api::proto::control::v1::CredentialValue;
 use fender_config::ObjectName;
-use fender_config::snapshot::Snapshot;
+use fender_config::snapshot::{Origin, Snapshot};
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
@@ -30,7 +30,7 @@ pub(super) struct Delivery {
 impl Delivery {
     pub(super) async fn run(
         self,
-        source: Watched,
+        source: Read,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         documents: watch::Receiver<Arc<InForce>>,
     ) {
@@ -49,11 +49,11 @@ impl Delivery {
     /// the documents are followed as well.
     async fn deliver(
         &self,
-        mut source: Watched,
+        mut source: Read,
         mut snapshots: watch::Receiver<Arc<Snapshot>>,
         mut documents: watch::Receiver<Arc<InForce>>,
     ) -> Result<(), Status> {
-        let mut states = (*source).clone();
+        let mut states = (*source.watched).clone();
         states.mark_changed();
         loop {
             tokio::select! {
@@ -61,15 +61,15 @@ impl Delivery {
                 changed = either(&mut snapshots, &mut documents) => {
                     changed?;
                     let next = self.source().ok_or_else(not_listed)?;
-                    if !Arc::ptr_eq(&source, &next) {
-                        states = (*next).clone();
+                    if !Arc::ptr_eq(&source.watched, &next.watched) {
+                        states = (*next.watched).clone();
                         states.mark_changed();
                         source = next;
                     }
                 }
                 changed = states.changed() => {
                     changed.map_err(|_| Code::Unavailable.status("the control plane is stopping"))?;
-                    let Some(value) = credentials::told(&states.borrow_and_update()) else { continue };
+                    let Some(value) = credentials::told(&states.borrow_and_update(), &source.origin) else { continue };
                     self.values
                         .send(Ok(value))
                         .await
@@ -80,11 +80,20 @@ impl Delivery {
     }
 
     /// Where the value is read, if the documents in force list it for this workload.
-    pub(super) fn source(&self) -> Option<Watched> {
+    pub(super) fn source(&self) -> Option<Read> {
         let origin =
             credentials::authorized(&self.control.library, &self.caller.workload, &self.name)?;
-        Some(self.control.sources.watch(&self.name, &origin))
+        Some(Read {
+            watched: self.control.sources.watch(&self.name, &origin),
+            origin,
+        })
     }
+}
+
+/// What is read, and of what.
+pub(super) struct Read {
+    watched: Watched,
+    origin: Origin,
 }
 
 /// Resolves when what a workload is told changes, or any document.

@@ -21,7 +21,7 @@ const TMPFS: u64 = 0x0102_1994;
 const RAMFS: u64 = 0x8584_58f6;
 
 /// Opens `path` if it is fit for a secret.
-pub(super) fn open(path: &Path, storage: Storage) -> Result<OwnedFd, DeliveryError> {
+pub(crate) fn open(path: &Path, storage: Storage) -> Result<OwnedFd, DeliveryError> {
     let mut walked = PathBuf::from("/");
     let mut here = rustix::fs::openat(CWD, "/", STEP, Mode::empty())
         .map_err(DeliveryError::failed(&walked, "open"))?;

@@ -85,8 +85,7 @@ impl Keeper {
             offer,
         } = placed;
         let generation = gathered.fetched.generation;
-        self.ledger
-            .enter(Holding::Delivered(generation.clone()), None);
+        let state = gathered.states.borrow().clone();
         self.delivered = Some(generation.clone());
         self.states = Some(gathered.states);
         self.files = files;
@@ -98,6 +97,16 @@ impl Keeper {
         self.source = Some(gathered.spec.source);
         self.plan = plan;
         self.specs.mark_unchanged();
+        match state {
+            State::Stale { error, since, .. } => {
+                self.not_newest_since(since);
+                self.fail(error.to_string());
+            }
+            // The run begins with what has changed since.
+            State::Pending | State::Current(_) | State::Withdrawn(_) => {
+                self.ledger.enter(Holding::Delivered(generation), None);
+            }
+        }
         self
     }
 
@@ -200,8 +209,14 @@ impl Keeper {
             State::Stale {
                 last: Some(fetched),
                 error,
-            } => self.deliver(fetched, Some(error)).await,
-            State::Stale { last: None, error } => self.fail(error.to_string()),
+                since,
+            } => {
+                self.not_newest_since(since);
+                self.deliver(fetched, Some(error)).await;
+            }
+            State::Stale {
+                last: None, error, ..
+            } => self.fail(error.to_string()),
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %self.ledger.name, %error, "credential withdrawn");
                 // Before the files: nobody is handed over meanwhile what is withdrawn.
@@ -285,6 +300,14 @@ impl Keeper {
         };
         if self.ledger.enter(holding, self.newer.as_ref()) {
             tracing::warn!(credential = %self.ledger.name, %why, "credential cannot be refreshed");
+        }
+    }
+
+    /// What is delivered was the newest then, and nobody knows since.
+    fn not_newest_since(&mut self, since: Option<Instant>) {
+        if let Some(since) = since {
+            let known = self.outdated.map_or(since, |known| known.min(since));
+            self.outdated = Some(known);
         }
     }
 

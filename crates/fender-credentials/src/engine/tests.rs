@@ -297,11 +297,46 @@ async fn an_outage_keeps_good_files_and_says_so() {
         State::Stale {
             last: Some(fetched("one")),
             error,
+            since: None,
         },
     );
     let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { generation, .. }) if generation.as_str() == "one");
     holding(&mut held, "db", outdated).await;
     bench.holds(&[("a", "one")]);
+    bench.end().await;
+}
+
+/// From the cache, or from a control plane that cannot read it itself.
+#[tokio::test(start_paused = true)]
+async fn a_start_with_what_is_not_the_newest_says_so_at_once_and_counts_from_when_it_was() {
+    let bench = Bench::new();
+    let began = Instant::now();
+    let since = began - Duration::from_secs(40);
+    let stale = State::Stale {
+        last: Some(fetched("one")),
+        error: FetchError::Outage("away".to_owned()),
+        since: Some(since),
+    };
+    bench.remote.says("db", stale);
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let held = bench.start().await.unwrap();
+    bench.holds(&[("a", "one")]);
+    let name = ObjectName::new("shop", "db").unwrap();
+    assert_eq!(
+        held.borrow()[&name].holding,
+        Holding::Outdated {
+            generation: Generation::named("one"),
+            why: "secret cannot be fetched: away".to_owned(),
+            since,
+            too_old: Some(since + MAX_STALE),
+        }
+    );
+    bench.remote.says("db", current("one"));
+    let mut held = held;
+    holding(&mut held, "db", |holding| {
+        holding == Some(&delivered("one"))
+    })
+    .await;
     bench.end().await;
 }
 
@@ -313,6 +348,7 @@ async fn the_age_of_a_stale_value_counts_from_the_first_failure_until_it_is_know
     let stale = |why: &str| State::Stale {
         last: Some(fetched("one")),
         error: FetchError::Outage(why.to_owned()),
+        since: None,
     };
     let age = |holding: Option<&Holding>, reason: &str| match holding {
         Some(Holding::Outdated {

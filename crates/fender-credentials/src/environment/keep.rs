@@ -78,14 +78,25 @@ pub fn keep(
     } in gathered
     {
         let ledger = Ledger::new(spec.name.clone(), keeper.holdings.clone());
-        ledger.enter(Holding::Delivered(fetched.generation.clone()), None);
-        let entry = Entry {
+        let state = states.borrow().clone();
+        let generation = fetched.generation.clone();
+        let mut entry = Entry {
             ledger,
             states: Some(states),
             value: Some(fetched),
             outdated: None,
             spec,
         };
+        match state {
+            State::Stale { error, since, .. } => {
+                entry.not_newest_since(since);
+                entry.fail(error.to_string());
+            }
+            // The run begins with what has changed since.
+            State::Pending | State::Current(_) | State::Withdrawn(_) => {
+                entry.ledger.enter(Holding::Delivered(generation), None);
+            }
+        }
         keeper.entries.insert(entry.spec.name.clone(), entry);
     }
     let values = keeper.entries.iter();
@@ -134,8 +145,10 @@ impl Keeper {
             match self.next(&mut snapshots).await {
                 Event::Stop => return,
                 Event::Documents => {
-                    let specs = for_environment(&snapshots.borrow_and_update());
-                    self.adopt(specs);
+                    let snapshot = snapshots.borrow_and_update().clone();
+                    let sources = &self.settings.sources;
+                    sources.keep_only(&snapshot.credentials).await;
+                    self.adopt(for_environment(&snapshot));
                 }
                 Event::Known(name) => self.settle(&name),
                 Event::Silent(name) => {
@@ -236,8 +249,14 @@ impl Keeper {
             State::Stale {
                 last: Some(fetched),
                 error,
-            } => (fetched, Some(error)),
-            State::Stale { last: None, error } => return entry.fail(error.to_string()),
+                since,
+            } => {
+                entry.not_newest_since(since);
+                (fetched, Some(error))
+            }
+            State::Stale {
+                last: None, error, ..
+            } => return entry.fail(error.to_string()),
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %name, %error, "credential withdrawn: the application keeps what it was started with, and is not started again without it");
                 entry.value = None;
@@ -331,6 +350,14 @@ impl Keep {
 }
 
 impl Entry {
+    /// What there is was the newest then, and nobody knows since.
+    fn not_newest_since(&mut self, since: Option<Instant>) {
+        if let Some(since) = since {
+            let known = self.outdated.map_or(since, |known| known.min(since));
+            self.outdated = Some(known);
+        }
+    }
+
     /// Something is wrong; what there was stays. Said once for each thing that is.
     fn fail(&mut self, why: String) {
         let holding = match &self.value {

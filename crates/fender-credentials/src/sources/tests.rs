@@ -125,7 +125,17 @@ async fn a_refused_secret_ends_the_start_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_does_not_come_ends_the_start_at_the_deadline() {
     let error = FetchError::Outage("connection refused".to_owned());
-    let remote = remote([("a", value("x")), ("b", State::Stale { last: None, error })]);
+    let remote = remote([
+        ("a", value("x")),
+        (
+            "b",
+            State::Stale {
+                last: None,
+                error,
+                since: None,
+            },
+        ),
+    ]);
     let began = Instant::now();
     let sources = sources(remote.clone());
     let error = gather(&[spec("a"), spec("b")], &sources, soon(), &Drain::new())

@@ -196,6 +196,8 @@ async fn a_value_is_asked_for_again_before_it_expires() {
         );
         let next = source.interval();
         assert!(next <= most && next >= least, "{seconds}: {next:?}");
+        let end = NOW + Duration::from_secs(seconds);
+        assert_eq!(source.standing(), Standing::Until(end));
     }
     let error = expiring(0).source(&[]).fetch().await.unwrap_err();
     assert!(matches!(error, FetchError::Outage(_)), "{error}");

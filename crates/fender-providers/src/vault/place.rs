@@ -127,6 +127,11 @@ impl Place {
         Duration::from_millis(self.refresh.load(Ordering::Relaxed))
     }
 
+    /// Whether what was read last came with a lease.
+    pub(super) fn is_leased(&self) -> bool {
+        self.schedule.borrow().epoch.is_some()
+    }
+
     /// What is there, and the number of the answer. Asks only if it is time.
     pub(super) async fn read(&self) -> (u64, Result<Arc<Reading>, FetchError>) {
         let mut known = self.known.lock().await;

@@ -394,6 +394,24 @@ pub(crate) struct Source {
     /// A secret of AWS that documents from the control plane may have read with this machine's credentials: secretsmanager:NAME or ssm:NAME, with * at the end for whatever follows (repeatable; default: none)
     #[arg(long = "allow-aws", value_name = "PATTERN")]
     pub(crate) allow_aws: Vec<AwsPattern>,
+    /// A directory in which what was fetched last is kept, encrypted, so that a start during an outage has its credentials: no longer than their maxStale [default: none]
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_parser = directory,
+        requires = "credentials_cache_key",
+        env = "FENDER_CREDENTIALS_CACHE"
+    )]
+    pub(crate) credentials_cache: Option<PathBuf>,
+    /// The file of the key of that cache, in a directory apart from it; made if it is not there
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_parser = directory,
+        requires = "credentials_cache",
+        env = "FENDER_CREDENTIALS_CACHE_KEY"
+    )]
+    pub(crate) credentials_cache_key: Option<PathBuf>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,

@@ -27,7 +27,7 @@ use crate::sidecar::{Local, NOTIFY_SOCKET, usage};
 use crate::signals::{self, Stop};
 use crate::source::{self, Feed, Tenure};
 use crate::workload::OwnIdentity;
-use crate::{cli, single, variables};
+use crate::{cli, kept, single, variables};
 
 /// For giving back what was leased.
 const GIVING_BACK: std::time::Duration = std::time::Duration::from_secs(5);
@@ -97,7 +97,8 @@ async fn prepare(
     let admit = Box::new(move |documents: &_| reach.admit(documents));
     let feed = source::open(args, Tenure::Own, admit, &clock, &drains.work, deadline).await?;
     let mut snapshots = feed.snapshot.clone();
-    let specs = environment::for_environment(&snapshots.borrow_and_update());
+    let snapshot = snapshots.borrow_and_update().clone();
+    let specs = environment::for_environment(&snapshot);
     let allow = match args.config {
         Some(_) => AllowDirs::Any,
         None => AllowDirs::Below(args.allow_dir.clone()),
@@ -112,6 +113,7 @@ async fn prepare(
     let record = Record::open(None, "").map_err(Failure::unavailable)?;
     let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
     let notified = notifier.outcomes();
+    sources.keep_only(&snapshot.credentials).await;
     let gathered = gather(&specs, &sources, deadline, &drains.credentials)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
@@ -143,24 +145,26 @@ fn sources(
 ) -> Result<Sources, Failure> {
     let remote: Arc<dyn RemoteSecrets> = match &feed.session {
         Some(session) => {
-            let drain = drains.credentials.clone();
-            Arc::new(ByControl::new(Arc::clone(session), drain))
+            let (clock, drain) = (Arc::clone(clock), drains.credentials.clone());
+            Arc::new(ByControl::new(Arc::clone(session), clock, drain))
         }
         None => Arc::new(NoRemote),
     };
     let programs = local.helper.runner().map_err(Failure::unavailable)?;
     // Nobody goes on with what was leased: the command has ended by then.
-    let kept = || false;
+    let keeps_leases = || false;
     let sources = Sources::new(
         allow,
         programs,
         local.environment,
         remote,
-        kept,
+        keeps_leases,
         Arc::clone(clock),
         &drains.credentials,
     );
-    let sources = sources.in_cluster(variables::cluster());
+    let sources = sources
+        .in_cluster(variables::cluster())
+        .kept_in(kept::of(local.cache, feed));
     Ok(match OwnIdentity::of(feed) {
         Some(workload) => sources.of_workload(workload),
         None => sources,

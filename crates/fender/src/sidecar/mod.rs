@@ -33,6 +33,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
+use fender_credentials::Cache;
 use fender_credentials::supervise::{HangUp, RestartOn, Superior};
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
@@ -44,7 +45,7 @@ use fender_runtime::sys;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::programs::Helper;
 use crate::signals::{self, Signals};
-use crate::{blocking, cli, single, variables};
+use crate::{blocking, cli, kept, single, variables};
 use abandoned::Interfaces;
 use attend::{End, Watch};
 use confine::Reach;
@@ -106,6 +107,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
 pub(crate) struct Local {
     pub(crate) helper: Helper,
     pub(crate) environment: Environment,
+    pub(crate) cache: Option<Cache>,
 }
 
 impl Local {
@@ -121,10 +123,13 @@ impl Local {
         for file in environment.aws().settings.files() {
             reach.read_file(&file);
         }
+        let cache = kept::open(source)?;
+        reach.write.extend(source.credentials_cache.clone());
         let helper = Helper::start(&reach.programs).map_err(Failure::unavailable)?;
         Ok(Self {
             helper,
             environment,
+            cache,
         })
     }
 }

@@ -30,8 +30,8 @@ use crate::admin_socket;
 use crate::cli::{self, Role};
 use crate::exit::{Exit, Failure};
 use crate::source::{self, Feed, Tenure};
-use crate::variables;
 use crate::workload::OwnIdentity;
+use crate::{kept, variables};
 
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
@@ -366,6 +366,7 @@ fn sources(
     let remote: Arc<dyn RemoteSecrets> = match &feed.session {
         Some(session) => Arc::new(remote::ByControl::new(
             Arc::clone(session),
+            Arc::clone(clock),
             drains.credentials.clone(),
         )),
         None => Arc::new(NoRemote),
@@ -386,7 +387,9 @@ fn sources(
         Arc::clone(clock),
         &drains.credentials,
     );
-    let sources = sources.in_cluster(variables::cluster());
+    let sources = sources
+        .in_cluster(variables::cluster())
+        .kept_in(kept::of(local.cache, feed));
     Ok(match OwnIdentity::of(feed) {
         Some(workload) => sources.of_workload(workload),
         None => sources,

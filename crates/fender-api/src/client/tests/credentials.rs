@@ -10,6 +10,7 @@ fn value(text: &str, generation: &str) -> proto::CredentialValue {
             value: text.as_bytes().to_vec(),
             generation: generation.to_owned(),
             outdated: String::new(),
+            lasting: true,
         })),
     }
 }
@@ -157,6 +158,7 @@ fn only_the_word_that_it_is_gone_or_not_ours_takes_a_value_away() {
             value,
             generation: "1".into(),
             outdated: None,
+            lasting: true,
         });
         let error = CallError::Answered {
             code,

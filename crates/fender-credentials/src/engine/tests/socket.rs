@@ -64,6 +64,7 @@ async fn what_is_withdrawn_or_too_old_or_dropped_is_not_handed_over() {
     let stale = State::Stale {
         last: Some(fetched("one")),
         error: FetchError::Outage("away".to_owned()),
+        since: None,
     };
     bench.remote.says("db", stale);
     let outdated = |holding: Option<&Holding>| matches!(holding, Some(Holding::Outdated { .. }));

@@ -219,10 +219,11 @@ async fn an_outage_changes_nothing_and_a_withdrawn_value_lets_nothing_start_befo
     let last = bench.remote.feed("a").borrow().value().cloned();
     assert!(last.is_some());
     let error = FetchError::Outage("away".to_owned());
-    bench
-        .remote
-        .feed("a")
-        .send_replace(State::Stale { last, error });
+    bench.remote.feed("a").send_replace(State::Stale {
+        last,
+        error,
+        since: None,
+    });
     bench
         .holds("a", |holding| matches!(holding, Holding::Outdated { .. }))
         .await;

@@ -14,6 +14,7 @@ async fn all_keys_are_of_one_lease_whoever_asks_and_when() {
     let [user, password] = [user(), creds("password")].map(|secret| world.source(&secret));
     let (one, other) = tokio::join!(user.fetch(), password.fetch());
     assert_eq!(text(one).unwrap(), "v-orders-2");
+    assert_eq!(user.standing(), Standing::Lent);
     assert_eq!(text(other).unwrap(), "A1a-2");
     // Another refresh is no other lease.
     let late = VaultSecret {
@@ -126,6 +127,7 @@ async fn what_has_no_lease_is_read_again_when_it_is_time() {
     };
     let source = world.source(&at(app_role(), place, "username"));
     assert_eq!(text(source.fetch().await).unwrap(), "static-user");
+    assert_eq!(source.standing(), Standing::Asked);
     let began = Instant::now();
     source.due().await;
     assert!(began.elapsed() <= 67 * SECOND, "{:?}", began.elapsed());
@@ -147,7 +149,7 @@ async fn an_outage_takes_nothing_away_before_the_lease_ends_and_then_says_so() {
     states.changed().await.unwrap();
     let state = states.borrow_and_update().clone();
     assert!(
-        matches!(&state, State::Stale { last: Some(_), error } if error.to_string().contains("has ended")),
+        matches!(&state, State::Stale { last: Some(_), error, .. } if error.to_string().contains("has ended")),
         "{state:?}"
     );
     let lasted = began.elapsed();

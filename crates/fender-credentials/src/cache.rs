@@ -1,0 +1,351 @@
+//! What was fetched last, kept on disk under a key that lies elsewhere, so that a start during an outage has something to
+//! begin with.
+//!
+//! It is read when a source cannot be asked and has not answered this process yet, and never otherwise: a source that says no is
+//! believed, and what it said before is removed here, too. What is kept is used for as long as its document's `maxStale`, counted by the
+//! wall clock from when the source was asked for it last, whoever was started how often since.
+//!
+//! It fails closed: what does not open, is too old, comes from the future, or is of another workload, credential or source than
+//! asked for is not used, and the error names the file and the way out. What is lent (the leases of a Vault) is not kept at
+//! all: whoever lent it takes it back. That an older file was put back cannot be told from the file.
+//!
+//! Format and cryptography: `format`. Where key and files may lie: `key`, `directory`. What is done when: `keep`.
+
+mod directory;
+mod format;
+mod keep;
+mod key;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256, digest};
+use fender_config::ObjectName;
+use fender_config::snapshot::CredentialSource;
+use fender_providers::Fetched;
+use fender_runtime::clock;
+use tokio::sync::Semaphore;
+
+use directory::Directory;
+use format::{Belongs, Kept, OpenError};
+use key::Key;
+
+pub(crate) use keep::keep;
+
+/// How far in the future something may have been fetched: clocks are set, by a little.
+const SKEW: Duration = Duration::from_secs(60);
+/// No writing takes as long.
+const LEFT: Duration = Duration::from_secs(60);
+/// How many files are written at once: that waits for a disk.
+const WRITERS: usize = 4;
+/// The end of the name of every file.
+const ENDING: &str = ".sealed";
+
+/// For `fuzz/`: what must hold for any bytes at all.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    /// A file of the cache: see `format::checks`.
+    pub fn cached(data: &[u8]) {
+        super::format::checks::cached(data);
+    }
+}
+
+/// The cache of one workload.
+pub struct Cache {
+    directory: Directory,
+    key: Key,
+    /// Whose it is.
+    whose: String,
+    known: Mutex<Known>,
+    /// Who may write.
+    turns: Arc<Semaphore>,
+}
+
+/// What this process has learned.
+#[derive(Debug, Default)]
+struct Known {
+    /// What its documents name; none: whatever is asked for.
+    named: Option<BTreeSet<ObjectName>>,
+    /// Whose sources have answered: what is kept of them is not read any more.
+    answered: BTreeSet<ObjectName>,
+}
+
+/// Why there is no cache.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The directory is not fit for it.
+    #[error("the credentials cache: {0}")]
+    Directory(String),
+    /// The file of the key is not.
+    #[error("the key of the credentials cache: {0}")]
+    Key(String),
+}
+
+/// Why what is kept is not used. Names the file, and the way out.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("what is kept of it is not used: `{}` {why}", path.display())]
+pub(crate) struct Refused {
+    path: PathBuf,
+    why: Why,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+enum Why {
+    #[error("{0}")]
+    Unreadable(String),
+    #[error("{0}; remove it, or put back what belongs there")]
+    Closed(OpenError),
+    #[error("is of another source than the document names now; it is removed")]
+    OtherSource,
+    #[error(
+        "was fetched {} s ago, and `maxStale` is {} s; it is removed",
+        age.as_secs(),
+        most.as_secs()
+    )]
+    TooOld { age: Duration, most: Duration },
+    #[error("has ended, by its source's own word; it is removed")]
+    Ended,
+    #[error("was fetched {} s in the future; set the clock, or remove it", ahead.as_secs())]
+    Future { ahead: Duration },
+}
+
+impl Why {
+    /// Whether it can never be used again.
+    fn is_final(&self) -> bool {
+        match self {
+            Self::OtherSource | Self::TooOld { .. } | Self::Ended => true,
+            Self::Unreadable(_) | Self::Closed(_) | Self::Future { .. } => false,
+        }
+    }
+}
+
+/// Where one credential comes from, to be compared.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct SourceDigest([u8; SourceDigest::LENGTH]);
+
+impl SourceDigest {
+    const LENGTH: usize = 32;
+
+    /// Equal sources are equal here, and others are not. A Fender that describes sources otherwise finds them all changed.
+    pub(crate) fn of(source: &CredentialSource) -> Self {
+        let mut fed = Fed(Context::new(&SHA256));
+        fed.write(b"fender credentials cache source 1");
+        match source {
+            // What a control plane has it from does not travel.
+            CredentialSource::Control => fed.write_u8(0),
+            CredentialSource::Direct(origin) => {
+                fed.write_u8(1);
+                origin.hash(&mut fed);
+            }
+        }
+        let mut bytes = [0; Self::LENGTH];
+        for (byte, made) in bytes.iter_mut().zip(fed.0.finish().as_ref()) {
+            *byte = *made;
+        }
+        Self(bytes)
+    }
+}
+
+/// Everything that tells two values apart, into a digest.
+struct Fed(Context);
+
+impl Hasher for Fed {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Nobody asks for so little of it.
+    fn finish(&self) -> u64 {
+        0
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) name: ObjectName,
+    pub(crate) source: SourceDigest,
+    pub(crate) max_stale: Duration,
+}
+
+impl Cache {
+    /// The one in `directory`, which is made if it is not there, under the key in the file `key`, which is made as well. To be called before
+    /// this process confines itself: the key is not read again.
+    pub fn open(directory: &Path, key: &Path) -> Result<Self, CacheError> {
+        let directory = Directory::open(directory).map_err(CacheError::Directory)?;
+        let key = Key::open(key, directory.path()).map_err(CacheError::Key)?;
+        Ok(Self {
+            directory,
+            key,
+            whose: String::new(),
+            known: Mutex::default(),
+            turns: Arc::new(Semaphore::new(WRITERS)),
+        })
+    }
+
+    /// The same, of the workload with this SPIFFE ID; none: of nobody.
+    #[must_use]
+    pub fn of(mut self, whose: Option<&str>) -> Self {
+        self.whose = whose.unwrap_or("no identity").to_owned();
+        // What a crash has left half written; another process of this workload may be writing.
+        let own = format!(".{}-", self.prefix());
+        let now = clock::system().since_1970();
+        let left = |name: &str| {
+            let since = |name| self.directory.modified(name);
+            name.starts_with(&own)
+                && since(name).is_some_and(|since| now.saturating_sub(since) >= LEFT)
+        };
+        if let Err(error) = self.remove_all(left) {
+            tracing::warn!(directory = %self.directory.path().display(), %error, "cannot tidy the credentials cache");
+        }
+        self
+    }
+
+    /// Removes what no document names any more, and keeps nothing else from now on.
+    pub(crate) fn retain(&self, names: BTreeSet<ObjectName>) {
+        let files: BTreeSet<_> = names.iter().map(|name| self.file(name)).collect();
+        let own = format!("{}-", self.prefix());
+        // First: whoever is writing looks again when it is written.
+        if self.known().named.replace(names.clone()) == Some(names) {
+            return;
+        }
+        let over = |name: &str| name.starts_with(&own) && !files.contains(name);
+        if let Err(error) = self.remove_all(over) {
+            tracing::error!(directory = %self.directory.path().display(), %error, "cannot remove what is kept of credentials that no document names any more");
+        }
+    }
+
+    fn remove_all(&self, over: impl Fn(&str) -> bool) -> io::Result<()> {
+        for name in self.directory.names()? {
+            if over(&name) {
+                self.directory.remove(&name)?;
+                tracing::info!(path = %self.directory.path().join(&name).display(), "removed from the credentials cache");
+            }
+        }
+        Ok(())
+    }
+
+    /// What is kept, if it may be used at `now`, counted from 1970. None: nothing is kept, or the source has spoken since.
+    fn read(&self, wanted: &Wanted, now: Duration) -> Result<Option<Kept>, Refused> {
+        if self.known().answered.contains(&wanted.name) {
+            return Ok(None);
+        }
+        let file = self.file(&wanted.name);
+        let refused = |why| Refused {
+            path: self.directory.path().join(&file),
+            why,
+        };
+        let read = self.directory.read(&file, format::MOST);
+        let read = read.map_err(|why| refused(Why::Unreadable(why)))?;
+        let Some(bytes) = read else {
+            return Ok(None);
+        };
+        let opened = format::open(&self.key, &self.belongs(&wanted.name), &bytes);
+        let judged = opened
+            .map_err(Why::Closed)
+            .and_then(|kept| judge(kept, wanted, now));
+        if judged.as_ref().is_err_and(Why::is_final)
+            && let Err(error) = self.directory.remove(&file)
+        {
+            tracing::error!(path = %self.directory.path().join(&file).display(), %error, "cannot remove what is kept of a credential and may not be used any more");
+        }
+        judged.map(Some).map_err(refused)
+    }
+
+    /// Keeps this value, if documents name it. Of what could not be kept, nothing older is left.
+    fn write(&self, wanted: &Wanted, kept: &Kept) -> io::Result<()> {
+        if !self.names(&wanted.name) {
+            return Ok(());
+        }
+        let file = self.file(&wanted.name);
+        let sealed = format::seal(&self.key, &self.belongs(&wanted.name), kept);
+        let written = sealed.and_then(|bytes| self.directory.replace(&file, &bytes));
+        if written.is_err() || !self.names(&wanted.name) {
+            self.directory.remove(&file)?;
+        }
+        written
+    }
+
+    /// Whether documents name it.
+    fn names(&self, name: &ObjectName) -> bool {
+        let known = self.known();
+        known
+            .named
+            .as_ref()
+            .is_none_or(|named| named.contains(name))
+    }
+
+    /// What was kept of a credential is used no more.
+    fn remove(&self, name: &ObjectName) -> io::Result<()> {
+        self.directory.remove(&self.file(name))
+    }
+
+    /// The source of a credential has answered.
+    fn answered(&self, name: &ObjectName) {
+        let mut known = self.known();
+        if !known.answered.contains(name) {
+            known.answered.insert(name.clone());
+        }
+    }
+
+    fn belongs<'a>(&'a self, name: &'a ObjectName) -> Belongs<'a> {
+        Belongs {
+            whose: &self.whose,
+            name,
+        }
+    }
+
+    fn file(&self, name: &ObjectName) -> String {
+        let prefix = self.prefix();
+        format!("{prefix}-{}.{}{ENDING}", name.namespace(), name.name())
+    }
+
+    /// Workloads that share a directory do not share files.
+    fn prefix(&self) -> String {
+        let of = digest(&SHA256, self.whose.as_bytes());
+        hexadecimal(of.as_ref().get(..8).unwrap_or_default())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether something that opened may be used.
+fn judge(kept: Kept, wanted: &Wanted, now: Duration) -> Result<Kept, Why> {
+    if kept.source != wanted.source {
+        return Err(Why::OtherSource);
+    }
+    let ahead = kept.at.saturating_sub(now);
+    if ahead > SKEW {
+        return Err(Why::Future { ahead });
+    }
+    let age = now.saturating_sub(kept.at);
+    if age >= wanted.max_stale {
+        let most = wanted.max_stale;
+        return Err(Why::TooOld { age, most });
+    }
+    if kept.until.is_some_and(|until| until <= now) {
+        return Err(Why::Ended);
+    }
+    Ok(kept)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("directory", &self.directory.path())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,144 @@
+//! Where cache and key may lie, and to whom they must belong.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use super::*;
+
+fn refused(world: &World) -> String {
+    world.open().expect_err("it was opened").to_string()
+}
+
+#[test]
+fn both_are_made_where_they_are_not_and_are_this_users_alone() {
+    let world = World::new();
+    world.cache();
+    let mode = |name: &str| fs::metadata(world.path(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("cache"), mode("keys/key")), (0o700, 0o600));
+    let key = fs::read(world.path("keys/key")).unwrap();
+    assert_eq!(key.len(), 32);
+    world.cache();
+    assert_eq!(fs::read(world.path("keys/key")).unwrap(), key, "made once");
+    assert_eq!(fs::read_dir(world.path("keys")).unwrap().count(), 1);
+    let other = World::new();
+    other.cache();
+    assert_ne!(fs::read(other.path("keys/key")).unwrap(), key);
+}
+
+#[test]
+fn attack_a_key_that_others_may_read_or_a_link_or_none_at_all_is_refused() {
+    let world = World::new();
+    world.cache();
+    let key = world.path("keys/key");
+    let with_mode = |mode| {
+        fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+        world.open().map(drop).map_err(|error| error.to_string())
+    };
+    for mode in [0o640, 0o604, 0o660, 0o602, 0o601] {
+        let said = with_mode(mode).unwrap_err();
+        assert!(
+            said.contains(&format!("mode {mode:o}")) && said.contains("chmod go= "),
+            "{said}"
+        );
+        assert!(said.contains("keys/key"), "{said}");
+    }
+    assert_eq!(with_mode(0o400), Ok(()));
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    for bytes in [&[][..], &[7; 31], &[7; 33], &[7; 64]] {
+        fs::write(&key, bytes).unwrap();
+        let said = refused(&world);
+        assert!(said.contains("does not hold 32 bytes; remove it"), "{said}");
+    }
+    fs::remove_file(&key).unwrap();
+    fs::write(world.path("real"), [7; 32]).unwrap();
+    symlink(world.path("real"), &key).unwrap();
+    assert!(refused(&world).contains("is a symbolic link"));
+    fs::remove_file(&key).unwrap();
+    fs::create_dir(&key).unwrap();
+    assert!(refused(&world).contains("is not a regular file"));
+    fs::remove_dir(&key).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &key, rustix::fs::Mode::RUSR).unwrap();
+    assert!(refused(&world).contains("is not a regular file"));
+}
+
+#[test]
+fn attack_a_key_beside_what_it_opens_is_refused() {
+    let world = World::new();
+    let opened = |cache: &str, key: &str| {
+        let opened = Cache::open(&world.path(cache), &world.path(key));
+        opened.map(drop).map_err(|error| error.to_string())
+    };
+    fs::create_dir(world.path("both")).unwrap();
+    fs::set_permissions(world.path("both"), Permissions::from_mode(0o700)).unwrap();
+    fs::create_dir(world.path("both/below")).unwrap();
+    for (cache, key) in [
+        ("both", "both/key"),
+        ("both", "both/below/key"),
+        ("both/cache", "both/key"),
+        ("both/cache", "key"),
+    ] {
+        let said = opened(cache, key).unwrap_err();
+        assert!(said.contains("lies together with the cache"), "{said}");
+        assert!(said.contains("in a directory of its own"), "{said}");
+        assert!(!world.path(key).exists(), "nor is it made");
+    }
+    assert_eq!(opened("both/cache", "keys/key"), Ok(()));
+    assert_eq!(opened("both/cache", "both/below/key"), Ok(()));
+}
+
+#[test]
+fn attack_a_directory_that_others_may_look_into_or_a_link_is_refused() {
+    let world = World::new();
+    world.cache();
+    let cache = world.path("cache");
+    for mode in [0o750, 0o701, 0o777, 0o722, 0o1777] {
+        fs::set_permissions(&cache, Permissions::from_mode(mode)).unwrap();
+        let said = refused(&world);
+        assert!(
+            said.contains(&format!("mode {mode:o}")) && said.contains("chmod go= "),
+            "{said}"
+        );
+    }
+    fs::set_permissions(&cache, Permissions::from_mode(0o700)).unwrap();
+    fs::rename(&cache, world.path("real")).unwrap();
+    symlink(world.path("real"), &cache).unwrap();
+    assert!(refused(&world).contains("is a symbolic link"));
+    fs::remove_file(&cache).unwrap();
+    fs::write(&cache, "").unwrap();
+    assert!(refused(&world).contains("cache"));
+    fs::remove_file(&cache).unwrap();
+
+    // What lies below a directory of everybody could be swapped.
+    fs::create_dir(world.path("open")).unwrap();
+    fs::set_permissions(world.path("open"), Permissions::from_mode(0o777)).unwrap();
+    for (cache, key) in [("open/cache", "keys/key"), ("cache", "open/keys/key")] {
+        if key.starts_with("open") {
+            fs::create_dir(world.path("open/keys")).unwrap();
+        }
+        let said = Cache::open(&world.path(cache), &world.path(key)).unwrap_err();
+        assert!(said.to_string().contains("everybody may write"), "{said}");
+    }
+}
+
+/// Only root can make what belongs to somebody else; elsewhere there is nothing to show.
+#[test]
+fn attack_what_belongs_to_another_user_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let world = World::new();
+    world.cache();
+    let give = |path: &Path, user: u32| std::os::unix::fs::chown(path, Some(user), None).unwrap();
+    let key = world.path("keys/key");
+    give(&key, 4711);
+    assert!(refused(&world).contains("belongs to the user 4711"));
+    give(&key, 0);
+    give(&world.path("cache"), 4711);
+    assert!(refused(&world).contains("belongs to the user 4711"));
+    give(&world.path("cache"), 0);
+    world
+        .cache()
+        .write(&wanted("smtp"), &world.kept("one"))
+        .unwrap();
+    give(&world.file(), 4711);
+    assert!(world.would_have().unwrap_err().contains("user 4711"));
+}

@@ -1,0 +1,391 @@
+//! A start during an outage has its credentials from the encrypted cache, with their true age, as long as `maxStale` allows and
+//! nobody said no (DESIGN §9); and whoever has the directory of the cache has nothing.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use fender_tests::process::{PATIENCE, binary, free_address, output};
+use fender_tests::vault::{Mode, Vault};
+use fender_tests::{Mesh, Process, wait_until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::control_loss::one_service;
+use crate::init::alone;
+
+/// In every value; nothing that Fender writes may hold it, but the file that it is delivered to.
+const CANARY: &str = "canary-e3b7c1d2-cached-value";
+
+/// A Vault with one secret, a Sidecar without an identity that wants it, and room for a cache.
+struct World {
+    vault: Vault,
+    directory: TempDir,
+    config: PathBuf,
+}
+
+impl World {
+    fn new(max_stale: &str) -> Self {
+        let vault = Vault::in_the_clear();
+        vault.write("shop/smtp", json!({ "password": CANARY }));
+        let spec = format!(
+            "source: {{ vault: {{ address: \"{}\", login: {{ token: {{ file: DIR/vault-token }} }}, \
+             kv2: {{ path: shop/smtp, key: password }}, refresh: 1s }} }}, maxStale: {max_stale}, \
+             deliver: [ {{ file: {{ path: DIR/out/smtp, storage: disk }} }}, {{ environment: {{ variable: SMTP }} }} ]",
+            vault.url()
+        );
+        let (directory, config) = alone(&[("smtp", spec)]);
+        vault.write_token(directory.path());
+        fs::create_dir(directory.path().join("keys")).unwrap();
+        Self {
+            vault,
+            directory,
+            config,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn delivered(&self) -> Option<String> {
+        fs::read_to_string(self.path("out/smtp")).ok()
+    }
+
+    fn arguments(&self, command: &str) -> Command {
+        let mut arguments = Command::new(binary());
+        arguments
+            .args(["--log", "debug", command, "--config"])
+            .arg(&self.config)
+            .arg("--credentials-cache")
+            .arg(self.path("cache"))
+            .arg("--credentials-cache-key")
+            .arg(self.path("keys/key"))
+            .stdin(Stdio::null());
+        arguments
+    }
+
+    /// `fender watch`, ready.
+    fn watch(&self, log: &str) -> Process {
+        let mut command = self.arguments("watch");
+        command.arg("--admin-socket").arg(self.path("admin.sock"));
+        let mut process = Process::start("watch", &mut command, &self.path(log));
+        process.wait_ready(&self.path("admin.sock"));
+        process
+    }
+
+    /// What a command that ends says, and its exit code.
+    fn run(&self, command: &str, more: &[&str]) -> (i32, String, String) {
+        let mut command = self.arguments(command);
+        command.args(["--start-timeout", "10s"]).args(more);
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (out, log) = (text(output.stdout), text(output.stderr));
+        assert!(!log.contains(CANARY), "{log}");
+        (output.status.code().unwrap_or(-1), out, log)
+    }
+
+    fn status(&self) -> Value {
+        let socket = self.path("admin.sock");
+        let arguments = ["status", "--output", "json", "--sidecar"];
+        let arguments = arguments.map(std::ffi::OsString::from);
+        let (_, out, err) = output(binary(), &[&arguments[..], &[socket.into()]].concat());
+        assert!(!out.contains(CANARY) && !err.contains(CANARY), "{out}{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn kept(&self) -> Vec<PathBuf> {
+        files(&self.path("cache"))
+    }
+
+    /// Nothing in the cache, and no log, holds the value in any form.
+    fn assert_nothing_is_shown(&self) {
+        assert_hidden(&self.path("cache"));
+        for entry in fs::read_dir(self.directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_string_lossy().ends_with(".log") {
+                let log = fs::read_to_string(&path).unwrap();
+                assert!(!log.is_empty() && !log.contains(CANARY), "{log}");
+            }
+        }
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+fn assert_hidden(cache: &Path) {
+    let hex: String = CANARY.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let forms = [
+        CANARY.to_owned(),
+        STANDARD.encode(CANARY).trim_end_matches('=').to_owned(),
+        URL_SAFE.encode(CANARY).trim_end_matches('=').to_owned(),
+        hex.to_uppercase(),
+        hex,
+    ];
+    let kept = files(cache);
+    assert!(!kept.is_empty());
+    for path in kept {
+        let bytes = fs::read(&path).unwrap();
+        for form in &forms {
+            let found = bytes
+                .windows(form.len())
+                .any(|part| part == form.as_bytes());
+            assert!(!found, "{} holds {form}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_restart_during_an_outage_starts_from_the_cache_and_says_how_old_it_is() {
+    let world = World::new("1h");
+    let mut first = world.watch("first.log");
+    assert_eq!(world.delivered().as_deref(), Some(CANARY));
+    let newer = format!("{CANARY}-2");
+    world.vault.write("shop/smtp", json!({ "password": newer }));
+    wait_until("the newer value is delivered", PATIENCE, || {
+        world.delivered().as_deref() == Some(&newer)
+    });
+    first.signal(Signal::TERM);
+    assert!(first.wait(PATIENCE).success(), "{}", first.log());
+    assert_eq!(world.delivered(), None, "the end wipes what was delivered");
+    assert_eq!(world.kept().len(), 1, "and not what is kept");
+    world.assert_nothing_is_shown();
+
+    world.vault.be(Mode::Away);
+    let mut second = world.watch("second.log");
+    assert_eq!(world.delivered().as_deref(), Some(&*newer));
+    let status = world.status();
+    let credential = &status["credentials"][0];
+    assert_eq!(credential["state"], "outdated", "{status}");
+    let told = status.to_string();
+    assert!(told.contains("from the credentials cache"), "{told}");
+    assert!(second.log().contains("what was kept of it is used"));
+
+    // It is back for a while: what was new by then is kept. Whoever is killed leaves what was kept before.
+    let newest = format!("{CANARY}-3");
+    world
+        .vault
+        .write("shop/smtp", json!({ "password": newest }));
+    world.vault.be(Mode::Answers);
+    wait_until("the newest value is delivered", PATIENCE, || {
+        world.delivered().as_deref() == Some(&newest)
+    });
+    wait_until("and is no more outdated", PATIENCE, || {
+        world.status()["credentials"][0]["state"] == "delivered"
+    });
+    second.signal(Signal::TERM);
+    second.wait(PATIENCE);
+    world.vault.be(Mode::Sealed);
+    let mut third = world.watch("third.log");
+    assert_eq!(world.delivered().as_deref(), Some(&*newest));
+    third.kill();
+    let mut fourth = world.watch("fourth.log");
+    assert_eq!(world.delivered().as_deref(), Some(&*newest));
+    world.assert_nothing_is_shown();
+    fourth.signal(Signal::TERM);
+    fourth.wait(PATIENCE);
+}
+
+#[test]
+fn init_and_exec_begin_with_it_too_and_past_max_stale_nobody_does() {
+    let world = World::new("2s");
+    let (code, _, log) = world.run("init", &[]);
+    assert_eq!(code, 0, "{log}");
+    world.vault.be(Mode::Away);
+    // Until it is too old for that, each start has it; how many there are depends on the machine.
+    let mut said = String::new();
+    wait_until("what is kept is too old", PATIENCE, || {
+        let (code, _, log) = world.run("init", &[]);
+        said = log;
+        assert!(code == 0 || code == 75, "{code}: {said}");
+        code == 75
+    });
+    assert!(said.contains("`maxStale` is 2 s; it is removed"), "{said}");
+    assert!(
+        said.contains(".sealed") && said.contains("shop/smtp"),
+        "{said}"
+    );
+    assert_eq!(world.kept().len(), 0);
+
+    let world = World::new("1h");
+    let show = ["--", "/bin/sh", "-c", "printf %s \"$SMTP\""];
+    assert_eq!(world.run("exec", &show).1, CANARY);
+    world.vault.be(Mode::Away);
+    let (code, out, log) = world.run("exec", &show);
+    assert_eq!((code, &*out), (0, CANARY), "{log}");
+    assert!(log.contains("what was kept of it is used"), "{log}");
+    let stays = [&["--supervise"], &show[..]].concat();
+    let (code, out, log) = world.run("exec", &stays);
+    assert_eq!((code, &*out), (0, CANARY), "{log}");
+    fs::remove_file(world.path("out/smtp")).unwrap_or_default();
+    assert_eq!(world.run("init", &[]).0, 0);
+    assert_eq!(world.delivered().as_deref(), Some(CANARY));
+    assert_hidden(&world.path("cache"));
+}
+
+#[test]
+fn a_no_is_believed_and_what_is_kept_goes_with_it() {
+    let world = World::new("1h");
+    assert_eq!(world.run("init", &[]).0, 0);
+    assert_eq!(world.kept().len(), 1);
+    world.vault.deny("secret/data/shop/smtp", true);
+    let (code, _, log) = world.run("init", &[]);
+    assert_eq!(code, 66, "{log}");
+    assert_eq!(world.kept().len(), 0);
+    world.vault.be(Mode::Away);
+    let (code, _, log) = world.run("init", &[]);
+    assert_eq!(code, 75, "{log}");
+
+    // What no document names any more goes as well.
+    world.vault.be(Mode::Answers);
+    world.vault.deny("secret/data/shop/smtp", false);
+    assert_eq!(world.run("init", &[]).0, 0);
+    assert_eq!(world.kept().len(), 1);
+    crate::init::write_alone(world.directory.path(), &[]);
+    assert_eq!(world.run("init", &[]).0, 0);
+    assert_eq!(world.kept().len(), 0);
+}
+
+#[test]
+fn attack_what_was_changed_exposed_or_put_together_is_refused_by_name() {
+    let world = World::new("1h");
+    assert_eq!(world.run("init", &[]).0, 0);
+    world.vault.be(Mode::Away);
+    let file = world.kept().remove(0);
+    let whole = fs::read(&file).unwrap();
+    let mut flipped = whole.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    fs::write(&file, flipped).unwrap();
+    let (code, _, log) = world.run("init", &[]);
+    assert_eq!(code, 75, "{log}");
+    assert!(
+        log.contains("does not open") && log.contains(".sealed"),
+        "{log}"
+    );
+    fs::write(&file, whole).unwrap();
+    assert_eq!(world.run("init", &[]).0, 0);
+
+    let key = world.path("keys/key");
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let (code, _, log) = world.run("init", &[]);
+    assert_eq!(code, 64, "{log}");
+    assert!(
+        log.contains("keys/key") && log.contains("chmod go="),
+        "{log}"
+    );
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+
+    fs::set_permissions(world.path("cache"), Permissions::from_mode(0o777)).unwrap();
+    let (code, _, log) = world.run("watch", &[]);
+    assert_eq!(code, 64, "{log}");
+    assert!(log.contains("open to others"), "{log}");
+    fs::set_permissions(world.path("cache"), Permissions::from_mode(0o700)).unwrap();
+
+    let refused = |arguments: &[&str]| {
+        let (code, _, log) = output(binary(), arguments);
+        assert_eq!(code, 64, "{log}");
+        log
+    };
+    let config = world.config.to_str().unwrap();
+    let cache = world.path("cache");
+    let cache = cache.to_str().unwrap();
+    let one = refused(&["init", "--config", config, "--credentials-cache", cache]);
+    assert!(one.contains("--credentials-cache-key"), "{one}");
+    let beside = format!("{cache}/key");
+    let both = [
+        "--credentials-cache",
+        cache,
+        "--credentials-cache-key",
+        &beside,
+    ];
+    let beside = refused(&[&["init", "--config", config], &both[..]].concat());
+    assert!(beside.contains("lies together with the cache"), "{beside}");
+
+    // A document that came from elsewhere would have the key delivered.
+    let keys = world.path("keys");
+    let keys = keys.to_str().unwrap();
+    let key = format!("{keys}/key");
+    let both = [
+        "--credentials-cache",
+        cache,
+        "--credentials-cache-key",
+        &key,
+    ];
+    let reached = refused(
+        &[
+            &[
+                "watch",
+                "--control",
+                "https://127.0.0.1:1",
+                "--allow-dir",
+                keys,
+            ],
+            &both[..],
+        ]
+        .concat(),
+    );
+    assert!(reached.contains("keep them apart"), "{reached}");
+}
+
+/// A sidecar of `shop/orders` with a cache below `kept`.
+fn keeping(mesh: &Mesh, token: Option<&Path>, kept: &Path, log: &str) -> Process {
+    let mut command = mesh.sidecar_command("shop/orders", token);
+    command
+        .arg("--credentials-cache")
+        .arg(kept.join("cache"))
+        .arg("--credentials-cache-key")
+        .arg(kept.join("keys/key"));
+    Process::start("shop/orders", &mut command, &mesh.path(log))
+}
+
+#[test]
+fn a_sidecar_that_knows_who_it_is_starts_without_its_control_plane_and_with_what_that_fetched() {
+    let mut mesh = Mesh::start(&one_service("1h", free_address(), free_address()));
+    fs::write(mesh.path("source"), CANARY).unwrap();
+    fs::create_dir(mesh.path("out")).unwrap();
+    let listed = "  dnsNames: [ localhost ]\n  credentials: [ smtp ]\n";
+    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml"))
+        .unwrap()
+        .replace("  dnsNames: [ localhost ]\n", listed)
+        + &format!(
+            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+             source: {{ file: {{ path: \"{}\", via: control }} }}\n  deliver: [ {{ file: {{ path: \"{}\", storage: disk }} }} ]\n",
+            mesh.path("source").display(),
+            mesh.path("out/smtp").display()
+        );
+    let (code, out, err) = mesh.apply(&documents);
+    assert_eq!(code, 0, "{out}{err}");
+    let kept = tempfile::tempdir().unwrap();
+    fs::create_dir(kept.path().join("keys")).unwrap();
+    let token = mesh.token("shop/orders", "5m");
+    let mut sidecar = keeping(&mesh, Some(&token), kept.path(), "logs/first.log");
+    mesh.wait_ready("shop/orders", &mut sidecar);
+    let delivered = || fs::read_to_string(mesh.path("out/smtp")).ok();
+    assert_eq!(delivered().as_deref(), Some(CANARY));
+    sidecar.signal(Signal::TERM);
+    assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
+    assert_eq!(delivered(), None);
+    assert_hidden(&kept.path().join("cache"));
+
+    mesh.stop_control();
+    let mut sidecar = keeping(&mesh, None, kept.path(), "logs/second.log");
+    mesh.wait_ready("shop/orders", &mut sidecar);
+    let delivered = fs::read_to_string(mesh.path("out/smtp")).unwrap();
+    assert_eq!(delivered, CANARY);
+    let socket = mesh.admin_socket("shop/orders");
+    let (_, out, _) = output(
+        binary(),
+        &["status", "--sidecar", &socket.to_string_lossy()],
+    );
+    assert!(out.contains("shop/smtp outdated for "), "{out}");
+    assert!(!sidecar.log().contains(CANARY));
+    sidecar.signal(Signal::TERM);
+    assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
+}
