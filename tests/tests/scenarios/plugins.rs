@@ -444,8 +444,13 @@ fn children(of: i32) -> Vec<i32> {
     numbers.map(|number| number.parse().unwrap()).collect()
 }
 
+/// Whether it runs: one that nobody has reaped yet does not.
 fn is_alive(pid: i32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|it| {
+        it.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    })
 }
 
 fn kill(pid: i32) {
