@@ -87,6 +87,16 @@ impl Issued {
         )
     }
 
+    /// The leaf.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Key and chain in one text.
+    pub fn bundle(&self) -> String {
+        format!("{}{}", self.key.serialize_pem(), self.pem)
+    }
+
     /// Writes `certificate.pem` and `key.pem`, as Fender would have them.
     pub fn write(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("make a directory");
@@ -129,6 +139,17 @@ impl Authority {
 
     pub fn issue(&self, template: &Template) -> Issued {
         self.sign(&template.params())
+    }
+
+    /// A server's of these names, for clients outside the mesh.
+    pub fn issue_for_names(&self, names: &[&str]) -> Issued {
+        self.issue(&Template {
+            uris: Vec::new(),
+            dns: names.iter().map(|name| (*name).to_owned()).collect(),
+            begins: -60,
+            ends: 3600,
+            is_ca: false,
+        })
     }
 
     /// A server's, at an address, for as long as the authority is valid.

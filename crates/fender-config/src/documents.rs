@@ -139,7 +139,7 @@ pub(crate) fn read_upon(
         }
         match Raw::clone(&raw) {
             Raw::Mesh(raw) => documents.mesh = documents.mesh.take().or(read::mesh(reader, raw)),
-            Raw::Workload(raw) => workloads.extend(read::workload(page, report, raw)),
+            Raw::Workload(raw) => workloads.extend(read::workload(page, report, &known, raw)),
             Raw::Upstream(raw) => insert(
                 &mut documents.upstreams,
                 read::upstream(reader, raw),
@@ -263,6 +263,9 @@ impl Documents {
                 .credentials
                 .iter()
                 .filter_map(|name| self.credentials.get(name));
+            let place = known.place(Kind::Workload, &workload.name.to_string());
+            let (name, ports) = (workload.name.to_string(), &workload.inbound);
+            read::judge_credentials(report, &place, &name, ports, specs.clone());
             for (one, other, what) in collisions(specs) {
                 let place = known.place(Kind::Credential, &other.to_string());
                 let message = format!(

@@ -36,6 +36,7 @@ use fender_policy::PolicyName;
 
 pub use attest::InvalidDigest;
 pub(crate) use attest::{Whom, resolve as resolve_attest};
+pub(crate) use certificates::judge_credentials;
 pub(crate) use credential::credential;
 pub(crate) use mesh::{ROOT_NAMESPACE, mesh};
 pub(crate) use node::node;

@@ -238,6 +238,7 @@ impl PortCertificate {
                 let account = acme.external_account.as_ref();
                 [acme.roots.as_ref(), account.map(|account| &account.key)]
             }
+            CertificateSource::Credential(_) => [None, None],
         };
         files.into_iter().flatten().map(PathBuf::as_path)
     }
@@ -245,8 +246,16 @@ impl PortCertificate {
     /// Who is asked for it, if somebody is.
     pub fn acme(&self) -> Option<&Acme> {
         match &self.source {
-            CertificateSource::Files(_) => None,
+            CertificateSource::Files(_) | CertificateSource::Credential(_) => None,
             CertificateSource::Acme(acme) => Some(acme),
+        }
+    }
+
+    /// The credential that it is, if it is one.
+    pub fn credential(&self) -> Option<&ObjectName> {
+        match &self.source {
+            CertificateSource::Files(_) | CertificateSource::Acme(_) => None,
+            CertificateSource::Credential(name) => Some(name),
         }
     }
 
@@ -274,6 +283,8 @@ pub enum CertificateSource {
     Files(CertificateFiles),
     /// An authority that is asked for it.
     Acme(Acme),
+    /// A credential that the workload may have: its value is the chain and the key.
+    Credential(ObjectName),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -176,6 +176,7 @@ fn read_all(sources: &[Source], report: &mut Report) -> Option<Parts> {
         }
         credentials.push(credential);
     }
+    read::judge_credentials(report, &place, &name, &sidecar.inbound, credentials.iter());
     for (one, other, what) in collisions(credentials.iter()) {
         let place = known.place(Kind::Credential, &other.to_string());
         let message =

@@ -20,6 +20,7 @@ use fender_identity::Secret;
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
 
 use crate::allow::{AllowDirs, NotAllowed};
+use crate::certificate::CertificateError;
 use crate::render::RenderError;
 
 pub(crate) mod accounts;
@@ -90,6 +91,12 @@ pub enum DeliveryError {
     /// It would be seen in what the application writes.
     #[error("is not delivered: {why}")]
     Unmasked { why: String },
+    /// The value is not what a port is to show.
+    #[error(
+        "is no certificate that the ports naming it can show: {0}; put chain and key that belong together, and are for their \
+         `names`, into its source"
+    )]
+    NoCertificate(#[from] CertificateError),
     /// There is no place in memory for it.
     #[error("cannot {action}: {error}")]
     Unsealed {

@@ -1,4 +1,5 @@
-//! Keeps what is delivered of a workload's credentials right, as files and at the socket, for as long as the sidecar runs.
+//! Keeps what is delivered of a workload's credentials right, as files, at the socket and as certificates of ports, for as long as
+//! the sidecar runs.
 //!
 //! At start all of them are there or none. Later each credential has a keeper of its own, so that
 //! one that fails delays no other: a new value is written, an outage changes nothing, a refusal of
@@ -12,12 +13,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fender_config::ObjectName;
-use fender_config::snapshot::{Content, CredentialSpec, Delivery, Snapshot};
+use fender_config::snapshot::{Content, CredentialSpec, Delivery, PortCertificate, Snapshot};
 use fender_identity::Secret;
+use fender_identity::tls::PemPair;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
+use crate::certificate::{self, PortCertificates};
 use crate::deliver::set::SetPlace;
 use crate::deliver::{DeliveryError, Place};
 use crate::handover::{Audience, Handed, Handovers, Offer, Reader};
@@ -49,6 +52,16 @@ pub struct Settings {
     pub handovers: Option<Handovers>,
     /// Who hides values in what the application writes, before they are delivered; if anybody is to.
     pub hider: Option<Arc<Hider>>,
+    /// Where ports are given what they show, if there are any.
+    pub certificates: Option<PortCertificates>,
+}
+
+/// A credential that is delivered here.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    spec: CredentialSpec,
+    /// What ports show of it.
+    certificates: Vec<PortCertificate>,
 }
 
 /// Of a credential, what is left in place when nobody stays to keep it: its files. Nothing if it has none.
@@ -67,8 +80,9 @@ pub fn files_alone(spec: &CredentialSpec) -> Option<CredentialSpec> {
 /// Writes every file of what was gathered, or none, and leaves them to whoever reads them. Nobody is told, and nothing is
 /// handed over.
 pub async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<(), StartError> {
+    let no_ports = |_: &ObjectName| Vec::new();
     // What was placed goes out of sight here, and stays where it is.
-    deliver_all(gathered, settings).await.map(drop)
+    deliver_all(gathered, no_ports, settings).await.map(drop)
 }
 
 /// Delivers every credential of the present Snapshot within `deadline` and keeps following. Either
@@ -81,13 +95,19 @@ pub async fn start(
     deadline: Deadline,
     drain: &Drain,
 ) -> Result<watch::Receiver<Holdings>, StartError> {
-    let specs = delivered_here(&snapshots.borrow_and_update());
+    let wanted = delivered_here(&snapshots.borrow_and_update(), &settings);
+    let specs: Vec<_> = wanted.iter().map(|wanted| wanted.spec.clone()).collect();
     settings.notifier.retain(&specs);
     // Also what others deliver for this workload.
     let all = snapshots.borrow().credentials.clone();
     settings.sources.keep_only(&all).await;
     let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
-    let delivered = deliver_all(gathered, &settings).await?;
+    let of_ports = |name: &ObjectName| {
+        let mut wanted = wanted.iter();
+        let wanted = wanted.find(|wanted| wanted.spec.name == *name);
+        wanted.map_or_else(Vec::new, |wanted| wanted.certificates.clone())
+    };
+    let delivered = deliver_all(gathered, of_ports, &settings).await?;
 
     let (holdings, held) = watch::channel(Holdings::new());
     let mut engine = Engine {
@@ -97,9 +117,11 @@ pub async fn start(
         drain: drain.clone(),
     };
     for placed in delivered {
-        engine.keep(placed.gathered.spec.clone(), |keeper| {
-            keeper.holding(placed)
-        });
+        let wanted = Wanted {
+            spec: placed.gathered.spec.clone(),
+            certificates: placed.plan.certificates.clone(),
+        };
+        engine.keep(wanted, |keeper| keeper.holding(placed));
     }
     drain.spawn(engine.run(snapshots));
     Ok(held)
@@ -109,7 +131,7 @@ struct Engine {
     settings: Settings,
     holdings: watch::Sender<Holdings>,
     /// A keeper stays when its credential is dropped, so that one that comes back never has two.
-    keepers: BTreeMap<ObjectName, watch::Sender<Option<CredentialSpec>>>,
+    keepers: BTreeMap<ObjectName, watch::Sender<Option<Wanted>>>,
     drain: Drain,
 }
 
@@ -124,48 +146,62 @@ impl Engine {
                     let snapshot = snapshots.borrow_and_update().clone();
                     let sources = &self.settings.sources;
                     sources.keep_only(&snapshot.credentials).await;
-                    self.follow(delivered_here(&snapshot));
+                    let wanted = delivered_here(&snapshot, &self.settings);
+                    self.follow(wanted);
                 }
             }
         }
     }
 
-    fn follow(&mut self, specs: Vec<CredentialSpec>) {
-        let kept: BTreeSet<_> = specs.iter().map(|spec| spec.name.clone()).collect();
-        for (_, spec) in self.keepers.iter().filter(|(name, _)| !kept.contains(name)) {
-            spec.send_if_modified(|spec| spec.take().is_some());
+    fn follow(&mut self, wanted: Vec<Wanted>) {
+        let kept: BTreeSet<_> = wanted.iter().map(|one| one.spec.name.clone()).collect();
+        for (_, known) in self.keepers.iter().filter(|(name, _)| !kept.contains(name)) {
+            known.send_if_modified(|known| known.take().is_some());
         }
-        for spec in specs {
-            let Some(known) = self.keepers.get(&spec.name) else {
-                self.keep(spec, |keeper| keeper);
+        for one in wanted {
+            let Some(known) = self.keepers.get(&one.spec.name) else {
+                self.keep(one, |keeper| keeper);
                 continue;
             };
             known.send_if_modified(|known| {
-                let news = known.as_ref() != Some(&spec);
-                *known = Some(spec);
+                let news = known.as_ref() != Some(&one);
+                *known = Some(one);
                 news
             });
         }
     }
 
-    fn keep(&mut self, spec: CredentialSpec, prepare: impl FnOnce(Keeper) -> Keeper) {
-        let name = spec.name.clone();
-        let (publish, specs) = watch::channel(Some(spec));
+    fn keep(&mut self, wanted: Wanted, prepare: impl FnOnce(Keeper) -> Keeper) {
+        let name = wanted.spec.name.clone();
+        let (publish, documents) = watch::channel(Some(wanted));
         let ledger = Ledger::new(name.clone(), self.holdings.clone());
-        let keeper = Keeper::new(specs, self.settings.clone(), ledger, self.drain.clone());
+        let keeper = Keeper::new(documents, self.settings.clone(), ledger, self.drain.clone());
         self.keepers.insert(name, publish);
         self.drain.spawn(prepare(keeper).run());
     }
 }
 
 /// The credentials that a sidecar delivers.
-fn delivered_here(snapshot: &Snapshot) -> Vec<CredentialSpec> {
+fn delivered_here(snapshot: &Snapshot, settings: &Settings) -> Vec<Wanted> {
     let here = |delivery: &Delivery| match delivery {
         Delivery::File(..) | Delivery::Files(_) | Delivery::Socket(_) | Delivery::Url(_) => true,
         Delivery::Environment { .. } => false,
     };
-    let here = |spec: &&CredentialSpec| spec.deliver.iter().any(here);
-    snapshot.credentials.iter().filter(here).cloned().collect()
+    let ports = snapshot.inbound.iter();
+    let ports = ports.filter(|_| settings.certificates.is_some());
+    let shown: Vec<_> = ports.flat_map(|port| &port.certificates).collect();
+    let wanted = snapshot.credentials.iter().map(|spec| {
+        let of_it = shown
+            .iter()
+            .filter(|one| one.credential() == Some(&spec.name));
+        let of_it: BTreeSet<PortCertificate> = of_it.map(|one| (*one).clone()).collect();
+        Wanted {
+            spec: spec.clone(),
+            certificates: of_it.into_iter().collect(),
+        }
+    });
+    let here = |one: &Wanted| !one.certificates.is_empty() || one.spec.deliver.iter().any(here);
+    wanted.filter(here).collect()
 }
 
 /// What a document has done with a credential.
@@ -177,12 +213,21 @@ struct Plan {
     /// Of tokens, each with what it is to hold.
     tokens: Vec<(Place, Secret)>,
     to: Audience,
+    /// What ports show of it.
+    certificates: Vec<PortCertificate>,
 }
 
 impl Plan {
     /// Fails where the document may not or cannot have its way.
-    fn of(spec: &CredentialSpec, settings: &Settings) -> Result<Self, DeliveryError> {
-        let mut plan = Self::default();
+    fn of(
+        spec: &CredentialSpec,
+        certificates: Vec<PortCertificate>,
+        settings: &Settings,
+    ) -> Result<Self, DeliveryError> {
+        let mut plan = Self {
+            certificates,
+            ..Self::default()
+        };
         for delivery in &spec.deliver {
             match delivery {
                 Delivery::File(file, content) => {
@@ -214,6 +259,19 @@ impl Plan {
         Ok(plan)
     }
 
+    /// What ports show of this value, if they show anything of it.
+    fn certificate(
+        &self,
+        value: &Secret,
+        settings: &Settings,
+    ) -> Result<Option<Arc<PemPair>>, DeliveryError> {
+        if self.certificates.is_empty() {
+            return Ok(None);
+        }
+        let now = settings.sources.clock.now();
+        Ok(Some(certificate::pair(value, &self.certificates, now)?))
+    }
+
     /// Every file, with what it is to hold.
     fn work(&self, credential: &ObjectName, value: &Secret) -> Work {
         let places = self.places.iter().cloned();
@@ -241,12 +299,17 @@ struct Placed {
 /// predecessor's as well.
 async fn deliver_all(
     gathered: Vec<Gathered>,
+    of_ports: impl Fn(&ObjectName) -> Vec<PortCertificate>,
     settings: &Settings,
 ) -> Result<Vec<Placed>, StartError> {
     let mut planned = Vec::with_capacity(gathered.len());
     for one in gathered {
-        match Plan::of(&one.spec, settings) {
-            Ok(plan) => planned.push((one, plan)),
+        let plan = Plan::of(&one.spec, of_ports(&one.spec.name), settings).and_then(|plan| {
+            let certificate = plan.certificate(&one.fetched.value, settings)?;
+            Ok((plan, certificate))
+        });
+        match plan {
+            Ok((plan, certificate)) => planned.push((one, plan, certificate)),
             Err(error) => {
                 return Err(StartError::Delivery {
                     name: one.spec.name,
@@ -255,9 +318,12 @@ async fn deliver_all(
             }
         }
     }
-    if let (Some(hider), Some((first, _))) = (&settings.hider, planned.first()) {
-        let values = planned.iter();
-        let values = values.map(|(one, _)| (&one.spec.name, &one.fetched.value));
+    if let (Some(hider), Some((first, _, _))) = (&settings.hider, planned.first()) {
+        // What is a port's certificate alone never reaches the application, nor what hides it there.
+        let values = planned
+            .iter()
+            .filter(|(one, _, _)| !one.spec.deliver.is_empty());
+        let values = values.map(|(one, _, _)| (&one.spec.name, &one.fetched.value));
         if let Err(why) = hider.hide(values).await {
             return Err(StartError::Delivery {
                 name: first.spec.name.clone(),
@@ -266,7 +332,7 @@ async fn deliver_all(
         }
     }
     let mut delivered = Vec::with_capacity(planned.len());
-    for (gathered, plan) in planned {
+    for (gathered, plan, certificate) in planned {
         let name = gathered.spec.name.clone();
         let fetched = gathered.fetched.clone();
         let work = plan.work(&name, &fetched.value);
@@ -275,6 +341,9 @@ async fn deliver_all(
         let offered = offer
             .as_ref()
             .map(|offer| offer.put(&plan.to, &fetched.value, &fetched.generation));
+        if let (Some(all), Some(pair)) = (&settings.certificates, &certificate) {
+            all.put(&name, &plan.certificates, pair);
+        }
         let failure = written.failure.or_else(|| offered?.err());
         delivered.push(Placed {
             gathered,

@@ -2,7 +2,7 @@
 //!
 //! Secrets come from `fender-providers` or, by the hand of the binary, from a control plane
 //! ([`RemoteSecrets`]); they leave as files ([`deliver`]), alone or in sets that change together, of what documents have made of them, at a socket ([`handover`]) or as the environment of a command
-//! ([`environment`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
+//! ([`environment`]), or as what whoever serves the ports shows there ([`PortCertificates`]). [`engine`] keeps files and socket right while the sidecar runs, [`notify`] tells applications of changes, [`supervise`] is the
 //! parent of the application and of the proxy beside it, and [`mask`] hides secrets in what the application writes.
 //!
 //! What was fetched last is kept for a start during an outage, if somebody wants that ([`cache`]).
@@ -11,6 +11,7 @@
 //! machine, and keeps no secret longer than it must.
 
 mod allow;
+mod certificate;
 mod render;
 mod sources;
 
@@ -25,5 +26,6 @@ pub mod supervise;
 
 pub use allow::{AllowDirs, NotAllowed};
 pub use cache::{Cache, CacheError};
+pub use certificate::{CertificateError, PortCertificates, Standings};
 pub use render::RenderError;
 pub use sources::{Gathered, NoRemote, RemoteSecrets, Sources, StartError, gather};

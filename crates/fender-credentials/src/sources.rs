@@ -252,7 +252,7 @@ impl StartError {
                 | DeliveryError::NoUrl
                 | DeliveryError::Unmasked { .. }
                 | DeliveryError::Unserved { .. } => 64,
-                DeliveryError::Unrendered { .. } => 66,
+                DeliveryError::Unrendered { .. } | DeliveryError::NoCertificate(_) => 66,
                 DeliveryError::Failed { .. } | DeliveryError::Unsealed { .. } => 69,
             },
         }

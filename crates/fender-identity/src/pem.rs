@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::{Error, PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::Secret;
 
@@ -23,6 +23,8 @@ pub enum PemError {
     Missing { what: &'static str },
     #[error("more than one private key in the PEM text")]
     SeveralKeys,
+    #[error("the private key in the PEM text is encrypted with a password")]
+    Encrypted,
     #[error("more than one certificate request in the PEM text")]
     SeveralRequests,
     #[error(
@@ -104,8 +106,32 @@ pub fn request(text: &[u8]) -> Result<Vec<u8>, PemError> {
     }
 }
 
+/// The one private key in the text, written anew: nothing else of the text is in it.
+pub(crate) fn private_key_alone(text: &[u8]) -> Result<Secret, PemError> {
+    let mut key = private_key(text)?;
+    let label = match &key {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        PrivateKeyDer::Pkcs8(_) => "PRIVATE KEY",
+        _ => return Err(PemError::Unknown),
+    };
+    let written = encode(label, key.secret_der());
+    key.zeroize();
+    Ok(Secret::new(written.as_bytes().to_vec()))
+}
+
+/// How openssl marks keys that take a password: of PKCS#8, and of the older forms.
+const ENCRYPTED: [&[u8]; 2] = [
+    b"-----BEGIN ENCRYPTED PRIVATE KEY-----",
+    b"Proc-Type: 4,ENCRYPTED",
+];
+
 /// The one private key in the text.
 pub(crate) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    let is_marked = |mark: &[u8]| text.windows(mark.len()).any(|part| part == mark);
+    if ENCRYPTED.iter().any(|mark| is_marked(mark)) {
+        return Err(PemError::Encrypted);
+    }
     let mut keys: Vec<PrivateKeyDer<'static>> = sections(text, "private key")?;
     match (keys.pop(), keys.is_empty()) {
         (Some(key), true) => Ok(key),

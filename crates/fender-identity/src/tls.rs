@@ -53,11 +53,17 @@ pub struct Own<'a> {
     pub svid: &'a Svid,
     /// Instead of it, to clients outside the mesh that ask for their names.
     pub named: &'a [NamedCertificate],
+    /// Names, `*` for all others among them, for which there is nothing to show: who asks for one is refused.
+    pub refused: &'a [String],
 }
 
 impl<'a> From<&'a Svid> for Own<'a> {
     fn from(svid: &'a Svid) -> Self {
-        Self { svid, named: &[] }
+        Self {
+            svid,
+            named: &[],
+            refused: &[],
+        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! Certificates that a port shows beside the workload's own, for clients outside the mesh: read from files, or got by
-//! somebody else from an authority; and followed.
+//! somebody else from an authority or as a credential; and followed.
 //!
 //! Whoever issues them replaces the files. What fits together is served to the next connection; what does not is said once,
 //! and the pair before it is kept. A pair that never fitted is not served: for its names a client gets the workload's own
 //! certificate, as for any name that is nobody's. Where the names of one from an authority change, the one for the names
-//! before stands in for those that both have, until the authority has issued the new one. No path is opened that is not in the snapshot, and the snapshot has only
+//! before stands in for those that both have, until the authority has issued the new one.
+//!
+//! One that is a credential is stood in for by nothing but itself under other names: where it is not there, has been taken back or
+//! has ended, its names are refused. No path is opened that is not in the snapshot, and the snapshot has only
 //! such as this sidecar was allowed to read. A private key that others can read is not taken.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +29,47 @@ use crate::metrics::declared;
 /// The largest file of a chain or a key that is read.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// Those that somebody gets from authorities, as they are now.
+/// Those that somebody else gets, as they are now.
 pub type Standings = BTreeMap<PortCertificate, Issued>;
+
+/// All that somebody else gets.
+#[derive(Clone, Debug)]
+pub(crate) struct Given {
+    /// From authorities.
+    pub(crate) issued: Arc<Standings>,
+    /// As credentials.
+    pub(crate) credentials: Arc<Standings>,
+}
+
+impl Given {
+    /// None of what lies in files.
+    fn of(&self, wanted: &PortCertificate) -> Option<Issued> {
+        let all = match &wanted.source {
+            CertificateSource::Files(_) => return None,
+            CertificateSource::Acme(_) => &self.issued,
+            CertificateSource::Credential(_) => &self.credentials,
+        };
+        Some(all.get(wanted).cloned().unwrap_or_default())
+    }
+}
+
+/// What a port shows beside the workload's own.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    pub(crate) named: Vec<NamedCertificate>,
+    /// Names for which there is nothing to show.
+    pub(crate) refused: Vec<String>,
+}
+
+impl Shown {
+    /// Whether it is the very same.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let same = |(one, other): (&NamedCertificate, &NamedCertificate)| one.is(other);
+        self.refused == other.refused
+            && self.named.len() == other.named.len()
+            && self.named.iter().zip(&other.named).all(same)
+    }
+}
 
 /// What was found last.
 #[derive(Debug, Default)]
@@ -40,80 +82,89 @@ struct Held {
     served: Option<NamedCertificate>,
     /// It was issued for other names.
     stands_in: bool,
+    /// Whoever gave it has taken it back.
+    withdrawn: bool,
     /// Why what is there now is not served.
     problem: Option<String>,
 }
 
-/// What is there now.
-pub(crate) type Found = Vec<(PortCertificate, Issued)>;
+/// What lies in files now.
+pub(crate) type Found = BTreeMap<PortCertificate, Issued>;
 
-/// Looks at all that a snapshot names. Blocks: files may lie on a network.
-pub(crate) fn find_all(wanted: Vec<PortCertificate>, standings: &Standings) -> Found {
-    let found = wanted.into_iter().map(|wanted| {
-        let found = match &wanted.source {
-            CertificateSource::Files(files) => match read(files) {
-                Ok(pair) => Issued {
-                    pair: Some(Arc::new(pair)),
-                    ..Issued::default()
-                },
-                Err(problem) => Issued {
-                    problem: Some(problem),
-                    ..Issued::default()
-                },
-            },
-            CertificateSource::Acme(_) => standings.get(&wanted).cloned().unwrap_or_default(),
+/// Looks at all that lie in files. Blocks: they may lie on a network.
+pub(crate) fn find_files(wanted: Vec<PortCertificate>) -> Found {
+    let found = wanted.into_iter().filter_map(|wanted| {
+        let CertificateSource::Files(files) = &wanted.source else {
+            return None;
         };
-        (wanted, found)
+        let found = match read(files) {
+            Ok(pair) => Issued {
+                pair: Some(Arc::new(pair)),
+                ..Issued::default()
+            },
+            Err(problem) => Issued {
+                problem: Some(problem),
+                ..Issued::default()
+            },
+        };
+        Some((wanted, found))
     });
     found.collect()
 }
 
-/// The first look, before anybody is served. Blocks, but no longer than `patience`: where files hang by then they are a
-/// problem like any other, and the look goes on beside the work.
-pub(crate) fn first_look(
+/// Those of `wanted` that lie in files.
+pub(crate) fn in_files(wanted: &[PortCertificate]) -> Vec<PortCertificate> {
+    let files = wanted.iter().filter(|one| one.is_in_files());
+    files.cloned().collect()
+}
+
+/// What there is of all of them: what was found in files, and what somebody else has got by now. Files that nobody has read are a
+/// problem like any other.
+pub(crate) fn together(
     wanted: Vec<PortCertificate>,
-    standings: Arc<Standings>,
+    found: &Found,
+    given: &Given,
+) -> Vec<(PortCertificate, Issued)> {
+    let all = wanted.into_iter().map(|wanted| {
+        let there = given.of(&wanted).or_else(|| found.get(&wanted).cloned());
+        let there = there.unwrap_or_else(|| Issued {
+            problem: Some(format!(
+                "certificate {}: its files are not read in time",
+                shown(&wanted)
+            )),
+            ..Issued::default()
+        });
+        (wanted, there)
+    });
+    all.collect()
+}
+
+/// The first look at files, before anybody is served. Blocks, but no longer than `patience`: the look goes on beside the work.
+pub(crate) fn first_look(
+    files: Vec<PortCertificate>,
     patience: Duration,
 ) -> (Found, Option<JoinHandle<Found>>) {
-    let known = standings.clone();
-    let asked = wanted.clone();
-    look_for(wanted, &standings, patience, move || {
-        find_all(asked, &known)
-    })
+    look_for(files, patience, find_files)
 }
 
 fn look_for(
-    wanted: Vec<PortCertificate>,
-    standings: &Standings,
+    files: Vec<PortCertificate>,
     patience: Duration,
-    look: impl FnOnce() -> Found + Send + 'static,
+    look: impl FnOnce(Vec<PortCertificate>) -> Found + Send + 'static,
 ) -> (Found, Option<JoinHandle<Found>>) {
-    if !wanted.iter().any(PortCertificate::is_in_files) {
-        return (look(), None);
+    if files.is_empty() {
+        return (Found::new(), None);
     }
     let (tell, told) = mpsc::channel();
     tokio::task::spawn_blocking(move || {
         // Who does not wait for it any more has ended.
-        let _ = tell.send(look());
+        let _ = tell.send(look(files));
     });
     if let Ok(found) = told.recv_timeout(patience) {
         return (found, None);
     }
     let late = tokio::task::spawn_blocking(move || told.recv().unwrap_or_default());
-    let hanging = wanted.into_iter().map(|wanted| {
-        let found = match wanted.is_in_files() {
-            true => Issued {
-                problem: Some(format!(
-                    "certificate {}: its files are not read in time",
-                    shown(&wanted)
-                )),
-                ..Issued::default()
-            },
-            false => standings.get(&wanted).cloned().unwrap_or_default(),
-        };
-        (wanted, found)
-    });
-    (hanging.collect(), Some(late))
+    (Found::new(), Some(late))
 }
 
 fn read(files: &CertificateFiles) -> Result<PemPair, String> {
@@ -146,7 +197,7 @@ pub struct CertificateStatus {
 
 impl Certificates {
     /// Takes in what was found, and forgets what is not wanted any more. Whether anything else is served now.
-    pub(crate) fn take(&mut self, found: Found, now: UnixTime) -> bool {
+    pub(crate) fn take(&mut self, found: Vec<(PortCertificate, Issued)>, now: UnixTime) -> bool {
         let before = std::mem::take(&mut self.0);
         let mut changed = false;
         for (wanted, found) in found {
@@ -160,10 +211,36 @@ impl Certificates {
         changed
     }
 
-    /// What a port serves beside the workload's own.
-    pub(crate) fn of(&self, port: &Inbound) -> Vec<NamedCertificate> {
-        let held = port.certificates.iter().map(|wanted| self.0.get(wanted));
-        held.filter_map(|held| held?.served.clone()).collect()
+    /// What a port shows beside the workload's own.
+    pub(crate) fn of(&self, port: &Inbound) -> Shown {
+        let mut shown = Shown::default();
+        for wanted in &port.certificates {
+            let served = self.0.get(wanted).and_then(|held| held.served.as_ref());
+            // Also those of its names for which it does not stand in.
+            if wanted.credential().is_some() {
+                let is_served =
+                    |name: &String| served.is_some_and(|served| served.names().contains(name));
+                let refused = wanted.names.iter().filter(|name| !is_served(name));
+                shown.refused.extend(refused.cloned());
+            }
+            shown.named.extend(served.cloned());
+        }
+        shown
+    }
+
+    /// Those without which a port is not what its document says: each as a sentence. One that was taken back is none of them.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let missing = self.0.iter().filter(|(wanted, held)| {
+            wanted.credential().is_some() && held.served.is_none() && !held.withdrawn
+        });
+        let missing = missing.map(|(wanted, _)| {
+            let names = wanted.names.join(" ");
+            format!(
+                "the certificate for {names}, {}, is not there",
+                shown(wanted)
+            )
+        });
+        missing.collect()
     }
 
     /// The names of all of them.
@@ -220,14 +297,19 @@ pub(crate) fn tell(certificates: &[CertificateStatus], told: &mut Exposition) {
 
 impl Held {
     /// What one that is new begins with: whatever was served until now for the most of its names. Whoever gets it from an
-    /// authority has not been heard of it yet, and its files are read anew.
+    /// authority has not been heard of it yet, and its files are read anew. For a credential only the same one stands in.
     fn standing_in(
         wanted: &PortCertificate,
         before: &BTreeMap<PortCertificate, Self>,
         now: UnixTime,
     ) -> Self {
-        let served = before.values().filter_map(|held| {
-            wanted.acme()?;
+        let served = before.iter().filter_map(|(other, held)| {
+            match &wanted.source {
+                CertificateSource::Files(_) => return None,
+                CertificateSource::Acme(_) => {}
+                CertificateSource::Credential(name) if other.credential() == Some(name) => {}
+                CertificateSource::Credential(_) => return None,
+            }
             held.served.as_ref()?.standing_in(&wanted.names)
         });
         let valid = served.filter(|served| served.validity().includes(now));
@@ -241,8 +323,17 @@ impl Held {
     }
 
     fn take(&mut self, wanted: &PortCertificate, found: Issued, now: UnixTime) -> bool {
+        let is_heard = found.problem.is_some();
         let mut problem = found.problem;
+        let has_ended = |served: &NamedCertificate| served.validity().not_after < now;
+        self.withdrawn = found.withdrawn;
         let mut changed = false;
+        if found.withdrawn
+            || wanted.credential().is_some() && self.served.as_ref().is_some_and(has_ended)
+        {
+            changed = self.served.take().is_some();
+            (self.seen, self.stands_in) = (None, false);
+        }
         let is_seen = |pair: &Arc<PemPair>| {
             let seen = self.seen.as_ref().is_some_and(|seen| seen.equals(pair));
             seen && self.stands_in == found.stands_in
@@ -270,10 +361,17 @@ impl Held {
                 format!("{problem}; the one before stands in for {names}")
             }
             Some(_) => format!("{problem}; keeping the one before"),
+            None if wanted.credential().is_some() => format!("{problem}; its names are refused"),
             None => format!("{problem}; its names get the workload's own certificate"),
         });
-        // Whoever gets it from an authority says so in the log.
-        if let (Some(problem), CertificateSource::Files(_)) = (&problem, &wanted.source)
+        // What others have found wrong they have said in the log themselves.
+        let is_ours = match &wanted.source {
+            CertificateSource::Files(_) => true,
+            CertificateSource::Acme(_) => false,
+            CertificateSource::Credential(_) => !is_heard,
+        };
+        if let Some(problem) = &problem
+            && is_ours
             && self.problem.as_ref() != Some(problem)
         {
             tracing::error!(problem, "a certificate cannot be served");
@@ -312,6 +410,7 @@ fn shown(wanted: &PortCertificate) -> String {
             format!("`{certificate}` with key `{key}`")
         }
         CertificateSource::Acme(acme) => format!("from `{}`", acme.directory),
+        CertificateSource::Credential(name) => format!("of the credential `{name}`"),
     }
 }
 
@@ -419,14 +518,19 @@ mod tests {
             ..wanted(&[A])
         };
         let all = vec![files.clone(), wanted(&[B])];
-        let standings = Standings::from([(wanted(&[B]), issued(&[B]))]);
+        let given = Given {
+            issued: Arc::new(Standings::from([(wanted(&[B]), issued(&[B]))])),
+            credentials: Arc::default(),
+        };
         // A file system that hangs, until its server is there again.
         let (answer, answered) = mpsc::channel::<()>();
-        let late = vec![(files.clone(), issued(&[A]))];
-        let (found, looking) = look_for(all, &standings, Duration::from_millis(10), move || {
+        let late = Found::from([(files.clone(), issued(&[A]))]);
+        let patience = Duration::from_millis(10);
+        let (found, looking) = look_for(in_files(&all), patience, move |_| {
             answered.recv().unwrap();
             late
         });
+        let found = together(all.clone(), &found, &given);
         let mut certificates = Certificates::default();
         certificates.take(found, at(NOW));
         let problems: Vec<_> = certificates.status(at(NOW));
@@ -435,7 +539,8 @@ mod tests {
         assert_eq!(problems[1].problem, None, "others are none the worse");
         // It is not lost.
         answer.send(()).unwrap();
-        certificates.take(looking.unwrap().await.unwrap(), at(NOW));
+        let found = looking.unwrap().await.unwrap();
+        certificates.take(together(all, &found, &given), at(NOW));
         assert_eq!(certificates.status(at(NOW))[0].problem, None);
     }
 }

@@ -30,7 +30,9 @@ use worker::{Certificate, LOOK, Report, Side, Worker, described};
 
 use crate::Limits;
 use crate::access::AccessLog;
-use crate::certificates::{self, CertificateStatus, Certificates, Standings, first_look, wanted};
+use crate::certificates::{
+    self, CertificateStatus, Certificates, Given, Standings, first_look, in_files, together, wanted,
+};
 use crate::challenges::Challenges;
 use crate::crowd::Crowd;
 use crate::metrics::{Counts, Metrics, declared};
@@ -51,6 +53,8 @@ pub struct Inputs {
     pub snapshot: watch::Receiver<Arc<Snapshot>>,
     /// The certificates that somebody gets from authorities.
     pub issued: watch::Receiver<Arc<Standings>>,
+    /// Those that are credentials.
+    pub credentials: watch::Receiver<Arc<Standings>>,
     /// What those authorities are answered meanwhile.
     pub challenges: Arc<Challenges>,
     pub clock: SharedClock,
@@ -82,6 +86,7 @@ impl Proxy {
             mut svid,
             mut snapshot,
             mut issued,
+            mut credentials,
             challenges,
             clock,
             inbound,
@@ -100,9 +105,13 @@ impl Proxy {
             snapshot.borrow_and_update().clone(),
         );
         let mut certificates = Certificates::default();
-        let standings = issued.borrow_and_update().clone();
-        let (found, looking) = first_look(wanted(&newest), standings, LOOK);
-        certificates.take(found, clock.now());
+        let given = Given {
+            issued: issued.borrow_and_update().clone(),
+            credentials: credentials.borrow_and_update().clone(),
+        };
+        let wanted = wanted(&newest);
+        let (found, looking) = first_look(in_files(&wanted), LOOK);
+        certificates.take(together(wanted, &found, &given), clock.now());
         let terms = Terms::build(
             &newest_svid,
             &newest,
@@ -140,6 +149,7 @@ impl Proxy {
             svid,
             snapshot,
             issued,
+            credentials,
             node: node.clone(),
             listeners,
             inbound: Side {
@@ -225,7 +235,7 @@ impl Running {
         told.number(&declared::SNAPSHOT_VERSION, version);
     }
 
-    /// What keeps it from accepting connections that it should: each as a sentence about a listener.
+    /// What keeps it from accepting connections that it should: each as a sentence about a listener or a certificate.
     pub fn missing(&self) -> Vec<String> {
         self.report.borrow().missing.clone()
     }

@@ -14,7 +14,7 @@ use fender_config::snapshot::{
     ProxyProtocol, Snapshot, UpstreamRoots,
 };
 use fender_config::{HostPort, ListenAddr};
-use fender_identity::tls::{self, NamedCertificate, Own, TlsError, TlsProfile};
+use fender_identity::tls::{self, Own, TlsError, TlsProfile};
 use fender_identity::{Peer, Svid, Trust};
 use fender_runtime::clock::{Clock, SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 
 use crate::Limits;
 use crate::app::App;
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, Shown};
 use crate::challenges::http::ChallengeTerms;
 use crate::challenges::{Answering, Challenges};
 use crate::fault::{PeerFault, UpstreamFault};
@@ -84,7 +84,7 @@ pub(crate) struct InboundTerms {
     pub(crate) listen: ListenAddress,
     opening: Opening,
     asked: Inbound,
-    named: Vec<NamedCertificate>,
+    shown: Shown,
 }
 
 /// M1: how a peer may begin.
@@ -201,13 +201,14 @@ impl Terms {
             let listen = listen_address(&inbound.listen);
             let kept = kept.and_then(|kept| kept.inbound.get(&listen));
             let before = before.and_then(|before| before.inbound.get(&listen));
-            let named = certificates.of(inbound);
+            let shown = certificates.of(inbound);
             let own = Own {
                 svid,
-                named: &named,
+                named: &shown.named,
+                refused: &shown.refused,
             };
             let built = match kept {
-                Some(kept) if kept.is_of(inbound, &named) => kept.clone(),
+                Some(kept) if kept.asked == *inbound && kept.shown.is(&shown) => kept.clone(),
                 Some(_) | None => {
                     let app = match before.map(|before| &before.app) {
                         Some(app) if *app.address() == inbound.app => app.clone(),
@@ -280,14 +281,6 @@ impl InboundTerms {
         port.map(|port| &port.forwarded)
     }
 
-    /// Whether it is what would be made of this.
-    fn is_of(&self, asked: &Inbound, named: &[NamedCertificate]) -> bool {
-        let same = |(one, other): (&NamedCertificate, &NamedCertificate)| one.is(other);
-        self.asked == *asked
-            && self.named.len() == named.len()
-            && self.named.iter().zip(named).all(same)
-    }
-
     fn build(
         inbound: &Inbound,
         own: Own<'_>,
@@ -342,7 +335,10 @@ impl InboundTerms {
             listen: listen_address(&inbound.listen),
             opening,
             asked: inbound.clone(),
-            named: own.named.to_vec(),
+            shown: Shown {
+                named: own.named.to_vec(),
+                refused: own.refused.to_vec(),
+            },
         })
     }
 }

@@ -102,6 +102,7 @@ async fn obtain(
     };
     let record = Record::open(None, "").map_err(Failure::unavailable)?;
     let settings = Settings {
+        certificates: None,
         sources,
         // What was written before a failure is removed again.
         on_exit: watch::channel(OnExit::Wipe).1,

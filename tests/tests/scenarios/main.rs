@@ -23,6 +23,7 @@ mod aws;
 mod berth;
 mod cache;
 mod canary;
+mod certificate_credentials;
 mod compose;
 mod consumption;
 mod control_loss;

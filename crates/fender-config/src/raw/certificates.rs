@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::Roots;
 use crate::yaml::{At, Word};
 
-/// Either `files` or `acme`.
+/// One of `files`, `acme` and `credential`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PortCertificate {
@@ -14,8 +14,11 @@ pub(crate) struct PortCertificate {
     pub(crate) files: Option<At<CertificateFiles>>,
     /// Who issues it, if the sidecar asks for it and renews it itself.
     pub(crate) acme: Option<At<Acme>>,
+    /// A Credential of the same namespace, one of the workload's `credentials`, whose value is chain and key: PEM with both, or a
+    /// JSON object with `tls.crt` and `tls.key`, or with `certificate` and `private_key`.
+    pub(crate) credential: Option<At<String>>,
     /// DNS names, also `*.example.com`; `*` alone is whoever asks for any other name, or for none. Default: all that are in
-    /// the certificate. With `acme` they are what is asked for.
+    /// the certificate. With `acme` they are what is asked for; with `credential` they must be written.
     pub(crate) names: Option<At<Vec<At<String>>>>,
 }
 

@@ -15,8 +15,8 @@ pub(crate) struct Credential {
     /// How long the newest value that is known may be used while its source cannot be asked, before the sidecar says that it
     /// is not ready. Default: 24h.
     pub(crate) max_stale: Option<At<String>>,
-    /// How it reaches the app.
-    pub(crate) deliver: At<Vec<At<Delivery>>>,
+    /// How it reaches the app. Left out where it is nothing but the certificate of a port.
+    pub(crate) deliver: Option<At<Vec<At<Delivery>>>>,
     /// Who is told once another value is in every file of `deliver`: at most 8. Default: nobody.
     pub(crate) notify: Option<At<Vec<At<Notify>>>>,
     /// What becomes of its files when the sidecar ends. Default: wipe.

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 
 use super::port::Taken;
-use super::{file_path, whole};
+use super::workload::refer;
+use super::{Known, file_path, whole};
+use crate::ObjectName;
 use crate::address::is_host_name;
-use crate::documents::InboundPort;
+use crate::documents::{Credential, InboundPort, Kind};
 use crate::problem::{Place, Problem, Report};
 use crate::raw;
 use crate::snapshot::{
@@ -21,20 +23,39 @@ const MAX_NAMES: usize = 100;
 
 const DIRECTORY_HELP: &str = "write `https://HOST/PATH`, as the authority gives it";
 
+/// Whose ports they are, and which credentials may be named there.
+#[derive(Clone, Copy)]
+pub(super) struct Holder<'a> {
+    pub(super) known: &'a Known<'a>,
+    /// None if its name is wrong, which is told there.
+    pub(super) namespace: Option<&'a str>,
+    /// Those that it may have, as they are written.
+    pub(super) credentials: &'a [At<String>],
+}
+
 /// All of one port. No name is for two of them.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     ports: &mut Taken,
+    holder: Holder<'_>,
     written: &[At<raw::PortCertificate>],
 ) -> Vec<PortCertificate> {
     let mut taken = Vec::new();
     let mut all = Vec::new();
     for at in written {
-        let source = source(reader, ports, at);
+        let source = source(reader, ports, holder, at);
         let names = names(reader, at.value.names.as_ref(), &mut taken);
         if let Some(acme) = &at.value.acme {
             let names = at.value.names.as_ref();
             refuse_what_acme_cannot(reader, acme, names.map_or(&[][..], |names| &names.value));
+        }
+        if let Some(credential) = &at.value.credential
+            && names.iter().all(|name| name == ANY_OTHER_NAME)
+        {
+            let message = "it is not said for which names a credential is the certificate";
+            let help = "list them, `names: [ shop.example.com ]`: then nobody who may change the secret can answer for others, \
+                and while it is not there those names are refused";
+            reader.wrong(credential, "fender::missing-field", message, help);
         }
         all.extend(source.map(|source| PortCertificate { source, names }));
     }
@@ -105,13 +126,43 @@ pub(super) fn judge_orders(
     }
 }
 
+/// Whether each of these credentials reaches somebody: the application, or clients of a port.
+pub(crate) fn judge_credentials<'a>(
+    report: &mut Report,
+    place: &Place,
+    workload: &str,
+    ports: &[InboundPort],
+    credentials: impl Iterator<Item = &'a Credential>,
+) {
+    for Credential { name, .. } in credentials.filter(|one| one.deliver.is_empty()) {
+        let mut shown = ports.iter().flat_map(|port| &port.certificates);
+        if !shown.any(|certificate| certificate.credential() == Some(name)) {
+            let message = format!(
+                "`{workload}` has the credential `{name}`, which is delivered nowhere and is no port's certificate"
+            );
+            let help = format!(
+                "write `deliver` in the Credential, or `certificates: [ {{ credential: {}, names: [ … ] }} ]` at a port",
+                name.name()
+            );
+            report.add(Problem::new(place.clone(), "fender::no-delivery", message).help(help));
+        }
+    }
+}
+
 fn source(
     reader: &mut Reader<'_>,
     ports: &mut Taken,
+    holder: Holder<'_>,
     at: &At<raw::PortCertificate>,
 ) -> Option<CertificateSource> {
-    match (&at.value.files, &at.value.acme) {
-        (Some(files), None) => {
+    let raw::PortCertificate {
+        files,
+        acme: order,
+        credential: name,
+        names: _,
+    } = &at.value;
+    match (files, order, name) {
+        (Some(files), None, None) => {
             let certificate = file_path(reader, &files.value.certificate);
             let key = file_path(reader, &files.value.key);
             Some(CertificateSource::Files(CertificateFiles {
@@ -119,15 +170,36 @@ fn source(
                 key: key?,
             }))
         }
-        (None, Some(at)) => acme(reader, ports, &at.value).map(CertificateSource::Acme),
-        (Some(_), Some(_)) | (None, None) => {
+        (None, Some(at), None) => acme(reader, ports, &at.value).map(CertificateSource::Acme),
+        (None, None, Some(at)) => credential(reader, holder, at).map(CertificateSource::Credential),
+        (_, _, _) => {
             let message = "a certificate comes from exactly one place";
             let help = "write `files: { certificate: /path.pem, key: /path.key }`, or `acme` with the `directory` of an \
-                authority";
+                authority, or `credential` with the name of a Credential";
             reader.wrong(at, "fender::missing-field", message, help);
             None
         }
     }
+}
+
+/// One that the workload may have: it must be among its `credentials` too, where all of them are.
+fn credential(reader: &mut Reader<'_>, holder: Holder<'_>, at: &At<String>) -> Option<ObjectName> {
+    let name = refer(
+        reader,
+        holder.known,
+        Kind::Credential,
+        holder.namespace?,
+        at,
+    )?;
+    let full = name.to_string();
+    let is_it = |listed: &At<String>| listed.value == name.name() || listed.value == full;
+    if !holder.credentials.iter().any(is_it) {
+        let message = format!("the credential `{name}` is not one of its `credentials`");
+        let help = format!("write `credentials: [ {} ]` beside `inbound`", name.name());
+        reader.wrong(at, "fender::not-its-credential", message, help);
+        return None;
+    }
+    Some(name)
 }
 
 fn acme(reader: &mut Reader<'_>, ports: &mut Taken, written: &raw::Acme) -> Option<Acme> {

@@ -36,20 +36,18 @@ pub(crate) fn credential(
     let Document { metadata, spec, .. } = document;
     let name = full_name(reader, &metadata, ObjectName::new);
     let origin = origin(reader, &spec.source);
-    if spec.deliver.value.is_empty() {
+    if let Some(at) = spec.deliver.as_ref().filter(|at| at.value.is_empty()) {
         reader.wrong(
-            &spec.deliver,
+            at,
             "fender::no-delivery",
             "`deliver` is empty, so the secret would reach nobody",
-            "write `deliver: [ { file: { path: /run/secrets/x } } ]` or `[ { \
-                environment: { variable: X } } ]`",
+            "write `deliver: [ { file: { path: /run/secrets/x } } ]` or `[ { environment: { variable: X } } ]`; leave \
+                it out if the credential is only a port's certificate",
         );
     }
     let own_name = name.as_ref().map(ServedName::from);
-    let deliver: Vec<_> = spec
-        .deliver
-        .value
-        .iter()
+    let written = spec.deliver.iter().flat_map(|at| &at.value);
+    let deliver: Vec<_> = written
         .filter_map(|at| delivery(reader, at, own_name.as_ref()))
         .collect();
     let max_stale = spec.max_stale.as_ref().map_or(Some(MAX_STALE), |at| {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use super::certificates::Holder;
 use super::policy::ip_block;
 use super::{HOST_HELP, certificates, forwarded, limits, tls};
 use crate::documents::InboundPort;
@@ -151,6 +152,7 @@ fn overlap(one: &ListenAddr, other: &ListenAddr) -> bool {
 pub(super) fn inbound(
     reader: &mut Reader<'_>,
     taken: &mut Taken,
+    holder: Holder<'_>,
     inbound: &raw::Inbound,
     found_by: Option<&str>,
 ) -> Option<InboundPort> {
@@ -162,7 +164,7 @@ pub(super) fn inbound(
         None => None,
     };
     let tls = tls::rule(reader, inbound.tls.as_ref());
-    let certificates = certificates::read(reader, taken, &inbound.certificates);
+    let certificates = certificates::read(reader, taken, holder, &inbound.certificates);
     let paths = paths(reader, inbound.paths.as_ref(), protocol);
     let app_protocol = app_protocol(reader, inbound.app_protocol.as_ref(), protocol);
     let forwarded = forwarded::forwarded(reader, inbound.forwarded.as_ref(), protocol);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fender_identity::SpiffeId;
 use fender_identity::tls::TlsProfile;
 
+use super::certificates::Holder;
 use super::port::{Taken, inbound};
 use super::workload::listed;
 use super::{HOST_HELP, Known, drain, fallback, file_path, full_name, limits, tls};
@@ -78,6 +79,11 @@ pub(crate) fn sidecar(
     );
     let limits = limits::limits(reader, spec.limits.as_ref());
     let mut taken = Taken::default();
+    let holder = Holder {
+        known,
+        namespace: name.as_ref().map(ObjectName::namespace),
+        credentials: &spec.credentials,
+    };
     let ports = spec
         .inbound
         .iter()
@@ -92,7 +98,7 @@ pub(crate) fn sidecar(
                     help,
                 );
             }
-            let port = inbound(reader, &mut taken, &at.value, None)?;
+            let port = inbound(reader, &mut taken, holder, &at.value, None)?;
             let written = at.value.tls.as_ref();
             tls::effective(reader, written, &port.tls, &tls_profiles, &tls);
             Some(port)

@@ -6,6 +6,7 @@ use fender_identity::WorkloadName;
 use fender_identity::tls::TlsProfile;
 
 use super::attest::{self, Whom, Whose, attest};
+use super::certificates::Holder;
 use super::port::{Taken, inbound};
 use super::{HOST_HELP, Known, NAME_HELP, Upon, drain, fallback, full_name, limits, tls};
 use crate::address::is_host_name;
@@ -37,6 +38,7 @@ pub(crate) struct Unresolved<'a> {
 pub(crate) fn workload<'a>(
     page: Page<'a>,
     report: &mut Report,
+    known: &Known<'_>,
     document: Document<raw::Workload>,
 ) -> Option<Unresolved<'a>> {
     let reader = &mut Reader { page, report };
@@ -60,11 +62,16 @@ pub(crate) fn workload<'a>(
     let dns_names = dns_names(reader, &spec.dns_names);
     let mut taken = Taken::default();
     let found_by = dns_names.first().map(String::as_str);
+    let holder = Holder {
+        known,
+        namespace: name.as_ref().map(WorkloadName::namespace),
+        credentials: &spec.credentials,
+    };
     let (ports, port_tls): (Vec<InboundPort>, Vec<_>) = spec
         .inbound
         .iter()
         .filter_map(|at| {
-            let port = inbound(reader, &mut taken, &at.value, found_by)?;
+            let port = inbound(reader, &mut taken, holder, &at.value, found_by)?;
             Some((port, at.value.tls.clone()))
         })
         .unzip();
@@ -290,7 +297,7 @@ fn destination(
 }
 
 /// A reference within the namespace, written `name` or `namespace/name`.
-fn refer(
+pub(super) fn refer(
     reader: &mut Reader<'_>,
     known: &Known<'_>,
     kind: Kind,

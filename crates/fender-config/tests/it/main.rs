@@ -7,6 +7,7 @@
 
 mod attest;
 mod aws;
+mod certificates;
 mod kubernetes;
 mod limits;
 mod right;

@@ -127,7 +127,9 @@ fn holder(name: &ObjectName, sidecar: &SidecarStatus) -> CredentialHolder {
 fn route(credential: &Credential) -> CredentialRoute {
     let environment = |delivery: &Delivery| matches!(delivery, Delivery::Environment { .. });
     match credential.asked_by_control() {
-        _ if credential.deliver.iter().all(environment) => CredentialRoute::Environment,
+        _ if !credential.deliver.is_empty() && credential.deliver.iter().all(environment) => {
+            CredentialRoute::Environment
+        }
         Some(_) => CredentialRoute::Control,
         None => CredentialRoute::Direct,
     }

@@ -11,15 +11,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::files::{Files, Written};
-use super::{Holding, Ledger, OnExit, Placed, Plan, Settings};
-use crate::deliver::Change;
+use super::{Holding, Ledger, OnExit, Placed, Plan, Settings, Wanted};
+use crate::deliver::{Change, DeliveryError};
 use crate::handover::Offer;
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 pub(super) struct Keeper {
-    specs: watch::Receiver<Option<CredentialSpec>>,
+    documents: watch::Receiver<Option<Wanted>>,
     settings: Settings,
     ledger: Ledger,
     drain: Drain,
@@ -27,7 +27,7 @@ pub(super) struct Keeper {
     states: Option<watch::Receiver<State>>,
     /// Of the document that is followed.
     plan: Plan,
-    source: Option<CredentialSource>,
+    spec: Option<CredentialSpec>,
     files: Files,
     /// None where nothing is handed over at all.
     offer: Option<Offer>,
@@ -47,22 +47,22 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Keeps nothing yet; the document is read first thing.
     pub(super) fn new(
-        mut specs: watch::Receiver<Option<CredentialSpec>>,
+        mut documents: watch::Receiver<Option<Wanted>>,
         settings: Settings,
         ledger: Ledger,
         drain: Drain,
     ) -> Self {
-        specs.mark_changed();
+        documents.mark_changed();
         let offer = settings.handovers.as_ref();
         let offer = offer.map(|all| all.offer(&ledger.name));
         Self {
-            specs,
+            documents,
             settings,
             ledger,
             drain,
             states: None,
             plan: Plan::default(),
-            source: None,
+            spec: None,
             files: Files::default(),
             offer,
             delivered: None,
@@ -94,9 +94,9 @@ impl Keeper {
         self.notify.clone_from(&gathered.spec.notify);
         self.told(&gathered.fetched.value, &generation);
         self.on_exit = gathered.spec.on_exit;
-        self.source = Some(gathered.spec.source);
+        self.spec = Some(gathered.spec);
         self.plan = plan;
-        self.specs.mark_unchanged();
+        self.documents.mark_unchanged();
         match state {
             State::Stale { error, since, .. } => {
                 self.not_newest_since(since);
@@ -116,7 +116,7 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = drain.stopping() => return self.end().await,
-                Ok(()) = self.specs.changed() => self.adopt().await,
+                Ok(()) = self.documents.changed() => self.adopt().await,
                 known = changed(&mut self.states) => match known {
                     Ok(()) => self.settle().await,
                     Err(_) => self.states = None,
@@ -148,17 +148,30 @@ impl Keeper {
 
     /// Follows a changed document. What is delivered stays until the new value is.
     async fn adopt(&mut self) {
-        let Some(spec) = self.specs.borrow_and_update().clone() else {
+        let Some(wanted) = self.documents.borrow_and_update().clone() else {
             if let Some(offer) = &self.offer {
                 offer.close();
             }
             self.forget().await;
             self.settings.notifier.dropped(&self.ledger.name);
+            if let Some(all) = &self.settings.certificates {
+                all.retain(&self.ledger.name, &[]);
+            }
+            self.plan = Plan::default();
             self.states = None;
-            self.source = None;
+            self.spec = None;
             self.ledger.close();
             return;
         };
+        let Wanted { spec, certificates } = wanted;
+        if let Some(all) = &self.settings.certificates {
+            all.retain(&self.ledger.name, &certificates);
+        }
+        if self.spec.as_ref() == Some(&spec) && self.states.is_some() {
+            // Only its ports have changed: nobody is asked anew for that, and no name waits for an answer.
+            self.plan.certificates = certificates;
+            return self.settle().await;
+        }
         // The source of the document before is not followed into the places of this one.
         self.states = None;
         self.max_stale = spec.max_stale;
@@ -166,10 +179,11 @@ impl Keeper {
         self.on_exit = spec.on_exit;
         // What a control plane has it from does not travel: it may be another source each time.
         let direct = matches!(spec.source, CredentialSource::Direct(_));
-        let same_source = direct && self.source.as_ref() == Some(&spec.source);
-        self.source = Some(spec.source.clone());
+        let known = self.spec.as_ref().map(|known| &known.source);
+        let same_source = direct && known == Some(&spec.source);
+        self.spec = Some(spec.clone());
         let offer = self.offer.as_ref();
-        match Plan::of(&spec, &self.settings) {
+        match Plan::of(&spec, certificates, &self.settings) {
             Ok(plan) => {
                 if let Some(offer) = offer {
                     offer.follow(plan.to.clone(), same_source);
@@ -223,9 +237,12 @@ impl Keeper {
                 if let Some(offer) = &self.offer {
                     offer.withdraw();
                 }
+                let why = error.to_string();
+                if let Some(all) = &self.settings.certificates {
+                    all.withdraw(&self.ledger.name, &self.plan.certificates, &why);
+                }
                 self.forget().await;
                 self.settings.notifier.withdrawn(&self.ledger.name);
-                let why = error.to_string();
                 self.ledger.enter(Holding::Withdrawn { why }, None);
             }
         }
@@ -233,13 +250,20 @@ impl Keeper {
 
     async fn deliver(&mut self, fetched: Fetched, stale: Option<FetchError>) {
         let Fetched { value, generation } = fetched;
+        let is_delivered = |spec: &CredentialSpec| !spec.deliver.is_empty();
         if let Some(hider) = &self.settings.hider
+            && self.spec.as_ref().is_some_and(is_delivered)
             && let Err(why) = hider.hide([(&self.ledger.name, &value)]).await
         {
             self.newer = Some(generation);
             self.retry = Some(Instant::now() + self.backoff.next());
             return self.fail(why);
         }
+        // Before anything is written: what is no certificate reaches nobody.
+        let certificate = match self.plan.certificate(&value, &self.settings) {
+            Ok(certificate) => certificate,
+            Err(error) => return self.undelivered(generation, &error),
+        };
         let files = std::mem::take(&mut self.files);
         let Written {
             files,
@@ -256,9 +280,10 @@ impl Keeper {
             Err(error) => (None, Some(error)),
         };
         if let Some(error) = failure.or(unoffered) {
-            self.newer = Some(generation);
-            self.retry = Some(Instant::now() + self.backoff.next());
-            return self.fail(error.to_string());
+            return self.undelivered(generation, &error);
+        }
+        if let (Some(all), Some(pair)) = (&self.settings.certificates, &certificate) {
+            all.put(&self.ledger.name, &self.plan.certificates, pair);
         }
         self.backoff.reset();
         if change == Change::Written || offered == Some(Change::Written) {
@@ -275,6 +300,17 @@ impl Keeper {
                 self.ledger.enter(Holding::Delivered(generation), None);
             }
         }
+    }
+
+    /// It is there, and not in all of its places: they are tried again after a while.
+    fn undelivered(&mut self, generation: Generation, error: &DeliveryError) {
+        if let Some(all) = &self.settings.certificates {
+            let problem = format!("the credential `{}` {error}", self.ledger.name);
+            all.keep(&self.ledger.name, &self.plan.certificates, &problem);
+        }
+        self.newer = Some(generation);
+        self.retry = Some(Instant::now() + self.backoff.next());
+        self.fail(error.to_string());
     }
 
     /// All of its places hold this value.

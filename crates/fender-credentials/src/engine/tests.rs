@@ -20,6 +20,7 @@ use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod certificates;
 mod hidden;
 mod sets;
 mod socket;
@@ -101,6 +102,7 @@ impl Bench {
                 on_exit: watch::channel(OnExit::Wipe).1,
                 handovers: None,
                 hider: None,
+                certificates: None,
             },
         }
     }

@@ -107,6 +107,17 @@ impl Fields {
         Ok(Self(fields))
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Of a field that is a text, or a list of them.
+    pub(crate) fn texts(&self, name: &str) -> Result<Vec<&[u8]>, RenderError> {
+        let mut texts = Vec::new();
+        self.get(name)?.texts(name, &mut texts)?;
+        Ok(texts)
+    }
+
     pub(super) fn get(&self, name: &str) -> Result<&Field, RenderError> {
         let missing = || RenderError::Missing(vec![name.to_owned()]);
         self.0.get(name).ok_or_else(missing)

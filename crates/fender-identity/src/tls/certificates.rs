@@ -8,6 +8,8 @@
 //! 5. The one for [`OTHERS`], if there is one: also for who asks for no name.
 //! 6. The SVID, which tells a stranger nothing and which no stranger believes.
 //!
+//! A name whose certificate is not there, and may not be stood in for, is shown nothing: there is no handshake.
+//!
 //! Nothing here says who a client is: that is always decided by the trust of the mesh.
 
 use std::collections::BTreeMap;
@@ -38,6 +40,22 @@ pub struct PemPair {
 }
 
 impl PemPair {
+    /// Of texts that hold the chain, leaf first, and of one that holds the key; each may hold other sections too, the key's also
+    /// the chain. Nothing of a key is left in what the chain becomes.
+    pub fn from_texts<'a>(
+        chain: impl IntoIterator<Item = &'a [u8]>,
+        key: &[u8],
+    ) -> Result<Self, PemError> {
+        let mut written = String::new();
+        for text in chain {
+            written.push_str(&pem::encode_certificates(&pem::certificates(text)?));
+        }
+        Ok(Self {
+            chain: written.into_bytes(),
+            key: pem::private_key_alone(key)?,
+        })
+    }
+
     /// Takes the same time wherever two keys of one length differ.
     pub fn equals(&self, other: &Self) -> bool {
         self.chain == other.chain && self.key.ct_eq(&other.key)
@@ -52,6 +70,8 @@ pub struct Issued {
     pub stands_in: bool,
     /// Why there is none, or no newer one.
     pub problem: Option<String>,
+    /// Whoever gives it has taken it back: nothing is shown any more, whatever was.
+    pub withdrawn: bool,
 }
 
 /// A chain with its key, and the names it is shown for.
@@ -177,34 +197,44 @@ impl fmt::Debug for NamedCertificate {
     }
 }
 
+/// What is shown for a name; nothing, if it is refused.
+type Answer = Option<Arc<CertifiedKey>>;
+
 /// The certificates of one server.
 #[derive(Debug)]
 pub(super) struct ByName {
     own: Arc<CertifiedKey>,
-    named: BTreeMap<String, Arc<CertifiedKey>>,
-    others: Arc<CertifiedKey>,
+    named: BTreeMap<String, Answer>,
+    others: Answer,
 }
 
 impl ByName {
-    /// Of two for one name the first is shown.
-    pub(super) fn new(Own { svid, named: all }: Own<'_>) -> Self {
+    /// Of two for one name the first is shown, and a name that is refused stays so whoever else is for it.
+    pub(super) fn new(shown: Own<'_>) -> Self {
+        let Own {
+            svid,
+            named: all,
+            refused,
+        } = shown;
         let own = svid.certified_key();
         let (mut named, mut others) = (BTreeMap::new(), None);
         if let ServerName::DnsName(mesh) = server_name(svid.id()) {
-            named.insert(mesh.as_ref().to_ascii_lowercase(), own.clone());
+            named.insert(mesh.as_ref().to_ascii_lowercase(), Some(own.clone()));
         }
-        for certificate in all {
-            for name in &certificate.names {
-                if name == OTHERS {
-                    others = others.or_else(|| Some(certificate.key.clone()));
-                    continue;
-                }
-                let free = named.entry(name.clone());
-                free.or_insert_with(|| certificate.key.clone());
+        let refused = refused.iter().map(|name| (name, None));
+        let shown = all.iter().flat_map(|certificate| {
+            let names = certificate.names.iter();
+            names.map(|name| (name, Some(certificate.key.clone())))
+        });
+        for (name, answer) in refused.chain(shown) {
+            if name == OTHERS {
+                others = others.or(Some(answer));
+                continue;
             }
+            named.entry(name.to_ascii_lowercase()).or_insert(answer);
         }
         let found = Self {
-            others: others.unwrap_or_else(|| own.clone()),
+            others: others.unwrap_or_else(|| Some(own.clone())),
             own,
             named,
         };
@@ -218,13 +248,14 @@ impl ByName {
             return self;
         };
         for name in leaf.valid_dns_names().map(str::to_ascii_lowercase) {
-            let shown = self.find(&name).unwrap_or(&self.own).clone();
+            let known = self.find(&name).cloned();
+            let shown = known.unwrap_or_else(|| Some(self.own.clone()));
             self.named.entry(name).or_insert(shown);
         }
         self
     }
 
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    fn find(&self, name: &str) -> Option<&Answer> {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         self.named.get(&name).or_else(|| {
             let (_, rest) = name.split_once('.')?;
@@ -236,6 +267,6 @@ impl ByName {
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let named = hello.server_name().and_then(|name| self.find(name));
-        Some(named.unwrap_or(&self.others).clone())
+        named.unwrap_or(&self.others).clone()
     }
 }

@@ -122,13 +122,14 @@ impl Worker {
         match &self.held {
             Some(held) => Issued {
                 pair: Some(Arc::clone(&held.pair)),
-                stands_in: false,
                 problem,
+                ..Issued::default()
             },
             None => Issued {
                 pair: self.stand_in.clone(),
                 stands_in: self.stand_in.is_some(),
                 problem: problem.or_else(|| Some(waiting())),
+                ..Issued::default()
             },
         }
     }

@@ -96,6 +96,7 @@ named! {
         TurnedAway => "turned_away",
         ProxyHeader => "proxy_header",
         OwnCertificate => "own_certificate_expired",
+        NothingToShow => "nothing_to_show",
     }
 }
 
@@ -241,6 +242,9 @@ impl From<&Refusal> for HandshakeFailure {
     }
 }
 
+/// In the words of rustls, where a name is refused that has no certificate.
+const NOTHING_TO_SHOW: &str = "no server certificate chain resolved";
+
 impl HandshakeFailure {
     /// What failed, where the certificate was not the reason.
     pub(super) fn of(error: &io::Error) -> Self {
@@ -251,6 +255,7 @@ impl HandshakeFailure {
                 Self::Incompatible
             }
             Some(TlsError::InvalidMessage(_)) => Self::NotTls,
+            Some(TlsError::General(why)) if why == NOTHING_TO_SHOW => Self::NothingToShow,
             Some(_) => Self::Protocol,
             // Not a word of TLS: the connection is gone.
             None => Self::Left,

@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fender_config::snapshot::Snapshot;
+use fender_config::snapshot::{PortCertificate, Snapshot};
 use fender_identity::Svid;
 use fender_runtime::accept::Accept;
 use fender_runtime::deadline::Deadline;
@@ -19,7 +19,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{ListenerStatus, StartError};
-use crate::certificates::{self, CertificateStatus, Certificates, Standings, find_all, wanted};
+use crate::certificates::{
+    self, CertificateStatus, Certificates, Given, Standings, find_files, in_files, together, wanted,
+};
 use crate::fault::OurFault;
 use crate::node::Node;
 use crate::record::Direction;
@@ -44,6 +46,7 @@ pub(super) struct Worker {
     pub(super) svid: watch::Receiver<Arc<Svid>>,
     pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(super) issued: watch::Receiver<Arc<Standings>>,
+    pub(super) credentials: watch::Receiver<Arc<Standings>>,
     pub(super) node: Arc<Node>,
     pub(super) listeners: Listeners,
     pub(super) inbound: Side,
@@ -82,7 +85,8 @@ pub(super) struct Open {
 
 impl Worker {
     pub(super) async fn follow(mut self) {
-        let (mut svids, mut snapshots, mut issued) = (Feed::Open, Feed::Open, Feed::Open);
+        let (mut svids, mut snapshots) = (Feed::Open, Feed::Open);
+        let (mut issued, mut credentials) = (Feed::Open, Feed::Open);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let drain = self.outbound.drain.clone();
@@ -108,6 +112,10 @@ impl Worker {
                 }
                 changed = self.issued.changed(), if issued == Feed::Open => {
                     issued = changed.into();
+                    self.look_and_build().await;
+                }
+                changed = self.credentials.changed(), if credentials == Feed::Open => {
+                    credentials = changed.into();
                     self.look_and_build().await;
                 }
                 _ = tick.tick() => {
@@ -157,23 +165,38 @@ impl Worker {
     /// Finds the certificates that ports show beside the workload's own. Whether others are served now.
     async fn look_at_certificates(&mut self) -> bool {
         let wanted = wanted(&self.snapshot.borrow());
-        if wanted.is_empty() {
-            return self.certificates.take(Vec::new(), self.node.clock.now());
-        }
-        let looking = self.looking.get_or_insert_with(|| {
-            let standings = self.issued.borrow_and_update().clone();
-            tokio::task::spawn_blocking(move || find_all(wanted, &standings))
-        });
-        // Files may lie on a network. Whoever hangs there holds up nothing else, and is not joined by another.
-        let Ok(found) = tokio::time::timeout(LOOK, looking).await else {
-            tracing::warn!("the files of certificates are not read in time: those known go on");
-            return false;
+        let found = self.look_at_files(in_files(&wanted)).await;
+        let given = Given {
+            issued: self.issued.borrow_and_update().clone(),
+            credentials: self.credentials.borrow_and_update().clone(),
         };
-        self.looking = None;
-        match found {
-            Ok(found) => self.certificates.take(found, self.node.clock.now()),
-            // The process is about to end.
-            Err(_) => false,
+        let now = self.node.clock.now();
+        self.certificates
+            .take(together(wanted, &found, &given), now)
+    }
+
+    /// Files may lie on a network: whoever hangs there holds up nothing else, and is not joined by another.
+    async fn look_at_files(&mut self, files: Vec<PortCertificate>) -> certificates::Found {
+        loop {
+            if files.is_empty() {
+                return certificates::Found::new();
+            }
+            // One that was begun before is for other files, maybe.
+            let begun = self.looking.is_some();
+            let asked = files.clone();
+            let looking = self
+                .looking
+                .get_or_insert_with(|| tokio::task::spawn_blocking(move || find_files(asked)));
+            let Ok(found) = tokio::time::timeout(LOOK, looking).await else {
+                tracing::warn!("the files of certificates are not read in time: those known go on");
+                return certificates::Found::new();
+            };
+            self.looking = None;
+            // If it did not end well, the process is about to end.
+            let found = found.unwrap_or_default();
+            if !begun || files.iter().all(|file| found.contains_key(file)) {
+                return found;
+            }
         }
     }
 
@@ -383,7 +406,8 @@ impl Worker {
         // A certificate waits for what answers an authority; the work does not.
         let missing = closed.iter();
         let missing = missing.filter(|(listen, _)| !self.is_for_challenges(listen));
-        let missing = missing.map(|(_, why)| why.clone()).collect();
+        let missing = missing.map(|(_, why)| why.clone());
+        let missing = missing.chain(self.certificates.missing()).collect();
         self.tell_who_is_answered();
         let listeners = self.open.iter().map(|(listen, open)| ListenerStatus {
             listen: listen.clone(),

@@ -15,7 +15,9 @@ use fender_config::{AppAddress, ListenAddr};
 use fender_identity::tls::{self, TlsProfile};
 use fender_identity::{Bundle, Bundles, SpiffeId, Svid};
 use fender_policy::{Action, Default as PolicyDefault, Operation, Policy, PolicySet, Rule};
-use fender_proxy::{Challenges, Inputs, Limits, Proxy, Record, Recording, Running, TracesFrom};
+use fender_proxy::{
+    Challenges, Inputs, Limits, Proxy, Record, Recording, Running, Standings, TracesFrom,
+};
 use fender_runtime::clock::{TestClock, TlsClock, UnixTime};
 use fender_runtime::drain::Drain;
 use fender_runtime::lines::{self, Lines, Writer};
@@ -176,6 +178,8 @@ pub(crate) struct World {
     pub(crate) clock: Arc<TestClock>,
     pub(crate) svid: watch::Sender<Arc<Svid>>,
     pub(crate) snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Certificates of ports that are credentials.
+    pub(crate) credentials: watch::Sender<Arc<Standings>>,
     pub(crate) inbound: Drain,
     pub(crate) outbound: Drain,
     pub(crate) records: mpsc::Receiver<Record>,
@@ -273,12 +277,14 @@ impl World {
             max_age: None,
         }));
         let (sender, records) = mpsc::channel(64);
+        let (credentials, given) = watch::channel(Arc::default());
         let (inbound, outbound) = (Drain::new(), Drain::new());
         let challenges = Arc::new(Challenges::default());
         let running = Proxy::start(Inputs {
             svid: svids,
             snapshot: snapshots,
             issued: watch::channel(Arc::default()).1,
+            credentials: given,
             challenges: challenges.clone(),
             clock: clock.clone(),
             inbound: inbound.clone(),
@@ -297,6 +303,7 @@ impl World {
             clock,
             svid,
             snapshot,
+            credentials,
             inbound,
             outbound,
             records,

@@ -19,6 +19,7 @@ mod frames;
 mod h2c;
 mod h2c_attacks;
 mod h2c_bounds;
+mod handed;
 mod harness;
 mod http2;
 mod lifetime;

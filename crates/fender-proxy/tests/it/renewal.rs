@@ -51,6 +51,7 @@ fn start(bundles: &Arc<Bundles>, svid: Arc<Svid>, change: impl FnOnce(&mut Snaps
         svid: svids,
         snapshot: snapshots,
         issued: watch::channel(Arc::default()).1,
+        credentials: watch::channel(Arc::default()).1,
         challenges: Arc::default(),
         clock: system(),
         inbound: Drain::new(),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use fender_api::client::Received;
-use fender_config::snapshot::{CredentialSpec, Delivery};
+use fender_config::snapshot::{CredentialSpec, Delivery, Inbound};
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::Hider;
-use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources};
+use fender_credentials::{AllowDirs, NoRemote, PortCertificates, RemoteSecrets, Sources};
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
 use fender_runtime::clock::{self, SharedClock};
 use fender_runtime::deadline::Deadline;
@@ -110,7 +110,11 @@ pub(super) async fn start(
         false => None,
     };
     let hider = hider.map(Arc::new);
+    // For ports, where there are any.
+    let svid = feed.svid.clone().filter(|_| args.role == Role::Sidecar);
+    let certificates = svid.as_ref().map(|_| PortCertificates::default());
     let settings = Settings {
+        certificates: certificates.clone(),
         sources,
         on_exit: leaves,
         notifier,
@@ -125,13 +129,9 @@ pub(super) async fn start(
     )
     .await
     .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
-    for credential in feed
-        .snapshot
-        .borrow()
-        .credentials
-        .iter()
-        .filter(|spec| is_for_exec_only(spec))
-    {
+    let snapshot = feed.snapshot.borrow().clone();
+    let only = |spec: &&CredentialSpec| is_for_exec_only(spec, &snapshot.inbound);
+    for credential in snapshot.credentials.iter().filter(only) {
         tracing::warn!(
             credential = %credential.name,
             "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
@@ -193,7 +193,7 @@ pub(super) async fn start(
         reports,
         drains.work.clone(),
     ));
-    let svid = feed.svid.clone().filter(|_| args.role == Role::Sidecar);
+    let certificates = certificates.unwrap_or_default();
     let proxy = svid
         .map(|svid| {
             let served = paths::within(feed.snapshot.clone(), &allow, &drains.work);
@@ -221,6 +221,7 @@ pub(super) async fn start(
                 svid,
                 snapshot: served,
                 issued,
+                credentials: certificates.standings(),
                 challenges,
                 clock,
                 inbound: drains.inbound.clone(),
@@ -396,9 +397,11 @@ fn sources(
     })
 }
 
-fn is_for_exec_only(credential: &CredentialSpec) -> bool {
+fn is_for_exec_only(credential: &CredentialSpec, ports: &[Inbound]) -> bool {
     let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
-    credential.deliver.iter().all(environment)
+    let mut shown = ports.iter().flat_map(|port| &port.certificates);
+    let is_shown = shown.any(|one| one.credential() == Some(&credential.name));
+    !is_shown && credential.deliver.iter().all(environment)
 }
 
 fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {

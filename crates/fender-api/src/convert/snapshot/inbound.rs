@@ -169,6 +169,9 @@ fn certificate(message: proto::PortCertificate) -> Result<domain::PortCertificat
             key: path("files.key", files.key)?,
         }),
         Source::Acme(acme) => domain::CertificateSource::Acme(self::acme(acme)?),
+        Source::Credential(name) => {
+            domain::CertificateSource::Credential(parse("credential", &name)?)
+        }
     };
     Ok(domain::PortCertificate {
         source,
@@ -228,6 +231,7 @@ fn from_certificate(certificate: &domain::PortCertificate) -> proto::PortCertifi
             key: files.key.display().to_string(),
         }),
         domain::CertificateSource::Acme(acme) => Source::Acme(from_acme(acme)),
+        domain::CertificateSource::Credential(name) => Source::Credential(name.to_string()),
     };
     proto::PortCertificate {
         names: certificate.names.clone(),

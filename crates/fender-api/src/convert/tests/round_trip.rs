@@ -127,7 +127,11 @@ fn port_certificate() -> impl Strategy<Value = domain::PortCertificate> {
             key: key.into(),
         })
     });
-    let source = prop_oneof![files, acme()];
+    let credential = ("[a-z]{1,9}", "[a-z]{1,9}").prop_map(|(namespace, name)| {
+        let name = fender_config::ObjectName::new(&namespace, &name).unwrap();
+        domain::CertificateSource::Credential(name)
+    });
+    let source = prop_oneof![files, acme(), credential];
     (source, vec("[a-z*.]{1,9}", 0..3))
         .prop_map(|(source, names)| domain::PortCertificate { source, names })
 }

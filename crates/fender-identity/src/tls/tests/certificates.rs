@@ -9,8 +9,8 @@ use rustls::client::{
 use rustls::{DigitallySignedStruct, NamedGroup, SignatureScheme};
 
 use super::*;
-use crate::Secret;
 use crate::testing::self_signed;
+use crate::{PemError, Secret};
 
 const SHOP: &str = "shop.example.com";
 
@@ -48,6 +48,7 @@ fn the_name_that_a_client_asks_for_chooses_what_it_is_shown() {
     let own = Own {
         svid: &svid,
         named: &certificates,
+        refused: &[],
     };
     let (mode, clock) = (ClientCertificate::Accept, mesh.clock.clone());
     let server = server(&TLS13, own, mesh.bundles(), mode, &[], clock.clone()).unwrap();
@@ -114,6 +115,7 @@ fn attack_a_certificate_of_a_public_authority_makes_nobody_of_the_mesh() {
     let own = Own {
         svid: &svid,
         named: &certificates,
+        refused: &[],
     };
     let (mode, clock) = (ClientCertificate::Require, mesh.clock.clone());
     let server = server(&TLS13, own, mesh.bundles(), mode, &[], clock).unwrap();
@@ -187,6 +189,7 @@ fn the_mesh_meets_the_workload_whatever_names_the_certificates_are_for() {
     let own = Own {
         svid: &svid.svid(),
         named: &certificates,
+        refused: &[],
     };
     let (mode, clock) = (ClientCertificate::Accept, mesh.clock.clone());
     let server = server(&TLS13, own, mesh.bundles(), mode, &[], clock.clone()).unwrap();
@@ -218,6 +221,7 @@ fn attack_a_session_goes_on_under_no_other_name() {
     let own = Own {
         svid: &svid,
         named: &certificates,
+        refused: &[],
     };
     let (mode, clock) = (ClientCertificate::Accept, mesh.clock.clone());
     let server = server(&TLS13, own, mesh.bundles(), mode, &[], clock).unwrap();
@@ -339,4 +343,82 @@ impl ServerCertVerifier for Gullible {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+#[test]
+fn a_name_that_has_nothing_to_show_is_refused_and_the_others_are_not() {
+    let (mesh, authority) = (Mesh::new(), root("public"));
+    let svid = mesh.root.odd_leaf(ORDERS, |params| {
+        params.subject_alt_names.push(dns("orders.shop.internal"));
+    });
+    let svid = svid.svid();
+    let certificates = [
+        named(&public(&authority, &["www.example.com", SHOP]), &[]).unwrap(),
+        named(&public(&authority, &["a.api.example.com"]), &[]).unwrap(),
+    ];
+    let refused = [SHOP, "*.API.example.com", "orders.shop.internal", MESH];
+    let refused = refused.map(str::to_owned);
+    let asks = |refused: &[String], name: &str| {
+        let own = Own {
+            svid: &svid,
+            named: &certificates,
+            refused,
+        };
+        let (mode, clock) = (ClientCertificate::Accept, mesh.clock.clone());
+        let server = server(&TLS13, own, mesh.bundles(), mode, &[], clock).unwrap();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        handshake_with(&gullible(&mesh), &server, name).map(|_| ())
+    };
+    // Also where another certificate has the name in it, and where the workload's own has.
+    for name in [
+        SHOP,
+        "SHOP.example.com",
+        "b.api.example.com",
+        "orders.shop.internal",
+    ] {
+        assert!(asks(&refused, name).is_err(), "{name}");
+    }
+    // The mesh meets the workload whatever a document says; strangers meet it where nothing is said of them.
+    for name in [
+        MESH,
+        "www.example.com",
+        "a.api.example.com",
+        "elsewhere.example.com",
+        "192.0.2.1",
+    ] {
+        asks(&refused, name).unwrap();
+    }
+    let everybody = ["*".to_owned()];
+    for name in ["elsewhere.example.com", "192.0.2.1"] {
+        assert!(asks(&everybody, name).is_err(), "{name}");
+    }
+    for name in [MESH, SHOP, "orders.shop.internal"] {
+        asks(&everybody, name).unwrap();
+    }
+}
+
+#[test]
+fn a_pair_is_taken_out_of_one_text_with_nothing_of_the_key_in_the_chain() {
+    let authority = root("public");
+    let issued = public(&authority, &[SHOP]);
+    let PemPair { chain, key } = pem(&issued);
+    let whole = [b"a note\n".as_slice(), key.expose(), &chain].concat();
+    let pair = PemPair::from_texts([whole.as_slice()], &whole).unwrap();
+    assert_eq!(pair.chain, chain);
+    assert!(pair.equals(&PemPair { chain, key }));
+    let shown = NamedCertificate::from_pem(&pair, &[]).unwrap();
+    assert_eq!(shown.names(), [SHOP]);
+
+    let missing = |what| Err(PemError::Missing { what });
+    let of = |chain: &[u8], key: &[u8]| PemPair::from_texts([chain], key).map(|_| ());
+    assert_eq!(of(&pair.chain, &pair.chain), missing("private key"));
+    assert_eq!(of(pair.key.expose(), &whole), missing("certificate"));
+    let twice = [pair.key.expose(), &whole].concat();
+    assert_eq!(of(&whole, &twice), Err(PemError::SeveralKeys));
+    let locked =
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    assert_eq!(of(&whole, locked), Err(PemError::Encrypted));
+    let huge = vec![b'x'; 2 * 1024 * 1024];
+    assert!(matches!(of(&huge, &whole), Err(PemError::TooLong { .. })));
+    assert!(matches!(of(&whole, &huge), Err(PemError::TooLong { .. })));
 }
