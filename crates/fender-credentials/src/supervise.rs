@@ -45,6 +45,7 @@ pub use here::{Desk, Requests, Supply};
 pub use hidden::Hider;
 pub use process::Program;
 pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
+pub use signals::Signals;
 
 use crate::environment::AppEnvironment;
 use crate::mask::Masks;
@@ -54,7 +55,6 @@ use output::Output;
 use process::{code, code_of_signal, send};
 use proxy::start_sibling;
 use revival::Revival;
-use signals::Signals;
 
 mod app;
 mod channel;
@@ -135,9 +135,18 @@ pub enum SuperviseError {
 /// Runs both until both are over, and returns the code to exit with: the application's own, 128 and
 /// the signal that ended it, or the proxy's if the application was never started.
 pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
+    run_hearing(plan, listen()?).await
+}
+
+/// Every signal to this process from now on, for whoever is going to be supervised.
+pub fn listen() -> Result<Signals, SuperviseError> {
+    Signals::new().map_err(SuperviseError::Signals)
+}
+
+/// The same as [`run`], with the signals that came since [`listen`].
+pub async fn run_hearing(plan: Plan, signals: Signals) -> Result<u8, SuperviseError> {
     let children =
         tokio::signal::unix::signal(SignalKind::child()).map_err(SuperviseError::Signals)?;
-    let signals = Signals::new().map_err(SuperviseError::Signals)?;
     if let Err(error) = sys::become_subreaper() {
         tracing::warn!(%error, "orphans of the application will not be reaped");
     }
@@ -190,8 +199,8 @@ struct Supervisor {
     successor: Option<Sibling>,
     /// Those that had one, and end what they have.
     retired: Vec<Sibling>,
-    /// When the application was asked to stop: when it is killed.
-    stop: Option<Instant>,
+    /// The application was asked to stop, and is not started again.
+    stop: Option<Stop>,
     /// It was asked to end so that it can be started again.
     restart: Option<Restart>,
     backoff: Backoff,
@@ -208,6 +217,12 @@ enum App {
     /// There is none, and the proxy serves.
     Absent,
     Over(u8),
+}
+
+/// Whoever asked for it gets the end, also if the application has to be killed for it.
+struct Stop {
+    /// If it does not end by itself.
+    kill: Option<Instant>,
 }
 
 /// The application is started again once it has ended.
@@ -329,7 +344,8 @@ impl Supervisor {
         let app_is_late = match self.app {
             App::Running(_) => {
                 let kill = self.restart.as_ref().and_then(|restart| restart.kill);
-                self.stop.into_iter().chain(kill).min()
+                let stop = self.stop.as_ref().and_then(|stop| stop.kill);
+                stop.into_iter().chain(kill).min()
             }
             App::Waiting | App::Resting { .. } | App::Absent | App::Over(_) => None,
         };
@@ -366,7 +382,9 @@ impl Supervisor {
                 if stops && self.stop.is_none() {
                     // Whoever ends it does not want it back.
                     self.give_up_restart();
-                    self.stop = Some(Instant::now() + self.plan.stop_timeout);
+                    self.stop = Some(Stop {
+                        kill: Some(Instant::now() + self.plan.stop_timeout),
+                    });
                     self.plan.manager.stopping();
                     self.order(Order::DrainInbound);
                 }

@@ -126,10 +126,15 @@ fn without_that_a_command_goes_on_and_its_next_start_has_the_new_value() {
 fn a_command_that_does_not_stop_is_killed_and_one_that_cannot_be_started_is_said_to_be() {
     let job = Job::new("");
     let script = "trap '' TERM; echo up > said; while :; do sleep 0.1; done";
-    let mut fender = job.run(&["--stop-timeout", "300ms"], script);
-    job.says(&mut fender, "up\n");
-    fender.signal(Signal::TERM);
-    assert_eq!(fender.wait(PATIENCE).code(), Some(128 + 9));
+    // Whoever had to be killed was asked to stop all the same, and is not started again.
+    for restart in ["no", "always"] {
+        let flags = ["--stop-timeout", "300ms", "--restart", restart];
+        let mut fender = job.run(&flags, script);
+        job.says(&mut fender, "up\n");
+        fender.signal(Signal::TERM);
+        assert_eq!(fender.wait(PATIENCE).code(), Some(128 + 9), "{restart}");
+        fs::remove_file(job.path("said")).unwrap();
+    }
     let config = job.path("job.yaml");
     let exec = |flags: &[&str], program: &str| {
         let mut arguments = vec!["exec", "--config", config.to_str().unwrap()];

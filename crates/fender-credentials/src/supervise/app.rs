@@ -200,7 +200,9 @@ impl Supervisor {
     }
 
     pub(super) fn kill_app(&mut self) {
-        self.stop = None;
+        if let Some(stop) = &mut self.stop {
+            stop.kill = None;
+        }
         if let Some(restart) = &mut self.restart {
             restart.kill = None;
         }

@@ -25,7 +25,8 @@ const OURS: &[Signal] = &[
 ];
 
 /// Receives signals instead of dying of them.
-pub(super) struct Signals(Vec<(Signal, tokio::signal::unix::Signal)>);
+#[derive(Debug)]
+pub struct Signals(Vec<(Signal, tokio::signal::unix::Signal)>);
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {

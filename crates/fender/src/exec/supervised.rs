@@ -63,18 +63,29 @@ async fn supervise(args: cli::Exec, reach: Reach, local: Local, hang_up: HangUp)
     };
     let (desk, requests) = Desk::open();
     let masks = args.mask_output.then(Masks::new);
-    let prepared = tokio::select! {
-        prepared = prepare(&args.source, reach, local, desk, masks.clone(), &drains) => prepared,
-        () = stop.requested() => Err(Failure::unavailable(anyhow::anyhow!(
-            "stopped before the credentials were there; the command was not started"
-        ))),
-    };
-    let ended = match prepared {
-        Ok(prepared) => watch_over(args, prepared, requests, masks).await,
-        Err(failure) => Err(failure),
+    let prepared = prepare(&args.source, reach, local, desk, masks.clone(), &drains);
+    let ended = match unless(stop.requested(), prepared).await {
+        Some(Ok(prepared)) => watch_over(args, prepared, requests, masks, stop).await,
+        Some(Err(failure)) => Err(failure),
+        None => Err(stopped()),
     };
     drains.close().await;
     ended
+}
+
+/// What comes of the work, unless a stop was asked for meanwhile: also if both are there at once.
+async fn unless<T>(stop: impl Future<Output = ()>, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop => None,
+        came = work => Some(came),
+    }
+}
+
+fn stopped() -> Failure {
+    Failure::unavailable(anyhow::anyhow!(
+        "stopped before the credentials were there; the command was not started"
+    ))
 }
 
 /// Everything that the command is started with.
@@ -200,6 +211,7 @@ async fn watch_over(
     prepared: Prepared,
     requests: Requests,
     masks: Option<Masks>,
+    mut stop: Stop,
 ) -> Outcome {
     let mut command = args.command.into_iter();
     let Some(program) = command.next() else {
@@ -227,6 +239,28 @@ async fn watch_over(
         upgrade_timeout: FAREWELL,
         manager: Manager::from_variable(std::env::var_os(NOTIFY_SOCKET).as_deref()),
     };
-    let code = supervise::run(plan).await.map_err(Failure::unavailable)?;
+    // From here on signals are the command's; one that came before is not lost between the two.
+    let signals = supervise::listen().map_err(Failure::unavailable)?;
+    if unless(stop.requested(), async {}).await.is_none() {
+        return Err(stopped());
+    }
+    drop(stop);
+    let supervised = supervise::run_hearing(plan, signals).await;
+    let code = supervised.map_err(Failure::unavailable)?;
     Ok(Exit::App(code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_at_the_last_moment_is_not_lost() {
+        for _ in 0..64 {
+            let both = unless(async {}, async { "prepared" }).await;
+            assert_eq!(both, None);
+        }
+        let prepared = unless(std::future::pending(), async { "prepared" }).await;
+        assert_eq!(prepared, Some("prepared"));
+    }
 }
