@@ -11,6 +11,7 @@
 //! same program that was started before: [`Runner::by`] asks it, [`serve`] is what it does. The helper has the list of what
 //! is allowed from its own command line and believes nobody else about it.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::courier::Courier;
@@ -151,11 +153,19 @@ impl Runner {
         }
         let run = async {
             match &self.place {
-                Place::Here => child::run(task).await,
+                Place::Here => {
+                    let began = Instant::now();
+                    let finished = child::run(task).await;
+                    (finished, Some(began.elapsed()))
+                }
                 Place::Helper(courier) => {
                     let deadline = Deadline::after(task.timeout.min(LONGEST) + HELPLESS);
                     let asked = deadline.bound(ask(courier, task)).await;
-                    asked.unwrap_or(Err(RunError::Gone))
+                    match asked.unwrap_or(Err(RunError::Gone)) {
+                        Ok((answer, took)) => (answer, Some(took)),
+                        // Whether it was slow nobody knows.
+                        Err(error) => (Err(error), None),
+                    }
                 }
             }
         };
@@ -164,12 +174,16 @@ impl Runner {
                 let who = (&task.program, &task.arguments, &task.input);
                 lanes.run(who, run).await
             }
-            None => run.await,
+            None => run.await.0,
         }
     }
 }
 
-async fn ask(courier: &Courier, task: &Task) -> Result<Finished, RunError> {
+/// What came of it, and how long it ran: not counted is how long the helper took to hear of it.
+async fn ask(
+    courier: &Courier,
+    task: &Task,
+) -> Result<(Result<Finished, RunError>, Duration), RunError> {
     let gone = |_| RunError::Gone;
     let (mut ours, theirs) =
         UnixStream::pair().map_err(|error| RunError::Start(error.to_string()))?;
@@ -177,12 +191,18 @@ async fn ask(courier: &Courier, task: &Task) -> Result<Finished, RunError> {
     courier.say(TASK, &[theirs.as_fd()]).await.map_err(gone)?;
     drop(theirs);
     ours.write_all(&wire::task(task)).await.map_err(gone)?;
-    wire::read_answer(&mut ours).await.map_err(gone)?
+    wire::read_taken(&mut ours).await.map_err(gone)?;
+    let began = Instant::now();
+    let answer = wire::read_answer(&mut ours).await.map_err(gone)?;
+    Ok((answer, began.elapsed()))
 }
 
 /// Runs what is asked for over `channel`, as long as it is one of `allowed`; until the channel ends, and then nothing runs
 /// any more. It needs a runtime of one thread, which is the thread that its programs end with.
-pub async fn serve(channel: UnixStream, allowed: Vec<PathBuf>) {
+///
+/// The error says why nothing is heard any more, though somebody may still ask: whoever serves the channel next hears what follows.
+/// What runs then ends with the runtime.
+pub async fn serve(channel: UnixStream, allowed: Vec<PathBuf>) -> io::Result<()> {
     let runner = Runner {
         lanes: None,
         ..Runner::here(allowed)
@@ -199,7 +219,7 @@ pub async fn serve(channel: UnixStream, allowed: Vec<PathBuf>) {
             Ok(None) => break,
             Err(error) => {
                 tracing::error!(%error, "whoever wants programs run makes no sense");
-                break;
+                return Err(error);
             }
         };
         let Some(stream) = socket.and_then(|socket| connected(socket.into()).ok()) else {
@@ -213,9 +233,10 @@ pub async fn serve(channel: UnixStream, allowed: Vec<PathBuf>) {
     }
     // Whoever asked is gone, and so every socket: each notices by itself.
     drain.drained().await;
+    Ok(())
 }
 
-fn connected(stream: std::os::unix::net::UnixStream) -> std::io::Result<UnixStream> {
+fn connected(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }
@@ -225,6 +246,9 @@ async fn attend(mut stream: UnixStream, runner: &Runner) {
     let Ok(task) = wire::read_task(&mut stream).await else {
         return;
     };
+    if wire::write_taken(&mut stream).await.is_err() {
+        return;
+    }
     let answer = tokio::select! {
         answer = runner.run(&task) => answer,
         () = wire::closed(&stream) => return,

@@ -36,6 +36,8 @@ const VARIABLES: [&str; 2] = ["FENDER_LOG", "FENDER_LOG_FORMAT"];
 /// How long the helper rests at first when it has died, and at most.
 const FIRST_REST: Duration = Duration::from_millis(200);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// How often a worker looks who its parent is, where the kernel does not say when that ends.
+const LOOK: Duration = Duration::from_secs(1);
 /// One that lived so long did not die of what killed it before.
 const SOUND: Duration = Duration::from_secs(60);
 
@@ -121,7 +123,10 @@ fn work(allowed: Vec<PathBuf>, channel: std::os::unix::net::UnixStream, watcher:
     let worked = single(async {
         let channel = UnixStream::from_std(channel).map_err(Failure::unavailable)?;
         tokio::select! {
-            () = program::serve(channel, allowed.clone()) => Ok(Exit::Done),
+            // Nobody asks any more; after an error somebody may, and another is started to hear it.
+            served = program::serve(channel, allowed.clone()) => {
+                served.map(|()| Exit::Done).map_err(Failure::unavailable)
+            }
             () = orphaned(watcher) => Ok(Exit::Unavailable),
         }
     })?;
@@ -140,10 +145,20 @@ fn work(allowed: Vec<PathBuf>, channel: std::os::unix::net::UnixStream, watcher:
 async fn orphaned(watcher: i32) {
     let watcher = Pid::from_raw(watcher);
     let process = watcher.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    orphaned_of(watcher, process).await;
+}
+
+/// The same by who that is, and by a descriptor of it where the kernel gives one: that it cannot be had, or not be waited for, says nothing
+/// about who the parent is.
+async fn orphaned_of(watcher: Option<Pid>, process: Option<OwnedFd>) {
+    let is_orphan = || rustix::process::getppid() != watcher;
     if let Some(process) = process
-        && rustix::process::getppid() == watcher
+        && !is_orphan()
     {
         let _ = sys::ended(process).await;
+    }
+    while !is_orphan() {
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -236,4 +251,25 @@ fn is_left(channel: &std::os::unix::net::UnixStream, rest: Duration) -> bool {
         tv_nsec: rest.subsec_nanos().into(),
     };
     matches!(rustix::event::poll(&mut channel, Some(&rest)), Ok(1..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where a filter of system calls, or an old kernel, gives no descriptor; and where what it gives is of somebody else.
+    #[tokio::test(start_paused = true)]
+    async fn only_who_has_another_parent_is_orphaned() {
+        let parent = rustix::process::getppid();
+        let mut child = Command::new("/bin/true").spawn().unwrap();
+        let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        child.wait().unwrap();
+        for process in [None, Some(ended)] {
+            let orphaned = orphaned_of(parent, process);
+            let waited = tokio::time::timeout(1000 * LOOK, orphaned).await;
+            assert!(waited.is_err(), "it has its parent");
+        }
+        let other = Some(rustix::process::getpid());
+        orphaned_of(other, None).await;
+    }
 }

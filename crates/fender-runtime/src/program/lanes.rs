@@ -11,7 +11,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 
 /// Who takes longer is slow.
 pub(super) const QUICK: Duration = Duration::from_secs(2);
@@ -40,49 +39,61 @@ impl Lanes {
         }
     }
 
-    /// Does `work` when it is the turn of `who`. Cancel safe: work that is dropped was none.
-    pub(super) async fn run<T>(&self, who: impl Hash, work: impl Future<Output = T>) -> T {
+    /// Does `work` when it is the turn of `who`. It says how long it ran itself, if anybody knows: what it had to wait for is none of
+    /// its slowness. Cancel safe: work that is dropped was none.
+    pub(super) async fn run<T>(
+        &self,
+        who: impl Hash,
+        work: impl Future<Output = (T, Option<Duration>)>,
+    ) -> T {
         let who = self.key.hash_one(who);
         let is_slow = self.known().contains(&who);
-        let (came, began) = match is_slow {
+        let (came, took) = match is_slow {
             true => self.run_slow(work).await,
             false => self.run_quick(work).await,
         };
         let mut known = self.known();
-        if began.elapsed() <= QUICK {
-            known.remove(&who);
-        } else {
-            if known.len() >= REMEMBERED {
-                known.clear();
+        match took {
+            None => {}
+            Some(took) if took <= QUICK => {
+                known.remove(&who);
             }
-            known.insert(who);
+            Some(_) => {
+                if known.len() >= REMEMBERED {
+                    known.clear();
+                }
+                known.insert(who);
+            }
         }
         came
     }
 
-    async fn run_slow<T>(&self, work: impl Future<Output = T>) -> (T, Instant) {
+    async fn run_slow<T>(&self, work: impl Future<Output = T>) -> T {
         let _turn = turn(&self.slow).await;
-        let began = Instant::now();
-        (work.await, began)
+        work.await
     }
 
-    async fn run_quick<T>(&self, work: impl Future<Output = T>) -> (T, Instant) {
+    async fn run_quick<T>(&self, work: impl Future<Output = T>) -> T {
         let place = turn(&self.quick).await;
-        let began = Instant::now();
         let mut work = std::pin::pin!(work);
         let slow = async {
             tokio::time::sleep(QUICK).await;
             turn(&self.slow).await
         };
-        let came = tokio::select! {
+        tokio::select! {
             biased;
             came = &mut work => came,
             _turn = slow => {
                 drop(place);
                 work.await
             }
-        };
-        (came, began)
+        }
+    }
+
+    /// How many are taken for slow.
+    #[cfg(test)]
+    pub(super) fn slow_ones(&self) -> usize {
+        self.known().len()
     }
 
     fn known(&self) -> MutexGuard<'_, HashSet<u64>> {
@@ -102,6 +113,8 @@ async fn turn(lane: &Semaphore) -> tokio::sync::SemaphorePermit<'_> {
 mod tests {
     use std::sync::Arc;
 
+    use tokio::time::Instant;
+
     use super::*;
     use crate::drain::Drain;
 
@@ -110,8 +123,9 @@ mod tests {
     const ROOM: usize = 4;
 
     /// Counted from when it is begun.
-    async fn takes(time: Duration) {
+    async fn takes(time: Duration) -> ((), Option<Duration>) {
         tokio::time::sleep(time).await;
+        ((), Some(time))
     }
 
     /// Starts so many that hang, each under its own number, and lets them begin.
@@ -126,7 +140,7 @@ mod tests {
     /// How long one that takes no time has to wait.
     async fn waits(lanes: &Lanes, who: &str) -> Duration {
         let began = Instant::now();
-        lanes.run(who, async {}).await;
+        lanes.run(who, takes(Duration::ZERO)).await;
         began.elapsed()
     }
 
@@ -197,11 +211,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_had_to_wait_for_somebody_else_is_not_taken_for_slow() {
+        let lanes = Arc::new(Lanes::new(ROOM));
+        for took in [Some(Duration::ZERO), None] {
+            let waits = async {
+                tokio::time::sleep(HANGS).await;
+                ((), took)
+            };
+            lanes.run("healthy", waits).await;
+        }
+        assert_eq!(lanes.slow_ones(), 0);
+        // Nor is one that is slow taken for quick because nobody knows.
+        lanes.run("slow", takes(HANGS)).await;
+        lanes.run("slow", async { ((), None) }).await;
+        assert_eq!(lanes.slow_ones(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn work_that_is_given_up_leaves_its_place() {
         let lanes = Lanes::new(1);
         for who in ["a", "a", "b"] {
             let given_up =
-                tokio::time::timeout(HANGS, lanes.run(who, std::future::pending::<()>()));
+                tokio::time::timeout(HANGS, lanes.run(who, std::future::pending::<((), _)>()));
             assert!(given_up.await.is_err());
         }
         assert_eq!(waits(&lanes, "c").await, Duration::ZERO);

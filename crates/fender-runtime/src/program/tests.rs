@@ -35,7 +35,7 @@ fn shell() -> Runner {
 fn helped(allowed: &[&str], drain: &Drain) -> Runner {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let allowed = allowed.iter().map(PathBuf::from).collect();
-    drain.spawn(serve(theirs, allowed));
+    drain.spawn(async { serve(theirs, allowed).await.unwrap() });
     Runner::by(ours, [SHELL.into(), "/bin/cat".into()])
 }
 
@@ -267,10 +267,29 @@ async fn a_task_waits_for_a_helper_that_is_started_again() {
     // The one before has ended, and its task is not heard of; this one finds it.
     theirs.readable().await.unwrap();
     assert!(answered.try_recv().is_err());
-    drain.spawn(serve(theirs, vec![SHELL.into()]));
+    // That this takes long is none of the program's slowness.
+    tokio::time::pause();
+    tokio::time::advance(2 * lanes::QUICK).await;
+    tokio::time::resume();
+    drain.spawn(async { serve(theirs, vec![SHELL.into()]).await.unwrap() });
     assert_eq!(text(&answered.await.unwrap().unwrap()), "again\n");
+    let lanes = runner.lanes.as_ref().unwrap();
+    assert_eq!(lanes.slow_ones(), 0);
     drop(runner);
     drain.drained().await;
+}
+
+#[tokio::test]
+async fn attack_who_makes_no_sense_to_a_helper_is_not_taken_for_gone() {
+    for nonsense in [&b"\xff\n"[..], &[b'x'; 80 * 1024]] {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let (said, served) =
+            tokio::join!(ours.write_all(nonsense), serve(theirs, vec![SHELL.into()]));
+        // It may stop listening in the middle.
+        drop(said);
+        let error = served.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ const HEAVIEST: usize = 256 * 1024;
 /// The socket comes with its task.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The task was read, and is about to begin.
+const TAKEN: u8 = 1;
+
 const FINISHED: u8 = 0;
 const NOT_ALLOWED: u8 = 1;
 const START: u8 = 2;
@@ -88,6 +91,19 @@ fn number(body: &mut &[u8]) -> Option<usize> {
 fn text<'a>(body: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = number(body)?;
     body.split_off(..length)
+}
+
+/// Says that the task was read.
+pub(super) async fn write_taken(stream: &mut UnixStream) -> io::Result<()> {
+    stream.write_u8(TAKEN).await
+}
+
+/// Waits until somebody has read the task.
+pub(super) async fn read_taken(stream: &mut UnixStream) -> io::Result<()> {
+    match stream.read_u8().await? {
+        TAKEN => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
 }
 
 /// A byte for what came of it, the exit code or minus the signal, the count of complaints, the length, the bytes.
