@@ -438,7 +438,17 @@ pub enum CredentialSource {
     /// The sidecar itself, of this.
     Direct(Origin),
     /// The control plane, which sends it on the workload's own stream; of what does not travel.
-    Control,
+    Control(Lifetime),
+}
+
+/// For how long a secret is good whose source does not travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Lifetime {
+    /// Until there is another.
+    #[default]
+    Lasting,
+    /// While the control plane goes on renewing it, which it does as long as somebody takes it.
+    Leased,
 }
 
 /// What holds a secret, as seen by who asks for it.
@@ -465,6 +475,24 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// Whether what it gives ends unless somebody renews it.
+    pub fn lifetime(&self) -> Lifetime {
+        match self {
+            Self::Vault(secret) if matches!(secret.at, VaultPlace::Engine { .. }) => {
+                Lifetime::Leased
+            }
+            Self::Vault(_)
+            | Self::File { .. }
+            | Self::DockerSecret(_)
+            | Self::Command(_)
+            | Self::Environment { .. }
+            | Self::KubernetesSecret(_)
+            | Self::Aws(_)
+            | Self::Age(_)
+            | Self::Sops(_) => Lifetime::Lasting,
+        }
+    }
+
     /// Every file that is read to have it, where it is asked for: what must be allowed there.
     pub fn files(&self) -> Vec<PathBuf> {
         match self {

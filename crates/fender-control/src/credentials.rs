@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use fender_api::proto::control::v1::{self as proto, credential_value};
 use fender_config::snapshot::{
-    AgeSecret, AwsSecret, Command, CredentialSource, DockerSecret, KubernetesSecret, Origin,
-    SopsSecret, VaultPlace, VaultSecret,
+    AgeSecret, AwsSecret, Command, CredentialSource, DockerSecret, KubernetesSecret, Lifetime,
+    Origin, SopsSecret, VaultSecret,
 };
 use fender_config::{Documents, HttpsUrl, ObjectName};
 use fender_identity::{Secret, WorkloadName};
@@ -308,7 +308,7 @@ pub(crate) fn authorized(
 ) -> Option<Origin> {
     let snapshot = library.snapshot(workload)?;
     let listed = snapshot.credentials.iter().any(|credential| {
-        credential.name == *name && credential.source == CredentialSource::Control
+        credential.name == *name && matches!(credential.source, CredentialSource::Control(_))
     });
     let in_force = library.in_force();
     let credential = in_force.documents.credentials.get(name);
@@ -350,11 +350,8 @@ pub(crate) fn told(state: &State, origin: &Origin) -> Option<proto::CredentialVa
 /// say of a value when it ends.
 fn lasts(origin: &Origin) -> bool {
     match origin {
-        Origin::Vault(secret) => match &secret.at {
-            VaultPlace::Engine { .. } => false,
-            VaultPlace::Kv1 { .. } | VaultPlace::Kv2 { .. } => true,
-        },
         Origin::Command(_) => false,
+        Origin::Vault(_) => origin.lifetime() == Lifetime::Lasting,
         Origin::File { .. }
         | Origin::DockerSecret(_)
         | Origin::Environment { .. }
@@ -413,7 +410,7 @@ impl<S: Source> Source for Guarded<S> {
 
 #[cfg(test)]
 mod tests {
-    use fender_config::snapshot::{VaultLogin, VaultStore};
+    use fender_config::snapshot::{VaultLogin, VaultPlace, VaultStore};
 
     use super::*;
 

@@ -139,7 +139,7 @@ impl SourceDigest {
         fed.write(b"fender credentials cache source 1");
         match source {
             // What a control plane has it from does not travel.
-            CredentialSource::Control => fed.write_u8(0),
+            CredentialSource::Control(_) => fed.write_u8(0),
             CredentialSource::Direct(origin) => {
                 fed.write_u8(1);
                 origin.hash(&mut fed);

@@ -132,7 +132,7 @@ impl Sources {
     fn ask(&self, spec: &CredentialSpec, drain: &Drain) -> Result<Followed, NotAllowed> {
         let clock = &self.clock;
         match &spec.source {
-            CredentialSource::Control => Ok(self.remote.follow(&spec.name)),
+            CredentialSource::Control(_) => Ok(self.remote.follow(&spec.name)),
             CredentialSource::Direct(Origin::File { path }) => {
                 let source = match self.allow.check(path)? {
                     None => FileSource::new(path),

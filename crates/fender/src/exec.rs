@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin, VaultPlace};
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Lifetime, Origin};
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::RestartOn;
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
@@ -151,18 +151,17 @@ async fn environment(
 fn program(spec: &CredentialSpec) -> Option<PathBuf> {
     match &spec.source {
         CredentialSource::Direct(Origin::Command(command)) => Some(command.program.clone()),
-        CredentialSource::Direct(_) | CredentialSource::Control => None,
+        CredentialSource::Direct(_) | CredentialSource::Control(_) => None,
     }
 }
 
 /// Whether it ends unless somebody renews it.
 fn is_leased(spec: &CredentialSpec) -> bool {
-    match &spec.source {
-        CredentialSource::Direct(Origin::Vault(secret)) => {
-            matches!(secret.at, VaultPlace::Engine { .. })
-        }
-        CredentialSource::Direct(_) | CredentialSource::Control => false,
-    }
+    let lifetime = match &spec.source {
+        CredentialSource::Direct(origin) => origin.lifetime(),
+        CredentialSource::Control(lifetime) => *lifetime,
+    };
+    lifetime == Lifetime::Leased
 }
 
 fn variables(gathered: &Gathered) -> impl Iterator<Item = (&str, &fender_identity::Secret)> {

@@ -69,6 +69,6 @@ pub(crate) fn is_of_aws(spec: &CredentialSpec) -> bool {
 pub(crate) fn of(spec: &CredentialSpec) -> Option<&str> {
     match &spec.source {
         CredentialSource::Direct(Origin::Environment { variable }) => Some(variable),
-        CredentialSource::Direct(_) | CredentialSource::Control => None,
+        CredentialSource::Direct(_) | CredentialSource::Control(_) => None,
     }
 }

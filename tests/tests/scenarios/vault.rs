@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fender_tests::pki::{Authority, Template};
@@ -21,6 +22,7 @@ const CANARY: &str = "canary";
 struct World {
     vault: Vault,
     mesh: Mesh,
+    documents: String,
 }
 
 impl World {
@@ -79,7 +81,11 @@ spec:
         let (code, out, err) = mesh.apply(&documents);
         assert_eq!(code, 0, "{out}{err}");
         assert!(!err.contains("--allow-dir"), "{err}");
-        Self { vault, mesh }
+        Self {
+            vault,
+            mesh,
+            documents,
+        }
     }
 
     fn sidecar(&self) -> Process {
@@ -177,7 +183,9 @@ fn the_file_follows_the_vault(via: &str) {
         assert_eq!(vault.tokens(), 0, "{:?}", vault.asked());
     } else {
         assert_eq!(vault.tokens(), 1, "{:?}", vault.asked());
-        let World { vault, mut mesh } = world;
+        let World {
+            vault, mut mesh, ..
+        } = world;
         mesh.stop_control();
         assert_eq!(vault.tokens(), 0, "{:?}", vault.asked());
     }
@@ -297,7 +305,9 @@ fn leases_are_shared_renewed_and_given_back(via: &str) {
     world.assert_nothing_is_shown();
     sidecar.signal(Signal::TERM);
     assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
-    let World { vault, mut mesh } = world;
+    let World {
+        vault, mut mesh, ..
+    } = world;
     if via == "sidecar" {
         assert_eq!(vault.leases(), Vec::<String>::new(), "{:?}", vault.asked());
     } else {
@@ -315,6 +325,34 @@ fn leases_are_shared_renewed_and_given_back_by_the_sidecar() {
 #[test]
 fn leases_are_shared_and_renewed_through_the_control_plane() {
     leases_are_shared_renewed_and_given_back("control");
+}
+
+/// Who takes it through the control plane and goes away has it revoked some minutes later: `exec` is told so and takes none.
+#[test]
+fn exec_takes_nothing_through_the_control_plane_that_ends_when_nobody_takes_it_any_more() {
+    let lease = "login: { LOGIN }, engine: { path: database/creds/orders, key: username }";
+    let world = World::new("control", &[("user", lease)]);
+    let mesh = &world.mesh;
+    let deliver = "  deliver: [ { environment: { variable: DB_USER } },";
+    let documents = world.documents.replace("  deliver: [", deliver);
+    let (code, out, err) = mesh.apply(&documents);
+    assert_eq!(code, 0, "{out}{err}");
+    let token = mesh.token("shop/orders", "5m");
+    let run = |more: &[&str]| {
+        let mut command = mesh.command();
+        command.args(["exec", "--token-file"]).arg(&token);
+        command.args(more).args(["--", "/bin/sh", "-c", "echo ran"]);
+        command.stdin(Stdio::null()).output().unwrap()
+    };
+    let refused = run(&[]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(64), "{said}");
+    assert!(refused.stdout.is_empty());
+    assert!(
+        said.contains("shop/user") && said.contains("--supervise"),
+        "{said}"
+    );
+    assert_eq!(world.vault.count("GET database/creds"), 0);
 }
 
 /// Until the token of now is older than ten seconds: one that is younger and not known is not made anew once more. It is asked

@@ -272,8 +272,9 @@ fn credential(message: proto::CredentialSpec) -> Result<domain::CredentialSpec, 
                 let secret = sealed::sops(it).map_err(|error| error.within("sops"))?;
                 domain::CredentialSource::Direct(domain::Origin::Sops(secret))
             }
-            proto::credential_spec::Source::Control(proto::ControlSource {}) => {
-                domain::CredentialSource::Control
+            proto::credential_spec::Source::Control(it) => {
+                let lifetime = lifetime(it.lifetime).map_err(|error| error.within("control"))?;
+                domain::CredentialSource::Control(lifetime)
             }
         },
         max_stale: Duration::from_millis(message.max_stale_millis),
@@ -322,8 +323,14 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         domain::CredentialSource::Direct(domain::Origin::Sops(secret)) => {
             proto::credential_spec::Source::Sops(sealed::from_sops(secret))
         }
-        domain::CredentialSource::Control => {
-            proto::credential_spec::Source::Control(proto::ControlSource {})
+        domain::CredentialSource::Control(lifetime) => {
+            let lifetime = match lifetime {
+                domain::Lifetime::Lasting => proto::Lifetime::Lasting,
+                domain::Lifetime::Leased => proto::Lifetime::Leased,
+            };
+            proto::credential_spec::Source::Control(proto::ControlSource {
+                lifetime: lifetime.into(),
+            })
         }
     };
     proto::CredentialSpec {
@@ -333,6 +340,17 @@ fn from_credential(credential: &domain::CredentialSpec) -> proto::CredentialSpec
         deliver: credential.deliver.iter().map(from_delivery).collect(),
         notify: credential.notify.iter().map(notification::write).collect(),
         on_exit: files::from_on_exit(credential.on_exit).into(),
+    }
+}
+
+fn lifetime(number: i32) -> Result<domain::Lifetime, InvalidField> {
+    match proto::Lifetime::try_from(number) {
+        Ok(proto::Lifetime::Leased) => Ok(domain::Lifetime::Leased),
+        // An older control plane does not say.
+        Ok(proto::Lifetime::Lasting | proto::Lifetime::Unspecified) => {
+            Ok(domain::Lifetime::Lasting)
+        }
+        Err(_) => Err(unknown("lifetime", number)),
     }
 }
 

@@ -314,7 +314,7 @@ fn attack_a_credential_for_nobody_a_crowd_or_another_name_is_refused() {
                 name: "shop/smtp".to_owned(),
                 max_stale_millis: 1,
                 source: Some(proto::credential_spec::Source::Control(
-                    proto::ControlSource {},
+                    proto::ControlSource::default(),
                 )),
                 on_exit: proto::OnExit::Wipe.into(),
                 deliver: vec![proto::Delivery {
@@ -345,7 +345,7 @@ fn a_delivery_outside_of_absolute_paths_and_permission_bits_is_refused() {
                 max_stale_millis: 1,
                 notify: Vec::new(),
                 source: Some(proto::credential_spec::Source::Control(
-                    proto::ControlSource {},
+                    proto::ControlSource::default(),
                 )),
                 on_exit: proto::OnExit::Wipe.into(),
                 deliver: vec![proto::Delivery {

@@ -121,7 +121,7 @@ impl Credential {
     pub(crate) fn spec(&self) -> CredentialSpec {
         let source = match self.via {
             Via::Sidecar => CredentialSource::Direct(self.origin.clone()),
-            Via::Control => CredentialSource::Control,
+            Via::Control => CredentialSource::Control(self.origin.lifetime()),
         };
         CredentialSpec {
             name: self.name.clone(),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use fender_config::snapshot::{
     AppProxyProtocol, Command, Content, CredentialSource, Delivery, Destination, FieldFormat,
-    Forwarded, ForwardedFields, OnExit, Origin, Profile, Protocol, RequestLimits, StorePassword,
-    Template,
+    Forwarded, ForwardedFields, Lifetime, OnExit, Origin, Profile, Protocol, RequestLimits,
+    StorePassword, Template,
 };
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
@@ -169,7 +169,10 @@ fn cluster_local_stands_for_the_trust_domain_of_the_mesh() {
 #[test]
 fn where_the_control_plane_reads_a_secret_does_not_travel() {
     let snapshot = shop().snapshot(&name("shop/orders"), 1).unwrap();
-    assert_eq!(snapshot.credentials[0].source, CredentialSource::Control);
+    assert_eq!(
+        snapshot.credentials[0].source,
+        CredentialSource::Control(Lifetime::Lasting)
+    );
     assert!(!format!("{snapshot:?}").contains("/etc/secrets"));
     let Delivery::File(file, Content::Value) = &snapshot.credentials[0].deliver[0] else {
         panic!()

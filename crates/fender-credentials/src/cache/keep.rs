@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fender_config::snapshot::CredentialSpec;
+use fender_config::snapshot::{CredentialSource, CredentialSpec, Lifetime};
 use fender_providers::{Confirmed, FetchError, Fetched, Followed, Generation, Standing, State};
 use fender_runtime::clock::{self, SharedClock, UnixTime};
 use fender_runtime::drain::Drain;
@@ -166,7 +166,7 @@ impl Keeping {
 
     /// Whether generations are drawn in this process. A control plane's are known to others by its names.
     fn names_itself(&self) -> bool {
-        self.wanted.source != SourceDigest::of(&fender_config::snapshot::CredentialSource::Control)
+        self.wanted.source != SourceDigest::of(&CredentialSource::Control(Lifetime::Lasting))
     }
 
     /// Looks at what is kept, once.

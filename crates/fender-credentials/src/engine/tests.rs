@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    CredentialSource, FileDelivery, Notification, Origin, Snapshot, Storage, Target,
+    CredentialSource, FileDelivery, Lifetime, Notification, Origin, Snapshot, Storage, Target,
 };
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
@@ -119,7 +119,7 @@ impl Bench {
         let name = ObjectName::new("shop", name).unwrap();
         CredentialSpec {
             name,
-            source: CredentialSource::Control,
+            source: CredentialSource::Control(Lifetime::Lasting),
             max_stale: MAX_STALE,
             deliver,
             notify: Vec::new(),

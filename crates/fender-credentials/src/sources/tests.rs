@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fender_config::snapshot::{
     AgeSecret, AwsPlace, AwsSecret, AwsSecretVersion, AwsStore, Command, Delivery, DockerSecret,
-    SopsFile, SopsFormat, SopsSecret, VaultLogin, VaultPlace, VaultSecret, VaultStore,
+    Lifetime, SopsFile, SopsFormat, SopsSecret, VaultLogin, VaultPlace, VaultSecret, VaultStore,
 };
 use fender_identity::Secret;
 use fender_providers::Generation;
@@ -36,7 +36,7 @@ fn spec(name: &str) -> CredentialSpec {
     let name = ObjectName::new("shop", name).unwrap();
     CredentialSpec {
         name,
-        source: CredentialSource::Control,
+        source: CredentialSource::Control(Lifetime::Lasting),
         max_stale: Duration::from_secs(60),
         deliver,
         notify: Vec::new(),

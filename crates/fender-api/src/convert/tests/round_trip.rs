@@ -456,7 +456,11 @@ fn credential() -> impl Strategy<Value = domain::CredentialSpec> {
             sealed::sops()
         ]
         .prop_map(domain::CredentialSource::Direct),
-        Just(domain::CredentialSource::Control),
+        prop_oneof![
+            Just(domain::Lifetime::Lasting),
+            Just(domain::Lifetime::Leased)
+        ]
+        .prop_map(domain::CredentialSource::Control),
     ];
     let storage = prop_oneof![Just(domain::Storage::Memory), Just(domain::Storage::Disk)];
     let file = (

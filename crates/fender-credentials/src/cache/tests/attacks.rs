@@ -1,5 +1,7 @@
 //! Whoever has the directory and not the key, and whoever has time: each attempt ends with an error that names the file and the way out.
 
+use fender_config::snapshot::Lifetime;
+
 use super::*;
 
 /// What is said of the cache with this in the place of its file.
@@ -102,7 +104,7 @@ fn attack_what_came_from_another_source_is_not_used_and_removed() {
         "{said}"
     );
     assert_eq!(world.files(), [""; 0]);
-    let via_control = SourceDigest::of(&CredentialSource::Control);
+    let via_control = SourceDigest::of(&CredentialSource::Control(Lifetime::Lasting));
     assert_ne!(via_control, wanted("smtp").source);
     let variable = CredentialSource::Direct(Origin::Environment {
         variable: "/run/secrets/smtp".to_owned(),

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fender_config::snapshot::{Notification, OnExit, Target};
+use fender_config::snapshot::{Lifetime, Notification, OnExit, Target};
 use fender_config::{Source, standalone};
 use fender_providers::{FetchError, Generation};
 use fender_runtime::deadline::Deadline;
@@ -151,7 +151,7 @@ fn shown(environment: &AppEnvironment) -> String {
 fn spec(name: &str, variable: &str) -> CredentialSpec {
     CredentialSpec {
         name: ObjectName::new("shop", name).unwrap(),
-        source: CredentialSource::Control,
+        source: CredentialSource::Control(Lifetime::Lasting),
         max_stale: Duration::from_secs(60),
         deliver: vec![Delivery::Environment {
             variable: variable.to_owned(),
