@@ -25,7 +25,7 @@ const EVIL: &str = "evil.example.com";
 const LOCAL: &str = "localhost";
 
 /// The certificate that openssl is shown for a name; none if it is refused.
-fn shown(port: SocketAddr, name: &str) -> Option<String> {
+pub(crate) fn shown(port: SocketAddr, name: &str) -> Option<String> {
     let address = port.to_string();
     let options = ["s_client", "-connect", &address, "-servername", name];
     let (_, said, _) = output(installed("openssl"), &options);
