@@ -11,6 +11,7 @@ fn main() {
 
 /// Whether the relocations of the static binary, a megabyte of them, can be packed into some kilobytes (`DT_RELR`): it relocates itself
 /// by the C library it is linked with, and glibc knows how since 2.36. One that does not know would crash at its start.
+#[expect(clippy::disallowed_methods, reason = "cargo tells a build script so")]
 fn packs_relocations() -> bool {
     let of = |name| std::env::var(name).unwrap_or_default();
     let is_native = of("TARGET") == of("HOST") && of("CARGO_CFG_TARGET_ENV") == "gnu";
