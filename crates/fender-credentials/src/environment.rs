@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use fender_identity::Secret;
 use zeroize::Zeroize as _;
 
-use crate::mask::TooMuch;
+use crate::mask::{Held, TooMuch};
 
 pub use keep::{Keep, Kept, for_environment, keep, variables};
 
@@ -106,25 +106,44 @@ pub fn build<'a>(
     Ok(environment)
 }
 
-/// The whole environment of an application, for as often as it is started. Its values are wiped when it goes; the copy that the
-/// kernel gives the application is the application's.
-#[derive(PartialEq, Eq)]
-pub struct AppEnvironment(Vec<(OsString, OsString)>);
+/// The whole environment of an application, for as often as it is started. Its values are wiped when it goes. The copy that the
+/// kernel gives the application is the application's; the one that `std::process::Command` makes on the way is freed as it is.
+pub struct AppEnvironment {
+    variables: Vec<(OsString, OsString)>,
+    /// Its values are hidden in what the application writes for as long as it runs with them.
+    _held: Vec<Held>,
+}
 
 impl AppEnvironment {
     /// Of what [`build`] made.
     pub fn new(variables: Vec<(OsString, OsString)>) -> Self {
-        Self(variables)
+        Self::holding(variables, Vec::new())
+    }
+
+    pub(crate) fn holding(variables: Vec<(OsString, OsString)>, held: Vec<Held>) -> Self {
+        Self {
+            variables,
+            _held: held,
+        }
     }
 
     pub(crate) fn variables(&self) -> &[(OsString, OsString)] {
-        &self.0
+        &self.variables
     }
 }
 
+/// Whoever is started with one cannot tell it from the other.
+impl PartialEq for AppEnvironment {
+    fn eq(&self, other: &Self) -> bool {
+        self.variables == other.variables
+    }
+}
+
+impl Eq for AppEnvironment {}
+
 impl Drop for AppEnvironment {
     fn drop(&mut self) {
-        for (_, value) in self.0.drain(..) {
+        for (_, value) in self.variables.drain(..) {
             value.into_vec().zeroize();
         }
     }

@@ -48,9 +48,10 @@ pub use revival::{InvalidRestartPolicy, RestartOn, RestartPolicy};
 pub use signals::Signals;
 
 use crate::environment::AppEnvironment;
-use crate::mask::Masks;
+use crate::mask::{Held, Masks};
 use channel::{Channel, Word};
 use here::{Asker, Request};
+use hidden::Proxies;
 use output::Output;
 use process::{code, code_of_signal, send};
 use proxy::start_sibling;
@@ -157,6 +158,8 @@ pub async fn run_hearing(plan: Plan, signals: Signals) -> Result<u8, SuperviseEr
         revival: Revival::new(&plan.restart),
         app_started: Instant::now(),
         app_environment: None,
+        app_may_have: Vec::new(),
+        proxies: Proxies::default(),
         output,
         tasks: Drain::new(),
         listening: Arc::new(Semaphore::new(LISTENING)),
@@ -186,6 +189,10 @@ struct Supervisor {
     app_started: Instant,
     /// What it was started with, if that can change.
     app_environment: Option<Arc<AppEnvironment>>,
+    /// What was delivered when it was started, and is hidden for as long as it runs.
+    app_may_have: Vec<Held>,
+    /// What those that there are have hidden.
+    proxies: Proxies,
     /// Where it writes; none: where this process does.
     output: Option<Output>,
     /// Each ends with who it listens to, or with this process.
@@ -332,7 +339,7 @@ impl Supervisor {
     fn learn_from(&self, told: Option<OwnedFd>) {
         let turn = Arc::clone(&self.listening).try_acquire_owned();
         if let (Some(told), Some(masks), Ok(turn)) = (told, &self.plan.masks, turn) {
-            let hearing = hidden::hear(told, masks.clone());
+            let hearing = hidden::hear(told, masks.clone(), self.proxies.clone());
             self.tasks.spawn(async move {
                 hearing.await;
                 drop(turn);

@@ -89,6 +89,7 @@ for size in (1, 2, 3, 7, 4096):
     write("<" + value + ">\n", size, 2)
 write(json.dumps({"a": value}) + "\n", 5)
 write(urllib.parse.quote(value, safe="") + "\n", 5)
+write(urllib.parse.quote(value) + "\n", 5)
 write(base64.b64encode(b"user:" + value.encode()) + b"\n", 5)
 # Over the sizes of pipes and buffers.
 for size in (4096, 16384, 65536):
@@ -104,16 +105,16 @@ sys.exit(5)
     let lines: Vec<_> = out.lines().collect();
     assert_eq!(lines[..5], ["<***>"; 5]);
     assert_eq!(lines[5], "{\"a\": \"***\"}");
-    assert_eq!(lines[6], "***");
+    assert_eq!(lines[6..8], ["***"; 2]);
     assert!(
-        lines[7].starts_with("dXNlcj") && lines[7].contains("***"),
+        lines[8].starts_with("dXNlcj") && lines[8].contains("***"),
         "{}",
-        lines[7]
+        lines[8]
     );
-    for (line, size) in lines[8..].iter().zip([4096, 16384, 65536]) {
+    for (line, size) in lines[9..].iter().zip([4096, 16384, 65536]) {
         assert_eq!(**line, ".".repeat(size - 3) + "***");
     }
-    assert_eq!(lines.len(), 11);
+    assert_eq!(lines.len(), 12);
 }
 
 #[test]
@@ -142,6 +143,38 @@ fn a_value_that_is_replaced_stays_masked_and_the_new_one_is_from_its_first_use()
     job.becomes("canary-second");
     assert_eq!(fender.wait(PATIENCE).code(), Some(4));
     assert_eq!(fender.log(), "*** *** canary-second.\n*** *** ***.\n");
+}
+
+#[test]
+fn attack_what_a_command_was_started_with_stays_masked_however_often_it_changes_meanwhile() {
+    let job = Job::new("canary-start");
+    let text = fs::read_to_string(job.path("job.yaml")).unwrap();
+    let (without, _) = text.split_once("  notify:").unwrap();
+    fs::write(job.path("job.yaml"), without).unwrap();
+    let script = "trap 'echo \"still $P\"; exit 3' USR1; echo up; while :; do sleep 0.1; done";
+    let mut command = job.command(&["/bin/sh", "-c", script]);
+    let arguments: Vec<_> = command.get_args().skip(2).map(ToOwned::to_owned).collect();
+    let mut command = Command::new(binary());
+    command.args(arguments).current_dir(job.0.path());
+    let mut fender = Process::start("exec", &mut command, &job.path("log"));
+    wait_until("it runs", PATIENCE, || {
+        fender.assert_running();
+        fender.log().contains("up\n")
+    });
+    for number in 1..=10 {
+        job.becomes(&format!("canary-{number:05}"));
+        wait_until(&format!("value {number} is known"), PATIENCE, || {
+            fender.assert_running();
+            fender.log().matches("credential changed").count() == number
+        });
+    }
+    fender.signal(Signal::USR1);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(3), "{}", fender.log());
+    let log = fender.log();
+    assert!(
+        log.contains("still ***\n") && !log.contains("canary"),
+        "{log}"
+    );
 }
 
 #[test]

@@ -153,6 +153,9 @@ impl Keeper {
                 offer.close();
             }
             self.forget().await;
+            if let Some(hider) = &self.settings.hider {
+                hider.gone(&self.ledger.name).await;
+            }
             self.settings.notifier.dropped(&self.ledger.name);
             if let Some(all) = &self.settings.certificates {
                 all.retain(&self.ledger.name, &[]);

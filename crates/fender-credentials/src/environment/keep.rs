@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::{AppEnvironment, EnvironmentError, Inherit, build, check_names, value};
 use crate::engine::ledger::Ledger;
 use crate::engine::{Holding, Holdings};
-use crate::mask::Masks;
+use crate::mask::{Held, Masks};
 use crate::notify::Notifier;
 use crate::sources::{Gathered, Sources};
 
@@ -84,6 +84,7 @@ pub fn keep(
             ledger,
             states: Some(states),
             value: Some(fetched),
+            held: None,
             outdated: None,
             spec,
         };
@@ -101,7 +102,10 @@ pub fn keep(
     }
     let values = keeper.entries.iter();
     let values = values.filter_map(|(name, entry)| Some((name, &entry.value.as_ref()?.value)));
-    keeper.settings.hide(values)?;
+    let hidden = keeper.settings.hide(values)?;
+    for (entry, held) in keeper.entries.values_mut().zip(hidden) {
+        entry.held = Some(held);
+    }
     let made = keeper.build()?;
     keeper.publish.send_replace(Some(Arc::new(made)));
     keeper.tell();
@@ -126,6 +130,8 @@ struct Entry {
     states: Option<watch::Receiver<State>>,
     /// What the next start gets.
     value: Option<Fetched>,
+    /// Has it hidden.
+    held: Option<Held>,
     /// Since when that may not be the newest.
     outdated: Option<Instant>,
     ledger: Ledger,
@@ -210,6 +216,7 @@ impl Keeper {
                 spec: spec.clone(),
                 states: None,
                 value: None,
+                held: None,
                 outdated: None,
                 ledger: Ledger::new(name, self.holdings.clone()),
             });
@@ -259,7 +266,7 @@ impl Keeper {
             } => return entry.fail(error.to_string()),
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %name, %error, "credential withdrawn: the application keeps what it was started with, and is not started again without it");
-                entry.value = None;
+                (entry.value, entry.held) = (None, None);
                 entry.outdated = None;
                 let why = error.to_string();
                 entry.ledger.enter(Holding::Withdrawn { why }, None);
@@ -271,8 +278,9 @@ impl Keeper {
         let news = known != Some(&fetched.generation);
         if news {
             let hidden = self.settings.hide([(name, &fetched.value)]);
-            if let Err(error) = hidden.and_then(|()| fits(&entry.spec, &fetched.value)) {
-                return entry.fail(error.to_string());
+            match hidden.and_then(|held| fits(&entry.spec, &fetched.value).map(|()| held)) {
+                Ok(mut held) => entry.held = held.pop(),
+                Err(error) => return entry.fail(error.to_string()),
             }
             tracing::info!(credential = %name, generation = %fetched.generation, "credential changed: the next start of the application gets it");
             entry.value = Some(fetched.clone());
@@ -334,18 +342,20 @@ impl Keeper {
             value.flat_map(|value| variables(&entry.spec).map(move |name| (name, value)))
         });
         let inherited = self.settings.inherited.iter().cloned();
-        build(inherited, &Inherit::All, credentials).map(AppEnvironment::new)
+        let variables = build(inherited, &Inherit::All, credentials)?;
+        let held = self.entries.values().filter_map(|it| it.held.clone());
+        Ok(AppEnvironment::holding(variables, held.collect()))
     }
 }
 
 impl Keep {
+    /// What holds them, one for each, where anything is hidden.
     fn hide<'a>(
         &self,
         values: impl IntoIterator<Item = (&'a ObjectName, &'a Secret)>,
-    ) -> Result<(), EnvironmentError> {
+    ) -> Result<Vec<Held>, EnvironmentError> {
         let learnt = self.masks.as_ref().map(|masks| masks.learn(values));
-        learnt.transpose()?;
-        Ok(())
+        Ok(learnt.transpose()?.unwrap_or_default())
     }
 }
 

@@ -9,8 +9,8 @@ use super::{Forms, SHORTEST};
 
 /// What is longer is looked for in pieces of so many bytes, and so much is held back at most.
 pub(super) const PIECE: usize = 1024;
-/// Shorter lines and texts of a larger value are likely to be no secret, and to stand in much that is none.
-const SHORTEST_PART: usize = 8;
+/// Shorter lines of a larger value are likely to be no secret, and to stand in much that is none.
+const SHORTEST_LINE: usize = 8;
 /// How deep objects may lie in each other.
 const DEEPEST: usize = 8;
 
@@ -32,34 +32,45 @@ pub(super) fn of(value: &[u8]) -> Forms {
     if lines.len() > 1 {
         for line in lines.into_iter().map(<[u8]>::trim_ascii) {
             // What stands around a key or a certificate is no secret.
-            if line.len() >= SHORTEST_PART && !line.starts_with(b"-----") {
+            if line.len() >= SHORTEST_LINE && !line.starts_with(b"-----") {
                 add(line, &mut forms);
             }
         }
     }
-    if let Ok(mut object @ Value::Object(_)) = serde_json::from_slice(value) {
-        texts(&mut object, DEEPEST, &mut forms);
-    }
+    texts(value, &mut |text| add(text, &mut forms));
     forms.sort_unstable_by(|one, other| one.as_slice().cmp(other.as_slice()));
     forms.dedup_by(|one, other| one.as_slice() == other.as_slice());
     forms
 }
 
-/// The texts in an object; they are wiped.
-fn texts(value: &mut Value, deepest: usize, forms: &mut Forms) {
+/// Whether texts stand in the value that are too short to be looked for.
+pub(super) fn has_short_texts(value: &[u8]) -> bool {
+    let mut has = false;
+    texts(whole(value), &mut |text| {
+        has |= (1..SHORTEST).contains(&text.len());
+    });
+    has
+}
+
+/// The texts in a value that is a JSON object; they are wiped.
+fn texts(value: &[u8], look: &mut impl FnMut(&[u8])) {
+    if let Ok(mut object @ Value::Object(_)) = serde_json::from_slice(value) {
+        texts_in(&mut object, DEEPEST, look);
+    }
+}
+
+fn texts_in(value: &mut Value, deepest: usize, look: &mut impl FnMut(&[u8])) {
     match value {
         Value::String(text) => {
-            if text.len() >= SHORTEST_PART {
-                add(text.as_bytes(), forms);
-            }
+            look(text.as_bytes());
             text.zeroize();
         }
         Value::Array(values) if deepest > 0 => values
             .iter_mut()
-            .for_each(|value| texts(value, deepest - 1, forms)),
+            .for_each(|value| texts_in(value, deepest - 1, look)),
         Value::Object(fields) if deepest > 0 => fields
             .values_mut()
-            .for_each(|value| texts(value, deepest - 1, forms)),
+            .for_each(|value| texts_in(value, deepest - 1, look)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {}
     }
 }
@@ -84,19 +95,17 @@ fn add(text: &[u8], forms: &mut Forms) {
             forms.push(Zeroizing::new(last.to_vec()));
         }
     };
+    if text.len() < SHORTEST {
+        return;
+    }
     put(Zeroizing::new(text.to_vec()));
     if let Ok(text) = std::str::from_utf8(text) {
-        for (slashes, ascii) in [(false, false), (true, false), (false, true), (true, true)] {
-            put(json(text, slashes, ascii));
+        for escaper in JSON {
+            put(json(text, escaper));
         }
     }
-    for (hex, space) in [
-        (UPPER, &b"%20"[..]),
-        (LOWER, b"%20"),
-        (UPPER, b"+"),
-        (LOWER, b"+"),
-    ] {
-        put(percent(text, hex, space));
+    for escaper in PERCENT {
+        put(percent(text, escaper));
     }
     for alphabet in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
         for before in 0..3 {
@@ -107,11 +116,77 @@ fn add(text: &[u8], forms: &mut Forms) {
     }
 }
 
-/// Between the quotes of a JSON text (RFC 8259, 7), by who escapes `/` as well, or all that is not ASCII.
-fn json(text: &str, slashes: bool, ascii: bool) -> Zeroizing<Vec<u8>> {
+/// Who escapes what in a JSON text (RFC 8259, 7), beside what everybody has to.
+struct Json {
+    /// Written as `\u…`, also what has a shorter form.
+    long: &'static str,
+    /// And all that is not ASCII.
+    ascii: bool,
+    /// `/` with a `\` before it.
+    slashes: bool,
+    digits: &'static [u8; 16],
+}
+
+/// For an ordinary value all of them write the same.
+const JSON: &[Json] = &[
+    // Most: serde_json, JavaScript, Python with `ensure_ascii=False`.
+    Json::plain(LOWER),
+    // Python, Ruby's `generate` for ASCII.
+    Json {
+        ascii: true,
+        ..Json::plain(LOWER)
+    },
+    // PHP, and the same with `JSON_UNESCAPED_UNICODE`.
+    Json {
+        ascii: true,
+        slashes: true,
+        ..Json::plain(LOWER)
+    },
+    Json {
+        slashes: true,
+        ..Json::plain(LOWER)
+    },
+    // Jackson, and the same with `ESCAPE_NON_ASCII`.
+    Json::plain(UPPER),
+    Json {
+        ascii: true,
+        ..Json::plain(UPPER)
+    },
+    // Go's encoding/json, Ruby on Rails.
+    Json {
+        long: "<>&\u{2028}\u{2029}",
+        ..Json::plain(LOWER)
+    },
+    // Gson.
+    Json {
+        long: "<>&='\u{2028}\u{2029}",
+        ..Json::plain(LOWER)
+    },
+    // System.Text.Json.
+    Json {
+        long: "\"&'+<>`\u{7f}",
+        ascii: true,
+        ..Json::plain(UPPER)
+    },
+];
+
+impl Json {
+    const fn plain(digits: &'static [u8; 16]) -> Self {
+        Self {
+            long: "",
+            ascii: false,
+            slashes: false,
+            digits,
+        }
+    }
+}
+
+/// Between the quotes of a JSON text.
+fn json(text: &str, escaper: &Json) -> Zeroizing<Vec<u8>> {
     let mut form = Zeroizing::new(Vec::with_capacity(6 * text.len()));
     for c in text.chars() {
         let short = match c {
+            _ if escaper.long.contains(c) => None,
             '"' => Some(b'"'),
             '\\' => Some(b'\\'),
             '\n' => Some(b'n'),
@@ -119,10 +194,11 @@ fn json(text: &str, slashes: bool, ascii: bool) -> Zeroizing<Vec<u8>> {
             '\t' => Some(b't'),
             '\u{8}' => Some(b'b'),
             '\u{c}' => Some(b'f'),
-            '/' if slashes => Some(b'/'),
+            '/' if escaper.slashes => Some(b'/'),
             _ => None,
         };
-        let is_long = u32::from(c) < 0x20 || (ascii && !c.is_ascii());
+        let is_long =
+            u32::from(c) < 0x20 || (escaper.ascii && !c.is_ascii()) || escaper.long.contains(c);
         let mut units = [0; 2];
         let mut bytes = [0; 4];
         match short {
@@ -131,7 +207,7 @@ fn json(text: &str, slashes: bool, ascii: bool) -> Zeroizing<Vec<u8>> {
                 for unit in c.encode_utf16(&mut units) {
                     form.extend(b"\\u");
                     for shift in [12, 8, 4, 0] {
-                        form.push(digit(LOWER, (*unit >> shift) as u8));
+                        form.push(digit(escaper.digits, (*unit >> shift) as u8));
                     }
                 }
             }
@@ -149,15 +225,61 @@ fn digit(digits: &[u8; 16], of: u8) -> u8 {
     digits.get(at).copied().unwrap_or_default()
 }
 
-/// All but what RFC 3986, 2.3 does not reserve is escaped.
-fn percent(text: &[u8], digits: &[u8; 16], space: &[u8]) -> Zeroizing<Vec<u8>> {
+/// Who escapes what in a URL or a form.
+struct Percent {
+    /// What is left as it is beside letters and digits.
+    kept: &'static [u8],
+    space: &'static [u8],
+    digits: &'static [u8; 16],
+}
+
+/// What RFC 3986, 2.3 does not reserve.
+const UNRESERVED: &[u8] = b"-._~";
+
+/// For an ordinary value all of them write the same.
+const PERCENT: &[Percent] = &[
+    Percent::new(UNRESERVED, b"%20"),
+    Percent::new(UNRESERVED, b"+"),
+    Percent {
+        digits: LOWER,
+        ..Percent::new(UNRESERVED, b"%20")
+    },
+    Percent {
+        digits: LOWER,
+        ..Percent::new(UNRESERVED, b"+")
+    },
+    // JavaScript's encodeURIComponent.
+    Percent::new(b"-._~!'()*", b"%20"),
+    // Forms as browsers write them (WHATWG URL, 5.2), Java's URLEncoder.
+    Percent::new(b"-._*", b"+"),
+    // PHP's urlencode.
+    Percent::new(b"-._", b"+"),
+    // Python's quote and quote_plus, for paths.
+    Percent::new(b"-._~/", b"%20"),
+    Percent::new(b"-._~/", b"+"),
+];
+
+impl Percent {
+    const fn new(kept: &'static [u8], space: &'static [u8]) -> Self {
+        Self {
+            kept,
+            space,
+            digits: UPPER,
+        }
+    }
+}
+
+fn percent(text: &[u8], escaper: &Percent) -> Zeroizing<Vec<u8>> {
     let mut form = Zeroizing::new(Vec::with_capacity(3 * text.len()));
     for byte in text.iter().copied() {
         match byte {
-            b' ' => form.extend(space),
-            b'-' | b'.' | b'_' | b'~' => form.push(byte),
-            _ if byte.is_ascii_alphanumeric() => form.push(byte),
-            _ => form.extend([b'%', digit(digits, byte >> 4), digit(digits, byte)]),
+            b' ' => form.extend(escaper.space),
+            _ if byte.is_ascii_alphanumeric() || escaper.kept.contains(&byte) => form.push(byte),
+            _ => form.extend([
+                b'%',
+                digit(escaper.digits, byte >> 4),
+                digit(escaper.digits, byte),
+            ]),
         }
     }
     form

@@ -12,7 +12,7 @@ fn masks(values: &[&[u8]]) -> Masks {
     masks
 }
 
-fn learn(masks: &Masks, name: &str, value: &[u8]) -> Vec<ObjectName> {
+fn learn(masks: &Masks, name: &str, value: &[u8]) -> Vec<Held> {
     let name = ObjectName::new("shop", name).unwrap();
     let value = Secret::new(value.to_vec());
     masks.learn([(&name, &value)]).unwrap()
@@ -138,7 +138,28 @@ fn a_value_is_hidden_in_the_forms_that_programs_give_it() {
         let out = String::from_utf8_lossy(&out);
         assert!(out.starts_with("<***") && out.len() <= 7, "{form}: {out}");
     }
+    let value = "p<w>&\"q\"'+`= \u{e9}~(!)*/z";
+    learn(&masks, "other", value.as_bytes());
+    for form in [
+        // Go's encoding/json, Gson, Jackson, System.Text.Json.
+        r#"p\u003cw\u003e\u0026\"q\"'+`= é~(!)*/z"#,
+        r#"p\u003cw\u003e\u0026\"q\"\u0027+`\u003d é~(!)*/z"#,
+        r#"p<w>&\"q\"'+`= \u00E9~(!)*/z"#,
+        r#"p\u003Cw\u003E\u0026\u0022q\u0022\u0027\u002B\u0060= \u00E9~(!)*/z"#,
+        // JavaScript's encodeURIComponent, Java's URLEncoder, PHP's urlencode, Python's quote and quote_plus.
+        "p%3Cw%3E%26%22q%22'%2B%60%3D%20%C3%A9~(!)*%2Fz",
+        "p%3Cw%3E%26%22q%22%27%2B%60%3D+%C3%A9%7E%28%21%29*%2Fz",
+        "p%3Cw%3E%26%22q%22%27%2B%60%3D+%C3%A9%7E%28%21%29%2A%2Fz",
+        "p%3Cw%3E%26%22q%22%27%2B%60%3D%20%C3%A9~%28%21%29%2A/z",
+        "p%3Cw%3E%26%22q%22%27%2B%60%3D+%C3%A9~%28%21%29%2A/z",
+    ] {
+        let out = masked(&masks, [form.as_bytes()]);
+        assert_eq!(String::from_utf8_lossy(&out), "***", "{form}");
+    }
+    // For an ordinary value none of that is another form.
+    assert!(forms::of(b"0123456789abcdef").len() <= 7);
     // At every place in something that is encoded.
+    let value = "pa/ss \"word\"\\ \u{e9}+\u{1f511}";
     for before in 0..6 {
         for after in 0..4 {
             let text = format!("{}{value}{}", "x".repeat(before), "y".repeat(after));
@@ -162,10 +183,11 @@ fn lines_and_texts_of_a_larger_value_are_hidden_by_themselves() {
         "hkiG9w0BAQEFAASC -----BEGIN KEY----- short MIIEvQIBADANBgkq",
         "*** -----BEGIN KEY----- short ***",
     );
-    let object = r#"{"user":"app","login":{"password":"correct horse","all":["battery staple"]},"port":12345678}"#;
+    let object =
+        r#"{"user":"app","login":{"password":"horse6","all":["battery staple"]},"port":12345678}"#;
     shows(
         &[object],
-        "app correct horse, battery staple 12345678",
+        "app horse6, battery staple 12345678",
         "app ***, *** 12345678",
     );
     shows(&[object], object, "***");
@@ -210,12 +232,46 @@ fn a_value_that_is_replaced_stays_hidden_and_the_new_one_is_at_once() {
 }
 
 #[test]
+fn attack_what_a_run_was_started_with_is_hidden_however_often_it_is_replaced() {
+    let masks = Masks::new();
+    let started = learn(&masks, "smtp", b"value-one");
+    let mut delivered = Vec::new();
+    for number in 0..3 * REPLACED {
+        delivered = learn(&masks, "smtp", format!("other-{number:02}").as_bytes());
+    }
+    // All that is held now is held by who is started now, too.
+    let again = masks.hold_all();
+    assert_eq!(again.len(), 2);
+    drop((started, delivered));
+    for number in 0..3 * REPLACED {
+        learn(&masks, "smtp", format!("third-{number:02}").as_bytes());
+    }
+    let text = b"value-one other-22 other-23 third-14 third-15 third-23";
+    assert_eq!(
+        masked(&masks, [&text[..]]),
+        b"*** other-22 *** third-14 *** ***"
+    );
+    // That run is over.
+    drop(again);
+    for number in 0..=REPLACED {
+        learn(&masks, "smtp", format!("fourth-{number:02}").as_bytes());
+    }
+    let text = b"value-one other-23 fourth-00";
+    assert_eq!(masked(&masks, [&text[..]]), b"value-one other-23 ***");
+}
+
+#[test]
 fn what_is_too_short_is_named_and_not_looked_for() {
     let masks = Masks::new();
-    let short = learn(&masks, "pin", b"12345\n");
-    assert_eq!(short, [ObjectName::new("shop", "pin").unwrap()]);
-    assert_eq!(learn(&masks, "other", b"123456"), []);
+    learn(&masks, "pin", b"12345\n");
+    learn(&masks, "other", b"123456");
     assert_eq!(masked(&masks, [&b"12345 123456"[..]]), b"12345 ***");
+    // Nor are such texts in a larger value.
+    assert!(forms::has_short_texts(br#"{"user":"app","pin":["12345"]}"#));
+    assert!(!forms::has_short_texts(
+        br#"{"user":"orders","none":"","port":5432}"#
+    ));
+    assert!(!forms::has_short_texts(b"12345678"));
 }
 
 #[test]
@@ -225,10 +281,10 @@ fn attack_more_than_can_be_looked_for_is_refused_and_what_was_hidden_still_is() 
     let name = ObjectName::new("shop", "huge").unwrap();
     let huge = Secret::new(vec![b'x'; 300 * 1024]);
     // The same piece again and again is one.
-    assert_eq!(masks.learn([(&name, &huge)]), Ok(Vec::new()));
+    assert!(masks.learn([(&name, &huge)]).is_ok());
     let huge: String = (0..100_000).map(|number| format!("{number}\n")).collect();
     let huge = Secret::from(huge);
-    assert_eq!(masks.learn([(&name, &huge)]), Err(TooMuch));
+    assert_eq!(masks.learn([(&name, &huge)]).unwrap_err(), TooMuch);
     assert_eq!(masked(&masks, [&b"hunter2"[..]]), MARK);
     // Old ones go before that.
     let large = |seed: usize| -> String {
@@ -237,28 +293,45 @@ fn attack_more_than_can_be_looked_for_is_refused_and_what_was_hidden_still_is() 
             .collect()
     };
     for seed in 0..4 {
-        assert!(learn(&masks, "large", large(seed).as_bytes()).is_empty());
+        learn(&masks, "large", large(seed).as_bytes());
     }
     let newest = large(3);
     assert_eq!(masked(&masks, [newest.as_bytes()]), MARK);
     assert_ne!(masked(&masks, [large(0).as_bytes()]), MARK);
     assert_eq!(masked(&masks, [&b"hunter2"[..]]), MARK);
+    // But none that somebody still has.
+    let started = [4, 5].map(|seed| learn(&masks, "large", large(seed).as_bytes()));
+    let name = ObjectName::new("shop", "large").unwrap();
+    let next = Secret::from(large(6));
+    assert_eq!(masks.learn([(&name, &next)]).unwrap_err(), TooMuch);
+    for seed in [4, 5] {
+        assert_eq!(masked(&masks, [large(seed).as_bytes()]), MARK);
+    }
+    drop(started);
+    assert!(masks.learn([(&name, &next)]).is_ok());
+    assert_eq!(masked(&masks, [large(6).as_bytes()]), MARK);
 }
 
 #[test]
 fn attack_values_that_weigh_nothing_are_counted_too() {
     let masks = Masks::new();
-    learn(&masks, "smtp", b"hunter2");
+    let _delivered = learn(&masks, "smtp", b"hunter2");
     let short = Secret::from("x".to_owned());
     let names: Vec<_> = (0..MOST_CREDENTIALS)
         .map(|number| ObjectName::new("shop", &format!("n-{number}")).unwrap())
         .collect();
     let all = names.iter().map(|name| (name, &short));
-    assert_eq!(masks.learn(all), Err(TooMuch));
+    assert_eq!(masks.learn(all.clone()).unwrap_err(), TooMuch);
+    // Those that nobody has any more are in nobody's way.
+    let last = names.last().unwrap();
+    let most = masks.learn(all.take(names.len() - 1)).unwrap();
+    assert_eq!(masks.learn([(last, &short)]).unwrap_err(), TooMuch);
+    drop(most);
+    assert!(masks.learn([(last, &short)]).is_ok());
     // One that is always the same byte has few forms, and its own weight.
     let large = Secret::new(vec![b'x'; MOST + 1]);
     let name = ObjectName::new("shop", "large").unwrap();
-    assert_eq!(masks.learn([(&name, &large)]), Err(TooMuch));
+    assert_eq!(masks.learn([(&name, &large)]).unwrap_err(), TooMuch);
     assert_eq!(masked(&masks, [&b"hunter2"[..]]), MARK);
 }
 

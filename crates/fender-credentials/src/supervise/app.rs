@@ -18,6 +18,7 @@ use super::output::Output;
 use super::process::{hand_over_terminal, send, start};
 use super::revival::After;
 use super::{App, MISSING, Restart, Supervisor};
+use crate::mask::Masks;
 use crate::notify::AppNotice;
 
 impl Supervisor {
@@ -36,6 +37,10 @@ impl Supervisor {
             return Err(MISSING);
         }
         self.app_environment = environment.flatten();
+        // What only the run before had is held no longer.
+        self.app_may_have.clear();
+        let masks = self.plan.masks.as_ref();
+        self.app_may_have = masks.map(Masks::hold_all).unwrap_or_default();
         let environment = self.app_environment.as_ref();
         let environment = environment.map(|it| it.variables());
         let output = self.output.as_ref().map(Output::ends).transpose();

@@ -2,12 +2,15 @@
 //!
 //! The proxy knows the values, and the supervisor reads what the application writes. They talk over a pair of sockets of their own, one end of which
 //! the proxy sends over its channel: a line for each value, with the value in a sealed memory file, and a line that has all of them
-//! learnt. Nothing is delivered before that is answered, and nothing at all once nobody answers.
+//! learnt. Nothing is delivered before that is answered, and nothing at all once nobody answers. The newest of each credential is hidden until the
+//! proxy says that it is gone, or until another proxy has said what is there.
 //!
 //! The supervisor believes its proxy what a value is, and nothing else: what makes no sense ends the conversation.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, PoisonError};
 
 use fender_config::ObjectName;
 use fender_identity::Secret;
@@ -17,12 +20,14 @@ use tokio::sync::Mutex;
 
 use super::channel::MASKS;
 use crate::handover::sealed::{self, Sealed};
-use crate::mask::{Masks, TooMuch};
+use crate::mask::{Held, Masks, TooMuch};
 
 /// All values that were told have to be hidden now.
 const LEARN: &str = "learn";
 const HIDDEN: &str = "hidden";
 const TOO_MUCH: &str = "too-much";
+/// A credential is delivered no more. Not answered.
+const GONE: &str = "gone ";
 
 /// How many values are learnt together at most, and how many bytes one may have: more than any source gives.
 const MOST_VALUES: usize = 4096;
@@ -74,23 +79,88 @@ impl Hider {
         *place = Some(courier);
         learnt
     }
+
+    /// Says that a credential is delivered no more: from now on its value counts as one that was replaced.
+    pub async fn gone(&self, name: &ObjectName) {
+        let mut place = self.0.lock().await;
+        if let Some(courier) = place.take()
+            && courier.say(&format!("{GONE}{name}"), &[]).await.is_ok()
+        {
+            *place = Some(courier);
+        }
+    }
+}
+
+/// What proxies have had hidden that is still delivered, as far as anybody knows. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Proxies(Arc<std::sync::Mutex<Left>>);
+
+#[derive(Default)]
+struct Left {
+    /// How many talk.
+    talking: usize,
+    /// What the last one said before it ended without another: the application still has it, until the next one has said what there is.
+    held: Vec<Held>,
+}
+
+/// What one of them has had hidden.
+struct Talk {
+    proxies: Proxies,
+    held: BTreeMap<ObjectName, Held>,
+}
+
+impl Proxies {
+    fn left(&self) -> std::sync::MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn talk(&self) -> Talk {
+        self.left().talking += 1;
+        Talk {
+            proxies: self.clone(),
+            held: BTreeMap::new(),
+        }
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let mut left = self.proxies.left();
+        left.talking -= 1;
+        if left.talking == 0 {
+            left.held = std::mem::take(&mut self.held).into_values().collect();
+        }
+    }
 }
 
 /// The supervisor's end: has `masks` learn what is told, until nobody tells anything any more.
-pub(crate) async fn hear(told: OwnedFd, masks: Masks) {
+pub(crate) async fn hear(told: OwnedFd, masks: Masks, proxies: Proxies) {
     let Ok(stream) = connected(told) else {
         return;
     };
     let mut courier = Courier::new(stream);
+    let mut talk = proxies.talk();
     let mut values: Vec<(ObjectName, Secret)> = Vec::new();
     while let Ok(Some((line, brought))) = courier.hear().await {
         if line == LEARN {
             let all = std::mem::take(&mut values);
             let learnt = masks.learn(all.iter().map(|(name, value)| (name, value)));
-            let answer = learnt.map_or(TOO_MUCH, |_| HIDDEN);
+            let answer = match learnt {
+                Ok(held) => {
+                    let names = all.into_iter().map(|(name, _)| name);
+                    talk.held.extend(names.zip(held));
+                    proxies.left().held.clear();
+                    HIDDEN
+                }
+                Err(TooMuch) => TOO_MUCH,
+            };
             if courier.say(answer, &[]).await.is_err() {
                 return;
             }
+            continue;
+        }
+        if let Some(name) = line.strip_prefix(GONE).and_then(named) {
+            talk.held.remove(&name);
             continue;
         }
         match value(&line, brought) {
@@ -105,11 +175,15 @@ pub(crate) async fn hear(told: OwnedFd, masks: Masks) {
 
 fn value(line: &str, brought: Vec<OwnedFd>) -> Option<(ObjectName, Secret)> {
     let (name, length) = line.split_once(' ')?;
-    let (namespace, name) = name.split_once('/')?;
-    let name = ObjectName::new(namespace, name).ok()?;
+    let name = named(name)?;
     let length = length.parse().ok().filter(|length| *length <= LARGEST)?;
     let file = brought.into_iter().next()?;
     Some((name, sealed::read(file, length).ok()?))
+}
+
+fn named(name: &str) -> Option<ObjectName> {
+    let (namespace, name) = name.split_once('/')?;
+    ObjectName::new(namespace, name).ok()
 }
 
 fn connected(descriptor: OwnedFd) -> io::Result<UnixStream> {
@@ -136,7 +210,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let masks = Masks::new();
         let theirs = OwnedFd::from(theirs.into_std().unwrap());
-        drain.spawn(hear(theirs, masks.clone()));
+        drain.spawn(hear(theirs, masks.clone(), Proxies::default()));
         (Hider::over(ours), masks)
     }
 
@@ -164,6 +238,59 @@ mod tests {
         hider.hide([(&name(), &three)]).await.unwrap();
         assert_eq!(masked(&masks, "value-three"), "***");
         drop(hider);
+        drain.drained().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_delivered_and_what_a_run_had_is_held_and_what_is_gone_is_not() {
+        let secret = |text: String| Secret::from(text);
+        let (drain, masks, proxies) = (Drain::new(), Masks::new(), Proxies::default());
+        let talk = || {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let theirs = OwnedFd::from(theirs.into_std().unwrap());
+            drain.spawn(hear(theirs, masks.clone(), proxies.clone()));
+            Hider::over(ours)
+        };
+        let hider = talk();
+        let one = secret("value-one".to_owned());
+        hider.hide([(&name(), &one)]).await.unwrap();
+        let run = masks.hold_all();
+        for number in 0..20 {
+            let next = secret(format!("other-{number:02}"));
+            hider.hide([(&name(), &next)]).await.unwrap();
+        }
+        let text = "value-one other-00 other-19";
+        assert_eq!(masked(&masks, text), "*** other-00 ***");
+        drop(run);
+        for number in 0..20 {
+            let next = secret(format!("third-{number:02}"));
+            hider.hide([(&name(), &next)]).await.unwrap();
+        }
+        assert_eq!(masked(&masks, "value-one"), "value-one");
+
+        // One that leaves the documents is held no more, and hidden for a while.
+        let other = ObjectName::new("shop", "other").unwrap();
+        hider.hide([(&other, &one)]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 2);
+        hider.gone(&name()).await;
+        hider.hide([]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 1);
+        assert_eq!(masked(&masks, "third-19"), "***");
+
+        // A successor says the same; then the one before ends, and then the successor dies.
+        let successor = talk();
+        successor.hide([(&other, &one)]).await.unwrap();
+        drop(hider);
+        drop(successor);
+        drain.drained().await;
+        assert_eq!(masks.hold_all().len(), 1, "it is still delivered");
+        let next = talk();
+        next.hide([(&name(), &one)]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 1);
+        next.gone(&name()).await;
+        next.hide([]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 0);
+        drop(next);
         drain.drained().await;
     }
 

@@ -6,14 +6,14 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::mask::{Masks, Stream};
-use crate::supervise::hidden::{Hider, hear};
+use crate::supervise::hidden::{Hider, Proxies, hear};
 
 /// A bench with whoever hides, who goes when the drain does.
 fn hiding() -> (Bench, Masks, Drain) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (masks, hides) = (Masks::new(), Drain::new());
     let theirs = OwnedFd::from(theirs.into_std().unwrap());
-    let hearing = hear(theirs, masks.clone());
+    let hearing = hear(theirs, masks.clone(), Proxies::default());
     let stops = hides.clone();
     hides.spawn(async move {
         tokio::select! {
