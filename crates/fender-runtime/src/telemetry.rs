@@ -1,10 +1,9 @@
-//! The log: one stream of lines on standard error, text or JSON.
+//! The log: one stream of lines on standard error, text or JSON. Nobody hangs because it is not read: then lines are lost.
 //!
 //! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log is none of it: it is a record
 //! and not a level of detail ([`crate::lines`]).
 
 use std::fmt;
-use std::io;
 use std::str::FromStr;
 
 use tracing::field::Field;
@@ -16,6 +15,10 @@ use tracing_subscriber::fmt::format::{self, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
+
+pub use standard_error::StandardError;
+
+mod standard_error;
 
 /// How a line of the log reads.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -42,7 +45,7 @@ impl FromStr for LogFormat {
 /// Starts logging to standard error, for the whole process and once.
 pub fn init(format: LogFormat, directive: &str) -> Result<(), TelemetryError> {
     let targets = targets(directive)?;
-    let subscriber = Registry::default().with(layer(format, targets, io::stderr));
+    let subscriber = Registry::default().with(layer(format, targets, || StandardError));
     Ok(tracing::subscriber::set_global_default(subscriber)?)
 }
 
@@ -104,6 +107,7 @@ pub enum TelemetryError {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;

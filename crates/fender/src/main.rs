@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            let _ = writeln!(std::io::stderr().lock(), "{failure}");
+            let _ = telemetry::StandardError.write_all(format!("{failure}\n").as_bytes());
             failure.exit.into()
         }
     }

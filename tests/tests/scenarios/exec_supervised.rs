@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use fender_tests::process::{PATIENCE, Process, binary, output};
 use fender_tests::vault::Vault;
 use fender_tests::wait_until;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -239,6 +240,38 @@ fn a_lease_is_renewed_while_the_command_runs_and_given_back_when_it_has_ended() 
         fender.log()
     );
     assert_eq!(vault.leases(), Vec::<String>::new(), "{:?}", vault.asked());
+}
+
+#[test]
+fn attack_who_does_not_read_standard_error_keeps_no_lease_from_being_given_back_and_nobody_from_ending()
+ {
+    let job = Job::new("");
+    let vault = Vault::in_the_clear();
+    let token = vault.write_token(job.0.path());
+    let source = format!(
+        "vault: {{ address: \"{}\", login: {{ token: {{ file: \"{}\" }} }}, engine: {{ path: database/creds/orders, key: username }} }}",
+        vault.url(),
+        token.display()
+    );
+    job.document(&source, "");
+    let script = "echo up > said; exec yes fill >&2";
+    let mut command = job.command(&["--mask-output"], script);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let full = writer.try_clone().unwrap();
+    command.stdout(Stdio::null()).stderr(writer);
+    let mut fender = command.spawn().unwrap();
+    wait_until("the pipe is full", PATIENCE, || {
+        assert!(fender.try_wait().unwrap().is_none());
+        let mut full = [PollFd::new(&full, PollFlags::OUT)];
+        rustix::event::poll(&mut full, Some(&Timespec::default())).unwrap() == 0
+    });
+    assert_eq!(vault.leases().len(), 1);
+    let pid = rustix::process::Pid::from_child(&fender);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    wait_until("it ends", PATIENCE, || fender.try_wait().unwrap().is_some());
+    assert_eq!(fender.wait().unwrap().code(), Some(128 + 15));
+    assert_eq!(vault.leases(), Vec::<String>::new(), "{:?}", vault.asked());
+    drop(reader);
 }
 
 /// In what it inherits, and in what `/proc` shows of the parent to somebody of the same user.
