@@ -97,7 +97,7 @@ pub struct Plan {
     pub proxy: Option<Program>,
     /// What a successor is told beside what the proxy is told.
     pub succession: Vec<OsString>,
-    /// What SIGHUP means where there is no application to pass it on to.
+    /// What SIGHUP means where there is no application to pass it on to; one that is ignored is ignored for the application, too.
     pub hang_up: HangUp,
     /// Whether the application is started again when it ends by itself.
     pub restart: RestartPolicy,
@@ -122,6 +122,13 @@ pub enum HangUp {
     Ignored,
 }
 
+impl HangUp {
+    /// What nobody hears of, and an application inherits as it is.
+    fn ignored(self) -> Option<Signal> {
+        (self == Self::Ignored).then_some(Signal::HUP)
+    }
+}
+
 /// Why there is nothing to supervise.
 #[derive(Debug, thiserror::Error)]
 pub enum SuperviseError {
@@ -136,12 +143,13 @@ pub enum SuperviseError {
 /// Runs both until both are over, and returns the code to exit with: the application's own, 128 and
 /// the signal that ended it, or the proxy's if the application was never started.
 pub async fn run(plan: Plan) -> Result<u8, SuperviseError> {
-    run_hearing(plan, listen()?).await
+    let signals = listen(plan.hang_up)?;
+    run_hearing(plan, signals).await
 }
 
 /// Every signal to this process from now on, for whoever is going to be supervised.
-pub fn listen() -> Result<Signals, SuperviseError> {
-    Signals::new().map_err(SuperviseError::Signals)
+pub fn listen(hang_up: HangUp) -> Result<Signals, SuperviseError> {
+    Signals::new(hang_up.ignored()).map_err(SuperviseError::Signals)
 }
 
 /// The same as [`run`], with the signals that came since [`listen`].

@@ -7,7 +7,7 @@
     reason = "the one module that may; each block has its SAFETY comment"
 )]
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -27,6 +27,9 @@ unsafe extern "C" {
     #[cfg(target_env = "gnu")]
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
+    fn sigemptyset(set: *mut SignalSet) -> c_int;
+    fn sigaddset(set: *mut SignalSet, number: c_int) -> c_int;
+    fn pthread_sigmask(how: c_int, set: *const SignalSet, before: *mut SignalSet) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn getsockopt(
         socket: c_int,
@@ -35,11 +38,15 @@ unsafe extern "C" {
         value: *mut c_void,
         length: *mut u32,
     ) -> c_int;
-    fn ioctl(descriptor: c_int, request: std::ffi::c_ulong, ...) -> c_int;
+    fn ioctl(descriptor: c_int, request: c_ulong, ...) -> c_int;
     /// Not functions but marks of the linker: where this program begins in memory, and where its code ends.
     static __executable_start: u8;
     static etext: u8;
 }
+
+/// `sigset_t` of every C library on Linux.
+#[repr(C)]
+struct SignalSet([c_ulong; 1024 / c_ulong::BITS as usize]);
 
 /// Pins the C library's name service to files and DNS.
 ///
@@ -172,15 +179,16 @@ pub fn descriptor_limit() -> u64 {
     current.unwrap_or(u64::MAX)
 }
 
-/// Lets a child start with every signal at its default, also those this process was told to ignore.
+/// Lets a child start with every signal at its default, also those this process was told to ignore, but for one that is `kept` as it is.
 ///
 /// Signals that are handled return to their default by themselves when a program is executed, and
 /// the standard library empties the mask; ignored ones would stay ignored (a shell under `nohup`).
-pub fn default_signals(command: &mut Command) {
+pub fn default_signals(command: &mut Command, kept: Option<Signal>) {
     const DEFAULT: usize = 0;
     const LAST: c_int = 64;
-    let reset = || {
-        for number in 1..=LAST {
+    let kept = kept.map(Signal::as_raw);
+    let reset = move || {
+        for number in (1..=LAST).filter(|number| kept != Some(*number)) {
             // SAFETY: `signal` is async-signal-safe and takes no pointer here. Numbers that cannot
             // be set (KILL, STOP, the C library's own) are refused with an error, which changes
             // nothing.
@@ -191,6 +199,23 @@ pub fn default_signals(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec; it calls only an async-signal-safe function
     // and neither allocates nor locks.
     unsafe { command.pre_exec(reset) };
+}
+
+/// Lets this thread write to a terminal in the background also where whoever does is stopped (`stty tostop`): SIGTTOU is blocked for it,
+/// and for no other. A program that it starts is not affected.
+pub fn write_in_background() -> io::Result<()> {
+    const SIG_BLOCK: c_int = 0;
+    let mut set = SignalSet([0; _]);
+    // SAFETY: the set is as large as the C library's and outlives the calls; nothing is asked about the mask before.
+    let error = unsafe {
+        sigemptyset(&raw mut set);
+        sigaddset(&raw mut set, Signal::TTOU.as_raw());
+        pthread_sigmask(SIG_BLOCK, &raw const set, std::ptr::null_mut())
+    };
+    match error {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
 /// Lets a child start with as little of this process as there can be: every descriptor from 3 on is closed, no set-user-id
@@ -309,7 +334,7 @@ pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// What was sent over a Unix socket and waits at the other end, with what the kernel needs to keep it: not 0 for as long as
 /// anything does, descriptors included.
 pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    const SIOCOUTQ: std::ffi::c_ulong = 0x5411;
+    const SIOCOUTQ: c_ulong = 0x5411;
     let mut waiting: c_int = 0;
     // SAFETY: the descriptor is open while it is borrowed. The request writes one `int`, to `waiting`, which outlives the
     // call; what is no socket answers it with an error or, as a terminal, with an `int` as well.

@@ -303,7 +303,7 @@ fn child_reports_ignored_signals() {
         hup_and_usr1
     );
     let mut command = Command::new("cat");
-    sys::default_signals(&mut command);
+    sys::default_signals(&mut command, None);
     let the_c_librarys_own = 1 << 31 | 1 << 32;
     assert_eq!(ignored(&mut command) & !the_c_librarys_own, 0);
 }

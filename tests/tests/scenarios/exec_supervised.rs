@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use fender_tests::process::{PATIENCE, Process, binary, output};
+use fender_tests::process::{PATIENCE, Process, binary, installed, output};
 use fender_tests::vault::Vault;
 use fender_tests::wait_until;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -185,6 +185,29 @@ fn a_stop_before_the_credentials_are_there_is_the_end() {
     fender.signal(Signal::TERM);
     assert_eq!(fender.wait(PATIENCE).code(), Some(69), "{}", fender.log());
     assert_eq!(job.said(), "");
+}
+
+#[test]
+fn a_command_that_is_to_outlive_its_terminal_does() {
+    let job = Job::new("");
+    let script = "trap 'exit 7' USR1; grep SigIgn /proc/$$/status > ignored; echo up > said; while :; do sleep 0.1; done";
+    let fender = job.command(&[], script);
+    // As by nohup.
+    let mut command = Command::new(installed("env"));
+    command
+        .arg("--ignore-signal=HUP")
+        .arg(fender.get_program())
+        .args(fender.get_args())
+        .current_dir(job.0.path());
+    let mut fender = Process::start("exec", &mut command, &job.path("log"));
+    job.says(&mut fender, "up\n");
+    fender.signal(Signal::HUP);
+    fender.signal(Signal::USR1);
+    assert_eq!(fender.wait(PATIENCE).code(), Some(7), "{}", fender.log());
+    let ignored = fs::read_to_string(job.path("ignored")).unwrap();
+    let ignored = ignored.trim().rsplit('\t').next().unwrap();
+    let ignored = u64::from_str_radix(ignored, 16).unwrap();
+    assert_eq!(ignored & 1, 1, "as it was inherited");
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn attack_what_a_command_was_started_with_stays_masked_however_often_it_changes_
     let (without, _) = text.split_once("  notify:").unwrap();
     fs::write(job.path("job.yaml"), without).unwrap();
     let script = "trap 'echo \"still $P\"; exit 3' USR1; echo up; while :; do sleep 0.1; done";
-    let mut command = job.command(&["/bin/sh", "-c", script]);
+    let command = job.command(&["/bin/sh", "-c", script]);
     let arguments: Vec<_> = command.get_args().skip(2).map(ToOwned::to_owned).collect();
     let mut command = Command::new(binary());
     command.args(arguments).current_dir(job.0.path());
@@ -201,6 +201,50 @@ fn what_is_no_secret_is_passed_on_at_once_and_all_of_it_before_the_end() {
         rest.ends_with(b"\0end cana"),
         "what turned out to be no secret"
     );
+}
+
+/// At a terminal that is the application's, and stops whoever else writes to it.
+#[test]
+fn what_an_application_writes_at_a_terminal_with_tostop_is_passed_on() {
+    let job = Job::new("canary-tty");
+    let python = fender_tests::process::installed("python3");
+    let terminal = r#"
+import os, pty, signal, sys, termios, threading
+pid, terminal = pty.fork()
+if pid == 0:
+    flags = termios.tcgetattr(0)
+    flags[3] |= termios.TOSTOP
+    termios.tcsetattr(0, termios.TCSANOW, flags)
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = []
+def read():
+    try:
+        while data := os.read(terminal, 4096):
+            shown.append(data)
+    except OSError:
+        pass
+reader = threading.Thread(target=read)
+reader.start()
+_, status = os.waitpid(pid, os.WUNTRACED)
+if os.WIFSTOPPED(status):
+    os.kill(pid, signal.SIGKILL)
+    sys.exit(99)
+reader.join()
+sys.stdout.buffer.write(b"".join(shown))
+sys.exit(os.waitstatus_to_exitcode(status))
+"#;
+    // Once the terminal is its own.
+    let script = "while set -- $(cat /proc/$$/stat); [ \"$8\" != \"$$\" ]; do :; done; echo \"said $P.\"; exit 5";
+    let fender = job.command(&["/bin/sh", "-c", script]);
+    let mut command = Command::new(python);
+    command
+        .args(["-c", terminal])
+        .arg(fender.get_program())
+        .args(fender.get_args())
+        .current_dir(job.0.path());
+    let mut fender = Process::start("terminal", &mut command, &job.path("log"));
+    assert_eq!(fender.wait(PATIENCE).code(), Some(5), "{}", fender.log());
+    assert_eq!(fender.log(), "said ***.\r\n");
 }
 
 #[test]

@@ -44,7 +44,9 @@ impl Supervisor {
         let environment = self.app_environment.as_ref();
         let environment = environment.map(|it| it.variables());
         let output = self.output.as_ref().map(Output::ends).transpose();
-        let started = output.and_then(|output| start(app, environment, Stdio::inherit(), output));
+        let ignored = self.plan.hang_up.ignored();
+        let started =
+            output.and_then(|output| start(app, environment, Stdio::inherit(), output, ignored));
         match started {
             Ok(pid) => {
                 hand_over_terminal(pid);

@@ -5,7 +5,8 @@
 //! else, as a pipe does, and nothing piles up here. Whoever is gone is gone for the application, too.
 //!
 //! Where standard output and standard error are one thing, as at a terminal, both are one pipe: their order stays, and what is
-//! half on one and half on the other is seen as it will be read.
+//! half on one and half on the other is seen as it will be read. At a terminal that is the application's these threads write in the
+//! background, and are not stopped for it (`stty tostop`).
 //!
 //! At the end what lies in the pipes is still written, but nobody is waited for who was left behind with them.
 
@@ -15,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
+use fender_runtime::sys;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
@@ -111,6 +113,9 @@ struct Relay {
 
 impl Relay {
     fn run(mut self) {
+        if let Err(error) = sys::write_in_background() {
+            tracing::warn!(%error, "what the application writes is not passed on to a terminal that stops whoever writes in the background");
+        }
         match self.carry() {
             Ok(()) => {}
             // The application hears of it as it would without us.

@@ -19,14 +19,15 @@ pub struct Program {
     pub descriptors: u16,
 }
 
-/// Starts `program` in a process group of its own, with every signal at its default: a key pressed
-/// at a terminal reaches it through us only, and it inherits nothing we ignore or block.
+/// Starts `program` in a process group of its own, with every signal at its default but one that is to stay `ignored`: a key pressed
+/// at a terminal reaches it through us only, and it inherits nothing else that we ignore or block.
 /// `environment` is the whole of it, instead of what the program says; `output` is where it writes, instead of where we do.
 pub(super) fn start(
     program: &Program,
     environment: Option<&[(OsString, OsString)]>,
     input: Stdio,
     output: Option<[Stdio; 2]>,
+    ignored: Option<Signal>,
 ) -> io::Result<Pid> {
     let mut command = Command::new(&program.program);
     command
@@ -41,7 +42,7 @@ pub(super) fn start(
             .env_clear()
             .envs(environment.iter().map(|(name, value)| (name, value)));
     }
-    sys::default_signals(&mut command);
+    sys::default_signals(&mut command, ignored);
     sys::pass_descriptors(&mut command, program.descriptors);
     // The handle is dropped: whoever waits for any child waits for this one too.
     let child = command.spawn()?;

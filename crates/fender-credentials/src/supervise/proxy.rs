@@ -142,7 +142,13 @@ pub(super) fn start_sibling(program: &Program) -> io::Result<Sibling> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let channel = Channel::new(UnixStream::from_std(ours)?);
-    let pid = start(program, None, Stdio::from(OwnedFd::from(theirs)), None)?;
+    let pid = start(
+        program,
+        None,
+        Stdio::from(OwnedFd::from(theirs)),
+        None,
+        None,
+    )?;
     Ok(Sibling {
         pid,
         channel,

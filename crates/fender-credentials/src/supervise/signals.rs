@@ -24,16 +24,16 @@ const OURS: &[Signal] = &[
     Signal::TTOU,
 ];
 
-/// Receives signals instead of dying of them.
+/// Receives signals instead of dying of them. SIGHUP stays ignored where whoever started us has it ignored for good.
 #[derive(Debug)]
 pub struct Signals(Vec<(Signal, tokio::signal::unix::Signal)>);
 
 impl Signals {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(ignored: Option<Signal>) -> io::Result<Self> {
         let kind = |signal: Signal| SignalKind::from_raw(signal.as_raw());
         (1..=64)
             .filter_map(sys::signal_numbered)
-            .filter(|signal| !OURS.contains(signal))
+            .filter(|signal| !OURS.contains(signal) && ignored != Some(*signal))
             .map(|signal| Ok((signal, tokio::signal::unix::signal(kind(signal))?)))
             .collect::<io::Result<_>>()
             .map(Self)

@@ -58,7 +58,7 @@ impl Running {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        sys::default_signals(&mut command);
+        sys::default_signals(&mut command, None);
         sys::isolate(&mut command);
         let mut child = command.spawn()?;
         let group = Pid::from_child(&child);

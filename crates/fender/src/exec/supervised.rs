@@ -65,7 +65,7 @@ async fn supervise(args: cli::Exec, reach: Reach, local: Local, hang_up: HangUp)
     let masks = args.mask_output.then(Masks::new);
     let prepared = prepare(&args.source, reach, local, desk, masks.clone(), &drains);
     let ended = match unless(stop.requested(), prepared).await {
-        Some(Ok(prepared)) => watch_over(args, prepared, requests, masks, stop).await,
+        Some(Ok(prepared)) => watch_over(args, prepared, requests, masks, stop, hang_up).await,
         Some(Err(failure)) => Err(failure),
         None => Err(stopped()),
     };
@@ -212,6 +212,7 @@ async fn watch_over(
     requests: Requests,
     masks: Option<Masks>,
     mut stop: Stop,
+    hang_up: HangUp,
 ) -> Outcome {
     let mut command = args.command.into_iter();
     let Some(program) = command.next() else {
@@ -231,8 +232,7 @@ async fn watch_over(
         masks,
         proxy: None,
         succession: Vec::new(),
-        // The command's, as every other.
-        hang_up: HangUp::Ignored,
+        hang_up,
         restart: args.restart,
         stop_timeout: args.stop_timeout,
         drain_timeout: FAREWELL,
@@ -240,7 +240,7 @@ async fn watch_over(
         manager: Manager::from_variable(std::env::var_os(NOTIFY_SOCKET).as_deref()),
     };
     // From here on signals are the command's; one that came before is not lost between the two.
-    let signals = supervise::listen().map_err(Failure::unavailable)?;
+    let signals = supervise::listen(hang_up).map_err(Failure::unavailable)?;
     if unless(stop.requested(), async {}).await.is_none() {
         return Err(stopped());
     }
