@@ -62,6 +62,10 @@ const PREFER_FRESH: Duration = Duration::from_secs(3);
 /// Reports that may wait for the stream; whoever reports more at once loses what does not fit.
 const REPORTS: usize = 256;
 
+/// Reports of one process that ends, at once; and between those that follow. A control plane takes more of neither.
+const AT_ONCE: usize = 512;
+const PACE: Duration = Duration::from_millis(15);
+
 /// What [`open`] needs.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
@@ -115,6 +119,27 @@ impl Session {
         deadline: Deadline,
     ) -> Result<SignedToken, CallError> {
         self.core.sign_jwt(audience, lifetime, deadline).await
+    }
+
+    /// Tells the control plane what this process has delivered and leaves behind, and resolves when that was taken. A control
+    /// plane that is older than this report never takes it.
+    pub async fn leave(&self, usages: Vec<Usage>, deadline: Deadline) -> Result<(), CallError> {
+        let told = async {
+            for (at, usage) in usages.into_iter().enumerate() {
+                if at >= AT_ONCE {
+                    tokio::time::sleep(PACE).await;
+                }
+                let report = Report::Credential(Box::new(usage));
+                self.reports.send(report).await.ok()?;
+            }
+            self.reports.send(Report::Ended).await.ok()?;
+            let mut taken = self.core.taken.subscribe();
+            taken.wait_for(|taken| *taken).await.ok().map(drop)
+        };
+        match deadline.bound(told).await {
+            Ok(Some(())) => Ok(()),
+            Ok(None) | Err(_) => Err(CallError::Timeout),
+        }
     }
 
     /// Writes down who we are now, after the state directory was another process's for a while.
@@ -188,6 +213,8 @@ pub enum Report {
     Credential(Box<Usage>),
     /// It is held no more: no document names it.
     CredentialGone(ObjectName),
+    /// This process ends, and what it has delivered stays. [`Session::leave`] says it and waits.
+    Ended,
 }
 
 /// Attests or resumes, and waits for something to serve with.
@@ -295,12 +322,15 @@ async fn begin(
     stored: Option<(Snapshot, UnixTime)>,
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
+    let place = config.state.as_ref().map(StateDir::place).transpose()?;
+    let place = place.flatten();
     let core = Core::new(
         caller,
         identity,
         config.evidence,
         config.state,
         config.drain,
+        place,
     );
     let fresh = stored.as_ref().map(|(_, fresh)| *fresh);
     let stored = stored.map(|(snapshot, _)| snapshot);

@@ -3,7 +3,7 @@
 mod service;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -186,6 +186,8 @@ pub(crate) struct Control {
     pub(crate) updates: watch::Sender<Option<proto::Snapshot>>,
     pub(crate) trust: watch::Sender<Bytes>,
     pub(crate) credential: watch::Sender<proto::CredentialValue>,
+    /// Answers who says that it ends; one that is older does not.
+    pub(crate) takes_ends: AtomicBool,
     /// When what is placed on the node changed.
     pub(crate) placed: watch::Sender<u64>,
     heard: mpsc::UnboundedSender<Heard>,
@@ -218,6 +220,7 @@ impl Control {
             updates: watch::Sender::new(Some(snapshot)),
             trust: watch::Sender::new(first),
             credential: watch::Sender::new(proto::CredentialValue::default()),
+            takes_ends: AtomicBool::new(false),
             placed: watch::Sender::new(1),
             heard,
         };

@@ -15,7 +15,7 @@ use tonic::Status;
 use crate::ca::Authority;
 use crate::ca::issue::{IssueError, Recorded};
 use crate::clusters::Clusters;
-use crate::credentials::Sources;
+use crate::credentials::{self, Sources};
 use crate::datadir::DataDir;
 use crate::decisions::Decisions;
 use crate::documents::Library;
@@ -59,6 +59,20 @@ pub(crate) struct Control {
 }
 
 impl Control {
+    /// Forgets what ended processes left, where it is time or the documents in force say otherwise.
+    pub(crate) fn forget_ended(&self) {
+        self.registry.forget_ended(|workload, name| {
+            let snapshot = self.library.snapshot(workload)?;
+            let mut listed = snapshot.credentials.iter();
+            let listed = listed.find(|spec| spec.name.to_string() == name)?;
+            Some(credentials::authorized(
+                &self.library,
+                workload,
+                &listed.name,
+            ))
+        });
+    }
+
     /// How old sidecars may be, as the documents have it. Those who stay connected hear of a change.
     pub(crate) fn put_minimum_version_in_force(&self) {
         self.minimum_version.send_if_modified(|known| {

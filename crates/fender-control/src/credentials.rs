@@ -348,7 +348,7 @@ pub(crate) fn told(state: &State, origin: &Origin) -> Option<proto::CredentialVa
 
 /// Whether a value is good by itself while nobody can be asked: what is lent ends with whoever gives it back, and a program may
 /// say of a value when it ends.
-fn lasts(origin: &Origin) -> bool {
+pub(crate) fn lasts(origin: &Origin) -> bool {
     match origin {
         Origin::Command(_) => false,
         Origin::Vault(_) => origin.lifetime() == Lifetime::Lasting,

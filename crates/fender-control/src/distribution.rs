@@ -6,6 +6,7 @@
 
 mod credential;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +32,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::callers::{self, Caller};
 use crate::control::Control;
+use crate::credentials;
 use crate::decisions::Taken;
 use crate::limit::Bucket;
-use crate::registry::{Connected, Introduction, Place, Refusal};
+use crate::registry::{Connected, Followed, Introduction, Place, Refusal};
 use crate::telemetry::{About, Answer};
 use crate::time::later;
 use crate::trust::Announced;
@@ -216,6 +218,7 @@ impl Subscription {
         } else {
             snapshots.mark_changed();
         }
+        let mut leaving = false;
         loop {
             tokio::select! {
                 refused = &mut too_old => return Err(refused),
@@ -226,9 +229,18 @@ impl Subscription {
                         _ => &mut others,
                     };
                     match bucket.take() {
-                        true => self.heard(report, &sidecar)?,
+                        true => {
+                            leaving |= matches!(report.kind, Some(report::Kind::Ended(_)));
+                            self.heard(report, &sidecar)?;
+                        }
                         false => tracing::debug!(workload = %self.caller.workload, "report dropped: too many"),
                     }
+                }
+                room = self.updates.reserve(), if leaving => {
+                    let room = room.map_err(|_| Code::Unavailable.status("the client is gone"))?;
+                    let kind = Some(update::Kind::Taken(proto::Taken {}));
+                    room.send(Ok(Update { kind }));
+                    leaving = false;
                 }
                 sent = send_newest(&self.updates, &mut trust, &mut snapshots) => match sent? {
                     Sent::Trust(version) => sidecar.trust_sent(version),
@@ -303,8 +315,17 @@ impl Subscription {
             .instance
             .parse::<OpaqueId>()
             .map_err(|_| Code::BadRequest.status("the instance is not 128 bits in hex"))?;
+        let place = match hello.place.as_str() {
+            "" => None,
+            place => Some(
+                place
+                    .parse::<OpaqueId>()
+                    .map_err(|_| Code::BadRequest.status("the place is not 128 bits in hex"))?,
+            ),
+        };
         let introduction = Introduction {
             instance: instance.to_string(),
+            place: place.map_or_else(String::new, |place| place.to_string()),
             version: cut(&hello.sidecar_version, 64),
             address: self.caller.source.text.clone(),
             since: self.control.clock.now(),
@@ -369,6 +390,10 @@ impl Subscription {
                     tracing::debug!(%workload, "no room for what a sidecar says of a credential");
                 }
             }
+            Some(report::Kind::Ended(proto::Ended {})) => {
+                let followed = self.followed(sidecar.holds());
+                sidecar.leave(self.control.clock.now(), followed);
+            }
             Some(report::Kind::Hello(_)) => {
                 return Err(Code::BadRequest.status("a second hello on one stream"));
             }
@@ -376,6 +401,23 @@ impl Subscription {
             None => {}
         }
         Ok(())
+    }
+}
+
+impl Subscription {
+    /// What goes on being asked for credentials that are left, so that it is known whether there is a newer generation.
+    fn followed(&self, left: Vec<String>) -> BTreeMap<String, Followed> {
+        let Control {
+            library, sources, ..
+        } = &*self.control;
+        let followed = left.into_iter().filter_map(|text| {
+            let name = text.parse::<ObjectName>().ok()?;
+            let origin = credentials::authorized(library, &self.caller.workload, &name)?;
+            // What is lent would be kept for nobody, and a program run for nobody.
+            let _watched = credentials::lasts(&origin).then(|| sources.watch(&name, &origin))?;
+            Some((text, Followed { origin, _watched }))
+        });
+        followed.collect()
     }
 }
 

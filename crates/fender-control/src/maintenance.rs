@@ -93,6 +93,7 @@ async fn keep_house(control: &Control) {
     let mut forgotten = (Instant::now(), control.clock.now());
     loop {
         tokio::time::sleep(LOOK).await;
+        control.forget_ended();
         if forgotten.0.elapsed() < HOUSEKEEPING {
             continue;
         }
@@ -144,14 +145,15 @@ async fn forget(control: &Control, now: UnixTime) -> Result<(), StoreError> {
     control.store.write(replicas::Forget).await
 }
 
-/// Whoever vouches for others is known, and its keys are at hand, before anybody attests; and sidecars that have become too
-/// old hear of it.
+/// Whoever vouches for others is known, and its keys are at hand, before anybody attests; sidecars that have become too old hear
+/// of it; and what was left of a credential that is listed no more is forgotten.
 pub(crate) async fn follow_mesh(control: Arc<Control>) {
     let mut changes = control.library.changes();
     loop {
         changes.mark_unchanged();
         control.put_vouching_in_force();
         control.put_minimum_version_in_force();
+        control.forget_ended();
         tokio::select! {
             () = control.drain.stopping() => return,
             changed = changes.changed() => {

@@ -1,5 +1,7 @@
-//! Who is connected: one entry per open stream, with what it was sent and what it says about itself. In memory only;
-//! a restart forgets it and the sidecars come back.
+//! Who is connected: one entry per open stream, with what it was sent and what it says about itself; and what those left
+//! behind who said that they end. In memory only; a restart forgets it and the sidecars come back.
+
+mod ended;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,12 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fender_api::proto::control::v1::{
     CredentialInUse, CredentialUse, RefusedSidecar, SidecarStatus,
 };
+use fender_config::snapshot::Origin;
 use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
 use prost::Message as _;
 use rustls::pki_types::UnixTime;
+use tokio::time::Instant;
 
 use crate::limit::Bucket;
 use crate::time::seconds;
+use ended::{AllEnded, Ended};
+
+pub(crate) use ended::{Followed, same};
 
 /// Streams of every kind that one certificate may hold open.
 const STREAMS_PER_CERTIFICATE: usize = 64;
@@ -38,6 +45,7 @@ struct Inner {
     sidecars: BTreeMap<u64, Sidecar>,
     /// Those turned away lately, the latest last.
     refused: HashMap<WorkloadName, Vec<RefusedSidecar>>,
+    ended: AllEnded,
     by_certificate: HashMap<Serial, usize>,
     by_workload: HashMap<WorkloadName, usize>,
     /// What is on the list about credentials, in bytes.
@@ -54,24 +62,28 @@ struct Sidecar {
     credentials: BTreeMap<String, CredentialInUse>,
 }
 
-impl Sidecar {
-    /// With everything about the credentials that are asked for, and of others the generation.
-    fn told(&self, all_of: impl Fn(&str) -> bool) -> SidecarStatus {
-        let credentials = self
-            .credentials
-            .values()
-            .map(|used| match all_of(&used.name) {
-                true => used.clone(),
-                false => CredentialInUse {
-                    name: used.name.clone(),
-                    generation: used.generation.clone(),
-                    ..CredentialInUse::default()
-                },
-            });
-        SidecarStatus {
-            credentials: credentials.collect(),
-            ..self.status.clone()
-        }
+/// With everything about the credentials that are asked for, and of others the generation. Its place is told with the former.
+fn told(
+    status: &SidecarStatus,
+    credentials: &BTreeMap<String, CredentialInUse>,
+    all_of: impl Fn(&str) -> bool,
+) -> SidecarStatus {
+    let asked = credentials.keys().any(|name| all_of(name));
+    let credentials = credentials.values().map(|used| match all_of(&used.name) {
+        true => used.clone(),
+        false => CredentialInUse {
+            name: used.name.clone(),
+            generation: used.generation.clone(),
+            ..CredentialInUse::default()
+        },
+    });
+    SidecarStatus {
+        credentials: credentials.collect(),
+        place: match asked {
+            true => status.place.clone(),
+            false => String::new(),
+        },
+        ..status.clone()
     }
 }
 
@@ -108,6 +120,8 @@ pub(crate) struct Connected {
 #[derive(Clone, Debug)]
 pub(crate) struct Introduction {
     pub(crate) instance: String,
+    /// What it shares with those who had its state directory before it. Empty: it has none.
+    pub(crate) place: String,
     pub(crate) version: String,
     pub(crate) address: String,
     pub(crate) since: UnixTime,
@@ -160,6 +174,8 @@ impl Registry {
             trust_sent: 0,
             trust_acked: 0,
             outdated: false,
+            ended_unix: 0,
+            place: introduction.place,
         };
         let mut inner = self.lock();
         if let Some(refused) = inner.refused.get_mut(&workload) {
@@ -232,22 +248,40 @@ impl Registry {
     }
 
     /// Those of the workloads that are asked for, by workload, in the order they came; with all that is known of the credentials
-    /// that are asked for.
+    /// that are asked for. Of those who have ended, the ones that left such a credential.
     pub(crate) fn sidecars(
         &self,
         asked: impl Fn(&WorkloadName) -> bool,
         all_of: impl Fn(&str) -> bool,
     ) -> BTreeMap<WorkloadName, Vec<SidecarStatus>> {
         let mut all = BTreeMap::<_, Vec<_>>::new();
-        for sidecar in self.lock().sidecars.values() {
+        let inner = self.lock();
+        for sidecar in inner.sidecars.values() {
             if !asked(&sidecar.workload) {
                 continue;
             }
-            all.entry(sidecar.workload.clone())
-                .or_default()
-                .push(sidecar.told(&all_of));
+            all.entry(sidecar.workload.clone()).or_default().push(told(
+                &sidecar.status,
+                &sidecar.credentials,
+                &all_of,
+            ));
+        }
+        for ended in inner.ended.of(&asked) {
+            if ended.credentials.keys().any(|name| all_of(name)) {
+                let known = all.entry(ended.workload.clone()).or_default();
+                known.push(told(&ended.status, &ended.credentials, &all_of));
+            }
         }
         all
+    }
+
+    /// Forgets what was left longer ago than it is kept, and what documents no longer have: `origin` says of a credential that
+    /// is listed for a workload what the control plane asks, if it does.
+    pub(crate) fn forget_ended(
+        &self,
+        origin: impl Fn(&WorkloadName, &str) -> Option<Option<Origin>>,
+    ) {
+        self.lock().ended.forget(origin);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -292,6 +326,7 @@ impl Connected {
         let Inner {
             sidecars,
             credentials: weights,
+            ended,
             ..
         } = &mut *inner;
         let Some(sidecar) = sidecars.get_mut(&self.id) else {
@@ -306,12 +341,51 @@ impl Connected {
         if fits {
             *of_all += fresh;
             let name = credential.name.clone();
+            // Who holds none has not replaced what lies there.
+            if !credential.generation.is_empty() {
+                ended.replaced(&sidecar.workload, &sidecar.status, &name);
+            }
             sidecar.credentials.insert(name, credential);
         }
         if *of_all == 0 {
             weights.remove(&sidecar.workload);
         }
         fits
+    }
+
+    /// Which credentials it has said to hold, by name.
+    pub(crate) fn holds(&self) -> Vec<String> {
+        let inner = self.registry.lock();
+        let sidecar = inner.sidecars.get(&self.id);
+        let held = sidecar.into_iter().flat_map(|it| &it.credentials);
+        let held = held.filter(|(_, used)| !used.generation.is_empty());
+        held.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// It ends, and what it has delivered stays: what it has said of that is kept without it. `followed` is what is asked
+    /// meanwhile.
+    pub(crate) fn leave(&self, at: UnixTime, followed: BTreeMap<String, Followed>) {
+        let mut inner = self.registry.lock();
+        let Inner {
+            sidecars,
+            credentials: weights,
+            ended,
+            ..
+        } = &mut *inner;
+        let Some(sidecar) = sidecars.get_mut(&self.id) else {
+            return;
+        };
+        sidecar.status.ended_unix = seconds(at);
+        let mut left = std::mem::take(&mut sidecar.credentials);
+        give_back(weights, &sidecar.workload, left.values().map(weight).sum());
+        left.retain(|_, used| !used.generation.is_empty());
+        ended.push(Ended {
+            workload: sidecar.workload.clone(),
+            status: sidecar.status.clone(),
+            credentials: left,
+            followed,
+            at: Instant::now(),
+        });
     }
 
     fn update(&self, change: impl FnOnce(&mut SidecarStatus)) {
@@ -327,12 +401,16 @@ impl Drop for Connected {
         let Some(sidecar) = inner.sidecars.remove(&self.id) else {
             return;
         };
-        let weight: usize = sidecar.credentials.values().map(weight).sum();
-        if let Some(of_all) = inner.credentials.get_mut(&sidecar.workload) {
-            *of_all -= weight;
-            if *of_all == 0 {
-                inner.credentials.remove(&sidecar.workload);
-            }
+        let weight = sidecar.credentials.values().map(weight).sum();
+        give_back(&mut inner.credentials, &sidecar.workload, weight);
+    }
+}
+
+fn give_back(weights: &mut HashMap<WorkloadName, usize>, workload: &WorkloadName, weight: usize) {
+    if let Some(of_all) = weights.get_mut(workload) {
+        *of_all -= weight;
+        if *of_all == 0 {
+            weights.remove(workload);
         }
     }
 }
@@ -363,6 +441,7 @@ mod tests {
         let registry = Registry::default();
         let introduction = Introduction {
             instance: String::new(),
+            place: String::new(),
             version: String::new(),
             address: String::new(),
             since: UnixTime::since_unix_epoch(std::time::Duration::ZERO),

@@ -16,6 +16,7 @@ use fender_config::ObjectName;
 use fender_config::snapshot::{Content, CredentialSpec, Delivery, PortCertificate, Snapshot};
 use fender_identity::Secret;
 use fender_identity::tls::PemPair;
+use fender_providers::{Generation, State};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
@@ -79,10 +80,26 @@ pub fn files_alone(spec: &CredentialSpec) -> Option<CredentialSpec> {
 
 /// Writes every file of what was gathered, or none, and leaves them to whoever reads them. Nobody is told, and nothing is
 /// handed over.
-pub async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<(), StartError> {
+pub async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<Vec<Left>, StartError> {
     let no_ports = |_: &ObjectName| Vec::new();
-    // What was placed goes out of sight here, and stays where it is.
-    deliver_all(gathered, no_ports, settings).await.map(drop)
+    let placed = deliver_all(gathered, no_ports, settings).await?;
+    // The files go out of sight here, and stay where they are.
+    let left = placed.into_iter().map(|placed| Left {
+        generation: placed.gathered.fetched.generation,
+        spec: placed.gathered.spec,
+        _states: placed.gathered.states,
+    });
+    Ok(left.collect())
+}
+
+/// A credential that was written and is left. Its source is asked until this is dropped, so that whoever tells of the generation
+/// does so while it has a name there.
+pub struct Left {
+    /// What was written, and where.
+    pub spec: CredentialSpec,
+    /// Of the value that was written.
+    pub generation: Generation,
+    _states: watch::Receiver<State>,
 }
 
 /// Delivers every credential of the present Snapshot within `deadline` and keeps following. Either

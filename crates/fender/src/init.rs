@@ -2,12 +2,16 @@
 //! Compose that others wait for to be completed.
 //!
 //! The files stay, whatever their documents say of an end. What needs somebody who stays is not done: no socket, no URL, no
-//! notification, and nothing that was leased is renewed; `fender watch` does that.
+//! notification, and nothing that was leased is renewed; `fender watch` does that. A control plane is told what was left, so that
+//! it is known there; whether it takes that changes nothing of the outcome.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use fender_api::client::Session;
+use fender_api::usage::{State, Usage};
 use fender_config::snapshot::CredentialSpec;
-use fender_credentials::engine::{self, OnExit, Settings};
+use fender_credentials::engine::{self, Left, OnExit, Settings};
 use fender_credentials::notify::{NoApp, Notifier, Record, Ways};
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
 use fender_runtime::clock;
@@ -18,14 +22,16 @@ use tokio::sync::watch;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::confine::{self, Reach};
-use crate::sidecar::{Local, remote::ByControl};
+use crate::sidecar::{Local, remote::ByControl, usage};
 use crate::signals::{self, Stop};
 use crate::source::{self, Tenure};
 use crate::workload::OwnIdentity;
 use crate::{cli, kept, single, variables};
 
 /// How long the goodbye to the control plane may take.
-const FAREWELL: std::time::Duration = std::time::Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a control plane may take to hear what was delivered, within the deadline of all.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: cli::Init) -> Outcome {
     sys::harden_process().map_err(Failure::unavailable)?;
@@ -36,20 +42,43 @@ pub(crate) fn run(args: cli::Init) -> Outcome {
     single(async {
         let mut stop = Stop::install(hang_up).map_err(Failure::unavailable)?;
         let drain = Drain::new();
+        let deadline = Deadline::after(args.source.start_timeout);
         let gathered = tokio::select! {
-            gathered = obtain(&args.source, reach, local, &drain) => gathered,
+            gathered = obtain(&args.source, reach, local, &drain, deadline) => gathered,
             () = stop.requested() => Err(Failure::unavailable(anyhow::anyhow!(
                 "stopped before the credentials were there; nothing was written"
             ))),
         };
         // Not to be interrupted: all of them or none.
         let left = match gathered {
-            Ok((gathered, settings)) => leave(gathered, &settings).await,
+            Ok(Obtained {
+                gathered,
+                settings,
+                session,
+            }) => match leave(gathered, &settings).await {
+                Ok(left) => {
+                    if let Some(session) = session {
+                        tokio::select! {
+                            () = tell(&session, &left, deadline) => {}
+                            () = stop.requested() => tracing::warn!("stopped before the control plane knew what was delivered"),
+                        }
+                    }
+                    Ok(Exit::Done)
+                }
+                Err(failure) => Err(failure),
+            },
             Err(failure) => Err(failure),
         };
         drain.close(Deadline::after(FAREWELL)).await;
         left
     })
+}
+
+/// What there is to write, and who is told of it.
+struct Obtained {
+    gathered: Vec<Gathered>,
+    settings: Settings,
+    session: Option<Arc<Session>>,
 }
 
 /// Every value, and what writing them takes.
@@ -58,8 +87,8 @@ async fn obtain(
     reach: Reach,
     local: Local,
     drain: &Drain,
-) -> Result<(Vec<Gathered>, Settings), Failure> {
-    let deadline = Deadline::after(args.start_timeout);
+    deadline: Deadline,
+) -> Result<Obtained, Failure> {
     let clock = clock::system();
     let admit = Box::new(move |documents: &_| reach.admit(documents));
     let feed = source::open(args, Tenure::Own, admit, &clock, drain, deadline).await?;
@@ -67,7 +96,8 @@ async fn obtain(
     let specs = for_files(&all);
     let workload = OwnIdentity::of(&feed);
     let cache = kept::of(local.cache, &feed);
-    let remote: Arc<dyn RemoteSecrets> = match feed.session {
+    let session = feed.session;
+    let remote: Arc<dyn RemoteSecrets> = match session.clone() {
         Some(session) => Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone())),
         None => Arc::new(NoRemote),
     };
@@ -110,16 +140,41 @@ async fn obtain(
         handovers: None,
         hider: None,
     };
-    Ok((gathered, settings))
+    Ok(Obtained {
+        gathered,
+        settings,
+        session,
+    })
 }
 
-async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Outcome {
-    let count = gathered.len();
-    engine::leave(gathered, settings)
+async fn leave(gathered: Vec<Gathered>, settings: &Settings) -> Result<Vec<Left>, Failure> {
+    let left = engine::leave(gathered, settings)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
-    tracing::info!(credentials = count, "delivered");
-    Ok(Exit::Done)
+    tracing::info!(credentials = left.len(), "delivered");
+    Ok(left)
+}
+
+/// Has the control plane know what lies in the files, for as long as it may take.
+async fn tell(session: &Session, left: &[Left], deadline: Deadline) {
+    let now = clock::system().now();
+    let usages = left.iter().map(|left| Usage {
+        name: left.spec.name.clone(),
+        state: State::Delivered,
+        generation: Some(left.generation.as_str().to_owned()),
+        since: Some(now),
+        newer: None,
+        why: String::new(),
+        files: left.spec.deliver.iter().map(usage::files).sum(),
+        uses: Vec::new(),
+    });
+    let limit = Deadline::after(TOLD_WITHIN.min(deadline.remaining()));
+    match session.leave(usages.collect(), limit).await {
+        Ok(()) => tracing::debug!("the control plane knows what was delivered"),
+        Err(_) => tracing::warn!(
+            "the control plane did not take what was delivered: `fender status credentials` does not show it. It is away, is older than this report, or there was no time left"
+        ),
+    }
 }
 
 fn for_files(specs: &[CredentialSpec]) -> Vec<CredentialSpec> {

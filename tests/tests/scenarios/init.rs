@@ -6,9 +6,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use fender_tests::Mesh;
 use fender_tests::docker::Engine;
-use fender_tests::process::{binary, free_address, installed, put_program};
+use fender_tests::process::{PATIENCE, binary, free_address, installed, put_program};
+use fender_tests::{Mesh, wait_until};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::control_loss::one_service;
@@ -182,6 +183,100 @@ fn a_control_plane_says_what_and_where_and_this_machine_where_it_may() {
     let (code, log) = init(&["--allow-dir", mesh.directory.path().to_str().unwrap()]);
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(fs::read_to_string(mesh.path("out/smtp")).unwrap(), CANARY);
+}
+
+/// What `fender status credentials` knows of the one credential.
+fn known(mesh: &Mesh) -> Value {
+    let shown = mesh.fender_ok(&["status", "credentials", "shop/smtp", "--output", "json"]);
+    assert!(!shown.contains(CANARY), "{shown}");
+    let status: Value = serde_json::from_str(&shown).unwrap();
+    status["credentials"][0].clone()
+}
+
+/// Who is gone is known by what it left, whether that is still the newest, and until somebody takes its place.
+#[test]
+fn what_an_init_container_delivered_is_known_when_it_has_ended() {
+    let mesh = Mesh::start(&one_service("1h", free_address(), free_address()));
+    fs::write(mesh.path("source"), CANARY).unwrap();
+    fs::create_dir(mesh.path("out")).unwrap();
+    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml")).unwrap();
+    let listed = "  dnsNames: [ localhost ]\n  credentials: [ smtp ]\n";
+    let documents = documents.replace("  dnsNames: [ localhost ]\n", listed)
+        + &format!(
+            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+             source: {{ file: {{ path: \"{0}/source\", via: control }} }}\n  \
+             deliver: [ {{ file: {{ path: \"{0}/out/smtp\", storage: disk }} }} ]\n",
+            mesh.directory.path().display()
+        );
+    let (code, out, err) = mesh.apply(&documents);
+    assert_eq!(code, 0, "{out}{err}");
+    let init = |state: &Path, token: Option<&Path>| {
+        let mut command = mesh.command();
+        command
+            .env_remove("FENDER_ADMIN")
+            .args(["init", "--allow-dir"]);
+        command.arg(mesh.directory.path()).arg("--state").arg(state);
+        if let Some(token) = token {
+            command.arg("--token-file").arg(token);
+        }
+        let output = command.output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{log}");
+        assert!(!log.contains("did not take"), "{log}");
+    };
+    let state = mesh.state("shop/orders");
+    init(&state, Some(&mesh.token("shop/orders", "5m")));
+    // Told before it ended: there is nothing to wait for.
+    let all = known(&mesh);
+    let left = &all["holders"][0];
+    assert_eq!(
+        (&all["instances"], &all["hold_newest"], &all["old_in_use"]),
+        (&1.into(), &1.into(), &0.into()),
+        "{all}"
+    );
+    assert_eq!(
+        (&left["state"], &left["files"], &left["compared"]),
+        (&"delivered".into(), &1.into(), &true.into())
+    );
+    let ended = left["ended"].as_str().unwrap();
+    let table = mesh.fender_ok(&["status", "credentials"]);
+    assert!(
+        table.contains("delivered by init, ended "),
+        "{ended} {table}"
+    );
+    let generation = left["generation"].clone();
+
+    // Another value: what lies there is an old one, which nobody but the control plane can know.
+    fs::write(mesh.path("source.new"), "another").unwrap();
+    fs::rename(mesh.path("source.new"), mesh.path("source")).unwrap();
+    wait_until("what lies there is old", PATIENCE, || {
+        let all = known(&mesh);
+        assert_eq!(all["holders"][0]["generation"], generation);
+        all["old_in_use"] == 1 && all["hold_newest"] == 0
+    });
+    let table = mesh.fender_ok(&["status", "credentials"]);
+    for expected in [
+        "0 of 1 instance hold the newest; 1 STILL USES AN OLD ONE",
+        "NOT THE NEWEST by init, ended ",
+    ] {
+        assert!(table.contains(expected), "{table}");
+    }
+
+    // One elsewhere does not make up for it; one of the same state directory takes its place.
+    let elsewhere = mesh.path("elsewhere");
+    init(&elsewhere, Some(&mesh.token("shop/orders", "5m")));
+    let all = known(&mesh);
+    assert_eq!(
+        (&all["instances"], &all["old_in_use"]),
+        (&2.into(), &1.into())
+    );
+    init(&state, None);
+    let all = known(&mesh);
+    assert_eq!(
+        (&all["instances"], &all["hold_newest"], &all["old_in_use"]),
+        (&2.into(), &2.into(), &0.into()),
+        "{all}"
+    );
 }
 
 /// `examples/compose-init` in a directory of its own, on an engine of its own.

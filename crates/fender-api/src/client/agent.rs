@@ -90,6 +90,7 @@ pub async fn open_agent(
         config.evidence,
         config.state,
         config.drain,
+        None,
     );
     core.drain.spawn(renewal::run(core.clone()));
     let line = Arc::new(Line {

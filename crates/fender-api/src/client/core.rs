@@ -26,6 +26,10 @@ pub(crate) struct Core {
     pub(crate) drain: Drain,
     /// Tells this process from others of the same workload.
     pub(crate) instance: OpaqueId,
+    /// Of the state directory: the same for the processes that have it one after the other.
+    pub(crate) place: Option<OpaqueId>,
+    /// The control plane has taken what was reported before the end.
+    pub(crate) taken: watch::Sender<bool>,
     pub(crate) svid: watch::Sender<Arc<Svid>>,
     pub(crate) trust: watch::Sender<Trust>,
     /// Who changes what is believed keeps it before the next one does.
@@ -44,6 +48,7 @@ impl Core {
         evidence: Option<Evidence>,
         state: Option<StateDir>,
         drain: Drain,
+        place: Option<OpaqueId>,
     ) -> Arc<Self> {
         Arc::new(Self {
             caller,
@@ -51,6 +56,8 @@ impl Core {
             state,
             drain,
             instance: OpaqueId::random(),
+            place,
+            taken: watch::Sender::new(false),
             svid: watch::Sender::new(identity.svid),
             trust: watch::Sender::new(identity.trust),
             believing: Mutex::default(),

@@ -20,6 +20,7 @@ use fender_identity::csr::NewKey;
 use fender_identity::{Secret, Svid, Trust};
 use fender_runtime::clock::UnixTime;
 use fender_runtime::file;
+use fender_runtime::id::OpaqueId;
 use prost::Message as _;
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
@@ -37,6 +38,9 @@ const SNAPSHOT: &str = "snapshot.pb";
 const FRESH: &str = "snapshot.fresh";
 /// A key whose certificate was asked for and has not arrived: asking again with it is not a second use of a token.
 const PENDING: &str = "pending.key";
+
+/// By which the control plane knows that what one process left is the next one's.
+const PLACE: &str = "place";
 
 /// An open state directory. It stays locked until the last clone is gone.
 #[derive(Clone)]
@@ -218,6 +222,27 @@ impl StateDir {
         Ok(Some(UnixTime::since_unix_epoch(Duration::from_secs(
             seconds,
         ))))
+    }
+
+    /// What tells this directory from every other, drawn when it was first asked for. None while that cannot be written
+    /// because the directory is another process's.
+    pub(crate) fn place(&self) -> Result<Option<OpaqueId>, StateError> {
+        if let Some(known) = self.known_place()? {
+            return Ok(Some(known));
+        }
+        self.write(PLACE, format!("{}\n", OpaqueId::random()).as_bytes())?;
+        self.known_place()
+    }
+
+    fn known_place(&self) -> Result<Option<OpaqueId>, StateError> {
+        let Some(bytes) = self.read(PLACE)? else {
+            return Ok(None);
+        };
+        let text = std::str::from_utf8(&bytes).ok();
+        let place = text.and_then(|text| text.trim().parse().ok());
+        place
+            .map(Some)
+            .ok_or_else(|| self.damaged(PLACE, "it is not 128 bits in hex"))
     }
 
     pub(crate) fn save_fresh(&self, moment: UnixTime) -> Result<(), StateError> {

@@ -62,6 +62,8 @@ enum Arrived {
     Snapshot(Box<proto::Snapshot>),
     /// An encoded Trust.
     Trust(Bytes),
+    /// What was reported before the end was taken.
+    Taken,
 }
 
 /// A stream on one connection.
@@ -93,6 +95,10 @@ impl Subscription {
                 snapshot_sha256: running.snapshot.sha256.to_vec(),
                 trust_version: running.trust.version,
                 trust_sha256: running.trust.sha256.to_vec(),
+                place: core
+                    .place
+                    .as_ref()
+                    .map_or_else(String::new, ToString::to_string),
             });
             // Before the call: the server may want to hear who we are before it answers.
             send(&outgoing, hello).await?;
@@ -134,6 +140,8 @@ impl Subscription {
             };
             let message = match message {
                 Arrived::Snapshot(message) => *message,
+                // Nothing was reported yet.
+                Arrived::Taken => continue,
                 Arrived::Trust(bytes) => {
                     let (own, known) =
                         (core.svid.borrow().id().clone(), core.trust.borrow().clone());
@@ -179,6 +187,7 @@ impl Subscription {
                     return Ok(Arrived::Snapshot(Box::new(snapshot)));
                 }
                 Some(proto::update::Kind::Trust(bytes)) => return Ok(Arrived::Trust(bytes)),
+                Some(proto::update::Kind::Taken(proto::Taken {})) => return Ok(Arrived::Taken),
                 // What a newer control plane may say besides is nothing this version must know.
                 None => {}
             }
@@ -246,6 +255,8 @@ pub(crate) struct Stream {
     running: Running,
     /// What is in use, to be said again on every new stream.
     usages: BTreeMap<ObjectName, proto::CredentialInUse>,
+    /// This process ends, and that has to be said again, too.
+    ending: bool,
     backoff: Backoff,
 }
 
@@ -272,6 +283,7 @@ impl Stream {
             reports,
             running: Running::default(),
             usages: BTreeMap::new(),
+            ending: false,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
     }
@@ -404,6 +416,10 @@ impl Stream {
                 message = subscription.next() => match message {
                     Ok(Arrived::Snapshot(message)) => self.take(*message, &mut subscription).await,
                     Ok(Arrived::Trust(bytes)) => self.learn(&bytes, &mut subscription).await,
+                    Ok(Arrived::Taken) => {
+                        self.core.taken.send_replace(self.ending);
+                        Ok(())
+                    }
                     Err(error) => Err(error),
                 },
                 renewed = renewals.changed() => match renewed {
@@ -486,6 +502,10 @@ impl Stream {
                 self.usages.remove(&name);
                 return Ok(());
             }
+            Report::Ended => {
+                self.ending = true;
+                Kind::Ended(proto::Ended {})
+            }
         };
         subscription.send(kind).await
     }
@@ -493,6 +513,9 @@ impl Stream {
     async fn repeat_usages(&self, subscription: &mut Subscription) -> Result<(), CallError> {
         for usage in self.usages.values() {
             subscription.send(Kind::Credential(usage.clone())).await?;
+        }
+        if self.ending {
+            subscription.send(Kind::Ended(proto::Ended {})).await?;
         }
         Ok(())
     }

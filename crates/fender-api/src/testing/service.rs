@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use fender_identity::{PeerSvid, SpiffeId, csr};
 use fender_runtime::clock::sleep_until;
@@ -104,7 +105,12 @@ impl Distribution for Service {
                     }
                     report = reports.next() => match report {
                         Some(Ok(proto::Report { kind: Some(kind) })) => {
+                            let ended = matches!(kind, proto::report::Kind::Ended(_));
                             control.tell(Heard::Report(kind));
+                            if ended && control.takes_ends.load(Ordering::Relaxed) {
+                                let kind = Some(proto::update::Kind::Taken(proto::Taken {}));
+                                let _ = send.send(Ok(proto::Update { kind })).await;
+                            }
                         }
                         Some(_) | None => return,
                     },

@@ -1,5 +1,5 @@
 //! Who holds which generation of which credential, and what is known of its use: of the workloads that the administrator has
-//! a role for, as their sidecars say it and as far as they are connected.
+//! a role for, as their sidecars say it: those that are connected, and those that said what they leave and have ended.
 //!
 //! It tells facts. Whether an old one is still in use is for whoever shows them to conclude, in one place.
 
@@ -20,6 +20,7 @@ use tonic::Status;
 use crate::callers::{Administrator, failed};
 use crate::control::Control;
 use crate::peers::MAX_WORKLOADS;
+use crate::registry::same;
 use crate::time::seconds;
 
 /// Holders in one message.
@@ -89,7 +90,7 @@ impl Control {
             };
             for workload in workloads {
                 let connected = sidecars.get(workload).map_or(&[][..], Vec::as_slice);
-                let holders: Vec<_> = connected.iter().map(|it| holder(name, it)).collect();
+                let holders = holders(name, connected);
                 let route = route(credential);
                 let told = |holders: &[CredentialHolder]| {
                     answer(Kind::Holders(CredentialHolders {
@@ -113,15 +114,32 @@ fn answer(kind: Kind) -> CredentialsAnswer {
     CredentialsAnswer { kind: Some(kind) }
 }
 
-fn holder(name: &ObjectName, sidecar: &SidecarStatus) -> CredentialHolder {
+/// Those who are connected, whatever they have said; and of those who have ended, who left it where nobody has held it since.
+fn holders(name: &ObjectName, sidecars: &[SidecarStatus]) -> Vec<CredentialHolder> {
     let name = name.to_string();
-    let mut reported = sidecar.credentials.iter();
-    CredentialHolder {
+    let reported = |sidecar: &SidecarStatus| {
+        let mut reported = sidecar.credentials.iter();
+        reported.find(|used| used.name == name).cloned()
+    };
+    let holds =
+        |sidecar: &SidecarStatus| reported(sidecar).is_some_and(|used| !used.generation.is_empty());
+    // The replica that one was connected to does not know who came to another.
+    let replaced = |ended: &SidecarStatus| {
+        let later = |it: &SidecarStatus| it.ended_unix == 0 || it.ended_unix > ended.ended_unix;
+        let mut others = sidecars.iter();
+        others.any(|it| same(it, ended) && later(it) && holds(it))
+    };
+    let shown = sidecars
+        .iter()
+        .filter(|it| it.ended_unix == 0 || (holds(it) && !replaced(it)));
+    let holders = shown.map(|sidecar| CredentialHolder {
         instance: sidecar.instance.clone(),
         address: sidecar.address.clone(),
         replica: sidecar.replica.clone(),
-        reported: reported.find(|used| used.name == name).cloned(),
-    }
+        reported: reported(sidecar),
+        ended_unix: sidecar.ended_unix,
+    });
+    holders.collect()
 }
 
 fn route(credential: &Credential) -> CredentialRoute {

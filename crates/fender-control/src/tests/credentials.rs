@@ -186,3 +186,136 @@ async fn attack_an_administrator_sees_the_credentials_of_its_own_namespaces_and_
         .filter(|entry| entry.starts_with("cem credentials done"));
     assert_eq!(looked.count(), 3, "{told:?}");
 }
+
+/// Those who hold it, as they are told: the generation, what the control plane would give now, and whether it has ended.
+async fn holders(world: &World, name: &str) -> Vec<(String, String, bool)> {
+    let told = held(&mut world.admin().await, "", name).await.unwrap();
+    let holders = told.into_iter().flat_map(|some| some.holders);
+    let told = holders.map(|holder| {
+        let used = holder.reported.unwrap_or_default();
+        (used.generation, used.current, holder.ended_unix > 0)
+    });
+    told.collect()
+}
+
+const PLACE: &str = "00112233445566778899aabbccddeeff";
+
+async fn at_place(world: &World, svid: &Svid, place: &str) -> Sidecar {
+    let hello = proto::Hello {
+        instance: fender_runtime::id::OpaqueId::random().to_string(),
+        place: place.to_owned(),
+        ..proto::Hello::default()
+    };
+    let mut sidecar = Sidecar::greet(world.as_peer(svid).await, hello)
+        .await
+        .unwrap();
+    sidecar.next().await.unwrap();
+    sidecar
+}
+
+/// Who fetches, reports and ends, as an init container does; what it was given.
+async fn init(world: &World, svid: &Svid, place: &str) -> String {
+    let mut sidecar = at_place(world, svid, place).await;
+    let mut values = watch(world, svid, "shop/smtp").await.unwrap();
+    let State::Value(value) = next(&mut values).await else {
+        panic!("a value")
+    };
+    let used = in_use("shop/smtp", &value.generation);
+    sidecar.report(Kind::Credential(used)).await;
+    sidecar.report(Kind::Ended(proto::Ended {})).await;
+    sidecar.taken().await;
+    value.generation
+}
+
+#[tokio::test]
+async fn what_was_left_is_known_and_compared_when_nobody_is_connected_any_more() {
+    let world = World::new().await;
+    fs::write(world.path("smtp"), "hunter2").unwrap();
+    let orders = world.attested("shop/orders").await;
+    let first = init(&world, &orders, "").await;
+    let alone = |told: Vec<_>, wanted: (String, String, bool)| (told == [wanted]).then_some(());
+    eventually(|| async {
+        let told = holders(&world, "shop/smtp").await;
+        alone(told, (first.clone(), first.clone(), true))
+    })
+    .await;
+    eventually(|| async {
+        let status = world.status().await;
+        let mut all = status.workloads.iter();
+        all.all(|one| one.sidecars.is_empty()).then_some(())
+    })
+    .await;
+
+    // The source is asked on, though nobody takes what it has.
+    fs::write(world.path("smtp.new"), "correct horse").unwrap();
+    fs::rename(world.path("smtp.new"), world.path("smtp")).unwrap();
+    eventually(|| async {
+        let told = holders(&world, "shop/smtp").await;
+        let [(generation, current, true)] = &told[..] else {
+            return None;
+        };
+        assert_eq!(*generation, first);
+        (!current.is_empty() && *current != first).then_some(())
+    })
+    .await;
+
+    // Another one elsewhere replaces nothing.
+    let second = init(&world, &orders, PLACE).await;
+    eventually(|| async {
+        let told = holders(&world, "shop/smtp").await;
+        let both = [
+            (first.clone(), second.clone(), true),
+            (second.clone(), second.clone(), true),
+        ];
+        (told == both).then_some(())
+    })
+    .await;
+
+    // Whoever has the same state directory later and holds one has replaced what was left there.
+    let mut sidecar = at_place(&world, &orders, PLACE).await;
+    let nothing = proto::CredentialInUse {
+        state: proto::CredentialState::Waiting.into(),
+        ..in_use("shop/smtp", "")
+    };
+    sidecar.report(Kind::Credential(nothing)).await;
+    sidecar.report(Kind::Ended(proto::Ended {})).await;
+    sidecar.taken().await;
+    assert_eq!(holders(&world, "shop/smtp").await.len(), 2, "it holds none");
+    sidecar
+        .report(Kind::Credential(in_use("shop/smtp", &second)))
+        .await;
+    sidecar.report(Kind::Ended(proto::Ended {})).await;
+    sidecar.taken().await;
+    assert_eq!(
+        holders(&world, "shop/smtp").await.len(),
+        2,
+        "it took its place"
+    );
+
+    // What is listed no more is not told.
+    let text = documents(world.directory.path(), "shop")
+        .replace("credentials: [ smtp ]", "credentials: []");
+    assert!(text.contains("credentials: []"), "{text}");
+    world.apply(text).await;
+    assert_eq!(holders(&world, "shop/smtp").await, []);
+}
+
+#[tokio::test]
+async fn attack_who_says_that_it_ends_and_stays_is_still_shown_as_connected() {
+    let world = World::new().await;
+    let orders = world.attested("shop/orders").await;
+    let mut sidecar = at_place(&world, &orders, "").await;
+    sidecar.report(Kind::Ended(proto::Ended {})).await;
+    sidecar.taken().await;
+    let status = world.status().await;
+    let connected = status.workloads.iter().flat_map(|one| &one.sidecars);
+    assert_eq!(connected.count(), 1);
+    let hello = proto::Hello {
+        place: "../../etc".to_owned(),
+        ..proto::Hello::default()
+    };
+    let mut forged = Sidecar::greet(world.as_peer(&orders).await, hello)
+        .await
+        .unwrap();
+    assert_eq!(refused(forged.next().await.map(drop)), Code::BadRequest);
+}

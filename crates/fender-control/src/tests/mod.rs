@@ -453,7 +453,10 @@ impl Sidecar {
         let (reports, outgoing) = tokio::sync::mpsc::channel(16);
         let hello = proto::Hello {
             sidecar_version: "0.1.0".to_owned(),
-            instance: "0123456789abcdef0123456789abcdef".to_owned(),
+            instance: match hello.instance.as_str() {
+                "" => "0123456789abcdef0123456789abcdef".to_owned(),
+                instance => instance.to_owned(),
+            },
             ..hello
         };
         reports
@@ -479,16 +482,23 @@ impl Sidecar {
         loop {
             match self.update().await? {
                 proto::update::Kind::Snapshot(snapshot) => return Ok(snapshot),
-                proto::update::Kind::Trust(_) => {}
+                proto::update::Kind::Trust(_) | proto::update::Kind::Taken(_) => {}
             }
         }
+    }
+
+    /// Until what was reported before the end was taken.
+    async fn taken(&mut self) {
+        while !matches!(self.update().await.unwrap(), proto::update::Kind::Taken(_)) {}
     }
 
     /// What is said next, which must be about trust.
     async fn next_trust(&mut self) -> Result<proto::Trust, Status> {
         match self.update().await? {
             proto::update::Kind::Trust(bytes) => Ok(proto::Trust::decode(bytes).unwrap()),
-            proto::update::Kind::Snapshot(_) => panic!("trust goes first"),
+            proto::update::Kind::Snapshot(_) | proto::update::Kind::Taken(_) => {
+                panic!("trust goes first")
+            }
         }
     }
 

@@ -103,9 +103,19 @@ fn credential_json(name: &str, all: &[&proto::CredentialHolders]) -> Value {
                     usage_json(&none, false)
                 }
             };
+            let ended = holder.ended_unix > 0;
+            let compared = !ended || is_compared(holder.reported.as_ref(), route);
             if let Value::Object(fields) = &mut row {
                 fields.remove("name");
                 fields.insert("reported".to_owned(), holder.reported.is_some().into());
+                let ended = ended.then(|| moment(holder.ended_unix));
+                fields.insert("ended".to_owned(), ended.into());
+                fields.insert("compared".to_owned(), compared.into());
+                if !compared {
+                    for unknown in ["newest", "old_in_use"] {
+                        fields.insert(unknown.to_owned(), false.into());
+                    }
+                }
                 for (field, value) in [
                     ("workload", &some.workload),
                     ("instance", &holder.instance),
@@ -118,11 +128,11 @@ fn credential_json(name: &str, all: &[&proto::CredentialHolders]) -> Value {
             rows.push(row);
         }
     }
-    let count = |field: &str| {
-        rows.iter()
-            .filter(|row| row[field] == Value::Bool(true))
-            .count()
+    let count_of = |field: &str, wanted: bool| {
+        let is = |row: &&Value| row[field] == Value::Bool(wanted);
+        rows.iter().filter(is).count()
     };
+    let count = |field: &str| count_of(field, true);
     json!({
         "name": name,
         "fetched_by": match route {
@@ -135,6 +145,7 @@ fn credential_json(name: &str, all: &[&proto::CredentialHolders]) -> Value {
         "instances": rows.len(),
         "hold_newest": count("newest"),
         "old_in_use": count("old_in_use"),
+        "not_compared": count_of("compared", false),
         "holders": rows,
     })
 }
@@ -150,6 +161,12 @@ fn is_newest(used: &proto::CredentialInUse, route: proto::CredentialRoute) -> bo
         proto::CredentialRoute::Unspecified | proto::CredentialRoute::Environment => false,
     };
     delivered && current
+}
+
+/// Whether it is known what a process that has ended would hold by now: only where the control plane asks on.
+fn is_compared(used: Option<&proto::CredentialInUse>, route: proto::CredentialRoute) -> bool {
+    let known = used.is_some_and(|used| !used.current.is_empty());
+    known && route == proto::CredentialRoute::Control
 }
 
 /// Fits into so many columns, if that is known.
@@ -219,7 +236,12 @@ fn summary(credential: &Value) -> String {
         1 => "1 STILL USES AN OLD ONE, or may".to_owned(),
         old => format!("{old} STILL USE AN OLD ONE, or may"),
     };
-    format!("{name}: {newest} of {all} {hold} the newest; {old}")
+    let unknown = match number("not_compared") {
+        0 => String::new(),
+        1 => "; of 1 that has ended it is not known".to_owned(),
+        more => format!("; of {more} that have ended it is not known"),
+    };
+    format!("{name}: {newest} of {all} {hold} the newest; {old}{unknown}")
 }
 
 fn row(credential: &Value, holder: &Value, now: Now<'_>) -> Row<7> {
@@ -231,9 +253,14 @@ fn row(credential: &Value, holder: &Value, now: Now<'_>) -> Row<7> {
     let generation = short(text(holder, "generation"));
     let state = match (is("reported"), text(holder, "state")) {
         (false, _) => "NOT REPORTED".to_owned(),
-        (true, "delivered") if is("newest") => "delivered".to_owned(),
+        (true, "delivered") if is("newest") || !is("compared") => "delivered".to_owned(),
         (true, "delivered") => "NOT THE NEWEST".to_owned(),
         (true, state) => state.to_uppercase(),
+    };
+    let state = match text(holder, "ended") {
+        "" => state,
+        // Who says that it ends is `fender init`.
+        ended => format!("{state} by init, ended {}", now.at(ended)),
     };
     let row = Row::new([
         text(credential, "name").to_owned(),

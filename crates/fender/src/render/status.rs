@@ -312,6 +312,16 @@ impl Now<'_> {
         }
     }
 
+    /// The time of day, if it is of today.
+    pub(super) fn at(self, moment: &str) -> String {
+        match (moment.split_once('T'), self.0.split_once('T')) {
+            (Some((day, time)), Some((today, _))) if day == today => {
+                time.trim_end_matches('Z').to_owned()
+            }
+            _ => moment.to_owned(),
+        }
+    }
+
     pub(super) fn since(self, moment: &str) -> String {
         match self.to(moment) {
             Some(seconds) => span(seconds.saturating_neg().max(0)),

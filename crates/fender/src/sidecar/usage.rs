@@ -190,7 +190,7 @@ pub(crate) async fn report(mut sources: Sources, reports: mpsc::Sender<Report>) 
 }
 
 /// How many files a delivery of the value has.
-fn files(delivery: &Delivery) -> u32 {
+pub(crate) fn files(delivery: &Delivery) -> u32 {
     match delivery {
         Delivery::File(..) => 1,
         Delivery::Files(set) => set.entries.len() as u32,

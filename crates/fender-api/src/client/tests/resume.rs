@@ -53,7 +53,8 @@ async fn a_restart_while_the_control_plane_is_away_serves_what_was_stored_and_ke
         | Kind::Certificate(_)
         | Kind::Credential(_)
         | Kind::TrustAck(_)
-        | Kind::TrustNack(_) => None,
+        | Kind::TrustNack(_)
+        | Kind::Ended(_) => None,
     };
     assert_eq!(bench.reported(hello).await, 0);
 }

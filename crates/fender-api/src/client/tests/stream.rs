@@ -187,6 +187,42 @@ async fn a_control_plane_that_comes_back_is_found_and_told_again_what_is_in_use(
     assert_eq!(bench.reported(in_use).await, "g1");
 }
 
+/// What a process leaves is told until it is taken; and a control plane that never that never takes it holds nobody up for longer than was asked.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_told_until_it_is_taken_and_no_longer_than_there_is_time() {
+    let mut bench = Bench::new();
+    let session = bench.joined().await;
+    let usage = Usage {
+        name: "shop/smtp".parse().unwrap(),
+        state: State::Delivered,
+        generation: Some("g1".to_owned()),
+        since: None,
+        newer: None,
+        why: String::new(),
+        files: 1,
+        uses: Vec::new(),
+    };
+    let limit = Deadline::after(Duration::from_secs(7));
+    let untaken = session.leave(vec![usage.clone()], limit).await;
+    assert!(matches!(untaken, Err(CallError::Timeout)), "{untaken:?}");
+    assert!(limit.remaining().is_zero());
+    let told = |kind: &Kind| {
+        if let Kind::Credential(used) = kind {
+            return Some(used.generation.clone());
+        }
+        matches!(kind, Kind::Ended(_)).then(|| "ended".to_owned())
+    };
+    assert_eq!(bench.reported(told).await, "g1");
+    assert_eq!(bench.reported(told).await, "ended");
+
+    bench
+        .control
+        .takes_ends
+        .store(true, std::sync::atomic::Ordering::Relaxed);
+    let limit = Deadline::after(Duration::from_secs(7));
+    session.leave(vec![usage], limit).await.unwrap();
+}
+
 fn duplicate(listener: &fender_runtime::listen::Listener) -> std::os::fd::OwnedFd {
     use std::os::fd::AsFd as _;
     listener.as_fd().try_clone_to_owned().unwrap()

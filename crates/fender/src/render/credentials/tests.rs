@@ -33,6 +33,7 @@ fn held(route: CredentialRoute, reports: Vec<Option<proto::CredentialInUse>>) ->
         address: format!("10.0.0.{at}:5000"),
         replica: "one".to_owned(),
         reported,
+        ended_unix: 0,
     });
     HeldCredentials {
         head: proto::CredentialsHead {
@@ -147,4 +148,40 @@ fn a_person_sees_the_sum_first_and_who_it_is() {
     });
     insta::assert_snapshot!(credentials_text(&credentials_json(&told), None));
     insta::assert_snapshot!(credentials_text(&credentials_json(&told), Some(80)));
+}
+
+#[test]
+fn what_a_process_left_that_has_ended_is_compared_where_somebody_asks_on_and_else_not_known() {
+    let ended = |route, used, ago| {
+        let mut told = held(route, vec![Some(used)]);
+        told.holders[0].holders[0].ended_unix = NOW - ago;
+        told
+    };
+    let control = |used| counts(&ended(CredentialRoute::Control, used, 60));
+    assert_eq!(control(used("bbbb", "bbbb")), (1, 1, 0));
+    assert_eq!(control(used("aaaa", "bbbb")), (1, 0, 1));
+    // Nobody asks, or it asked itself: neither is claimed.
+    let unknown = [
+        ended(CredentialRoute::Control, used("bbbb", ""), 60),
+        ended(CredentialRoute::Direct, used("bbbb", ""), 60),
+    ];
+    for told in &unknown {
+        assert_eq!(counts(told), (1, 0, 0));
+        let credential = &credentials_json(told)["credentials"][0];
+        assert_eq!(credential["not_compared"], 1);
+        assert_eq!(credential["holders"][0]["compared"], false);
+    }
+    let mut told = ended(
+        CredentialRoute::Control,
+        used("bbbbbbbbbbbb", "bbbbbbbbbbbb"),
+        60,
+    );
+    for (used, ago) in [
+        (used("aaaaaaaaaaaa", "bbbbbbbbbbbb"), 3_600),
+        (used("cccccccccccc", ""), 20 * 3_600),
+    ] {
+        let mut more = ended(CredentialRoute::Control, used, ago);
+        told.holders[0].holders.append(&mut more.holders[0].holders);
+    }
+    insta::assert_snapshot!(credentials_text(&credentials_json(&told), None));
 }
