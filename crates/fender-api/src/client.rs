@@ -322,7 +322,12 @@ async fn begin(
     stored: Option<(Snapshot, UnixTime)>,
     deadline: Deadline,
 ) -> Result<Session, OpenError> {
-    let place = config.state.as_ref().map(StateDir::place).transpose()?;
+    let place = config.state.as_ref().map(StateDir::place);
+    let place = place.transpose().unwrap_or_else(|error| {
+        // It only has reports of this instance told from those of others.
+        tracing::warn!(%error, "reports of what is held do not say which instance they are of");
+        None
+    });
     let place = place.flatten();
     let core = Core::new(
         caller,

@@ -210,6 +210,10 @@ fn fitting(known: &mut Known) -> Result<Forms, TooMuch> {
 
 /// Adds what is looked for because of a value, if there is room for it: whether there is.
 fn add(value: &Value, forms: &mut Forms, room: &mut usize) -> bool {
+    // As it is alone it does not fit: its forms need not be made.
+    if value.secret.len() > *room {
+        return false;
+    }
     let of_value = forms::of(value.secret.expose());
     let weight: usize = of_value.iter().map(|form| form.len()).sum();
     let left = room.checked_sub(weight + value.secret.len());

@@ -197,6 +197,10 @@ impl Source for AwsSource {
         true
     }
 
+    fn age(&self) -> Option<Duration> {
+        self.place.as_ref().ok().map(|place| place.age())
+    }
+
     async fn due(&self) {
         match &self.place {
             Ok(place) => place.due(self.seen.load(Ordering::Relaxed)).await,

@@ -58,6 +58,12 @@ pub trait Source: Send + Sync + 'static {
         false
     }
 
+    /// How long ago the last value was asked for that [`Self::fetch`] gave: a source that shares its answers with others may give one
+    /// that is older than the question. None: it was asked just then.
+    fn age(&self) -> Option<Duration> {
+        None
+    }
+
     /// What the last answer is worth once nobody can be asked any more: asked after [`Self::fetch`] gave a value.
     fn standing(&self) -> Standing {
         Standing::Asked

@@ -162,7 +162,11 @@ async fn ask_again_and_again(
             answer = again;
         }
         if let (Some(note), Some(began), Ok(fetched)) = (note, began, &answer) {
-            note.confirm(began, fetched, source.standing());
+            let asked = source
+                .age()
+                .map(|age| note.clock.since_1970().saturating_sub(age));
+            let asked = asked.map_or(began, |asked| asked.min(began));
+            note.confirm(asked, fetched, source.standing());
         }
         publish.send_if_modified(|state| {
             let news = !state.agrees_with(&answer);
@@ -306,6 +310,39 @@ mod tests {
         assert_eq!(confirmed(), Some(("a".to_owned(), 1007, Standing::Asked)));
         drain.stop();
         drain.drained().await;
+    }
+
+    /// Gives what somebody else asked for.
+    struct Shared(Script, Option<Duration>);
+
+    impl Source for Shared {
+        async fn fetch(&self) -> Result<Fetched, FetchError> {
+            self.0.fetch().await
+        }
+
+        fn interval(&self) -> Duration {
+            self.0.interval()
+        }
+
+        fn age(&self) -> Option<Duration> {
+            self.1
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_there_already_is_as_old_as_it_is() {
+        for (age, at) in [(None, 1000), (Some(0), 1000), (Some(300), 700)] {
+            let drain = Drain::new();
+            let clock = TestClock::new(UnixTime::since_unix_epoch(Duration::from_secs(1000)));
+            let shared: SharedClock = clock;
+            let source = Shared(Script::new([Ok("a")]), age.map(Duration::from_secs));
+            let followed = follow(source, &shared, &drain);
+            followed.states.clone().changed().await.unwrap();
+            let known = followed.confirmed.borrow().clone();
+            assert_eq!(known.unwrap().at, Duration::from_secs(at));
+            drain.stop();
+            drain.drained().await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

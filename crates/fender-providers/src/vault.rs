@@ -346,6 +346,10 @@ impl Source for VaultSource {
         true
     }
 
+    fn age(&self) -> Option<Duration> {
+        Some(self.place.age())
+    }
+
     fn standing(&self) -> Standing {
         match self.place.is_leased() {
             true => Standing::Lent,

@@ -107,6 +107,8 @@ struct Left {
 struct Talk {
     proxies: Proxies,
     held: BTreeMap<ObjectName, Held>,
+    /// Whether it has said what there is. One that ends before that knows less than the one before it.
+    said: bool,
 }
 
 impl Proxies {
@@ -119,6 +121,7 @@ impl Proxies {
         Talk {
             proxies: self.clone(),
             held: BTreeMap::new(),
+            said: false,
         }
     }
 }
@@ -127,7 +130,7 @@ impl Drop for Talk {
     fn drop(&mut self) {
         let mut left = self.proxies.left();
         left.talking -= 1;
-        if left.talking == 0 {
+        if left.talking == 0 && self.said {
             left.held = std::mem::take(&mut self.held).into_values().collect();
         }
     }
@@ -149,6 +152,7 @@ pub(crate) async fn hear(told: OwnedFd, masks: Masks, proxies: Proxies) {
                 Ok(held) => {
                     let names = all.into_iter().map(|(name, _)| name);
                     talk.held.extend(names.zip(held));
+                    talk.said = true;
                     proxies.left().held.clear();
                     HIDDEN
                 }
@@ -282,6 +286,10 @@ mod tests {
         successor.hide([(&other, &one)]).await.unwrap();
         drop(hider);
         drop(successor);
+        drain.drained().await;
+        assert_eq!(masks.hold_all().len(), 1, "it is still delivered");
+        // One that cannot start, because the source is away, has nothing to say of that.
+        drop(talk());
         drain.drained().await;
         assert_eq!(masks.hold_all().len(), 1, "it is still delivered");
         let next = talk();

@@ -70,6 +70,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 struct Known {
     answer: Option<Result<Arc<Reading>, FetchError>>,
+    /// When it was asked for the last answer that it gave.
+    asked: Instant,
     /// When it is to be asked again.
     next: Instant,
     backoff: Backoff,
@@ -81,6 +83,7 @@ struct Known {
 struct Schedule {
     /// Of the answer; another one is news.
     number: u64,
+    asked: Instant,
     next: Instant,
 }
 
@@ -93,11 +96,16 @@ impl Place {
             refresh: AtomicU64::new(LONGEST_REFRESH),
             known: Mutex::new(Known {
                 answer: None,
+                asked: next,
                 next,
                 backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
                 number: 0,
             }),
-            schedule: watch::Sender::new(Schedule { number: 0, next }),
+            schedule: watch::Sender::new(Schedule {
+                number: 0,
+                asked: next,
+                next,
+            }),
         }
     }
 
@@ -111,6 +119,11 @@ impl Place {
         Duration::from_millis(self.refresh.load(Ordering::Relaxed))
     }
 
+    /// How long ago it was asked for the last answer that it gave.
+    pub(super) fn age(&self) -> Duration {
+        self.schedule.borrow().asked.elapsed()
+    }
+
     /// What is there, and the number of the answer. Asks only if it is time.
     pub(super) async fn read(&self) -> (u64, Result<Arc<Reading>, FetchError>) {
         let mut known = self.known.lock().await;
@@ -119,7 +132,11 @@ impl Place {
         {
             return (known.number, answer.clone());
         }
+        let began = Instant::now();
         let mut answer = self.ask().await.map(Arc::new);
+        if answer.is_ok() {
+            known.asked = began;
+        }
         known.next = self.next(&mut known, &answer);
         match (&known.answer, &answer) {
             (Some(Ok(one)), Ok(other))
@@ -138,6 +155,7 @@ impl Place {
         }
         self.schedule.send_replace(Schedule {
             number: known.number,
+            asked: known.asked,
             next: known.next,
         });
         (known.number, answer)

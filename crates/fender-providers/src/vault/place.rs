@@ -64,6 +64,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 struct Known {
     answer: Option<Result<Arc<Reading>, FetchError>>,
+    /// When it was asked for the last answer that it gave.
+    asked: Instant,
     /// When it is to be asked again.
     next: Instant,
     backoff: Backoff,
@@ -89,6 +91,7 @@ struct Lease {
 struct Schedule {
     /// Of the answer; another one is news.
     number: u64,
+    asked: Instant,
     next: Instant,
     /// Whose end is the end of what was read.
     epoch: Option<u64>,
@@ -104,6 +107,7 @@ impl Place {
             refresh: AtomicU64::new(LONGEST_REFRESH),
             known: Mutex::new(Known {
                 answer: None,
+                asked: next,
                 next,
                 backoff,
                 lease: None,
@@ -111,6 +115,7 @@ impl Place {
             }),
             schedule: watch::Sender::new(Schedule {
                 number: 0,
+                asked: next,
                 next,
                 epoch: None,
             }),
@@ -132,6 +137,11 @@ impl Place {
         self.schedule.borrow().epoch.is_some()
     }
 
+    /// How long ago it was asked for the last answer that it gave.
+    pub(super) fn age(&self) -> Duration {
+        self.schedule.borrow().asked.elapsed()
+    }
+
     /// What is there, and the number of the answer. Asks only if it is time.
     pub(super) async fn read(&self) -> (u64, Result<Arc<Reading>, FetchError>) {
         let mut known = self.known.lock().await;
@@ -146,7 +156,11 @@ impl Place {
         {
             return (known.number, answer.clone());
         }
+        let began = Instant::now();
         let mut answer = self.ask(&mut known).await;
+        if answer.is_ok() {
+            known.asked = began;
+        }
         known.next = self.next(&mut known, &answer);
         let epoch = self.desk.session.upkeep().borrow().epoch;
         if let Some(lease) = known.lease.as_mut().filter(|lease| lease.epoch != epoch) {
@@ -164,6 +178,7 @@ impl Place {
         }
         self.schedule.send_replace(Schedule {
             number: known.number,
+            asked: known.asked,
             next: known.next,
             epoch: known.lease.as_ref().map(|lease| lease.epoch),
         });

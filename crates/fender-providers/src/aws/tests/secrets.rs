@@ -72,6 +72,11 @@ async fn keys_of_one_secret_are_of_one_answer() {
     for source in &sources {
         source.fetch().await.unwrap();
     }
+    // Who comes later learns how old the answer is, and does not take it for a new one.
+    let before = sources[0].age().unwrap();
+    tokio::time::sleep(MINUTE / 2).await;
+    sources[1].fetch().await.unwrap();
+    assert_eq!(sources[1].age().unwrap(), before + MINUTE / 2);
     assert_eq!(world.server.asked().len(), 1);
     // What changes, changes for both, whoever looks first.
     world.server.answer("GetSecretValue", || {

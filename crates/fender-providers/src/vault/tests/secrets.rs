@@ -51,6 +51,11 @@ async fn keys_of_one_place_are_of_one_answer() {
     for source in &sources {
         source.fetch().await.unwrap();
     }
+    // Who comes later learns how old the answer is, and does not take it for a new one.
+    let before = sources[0].age().unwrap();
+    tokio::time::sleep(30 * SECOND).await;
+    sources[1].fetch().await.unwrap();
+    assert_eq!(sources[1].age().unwrap(), before + 30 * SECOND);
     let asked = world.server.asked();
     assert_eq!(Server::count(&asked, "GET secret/data/smtp"), 1);
 
