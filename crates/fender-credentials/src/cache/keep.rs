@@ -46,6 +46,7 @@ pub(crate) fn keep(
         served: None,
         looked: None,
         on_disk: None,
+        left: false,
         next: None,
     };
     drain.spawn(keeping.run());
@@ -66,7 +67,9 @@ struct Keeping {
     /// Whether what is kept has been looked at, and what was wrong with it.
     looked: Option<Option<Refused>>,
     on_disk: Option<Written>,
-    /// When to write again.
+    /// Whether something may be left that was to be removed.
+    left: bool,
+    /// When to write again, or to remove.
     next: Option<Instant>,
 }
 
@@ -238,6 +241,9 @@ impl Keeping {
     /// Brings the file to what is known, if it is worth it.
     async fn write(&mut self) {
         self.next = None;
+        if self.left {
+            self.remove().await;
+        }
         let Some((fetched, at, until)) = self.good().await else {
             return;
         };
@@ -246,7 +252,8 @@ impl Keeping {
             return;
         }
         let generation = &fetched.generation;
-        if let Some(known) = &self.on_disk {
+        // What was written by a clock that was ahead is of no use by now.
+        if let Some(known) = self.on_disk.as_ref().filter(|known| known.at <= now) {
             let same = known.generation == *generation && known.until == until;
             let rest = self.rest();
             let stopping = self.drain.is_stopping();
@@ -337,10 +344,12 @@ impl Keeping {
     }
 
     async fn remove(&mut self) {
-        (self.on_disk, self.next) = (None, None);
+        (self.on_disk, self.next, self.left) = (None, None, false);
         let (cache, name) = (Arc::clone(&self.cache), self.wanted.name.clone());
         if let Some(Err(error)) = blocking(move || cache.remove(&name)).await {
             tracing::error!(credential = %self.wanted.name, %error, "cannot remove what is kept of a credential");
+            self.left = true;
+            self.next = Some(Instant::now() + RETRY);
         }
     }
 }

@@ -253,6 +253,11 @@ impl Keeper {
 
     async fn deliver(&mut self, fetched: Fetched, stale: Option<FetchError>) {
         let Fetched { value, generation } = fetched;
+        // Before anything else: what is no certificate reaches nobody.
+        let certificate = match self.plan.certificate(&value, &self.settings) {
+            Ok(certificate) => certificate,
+            Err(error) => return self.undelivered(generation, &error),
+        };
         let is_delivered = |spec: &CredentialSpec| !spec.deliver.is_empty();
         if let Some(hider) = &self.settings.hider
             && self.spec.as_ref().is_some_and(is_delivered)
@@ -262,11 +267,6 @@ impl Keeper {
             self.retry = Some(Instant::now() + self.backoff.next());
             return self.fail(why);
         }
-        // Before anything is written: what is no certificate reaches nobody.
-        let certificate = match self.plan.certificate(&value, &self.settings) {
-            Ok(certificate) => certificate,
-            Err(error) => return self.undelivered(generation, &error),
-        };
         let files = std::mem::take(&mut self.files);
         let Written {
             files,

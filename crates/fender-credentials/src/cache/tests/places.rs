@@ -142,3 +142,83 @@ fn attack_what_belongs_to_another_user_is_refused() {
     give(&world.file(), 4711);
     assert!(world.would_have().unwrap_err().contains("user 4711"));
 }
+
+#[test]
+fn what_no_document_names_any_more_is_removed_and_not_written_again() {
+    let world = World::new();
+    let cache = world.cache();
+    for name in ["smtp", "ledger"] {
+        cache.write(&wanted(name), &world.kept("one")).unwrap();
+    }
+    let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
+    let other = other.of(Some("spiffe://mesh.test/ns/shop/sa/books"));
+    other.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    let smtp = wanted("smtp").name;
+    cache.retain([smtp.clone()].into());
+    assert_eq!(world.files().len(), 2, "and another workload's is its own");
+    cache.write(&wanted("ledger"), &world.kept("two")).unwrap();
+    assert_eq!(world.files().len(), 2);
+    cache.retain(BTreeSet::new());
+    other.retain([smtp].into());
+    assert_eq!(world.files().len(), 1);
+    let left = other.read(&wanted("smtp"), world.now()).unwrap();
+    assert!(left.is_some());
+}
+
+#[test]
+fn what_a_crash_has_left_is_removed_at_the_next_start() {
+    let world = World::new();
+    let cache = world.cache();
+    cache.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    let name = world.files().remove(0);
+    let left = world
+        .path("cache")
+        .join(format!(".{name}.0011223344556677"));
+    fs::write(&left, CANARY).unwrap();
+    world.cache();
+    assert_eq!(world.files().len(), 2, "somebody may be writing it");
+    let file = fs::File::options().write(true).open(&left).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    world.cache();
+    assert_eq!(world.files(), [name]);
+}
+
+#[test]
+fn a_value_of_any_size_is_kept_whole_up_to_the_largest_there_is() {
+    let world = World::new();
+    let cache = world.cache();
+    for length in [0, 1, 150, 197, 198, 199, 256, 1024 * 1024] {
+        let kept = world.kept(&"x".repeat(length));
+        let short = Kept {
+            fetched: Fetched {
+                generation: Generation::named("g"),
+                ..kept.fetched.clone()
+            },
+            ..kept
+        };
+        cache.write(&wanted("smtp"), &short).unwrap();
+        let read = cache.read(&wanted("smtp"), world.now()).unwrap().unwrap();
+        assert!(read.fetched.value.ct_eq(&kept.fetched.value), "{length}");
+        assert_eq!(read.at, kept.at);
+    }
+}
+
+#[test]
+fn debug_shows_neither_key_nor_value() {
+    let world = World::new();
+    let cache = world.cache();
+    let key = fs::read(world.path("keys/key")).unwrap();
+    let kept = Kept {
+        fetched: Fetched {
+            generation: Generation::named("g"),
+            ..fetched(CANARY)
+        },
+        ..world.kept("one")
+    };
+    let said = format!("{cache:?} {kept:?}");
+    assert!(
+        !said.contains(CANARY) && !said.contains(&format!("{key:?}")),
+        "{said}"
+    );
+    assert!(said.contains("cache"), "{said}");
+}
