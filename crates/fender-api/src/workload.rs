@@ -11,8 +11,8 @@ use std::task::{Context, Poll};
 
 use fender_identity::verify::MAX_CHAIN;
 use fender_identity::{
-    Bundle, BundleError, Bundles, DenyList, Malformed, SpiffeId, SpiffeIdError, Svid, SvidError,
-    TrustDomain, concatenated, revoked_serials,
+    Bundle, BundleError, Bundles, DenyList, Malformed, Secret, SpiffeId, SpiffeIdError, Svid,
+    SvidError, TrustDomain, concatenated, revoked_serials,
 };
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -24,7 +24,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tower_service::Service;
 
 use crate::proto::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
-use crate::proto::spiffe::{X509svid, X509svidRequest, X509svidResponse};
+use crate::proto::spiffe::{JwtsvidRequest, X509svid, X509svidRequest, X509svidResponse};
 
 /// The largest message: what gRPC takes when nobody says otherwise.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
@@ -34,6 +34,8 @@ const MAX_SVIDS: usize = 64;
 const MAX_TRUST_DOMAINS: usize = 256;
 const MAX_ROOTS: usize = 64;
 const MAX_LISTS: usize = 256;
+/// The longest token that is taken.
+const MAX_TOKEN: usize = 16 * 1024;
 /// How much of a refusal's text is kept.
 const MAX_REASON: usize = 512;
 
@@ -100,6 +102,35 @@ pub async fn watch(endpoint: &Endpoint) -> Result<Updates, FetchError> {
     Ok(Updates {
         stream: response.into_inner(),
     })
+}
+
+/// Asks for a JWT-SVID of this identity for one audience. What is in it is for whom it is shown to.
+pub async fn jwt_svid(
+    endpoint: &Endpoint,
+    audience: &str,
+    id: &SpiffeId,
+) -> Result<Secret, FetchError> {
+    let channel = connect(endpoint).await?;
+    let mut client = SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let request = JwtsvidRequest {
+        audience: vec![audience.to_owned()],
+        spiffe_id: id.to_string(),
+    };
+    let response = client.fetch_jwtsvid(meant(request)).await?;
+    let signed = response.into_inner().svids.into_iter().next();
+    let signed = signed.ok_or(FetchError::Nobody)?;
+    let token = Secret::from(signed.svid);
+    let said: SpiffeId = signed.spiffe_id.parse()?;
+    if said != *id {
+        return Err(FetchError::OtherToken {
+            asked: id.clone(),
+            said,
+        });
+    }
+    if token.is_empty() || token.len() > MAX_TOKEN {
+        return Err(FetchError::NoToken);
+    }
+    Ok(token)
 }
 
 impl Updates {
@@ -288,6 +319,17 @@ pub enum FetchError {
         /// As the certificate says.
         held: SpiffeId,
     },
+    /// A token is for somebody else than it was asked for.
+    #[error("the Workload API was asked for a token of `{asked}` and gave one of `{said}`")]
+    OtherToken {
+        /// Whom it was asked for.
+        asked: SpiffeId,
+        /// As the message says.
+        said: SpiffeId,
+    },
+    /// It is none.
+    #[error("the Workload API gave a token that is empty or has more than {MAX_TOKEN} bytes")]
+    NoToken,
     /// A chain or a bundle.
     #[error("a certificate in the Workload API's answer cannot be read")]
     Malformed(#[from] Malformed),

@@ -1,11 +1,12 @@
 //! The workload's own identity for stores that it logs in to as itself: the certificate that the sidecar serves with, and tokens
-//! that the control plane signs for it. A key goes into a TLS handshake and nowhere else.
+//! that the control plane, or the Workload API that it has its identity from, signs for it. A key goes into a TLS handshake and nowhere else.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fender_api::client::Session;
+use fender_api::workload::{self, Endpoint};
 use fender_identity::Svid;
 use fender_providers::{FetchError, Reading, Workload};
 use fender_runtime::deadline::Deadline;
@@ -13,23 +14,31 @@ use tokio::sync::watch;
 
 use crate::source::Feed;
 
-/// What the control plane may take to sign a token.
+/// What signing a token may take.
 const SIGN: Duration = Duration::from_secs(10);
 
 pub(crate) struct OwnIdentity {
     svid: watch::Receiver<Arc<Svid>>,
-    /// None: nobody signs tokens for it.
-    session: Option<Arc<Session>>,
+    signer: Signer,
+}
+
+/// Who signs tokens for it.
+enum Signer {
+    Control(Arc<Session>),
+    WorkloadApi(Endpoint),
+    Nobody,
 }
 
 impl OwnIdentity {
     /// None of a sidecar that has no identity.
     pub(crate) fn of(feed: &Feed) -> Option<Arc<Self>> {
         let svid = feed.svid.clone()?;
-        Some(Arc::new(Self {
-            svid,
-            session: feed.session.clone(),
-        }))
+        let signer = match (&feed.session, &feed.workload_api) {
+            (Some(session), _) => Signer::Control(session.clone()),
+            (None, Some(endpoint)) => Signer::WorkloadApi(endpoint.clone()),
+            (None, None) => Signer::Nobody,
+        };
+        Some(Arc::new(Self { svid, signer }))
     }
 }
 
@@ -40,18 +49,31 @@ impl Workload for OwnIdentity {
 
     fn token<'a>(&'a self, audience: &'a str) -> Reading<'a> {
         Box::pin(async move {
-            let Some(session) = &self.session else {
-                let why =
-                    "a JWT-SVID for a login is signed by the control plane, and there is none";
-                return Err(FetchError::Denied(why.to_owned()));
+            let limit = Deadline::after(SIGN);
+            let outage = |error: &dyn fmt::Display| {
+                FetchError::Outage(format!("a JWT-SVID for a login: {error}"))
             };
-            let audience = [audience.to_owned()];
-            let signed = session
-                .sign_jwt(&audience, None, Deadline::after(SIGN))
-                .await;
-            let signed = signed
-                .map_err(|error| FetchError::Outage(format!("a JWT-SVID for a login: {error}")))?;
-            Ok(signed.token)
+            match &self.signer {
+                Signer::Control(session) => {
+                    let signed = session.sign_jwt(&[audience.to_owned()], None, limit).await;
+                    signed
+                        .map(|signed| signed.token)
+                        .map_err(|error| outage(&error))
+                }
+                // An agent that has just started knows nobody yet: no refusal of it takes anything away.
+                Signer::WorkloadApi(endpoint) => {
+                    let id = self.svid.borrow().id().clone();
+                    let signed = workload::jwt_svid(endpoint, audience, &id);
+                    match limit.bound(signed).await {
+                        Ok(signed) => signed.map_err(|error| outage(&error)),
+                        Err(elapsed) => Err(outage(&elapsed)),
+                    }
+                }
+                Signer::Nobody => {
+                    let why = "a JWT-SVID for a login is signed by the control plane or the Workload API, and there is none";
+                    Err(FetchError::Denied(why.to_owned()))
+                }
+            }
         })
     }
 }

@@ -357,7 +357,7 @@ fn exec_takes_nothing_through_the_control_plane_that_ends_when_nobody_takes_it_a
 
 /// Until the token of now is older than ten seconds: one that is younger and not known is not made anew once more. It is asked
 /// with at most every nine tenths of a second.
-fn wait_until_grown_up(vault: &Vault, place: &str) {
+pub(crate) fn wait_until_grown_up(vault: &Vault, place: &str) {
     let before = vault.count(place);
     wait_until("the token is no new one any more", PATIENCE, || {
         vault.count(place) >= before + 15

@@ -11,8 +11,9 @@ use std::process::{Child, Command, Stdio};
 
 use fender_tests::process::{PATIENCE, Process, binary, free_address, installed, output};
 use fender_tests::python::script;
+use fender_tests::vault::Vault;
 use fender_tests::{Client, Mesh, Nginx, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) const ORDERS: &str = "spiffe://test.internal/ns/shop/sa/orders";
 const STRANGER: u32 = 4242;
@@ -337,6 +338,50 @@ async fn a_sidecar_takes_its_identity_from_a_workload_api_and_follows_it_over_an
         "{}",
         consumer.log()
     );
+}
+
+#[test]
+fn a_sidecar_without_a_control_plane_logs_in_to_vault_by_a_token_of_its_workload_api() {
+    let mut host = Host::start("1h", &[]);
+    let directory = host.mesh.directory.path();
+    let vault = Vault::in_the_clear();
+    vault.bind_to(ORDERS);
+    vault.write("smtp", json!({ "password": "canary-1" }));
+    let delivered = host.mesh.path("smtp");
+    let spec = format!(
+        "  identity: {{ workloadApi: \"unix://{}\" }}\n  credentials: [ smtp ]\n---\n\
+         apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+         source: {{ vault: {{ address: \"{}\", login: {{ jwt: {{ role: orders, svid: {{ audience: vault }} }} }}, \
+         kv2: {{ path: smtp, key: password }}, refresh: 1s }} }}\n  maxStale: 1h\n  \
+         deliver: [ {{ file: {{ path: \"{}\", storage: disk }} }} ]\n",
+        host.socket().display(),
+        vault.url(),
+        delivered.display()
+    );
+    let consumer = alone(directory, "tokens", &spec);
+    let holds = |value: &str| fs::read_to_string(&delivered).is_ok_and(|it| it == value);
+    assert!(holds("canary-1"));
+    assert_eq!(vault.shown(), [format!("{ORDERS} vault")]);
+
+    // Nobody signs another: what is delivered stays, and is followed again when somebody does.
+    crate::vault::wait_until_grown_up(&vault, "GET secret/data/smtp");
+    host.sidecar.kill();
+    vault.revoke_all();
+    vault.write("smtp", json!({ "password": "canary-2" }));
+    wait_until("the loss is noticed", PATIENCE, || {
+        consumer.log().contains("a JWT-SVID for a login")
+    });
+    assert!(holds("canary-1"));
+    let mut command = host.mesh.sidecar_command("shop/orders", None);
+    command.arg("--workload-api").arg(host.socket());
+    let log = host.mesh.path("logs/again.log");
+    host.sidecar = Process::start("again", &mut command, &log);
+    wait_until("the secret is followed again", PATIENCE, || {
+        holds("canary-2")
+    });
+    assert_eq!(vault.shown().len(), 2);
+    let log = consumer.log();
+    assert!(!log.contains("canary") && !log.contains("eyJ"), "{log}");
 }
 
 #[test]

@@ -121,6 +121,19 @@ impl Identities for Someone {
     ) -> Result<JwtSvid, Refused> {
         self.answer.borrow().clone()?;
         let default = self.now().svids[0].id().clone();
+        // One that does not give what it is asked for.
+        let odd = match audience.first().map(String::as_str) {
+            Some("another") => Some(("spiffe://acme.test/ns/shop/sa/ledger", "x".to_owned())),
+            Some("nothing") => Some((ORDERS, String::new())),
+            Some("much") => Some((ORDERS, "x".repeat(16 * 1024 + 1))),
+            Some(_) | None => None,
+        };
+        if let Some((id, token)) = odd {
+            return Ok(JwtSvid {
+                id: id.parse().unwrap(),
+                token: token.into(),
+            });
+        }
         match id {
             Some(id) if *id != default => Err(Refused::Nobody {
                 why: "it is another".to_owned(),

@@ -11,7 +11,7 @@ use fender_api::proto::spiffe::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
     X509BundlesRequest, X509svidRequest,
 };
-use fender_api::workload::{Endpoint, FetchError, meant, watch};
+use fender_api::workload::{Endpoint, FetchError, jwt_svid, meant, watch};
 use fender_identity::jwt::{Keys, Purpose, SigningKey, Statement};
 use fender_identity::{Bundles, Trust};
 use fender_runtime::clock::UnixTime;
@@ -343,6 +343,24 @@ async fn a_token_is_for_somebody_and_of_the_caller() {
             code,
             "{audience:?} {id}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_taken_if_it_is_of_whom_it_was_asked_for() {
+    let host = Host::start().await;
+    let ask = async |audience: &str, id: &str| {
+        jwt_svid(&host.endpoint(), audience, &id.parse().unwrap()).await
+    };
+    let token = ask("ledger", ORDERS).await.unwrap();
+    assert_eq!(token.expose_str(), Some("token for ledger"));
+    let refused = ask("ledger", "spiffe://acme.test/ns/shop/sa/admin").await;
+    assert!(matches!(refused, Err(FetchError::Denied { .. })));
+    let refused = ask("another", ORDERS).await;
+    assert!(matches!(refused, Err(FetchError::OtherToken { .. })));
+    for audience in ["nothing", "much"] {
+        let refused = ask(audience, ORDERS).await;
+        assert!(matches!(refused, Err(FetchError::NoToken)), "{audience}");
     }
 }
 

@@ -16,6 +16,7 @@ use fender_api::client::{
     SessionConfig, StateDir, StateError,
 };
 use fender_api::token::TokenFile;
+use fender_api::workload::Endpoint;
 use fender_config::Source;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Identity, Standalone};
@@ -38,6 +39,8 @@ pub(crate) struct Feed {
     pub(crate) svid: Option<watch::Receiver<Arc<Svid>>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
     pub(crate) session: Option<Arc<Session>>,
+    /// Who gave the identity and signs tokens of it, where that is no control plane.
+    pub(crate) workload_api: Option<Endpoint>,
     /// Where the session is kept, if it is.
     pub(crate) state: Option<StateDir>,
     /// Has a standalone sidecar's file read again; none where a control plane says what changed.
@@ -129,6 +132,7 @@ pub(crate) async fn open(
         svid: Some(session.svid.clone()),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
+        workload_api: None,
         state,
         reloads: None,
     })
@@ -143,6 +147,10 @@ async fn standalone(
 ) -> Result<Feed, Failure> {
     let (documents, reloads) = documents::follow(file, admit, drain)?;
     let identity = documents.borrow().identity.clone();
+    let workload_api = match &identity {
+        Some(Identity::WorkloadApi(api)) => Some(workload_api::endpoint(api)),
+        Some(Identity::Files(_)) | None => None,
+    };
     let following = match identity {
         Some(Identity::Files(files)) => files::follow(documents, files, clock, drain)
             .await
@@ -156,6 +164,7 @@ async fn standalone(
         svid: following.svid,
         snapshot: following.snapshot,
         session: None,
+        workload_api,
         state: None,
         reloads: Some(reloads),
     })

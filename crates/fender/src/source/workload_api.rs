@@ -93,12 +93,17 @@ async fn begin(
     Ok((updates, svid, trust))
 }
 
-/// A stream and the first thing it says.
-async fn connect(api: &WorkloadApi, limit: Deadline) -> Result<(Updates, Received)> {
-    let endpoint = Endpoint {
+/// Where it is, as it is asked.
+pub(super) fn endpoint(api: &WorkloadApi) -> Endpoint {
+    Endpoint {
         socket: api.socket.clone(),
         uid: api.uid,
-    };
+    }
+}
+
+/// A stream and the first thing it says.
+async fn connect(api: &WorkloadApi, limit: Deadline) -> Result<(Updates, Received)> {
+    let endpoint = endpoint(api);
     let first = async {
         let mut updates = workload::watch(&endpoint).await?;
         let received = updates.next().await?;
