@@ -1,6 +1,7 @@
-//! What rustls and the kernel cost with nothing between them: the bound for a proxy's handshakes.
+//! The simplest server on rustls: what its handshakes cost with nothing added.
 //!
-//! One thread for each listener serves one connection after the other by blocking calls, the fewest there can be. It answers whatever it is
+//! One thread for each listener serves one connection after the other by blocking calls. It is no bound: it sleeps and wakes for each flight,
+//! which whoever serves several connections at once need not. It answers whatever it is
 //! sent with an empty 200, so that the bench can ask it the same questions as a proxy, and forwards nothing.
 
 use crate::net;
