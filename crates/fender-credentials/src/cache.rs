@@ -7,18 +7,20 @@
 //!
 //! It fails closed: what does not open, is too old, comes from the future, or is of another workload, credential or source than
 //! asked for is not used, and the error names the file and the way out. What is lent (the leases of a Vault) is not kept at
-//! all: whoever lent it takes it back. That an older file was put back cannot be told from the file.
+//! all: whoever lent it takes it back. That an older file was put back cannot be told from the file. Of two that follow a
+//! credential, because its document has changed, the earlier one brings nothing back that the later one removed.
 //!
-//! Format and cryptography: `format`. Where key and files may lie: `key`, `directory`. What is done when: `keep`.
+//! Format and cryptography: `format`. Where key and files may lie: `key`, `directory`. What is done when: `keep`. Whose word counts: `place`.
 
 mod directory;
 mod format;
 mod keep;
 mod key;
+mod place;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
@@ -36,6 +38,7 @@ use tokio::sync::Semaphore;
 use directory::Directory;
 use format::{Belongs, Kept, OpenError};
 use key::Key;
+use place::{Follower, Place, Turn};
 
 pub(crate) use keep::keep;
 
@@ -64,8 +67,13 @@ pub struct Cache {
     /// Whose it is.
     whose: String,
     known: Mutex<Known>,
+    /// Of each file, by its name, who follows what is in it.
+    places: Mutex<BTreeMap<String, Arc<Place>>>,
     /// Who may write.
-    turns: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
+    /// What happens right before a file takes its place, once.
+    #[cfg(test)]
+    before: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 /// What this process has learned.
@@ -186,7 +194,10 @@ impl Cache {
             key,
             whose: String::new(),
             known: Mutex::default(),
-            turns: Arc::new(Semaphore::new(WRITERS)),
+            places: Mutex::default(),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+            #[cfg(test)]
+            before: Mutex::default(),
         })
     }
 
@@ -212,12 +223,29 @@ impl Cache {
     pub(crate) fn retain(&self, names: BTreeSet<ObjectName>) {
         let files: BTreeSet<_> = names.iter().map(|name| self.file(name)).collect();
         let own = format!("{}-", self.prefix());
-        // First: whoever is writing looks again when it is written.
         if self.known().named.replace(names.clone()) == Some(names) {
             return;
         }
-        let over = |name: &str| name.starts_with(&own) && !files.contains(name);
-        if let Err(error) = self.remove_all(over) {
+        // Nobody follows them any more, whoever is about to write: the same name may be back before that is done.
+        let mut followers: Vec<_> = {
+            let places = self.places();
+            let gone = places.iter().filter(|(file, _)| !files.contains(*file));
+            gone.map(|(_, place)| place.follow()).collect()
+        };
+        let over = |name: &String| name.starts_with(&own) && !files.contains(name);
+        let removed = self.directory.names().and_then(|there| {
+            let others = there.into_iter().filter(over);
+            followers.extend(others.map(|file| self.place(file).follow()));
+            followers.iter().try_for_each(|gone| {
+                let turn = gone.turn();
+                self.discard(gone.file(), &turn)
+            })
+        });
+        drop(followers);
+        // Those whose followers are gone, too, are forgotten.
+        self.places()
+            .retain(|file, place| files.contains(file) || Arc::strong_count(place) > 1);
+        if let Err(error) = removed {
             tracing::error!(directory = %self.directory.path().display(), %error, "cannot remove what is kept of credentials that no document names any more");
         }
     }
@@ -226,23 +254,44 @@ impl Cache {
         for name in self.directory.names()? {
             if over(&name) {
                 self.directory.remove(&name)?;
-                tracing::info!(path = %self.directory.path().join(&name).display(), "removed from the credentials cache");
+                self.say_removed(&name);
             }
         }
         Ok(())
     }
 
+    fn say_removed(&self, file: &str) {
+        tracing::info!(path = %self.directory.path().join(file).display(), "removed from the credentials cache");
+    }
+
+    /// From now on whoever followed this credential before writes nothing of it.
+    pub(crate) fn follow(&self, name: &ObjectName) -> Follower {
+        self.place(self.file(name)).follow()
+    }
+
+    fn place(&self, file: String) -> Arc<Place> {
+        let mut places = self.places();
+        let place = places.entry(file.clone());
+        Arc::clone(place.or_insert_with(|| Place::of(file)))
+    }
+
     /// What is kept, if it may be used at `now`, counted from 1970. None: nothing is kept, or the source has spoken since.
-    fn read(&self, wanted: &Wanted, now: Duration) -> Result<Option<Kept>, Refused> {
+    fn read(
+        &self,
+        follower: &Follower,
+        wanted: &Wanted,
+        now: Duration,
+    ) -> Result<Option<Kept>, Refused> {
+        let turn = follower.turn();
         if self.known().answered.contains(&wanted.name) {
             return Ok(None);
         }
-        let file = self.file(&wanted.name);
+        let file = follower.file();
         let refused = |why| Refused {
-            path: self.directory.path().join(&file),
+            path: self.directory.path().join(file),
             why,
         };
-        let read = self.directory.read(&file, format::MOST);
+        let read = self.directory.read(file, format::MOST);
         let read = read.map_err(|why| refused(Why::Unreadable(why)))?;
         let Some(bytes) = read else {
             return Ok(None);
@@ -252,23 +301,29 @@ impl Cache {
             .map_err(Why::Closed)
             .and_then(|kept| judge(kept, wanted, now));
         if judged.as_ref().is_err_and(Why::is_final)
-            && let Err(error) = self.directory.remove(&file)
+            && turn.may_remove()
+            && let Err(error) = self.discard(file, &turn)
         {
-            tracing::error!(path = %self.directory.path().join(&file).display(), %error, "cannot remove what is kept of a credential and may not be used any more");
+            tracing::error!(path = %self.directory.path().join(file).display(), %error, "cannot remove what is kept of a credential and may not be used any more");
         }
         judged.map(Some).map_err(refused)
     }
 
-    /// Keeps this value, if documents name it. Of what could not be kept, nothing older is left.
-    fn write(&self, wanted: &Wanted, kept: &Kept) -> io::Result<()> {
-        if !self.names(&wanted.name) {
+    /// Keeps this value, if documents name it and nobody follows it since. Of what could not be kept, nothing older is left.
+    fn write(&self, follower: &Follower, wanted: &Wanted, kept: &Kept) -> io::Result<()> {
+        let mut turn = follower.turn();
+        if !turn.is_latest() || !self.names(&wanted.name) {
             return Ok(());
         }
-        let file = self.file(&wanted.name);
+        #[cfg(test)]
+        if let Some(before) = self.before.lock().unwrap().take() {
+            before();
+        }
         let sealed = format::seal(&self.key, &self.belongs(&wanted.name), kept);
-        let written = sealed.and_then(|bytes| self.directory.replace(&file, &bytes));
-        if written.is_err() || !self.names(&wanted.name) {
-            self.directory.remove(&file)?;
+        let written = sealed.and_then(|bytes| self.directory.replace(follower.file(), &bytes));
+        turn.has_written();
+        if written.is_err() {
+            self.directory.remove(follower.file())?;
         }
         written
     }
@@ -282,9 +337,20 @@ impl Cache {
             .is_none_or(|named| named.contains(name))
     }
 
-    /// What was kept of a credential is used no more.
-    fn remove(&self, name: &ObjectName) -> io::Result<()> {
-        self.directory.remove(&self.file(name))
+    /// What was kept of a credential is used no more, unless it is of somebody who follows it since.
+    fn remove(&self, follower: &Follower) -> io::Result<()> {
+        let turn = follower.turn();
+        match turn.may_remove() {
+            true => self.directory.remove(follower.file()).map(drop),
+            false => Ok(()),
+        }
+    }
+
+    fn discard(&self, file: &str, _turn: &Turn<'_>) -> io::Result<()> {
+        if self.directory.remove(file)? {
+            self.say_removed(file);
+        }
+        Ok(())
     }
 
     /// The source of a credential has answered.
@@ -315,6 +381,10 @@ impl Cache {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Place>>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -143,11 +143,14 @@ impl Directory {
         Ok(rustix::fs::fsync(&self.fd)?)
     }
 
-    /// It is no mistake that there is none.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+    /// Whether there was one; it is no mistake that there is none.
+    pub(super) fn remove(&self, name: &str) -> io::Result<bool> {
         match rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()) {
-            Ok(()) => Ok(rustix::fs::fsync(&self.fd)?),
-            Err(Errno::NOENT) => Ok(()),
+            Ok(()) => {
+                rustix::fs::fsync(&self.fd)?;
+                Ok(true)
+            }
+            Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::format::Kept;
-use super::{Cache, Refused, SourceDigest, Wanted};
+use super::{Cache, Follower, Refused, SourceDigest, Wanted};
 
 /// Nothing unchanged is written more often.
 const SHORTEST: Duration = Duration::from_secs(10);
@@ -32,6 +32,7 @@ pub(crate) fn keep(
 ) -> watch::Receiver<State> {
     let (publish, states) = watch::channel(State::Pending);
     let keeping = Keeping {
+        follower: cache.follow(&spec.name),
         cache: Arc::clone(cache),
         wanted: Wanted {
             name: spec.name.clone(),
@@ -55,6 +56,7 @@ pub(crate) fn keep(
 
 struct Keeping {
     cache: Arc<Cache>,
+    follower: Follower,
     wanted: Wanted,
     clock: SharedClock,
     drain: Drain,
@@ -179,7 +181,8 @@ impl Keeping {
         }
         let now = self.clock.since_1970();
         let (cache, wanted) = (Arc::clone(&self.cache), self.wanted.clone());
-        let read = blocking(move || cache.read(&wanted, now)).await;
+        let follower = self.follower.clone();
+        let read = blocking(move || cache.read(&follower, &wanted, now)).await;
         let (kept, refused) = match read {
             Some(Ok(kept)) => (kept, None),
             Some(Err(refused)) => {
@@ -274,9 +277,10 @@ impl Keeping {
             until,
         };
         let (cache, wanted) = (Arc::clone(&self.cache), self.wanted.clone());
+        let follower = self.follower.clone();
         // Never closed.
-        let turn = Arc::clone(&self.cache.turns).acquire_owned().await;
-        match blocking(move || cache.write(&wanted, &kept)).await {
+        let writer = Arc::clone(&self.cache.writers).acquire_owned().await;
+        match blocking(move || cache.write(&follower, &wanted, &kept)).await {
             Some(Ok(())) => {
                 self.on_disk = Some(written);
                 self.next = Some(Instant::now() + self.rest());
@@ -288,7 +292,7 @@ impl Keeping {
             }
             None => {}
         }
-        drop(turn);
+        drop(writer);
     }
 
     /// What there is to keep: the value, when it was last the newest, and when it ends.
@@ -345,8 +349,8 @@ impl Keeping {
 
     async fn remove(&mut self) {
         (self.on_disk, self.next, self.left) = (None, None, false);
-        let (cache, name) = (Arc::clone(&self.cache), self.wanted.name.clone());
-        if let Some(Err(error)) = blocking(move || cache.remove(&name)).await {
+        let (cache, follower) = (Arc::clone(&self.cache), self.follower.clone());
+        if let Some(Err(error)) = blocking(move || cache.remove(&follower)).await {
             tracing::error!(credential = %self.wanted.name, %error, "cannot remove what is kept of a credential");
             self.left = true;
             self.next = Some(Instant::now() + RETRY);

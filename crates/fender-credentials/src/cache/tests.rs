@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::panic::Location;
 use std::sync::Arc;
 
 use fender_config::snapshot::{CredentialSpec, OnExit, Origin};
@@ -14,12 +15,15 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 
 mod attacks;
+mod followers;
 mod places;
 
 const CANARY: &str = "canary-0c9f4b1e-cache";
 /// When the tests begin.
 const BEGINNING: u64 = 1_800_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
+/// After so long something does not come any more.
+const PATIENCE: Duration = Duration::from_secs(300);
 const WORKLOAD: &str = "spiffe://mesh.test/ns/shop/sa/orders";
 
 /// A place for a cache and its key, and a clock that the test moves.
@@ -85,12 +89,23 @@ impl World {
 
     /// What a start during an outage would have: the value, and how old it is in seconds.
     fn would_have(&self) -> Result<Option<(String, u64)>, String> {
-        let read = self.cache().read(&wanted("smtp"), self.now());
+        let read = self.cache().have(&wanted("smtp"), self.now());
         let read = read.map_err(|error| error.to_string())?;
         Ok(read.map(|kept| {
             let age = self.now().saturating_sub(kept.at).as_secs();
             (text(&kept.fetched), age)
         }))
+    }
+}
+
+/// By somebody who has just begun to follow it.
+impl Cache {
+    fn put(&self, wanted: &Wanted, kept: &Kept) -> io::Result<()> {
+        self.write(&self.follow(&wanted.name), wanted, kept)
+    }
+
+    fn have(&self, wanted: &Wanted, now: Duration) -> Result<Option<Kept>, Refused> {
+        self.read(&self.follow(&wanted.name), wanted, now)
     }
 }
 
@@ -324,9 +339,20 @@ async fn what_becomes_too_old_while_a_process_runs_is_removed_and_stays_where_it
     assert_eq!(world.files(), [""; 0], "nor does the end write it again");
 }
 
-/// Waits for threads that the paused clock does not wait for.
-async fn settled(reached: impl Fn() -> bool) {
+/// Waits for threads that the paused clock does not wait for. What does not come has failed: no disk takes as long.
+#[track_caller]
+fn settled(reached: impl Fn() -> bool) -> impl Future<Output = ()> {
+    let asked = Location::caller();
+    until_settled(reached, asked)
+}
+
+async fn until_settled(reached: impl Fn() -> bool, asked: &'static Location<'static>) {
+    let begun = std::time::Instant::now();
     while !reached() {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "what is waited for at {asked} does not come"
+        );
         tokio::task::spawn_blocking(|| {}).await.unwrap();
         tokio::task::yield_now().await;
     }
@@ -390,7 +416,7 @@ async fn what_is_lent_is_not_kept_and_neither_is_what_was_kept_before_it_was_len
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("one"))
+        .put(&wanted("smtp"), &world.kept("one"))
         .unwrap();
     let answers = [Ok(fetched("two"))];
     let mut running = Running::of(&world, &world.cache(), Standing::Lent, answers);
@@ -424,7 +450,7 @@ async fn what_ends_by_its_sources_word_is_not_used_past_that_and_taken_away_when
         until: Some(end),
         ..world.kept("one")
     };
-    world.cache().write(&wanted("smtp"), &kept).unwrap();
+    world.cache().put(&wanted("smtp"), &kept).unwrap();
     let refused = world.would_have().unwrap_err();
     assert!(refused.contains("has ended"), "{refused}");
     assert_eq!(world.files(), [""; 0]);
@@ -439,7 +465,7 @@ async fn a_source_that_says_no_is_believed_and_what_is_kept_of_it_goes() {
         let world = World::new();
         world
             .cache()
-            .write(&wanted("smtp"), &world.kept("one"))
+            .put(&wanted("smtp"), &world.kept("one"))
             .unwrap();
         let mut running = Running::start(&world, [Err(no), away()]);
         let state = running.first().await;
@@ -458,7 +484,7 @@ async fn a_source_that_says_no_is_believed_and_what_is_kept_of_it_goes() {
 async fn what_could_not_be_removed_is_removed_later() {
     let world = World::new();
     let cache = world.cache();
-    cache.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
     // A file system that refuses for a while: here, because there is a directory.
     let (file, aside) = (world.file(), world.path("aside"));
     fs::rename(&file, &aside).unwrap();
@@ -484,7 +510,7 @@ async fn what_makes_no_sense_is_no_outage() {
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("one"))
+        .put(&wanted("smtp"), &world.kept("one"))
         .unwrap();
     let nonsense = Err(FetchError::Malformed("not JSON".to_owned()));
     let mut running = Running::start(&world, [nonsense]);
@@ -504,7 +530,7 @@ async fn once_a_source_has_answered_what_is_kept_is_not_read_in_this_process() {
     let mut first = Running::of(&world, &cache, Standing::Asked, [Ok(fetched("two"))]);
     first.first().await;
     first.end().await;
-    cache.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
     // Its document has changed: it is followed anew.
     let mut second = Running::of(&world, &cache, Standing::Asked, [away()]);
     let state = second.first().await;
@@ -542,7 +568,7 @@ async fn the_same_value_keeps_the_name_of_its_generation_across_a_restart() {
 async fn what_cannot_be_written_leaves_nothing_older_behind() {
     let world = World::new();
     let cache = world.cache();
-    cache.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
     let long = Fetched {
         generation: Generation::named("x".repeat(1000)),
         ..fetched("two")
@@ -551,6 +577,6 @@ async fn what_cannot_be_written_leaves_nothing_older_behind() {
         fetched: long,
         ..world.kept("two")
     };
-    assert!(cache.write(&wanted("smtp"), &kept).is_err());
+    assert!(cache.put(&wanted("smtp"), &kept).is_err());
     assert_eq!(world.files(), [""; 0]);
 }

@@ -19,7 +19,7 @@ fn attack_one_flipped_bit_anywhere_and_a_file_of_any_other_length_are_refused() 
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept(CANARY))
+        .put(&wanted("smtp"), &world.kept(CANARY))
         .unwrap();
     let file = world.file();
     let whole = fs::read(&file).unwrap();
@@ -46,10 +46,10 @@ fn attack_the_file_of_another_credential_or_of_another_workload_does_not_open() 
     let world = World::new();
     let cache = world.cache();
     cache
-        .write(&wanted("ledger"), &world.kept("ledger's"))
+        .put(&wanted("ledger"), &world.kept("ledger's"))
         .unwrap();
     let ledger = fs::read(world.file()).unwrap();
-    cache.write(&wanted("smtp"), &world.kept("smtp's")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("smtp's")).unwrap();
     let files = world.files();
     let smtp = files.iter().find(|name| name.contains("smtp")).unwrap();
     let smtp = world.path("cache").join(smtp);
@@ -60,7 +60,7 @@ fn attack_the_file_of_another_credential_or_of_another_workload_does_not_open() 
         let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
         let other = other.of(whose);
         other
-            .write(&wanted("smtp"), &world.kept("another's"))
+            .put(&wanted("smtp"), &world.kept("another's"))
             .unwrap();
         let theirs = fs::read(world.path("cache").join(other.file(&wanted("smtp").name))).unwrap();
         let said = with(&world, &smtp, &theirs);
@@ -97,7 +97,7 @@ fn attack_what_came_from_another_source_is_not_used_and_removed() {
         source: SourceDigest::of(&source("/run/secrets/other")),
         ..world.kept(CANARY)
     };
-    world.cache().write(&wanted("smtp"), &other).unwrap();
+    world.cache().put(&wanted("smtp"), &other).unwrap();
     let said = world.would_have().unwrap_err();
     assert!(
         said.contains("of another source than the document names now"),
@@ -117,7 +117,7 @@ fn attack_another_key_opens_nothing_and_is_told_from_a_file_that_was_changed() {
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept(CANARY))
+        .put(&wanted("smtp"), &world.kept(CANARY))
         .unwrap();
     fs::write(world.path("keys/key"), [7; 32]).unwrap();
     let said = world.would_have().unwrap_err();
@@ -144,7 +144,7 @@ fn attack_another_key_opens_nothing_and_is_told_from_a_file_that_was_changed() {
     assert!(world.would_have().is_err());
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("two"))
+        .put(&wanted("smtp"), &world.kept("two"))
         .unwrap();
     assert_eq!(world.would_have(), Ok(Some(("two".to_owned(), 0))));
 }
@@ -154,10 +154,10 @@ fn attack_another_key_opens_nothing_and_is_told_from_a_file_that_was_changed() {
 fn attack_an_old_file_that_is_put_back_is_told_by_its_age_alone() {
     let world = World::new();
     let cache = world.cache();
-    cache.write(&wanted("smtp"), &world.kept("old")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("old")).unwrap();
     let old = fs::read(world.file()).unwrap();
     world.clock.advance(Duration::from_secs(1800));
-    cache.write(&wanted("smtp"), &world.kept("new")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("new")).unwrap();
     fs::write(world.file(), &old).unwrap();
     // Within maxStale it is a value that was right half an hour ago, and says so.
     assert_eq!(world.would_have(), Ok(Some(("old".to_owned(), 1800))));
@@ -170,7 +170,7 @@ fn attack_a_clock_that_was_set_back_makes_nothing_younger_than_it_is() {
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("one"))
+        .put(&wanted("smtp"), &world.kept("one"))
         .unwrap();
     let set = |seconds: u64| {
         let now = Duration::from_secs(seconds);
@@ -193,7 +193,7 @@ fn attack_a_file_that_somebody_else_could_have_written_or_a_link_is_not_read() {
     let world = World::new();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept(CANARY))
+        .put(&wanted("smtp"), &world.kept(CANARY))
         .unwrap();
     let file = world.file();
     assert_eq!(
@@ -218,7 +218,7 @@ fn attack_a_file_that_somebody_else_could_have_written_or_a_link_is_not_read() {
     let before = fs::read(&elsewhere).unwrap();
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("two"))
+        .put(&wanted("smtp"), &world.kept("two"))
         .unwrap();
     assert_eq!(fs::read(&elsewhere).unwrap(), before);
     assert_eq!(world.would_have(), Ok(Some(("two".to_owned(), 0))));
@@ -248,7 +248,7 @@ fn attack_no_file_holds_the_value_and_none_is_like_another_of_it() {
     let cache = world.cache();
     let mut seen = BTreeSet::new();
     for _ in 0..50 {
-        cache.write(&wanted("smtp"), &world.kept(CANARY)).unwrap();
+        cache.put(&wanted("smtp"), &world.kept(CANARY)).unwrap();
         let file = fs::read(world.file()).unwrap();
         let has = |what: &[u8]| file.windows(what.len()).any(|part| part == what);
         let base64 = base64::engine::general_purpose::STANDARD.encode(CANARY);
@@ -261,7 +261,7 @@ fn attack_no_file_holds_the_value_and_none_is_like_another_of_it() {
     // How long it is shows to the next 256 bytes.
     let size = |length: usize| {
         cache
-            .write(&wanted("smtp"), &world.kept(&"x".repeat(length)))
+            .put(&wanted("smtp"), &world.kept(&"x".repeat(length)))
             .unwrap();
         fs::metadata(world.file()).unwrap().len()
     };

@@ -137,7 +137,7 @@ fn attack_what_belongs_to_another_user_is_refused() {
     give(&world.path("cache"), 0);
     world
         .cache()
-        .write(&wanted("smtp"), &world.kept("one"))
+        .put(&wanted("smtp"), &world.kept("one"))
         .unwrap();
     give(&world.file(), 4711);
     assert!(world.would_have().unwrap_err().contains("user 4711"));
@@ -148,20 +148,20 @@ fn what_no_document_names_any_more_is_removed_and_not_written_again() {
     let world = World::new();
     let cache = world.cache();
     for name in ["smtp", "ledger"] {
-        cache.write(&wanted(name), &world.kept("one")).unwrap();
+        cache.put(&wanted(name), &world.kept("one")).unwrap();
     }
     let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
     let other = other.of(Some("spiffe://mesh.test/ns/shop/sa/books"));
-    other.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    other.put(&wanted("smtp"), &world.kept("one")).unwrap();
     let smtp = wanted("smtp").name;
     cache.retain([smtp.clone()].into());
     assert_eq!(world.files().len(), 2, "and another workload's is its own");
-    cache.write(&wanted("ledger"), &world.kept("two")).unwrap();
+    cache.put(&wanted("ledger"), &world.kept("two")).unwrap();
     assert_eq!(world.files().len(), 2);
     cache.retain(BTreeSet::new());
     other.retain([smtp].into());
     assert_eq!(world.files().len(), 1);
-    let left = other.read(&wanted("smtp"), world.now()).unwrap();
+    let left = other.have(&wanted("smtp"), world.now()).unwrap();
     assert!(left.is_some());
 }
 
@@ -169,7 +169,7 @@ fn what_no_document_names_any_more_is_removed_and_not_written_again() {
 fn what_a_crash_has_left_is_removed_at_the_next_start() {
     let world = World::new();
     let cache = world.cache();
-    cache.write(&wanted("smtp"), &world.kept("one")).unwrap();
+    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
     let name = world.files().remove(0);
     let left = world
         .path("cache")
@@ -196,8 +196,8 @@ fn a_value_of_any_size_is_kept_whole_up_to_the_largest_there_is() {
             },
             ..kept
         };
-        cache.write(&wanted("smtp"), &short).unwrap();
-        let read = cache.read(&wanted("smtp"), world.now()).unwrap().unwrap();
+        cache.put(&wanted("smtp"), &short).unwrap();
+        let read = cache.have(&wanted("smtp"), world.now()).unwrap().unwrap();
         assert!(read.fetched.value.ct_eq(&kept.fetched.value), "{length}");
         assert_eq!(read.at, kept.at);
     }
