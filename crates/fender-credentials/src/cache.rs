@@ -5,7 +5,7 @@
 //! believed, and what it said before is removed here, too. What is kept is used for as long as its document's `maxStale`, counted by the
 //! wall clock from when the source was asked for it last, whoever was started how often since.
 //!
-//! It fails closed: what does not open, is too old, comes from the future, or is of another workload, credential or source than
+//! It fails closed: what does not open, is too old, comes from the future, or is of another owner, credential or source than
 //! asked for is not used, and the error names the file and the way out. What is lent (the leases of a Vault) is not kept at
 //! all: whoever lent it takes it back. That an older file was put back cannot be told from the file. Of two that follow a
 //! credential, because its document has changed, the earlier one brings nothing back that the later one removed.
@@ -31,6 +31,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{Context, SHA256, digest};
 use fender_config::ObjectName;
 use fender_config::snapshot::CredentialSource;
+use fender_identity::SpiffeId;
 use fender_providers::Fetched;
 use fender_runtime::clock;
 use tokio::sync::Semaphore;
@@ -60,7 +61,22 @@ pub mod fuzzing {
     }
 }
 
-/// The cache of one workload.
+/// Whose a cache is: nobody else reads or removes what is kept in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A workload, by its identity.
+    Workload(SpiffeId),
+    /// A process without one, by the name of the `Sidecar` that it runs from.
+    Sidecar(ObjectName),
+}
+
+/// Directory and key of a cache that is nobody's yet.
+pub struct Opened {
+    directory: Directory,
+    key: Key,
+}
+
+/// The cache of one owner.
 pub struct Cache {
     directory: Directory,
     key: Key,
@@ -183,29 +199,37 @@ pub(crate) struct Wanted {
     pub(crate) max_stale: Duration,
 }
 
-impl Cache {
-    /// The one in `directory`, which is made if it is not there, under the key in the file `key`, which is made as well. To be called before
-    /// this process confines itself: the key is not read again.
-    pub fn open(directory: &Path, key: &Path) -> Result<Self, CacheError> {
-        let directory = Directory::open(directory).map_err(CacheError::Directory)?;
-        let key = Key::open(key, directory.path()).map_err(CacheError::Key)?;
-        Ok(Self {
+impl Opened {
+    /// The cache in it that is this owner's.
+    #[must_use]
+    pub fn of(self, owner: &Owner) -> Cache {
+        let Self { directory, key } = self;
+        let cache = Cache {
             directory,
             key,
-            whose: String::new(),
+            whose: owner.to_string(),
             known: Mutex::default(),
             places: Mutex::default(),
             writers: Arc::new(Semaphore::new(WRITERS)),
             #[cfg(test)]
             before: Mutex::default(),
-        })
+        };
+        cache.tidy();
+        cache
+    }
+}
+
+impl Cache {
+    /// The one in `directory`, which is made if it is not there, under the key in the file `key`, which is made as well. To be called before
+    /// this process confines itself: the key is not read again.
+    pub fn open(directory: &Path, key: &Path) -> Result<Opened, CacheError> {
+        let directory = Directory::open(directory).map_err(CacheError::Directory)?;
+        let key = Key::open(key, directory.path()).map_err(CacheError::Key)?;
+        Ok(Opened { directory, key })
     }
 
-    /// The same, of the workload with this SPIFFE ID; none: of nobody.
-    #[must_use]
-    pub fn of(mut self, whose: Option<&str>) -> Self {
-        self.whose = whose.unwrap_or("no identity").to_owned();
-        // What a crash has left half written; another process of this workload may be writing.
+    /// Removes what a crash has left half written; another process of this owner may be writing.
+    fn tidy(&self) {
         let own = format!(".{}-", self.prefix());
         let now = clock::system().since_1970();
         let left = |name: &str| {
@@ -216,7 +240,6 @@ impl Cache {
         if let Err(error) = self.remove_all(left) {
             tracing::warn!(directory = %self.directory.path().display(), %error, "cannot tidy the credentials cache");
         }
-        self
     }
 
     /// Removes what no document names any more, and keeps nothing else from now on.
@@ -373,7 +396,7 @@ impl Cache {
         format!("{prefix}-{}.{}{ENDING}", name.namespace(), name.name())
     }
 
-    /// Workloads that share a directory do not share files.
+    /// Owners that share a directory do not share files.
     fn prefix(&self) -> String {
         let of = digest(&SHA256, self.whose.as_bytes());
         hexadecimal(of.as_ref().get(..8).unwrap_or_default())
@@ -410,6 +433,24 @@ fn judge(kept: Kept, wanted: &Wanted, now: Duration) -> Result<Kept, Why> {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// No identity has the form of a `Sidecar`'s.
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(id) => id.fmt(f),
+            Self::Sidecar(name) => write!(f, "Sidecar {name}"),
+        }
+    }
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("directory", &self.directory.path())
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Cache {

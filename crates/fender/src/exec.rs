@@ -8,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Lifetime, Origin};
+use fender_credentials::cache::Owner;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::RestartOn;
 use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
@@ -43,12 +45,16 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     // Before any thread, and so that the command does not inherit them.
     let alone = args.source.config.as_deref();
     let alone = alone.map(source::read_standalone).transpose()?;
-    let alone: Option<Vec<_>> = alone.map(|alone| alone.credentials().collect());
-    let named = alone.iter().flatten().filter_map(variables::of);
+    let alone = alone.map(|alone| Alone {
+        name: alone.name().clone(),
+        specs: alone.credentials().collect(),
+    });
+    let named = alone.iter().flat_map(|alone| &alone.specs);
+    let named = named.filter_map(variables::of);
     let allowed = args.source.allow_environment.iter().map(String::as_str);
     let taken = variables::take(named.chain(allowed).map(ToOwned::to_owned));
     let (asked, allow) = match &alone {
-        Some(specs) => (specs.iter().any(variables::is_of_aws), AllowAws::Any),
+        Some(alone) => (alone.specs.iter().any(variables::is_of_aws), AllowAws::Any),
         None => variables::allowed_aws(&args.source.allow_aws),
     };
     let taken = taken.with_aws(variables::take_aws(asked, allow));
@@ -74,22 +80,30 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     ))
 }
 
+/// What a file says. The identity in it is not read: it is of use to nobody here.
+struct Alone {
+    /// Of its `Sidecar`.
+    name: ObjectName,
+    specs: Vec<CredentialSpec>,
+}
+
 async fn environment(
     args: &cli::Exec,
-    alone: Option<Vec<CredentialSpec>>,
+    alone: Option<Alone>,
     taken: Environment,
 ) -> Result<Vec<(OsString, OsString)>, Failure> {
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
     let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
     let mut workload = None;
-    let mut cache = kept::open(&args.source)?.map(|cache| cache.of(None));
-    let (specs, allow, programs, remote): (Vec<_>, _, _, _) = match alone {
-        Some(specs) => {
+    let opened = kept::open(&args.source)?;
+    let (specs, allow, programs, remote, cache): (Vec<_>, _, _, _, _) = match alone {
+        Some(Alone { name, specs }) => {
             let programs = specs.iter().filter_map(program);
             let programs = programs.chain(args.source.allow_command.iter().cloned());
             let programs = Runner::here(programs);
-            (specs, AllowDirs::Any, programs, none)
+            let cache = opened.map(|opened| opened.of(&Owner::Sidecar(name)));
+            (specs, AllowDirs::Any, programs, none, cache)
         }
         None => {
             let feed = source::open(
@@ -103,7 +117,7 @@ async fn environment(
             .await?;
             let specs = feed.snapshot.borrow().credentials.clone();
             workload = OwnIdentity::of(&feed);
-            cache = kept::of(cache, &feed);
+            let cache = kept::of(opened, &feed);
             let remote = match feed.session {
                 Some(session) => {
                     Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone()))
@@ -115,6 +129,7 @@ async fn environment(
                 AllowDirs::Below(args.source.allow_dir.clone()),
                 Runner::here(args.source.allow_command.iter().cloned()),
                 remote,
+                cache,
             )
         }
     };

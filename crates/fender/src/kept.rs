@@ -4,13 +4,14 @@
 use std::path::Path;
 
 use fender_credentials::Cache;
+use fender_credentials::cache::Opened;
 
 use crate::cli;
 use crate::exit::Failure;
 use crate::source::Feed;
 
 /// None if nobody wants one.
-pub(crate) fn open(source: &cli::Source) -> Result<Option<Cache>, Failure> {
+pub(crate) fn open(source: &cli::Source) -> Result<Option<Opened>, Failure> {
     let (Some(directory), Some(key)) = (&source.credentials_cache, &source.credentials_cache_key)
     else {
         return Ok(None);
@@ -42,8 +43,6 @@ fn overlap(one: &Path, other: &Path) -> bool {
 }
 
 /// The same, of whoever this process is.
-pub(crate) fn of(cache: Option<Cache>, feed: &Feed) -> Option<Cache> {
-    let identity = feed.snapshot.borrow().identity.clone();
-    let identity = identity.map(|identity| identity.to_string());
-    cache.map(|cache| cache.of(identity.as_deref()))
+pub(crate) fn of(opened: Option<Opened>, feed: &Feed) -> Option<Cache> {
+    opened.map(|opened| opened.of(&feed.owner))
 }

@@ -57,10 +57,14 @@ impl World {
     }
 
     fn arguments(&self, command: &str) -> Command {
+        self.arguments_from(&self.config, command)
+    }
+
+    fn arguments_from(&self, config: &Path, command: &str) -> Command {
         let mut arguments = Command::new(binary());
         arguments
             .args(["--log", "debug", command, "--config"])
-            .arg(&self.config)
+            .arg(config)
             .arg("--credentials-cache")
             .arg(self.path("cache"))
             .arg("--credentials-cache-key")
@@ -80,7 +84,11 @@ impl World {
 
     /// What a command that ends says, and its exit code.
     fn run(&self, command: &str, more: &[&str]) -> (i32, String, String) {
-        let mut command = self.arguments(command);
+        self.run_from(&self.config, command, more)
+    }
+
+    fn run_from(&self, config: &Path, command: &str, more: &[&str]) -> (i32, String, String) {
+        let mut command = self.arguments_from(config, command);
         command.args(["--start-timeout", "10s"]).args(more);
         let output = command.output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -326,6 +334,52 @@ fn attack_what_was_changed_exposed_or_put_together_is_refused_by_name() {
         .concat(),
     );
     assert!(reached.contains("keep them apart"), "{reached}");
+}
+
+/// Neither has an identity: they are told apart by the names of their `Sidecar` documents.
+#[test]
+fn attack_two_sidecars_in_one_directory_neither_read_nor_remove_what_is_the_others() {
+    let world = World::new("1h");
+    let other = world.path("other.yaml");
+    let text = fs::read_to_string(&world.config).unwrap();
+    let renamed = text.replace("name: job }", "name: other }");
+    assert_ne!(renamed, text);
+    fs::write(&other, &renamed).unwrap();
+    assert_eq!(world.run("init", &[]).0, 0);
+    let ours = world.kept().remove(0);
+    world.vault.be(Mode::Away);
+    let (code, _, log) = world.run_from(&other, "init", &[]);
+    assert_eq!(code, 75, "{log}");
+    world.vault.be(Mode::Answers);
+    let show = ["--", "/bin/sh", "-c", "printf %s \"$SMTP\""];
+    assert_eq!(world.run_from(&other, "exec", &show).1, CANARY);
+    assert_eq!(world.kept().len(), 2);
+    let mut kept = world.kept().into_iter();
+    let theirs = kept.find(|path| *path != ours).unwrap();
+
+    // What is ours, under the name of theirs.
+    let whole = fs::read(&theirs).unwrap();
+    fs::copy(&ours, &theirs).unwrap();
+    world.vault.be(Mode::Away);
+    let (code, out, log) = world.run_from(&other, "exec", &show);
+    assert_eq!((code, &*out), (75, ""), "{log}");
+    let file = theirs.file_name().unwrap().to_string_lossy();
+    assert!(
+        log.contains(&*file) && log.contains("of another workload, Sidecar or credential"),
+        "{log}"
+    );
+    fs::write(&theirs, whole).unwrap();
+    assert_eq!(world.run_from(&other, "exec", &show).1, CANARY);
+    let stays = [&["--supervise"], &show[..]].concat();
+    assert_eq!(world.run_from(&other, "exec", &stays).1, CANARY);
+
+    // Their document names nothing any more: that is nothing to us.
+    let nothing = renamed.replace("credentials: [ smtp ]", "credentials: [ ]");
+    assert_ne!(nothing, renamed);
+    fs::write(&other, nothing).unwrap();
+    let (_, _, log) = world.run_from(&other, "init", &[]);
+    assert_eq!(world.kept(), [ours], "{log}");
+    assert_eq!(world.run("exec", &show).1, CANARY);
 }
 
 /// A sidecar of `shop/orders` with a cache below `kept`.

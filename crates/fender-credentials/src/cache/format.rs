@@ -77,7 +77,9 @@ pub(super) enum OpenError {
     Foreign,
     #[error("was sealed with another key")]
     OtherKey,
-    #[error("does not open: it was changed or cut off, or is of another workload or credential")]
+    #[error(
+        "does not open: it was changed or cut off, or is of another workload, Sidecar or credential"
+    )]
     Closed,
     #[error("opens and makes no sense")]
     Nonsense,

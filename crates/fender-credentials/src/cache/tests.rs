@@ -24,7 +24,15 @@ const BEGINNING: u64 = 1_800_000_000;
 const HOUR: Duration = Duration::from_secs(3600);
 /// After so long something does not come any more.
 const PATIENCE: Duration = Duration::from_secs(300);
-const WORKLOAD: &str = "spiffe://mesh.test/ns/shop/sa/orders";
+
+fn workload(name: &str) -> Owner {
+    let id = format!("spiffe://mesh.test/ns/shop/sa/{name}");
+    Owner::Workload(id.parse().unwrap())
+}
+
+fn sidecar(namespace: &str, name: &str) -> Owner {
+    Owner::Sidecar(ObjectName::new(namespace, name).unwrap())
+}
 
 /// A place for a cache and its key, and a clock that the test moves.
 struct World {
@@ -49,7 +57,7 @@ impl World {
 
     fn open(&self) -> Result<Cache, CacheError> {
         let cache = Cache::open(&self.path("cache"), &self.path("keys/key"))?;
-        Ok(cache.of(Some(WORKLOAD)))
+        Ok(cache.of(&workload("orders")))
     }
 
     /// As another process would have it.

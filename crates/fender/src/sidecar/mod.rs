@@ -33,7 +33,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
-use fender_credentials::Cache;
+use fender_credentials::cache::Opened;
 use fender_credentials::supervise::{HangUp, RestartOn, Superior};
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
@@ -107,7 +107,7 @@ pub(crate) fn run(args: cli::Sidecar) -> Outcome {
 pub(crate) struct Local {
     pub(crate) helper: Helper,
     pub(crate) environment: Environment,
-    pub(crate) cache: Option<Cache>,
+    pub(crate) cache: Option<Opened>,
 }
 
 impl Local {

@@ -20,6 +20,7 @@ use fender_api::workload::Endpoint;
 use fender_config::Source;
 use fender_config::snapshot::Snapshot;
 use fender_config::standalone::{self, Identity, Standalone};
+use fender_credentials::cache::Owner;
 use fender_identity::tls::CaPin;
 use fender_identity::verify::{Refusal, Role, verify};
 use fender_identity::{Bundles, PeerSvid, SpiffeId, Svid};
@@ -38,6 +39,8 @@ pub(crate) struct Feed {
     /// None of a file without an identity, which has no ports.
     pub(crate) svid: Option<watch::Receiver<Arc<Svid>>>,
     pub(crate) snapshot: watch::Receiver<Arc<Snapshot>>,
+    /// Whose is what is kept of its credentials.
+    pub(crate) owner: Owner,
     pub(crate) session: Option<Arc<Session>>,
     /// Who gave the identity and signs tokens of it, where that is no control plane.
     pub(crate) workload_api: Option<Endpoint>,
@@ -128,7 +131,9 @@ pub(crate) async fn open(
         workload: source.workload.clone(),
     };
     let session = client::open(config, deadline).await.map_err(refused)?;
+    let id = session.svid.borrow().id().clone();
     Ok(Feed {
+        owner: Owner::Workload(id),
         svid: Some(session.svid.clone()),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
@@ -146,7 +151,10 @@ async fn standalone(
     deadline: Deadline,
 ) -> Result<Feed, Failure> {
     let (documents, reloads) = documents::follow(file, admit, drain)?;
-    let identity = documents.borrow().identity.clone();
+    let (identity, name) = {
+        let documents = documents.borrow();
+        (documents.identity.clone(), documents.name().clone())
+    };
     let workload_api = match &identity {
         Some(Identity::WorkloadApi(api)) => Some(workload_api::endpoint(api)),
         Some(Identity::Files(_)) | None => None,
@@ -160,9 +168,15 @@ async fn standalone(
         }
         None => documents::nameless(documents, drain),
     };
+    let svid = following.svid;
+    let owner = match &svid {
+        Some(svid) => Owner::Workload(svid.borrow().id().clone()),
+        None => Owner::Sidecar(name),
+    };
     Ok(Feed {
-        svid: following.svid,
+        svid,
         snapshot: following.snapshot,
+        owner,
         session: None,
         workload_api,
         state: None,

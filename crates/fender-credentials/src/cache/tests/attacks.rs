@@ -54,18 +54,59 @@ fn attack_the_file_of_another_credential_or_of_another_workload_does_not_open() 
     let smtp = files.iter().find(|name| name.contains("smtp")).unwrap();
     let smtp = world.path("cache").join(smtp);
     let said = with(&world, &smtp, &ledger);
-    assert!(said.contains("of another workload or credential"), "{said}");
+    assert!(
+        said.contains("of another workload, Sidecar or credential"),
+        "{said}"
+    );
 
-    for whose in [Some("spiffe://mesh.test/ns/shop/sa/books"), None] {
+    for owner in [workload("books"), sidecar("shop", "orders")] {
         let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
-        let other = other.of(whose);
+        let other = other.of(&owner);
         other
             .put(&wanted("smtp"), &world.kept("another's"))
             .unwrap();
         let theirs = fs::read(world.path("cache").join(other.file(&wanted("smtp").name))).unwrap();
         let said = with(&world, &smtp, &theirs);
-        assert!(said.contains("of another workload or credential"), "{said}");
+        assert!(
+            said.contains("of another workload, Sidecar or credential"),
+            "{said}"
+        );
     }
+}
+
+/// Processes without an identity, in one directory and under one key.
+#[test]
+fn attack_the_file_of_another_sidecar_does_not_open_under_ones_own_name_and_is_left_alone() {
+    let world = World::new();
+    let opened = |owner: &Owner| {
+        let opened = Cache::open(&world.path("cache"), &world.path("keys/key"));
+        opened.unwrap().of(owner)
+    };
+    let smtp = wanted("smtp");
+    let mine = opened(&sidecar("shop", "orders"));
+    mine.put(&smtp, &world.kept(CANARY)).unwrap();
+    let file = mine.file(&smtp.name);
+    let there = |file: &str| world.path("cache").join(file);
+    for (namespace, name) in [("shop", "books"), ("other", "orders")] {
+        let other = opened(&sidecar(namespace, name));
+        // It neither reads nor removes the file of the other.
+        let none = other.have(&smtp, world.now());
+        assert!(none.unwrap().is_none());
+        other.retain(BTreeSet::new());
+        assert_eq!(world.files(), [&*file]);
+        // Nor does it take it where it would look for its own.
+        let copy = other.file(&smtp.name);
+        fs::copy(there(&file), there(&copy)).unwrap();
+        let said = other.have(&smtp, world.now()).unwrap_err().to_string();
+        assert!(
+            said.contains("of another workload, Sidecar or credential"),
+            "{said}"
+        );
+        assert!(said.contains(&copy) && !said.contains(CANARY), "{said}");
+        fs::remove_file(there(&copy)).unwrap();
+    }
+    let kept = opened(&sidecar("shop", "orders")).have(&smtp, world.now());
+    assert_eq!(text(&kept.unwrap().unwrap().fetched), CANARY);
 }
 
 #[test]

@@ -151,7 +151,7 @@ fn what_no_document_names_any_more_is_removed_and_not_written_again() {
         cache.put(&wanted(name), &world.kept("one")).unwrap();
     }
     let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
-    let other = other.of(Some("spiffe://mesh.test/ns/shop/sa/books"));
+    let other = other.of(&workload("books"));
     other.put(&wanted("smtp"), &world.kept("one")).unwrap();
     let smtp = wanted("smtp").name;
     cache.retain([smtp.clone()].into());
