@@ -376,6 +376,11 @@ async fn deliver_all(
             return Err(StartError::Delivery { name, error });
         }
     }
+    if let Some(hider) = &settings.hider {
+        let all = delivered.iter().map(|placed| &placed.gathered.spec);
+        let hidden = all.filter(|spec| !spec.deliver.is_empty());
+        hider.settled(hidden.map(|spec| &spec.name)).await;
+    }
     Ok(delivered)
 }
 

@@ -66,6 +66,13 @@ pub struct Held {
     _holds: Arc<()>,
 }
 
+impl Held {
+    /// Whether both hold one value of one credential.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self._holds, &other._holds)
+    }
+}
+
 /// What is looked for in this value, in each of its forms.
 type Forms = Vec<Zeroizing<Vec<u8>>>;
 

@@ -259,8 +259,9 @@ impl Keeper {
             Err(error) => return self.undelivered(generation, &error),
         };
         let is_delivered = |spec: &CredentialSpec| !spec.deliver.is_empty();
-        if let Some(hider) = &self.settings.hider
-            && self.spec.as_ref().is_some_and(is_delivered)
+        let hider = self.settings.hider.clone();
+        let hider = hider.filter(|_| self.spec.as_ref().is_some_and(is_delivered));
+        if let Some(hider) = &hider
             && let Err(why) = hider.hide([(&self.ledger.name, &value)]).await
         {
             self.newer = Some(generation);
@@ -284,6 +285,10 @@ impl Keeper {
         };
         if let Some(error) = failure.or(unoffered) {
             return self.undelivered(generation, &error);
+        }
+        // Not before: what could not be written leaves the one before where it is, to be hidden.
+        if let Some(hider) = &hider {
+            hider.settled([&self.ledger.name]).await;
         }
         if let (Some(all), Some(pair)) = (&self.settings.certificates, &certificate) {
             all.put(&self.ledger.name, &self.plan.certificates, pair);

@@ -2,8 +2,9 @@
 //!
 //! The proxy knows the values, and the supervisor reads what the application writes. They talk over a pair of sockets of their own, one end of which
 //! the proxy sends over its channel: a line for each value, with the value in a sealed memory file, and a line that has all of them
-//! learnt. Nothing is delivered before that is answered, and nothing at all once nobody answers. The newest of each credential is hidden until the
-//! proxy says that it is gone, or until another proxy has said what is there.
+//! learnt. Nothing is delivered before that is answered, and nothing at all once nobody answers. Then the proxy says that the value is where
+//! it belongs: until that moment the one before is delivered, and is held, however many come that cannot be written. What is delivered of each
+//! credential is hidden until the proxy says that it is gone, or until another proxy has said what is there.
 //!
 //! The supervisor believes its proxy what a value is, and nothing else: what makes no sense ends the conversation.
 
@@ -26,12 +27,17 @@ use crate::mask::{Held, Masks, TooMuch};
 const LEARN: &str = "learn";
 const HIDDEN: &str = "hidden";
 const TOO_MUCH: &str = "too-much";
+/// What was learnt last of a credential is in all of its places. Not answered.
+const SETTLED: &str = "settled ";
 /// A credential is delivered no more. Not answered.
 const GONE: &str = "gone ";
 
 /// How many values are learnt together at most, and how many bytes one may have: more than any source gives.
 const MOST_VALUES: usize = 4096;
 const LARGEST: u64 = 4 * 1024 * 1024;
+/// How many values of one credential that are not in all of its places are held, as far as there is room: of those that failed, each may be
+/// in some.
+const UNSETTLED: usize = 8;
 
 /// The proxy's end.
 #[derive(Debug)]
@@ -80,13 +86,25 @@ impl Hider {
         learnt
     }
 
+    /// Says that what was hidden last of these is in all of its places: what was there before counts as replaced.
+    pub async fn settled<'a>(&self, names: impl IntoIterator<Item = &'a ObjectName>) {
+        self.remark(SETTLED, names).await;
+    }
+
     /// Says that a credential is delivered no more: from now on its value counts as one that was replaced.
     pub async fn gone(&self, name: &ObjectName) {
+        self.remark(GONE, [name]).await;
+    }
+
+    /// Whoever does not hear of it holds too much, and answers nothing that comes after.
+    async fn remark<'a>(&self, what: &str, names: impl IntoIterator<Item = &'a ObjectName>) {
         let mut place = self.0.lock().await;
-        if let Some(courier) = place.take()
-            && courier.say(&format!("{GONE}{name}"), &[]).await.is_ok()
-        {
-            *place = Some(courier);
+        for name in names {
+            if let Some(courier) = place.take()
+                && courier.say(&format!("{what}{name}"), &[]).await.is_ok()
+            {
+                *place = Some(courier);
+            }
         }
     }
 }
@@ -106,9 +124,65 @@ struct Left {
 /// What one of them has had hidden.
 struct Talk {
     proxies: Proxies,
-    held: BTreeMap<ObjectName, Held>,
+    held: BTreeMap<ObjectName, Pins>,
     /// Whether it has said what there is. One that ends before that knows less than the one before it.
     said: bool,
+}
+
+/// What is held of one credential.
+#[derive(Default)]
+struct Pins {
+    /// What is delivered.
+    settled: Option<Held>,
+    /// What came since, the newest last: until that is in all places, any of these may be in some.
+    coming: Vec<Held>,
+}
+
+impl Pins {
+    fn learn(&mut self, held: Held) {
+        self.coming.retain(|one| !one.is(&held));
+        if self.coming.len() >= UNSETTLED {
+            self.coming.remove(0);
+        }
+        self.coming.push(held);
+    }
+
+    fn settle(&mut self) {
+        if let Some(newest) = self.coming.pop() {
+            self.settled = Some(newest);
+            self.coming.clear();
+        }
+    }
+
+    /// Lets go of what could not be written, but for the newest, which may be about to be, if no other comes.
+    fn make_room(&mut self, another_comes: bool) {
+        let newest = self.coming.pop();
+        self.coming.clear();
+        self.coming.extend(newest.filter(|_| !another_comes));
+    }
+
+    fn into_all(self) -> impl Iterator<Item = Held> {
+        self.settled.into_iter().chain(self.coming)
+    }
+}
+
+impl Talk {
+    /// Has these learnt, and holds them.
+    fn learn(&mut self, masks: &Masks, all: &[(ObjectName, Secret)]) -> Result<(), TooMuch> {
+        let learn = || masks.learn(all.iter().map(|(name, value)| (name, value)));
+        let held = learn().or_else(|TooMuch| {
+            for (name, pins) in &mut self.held {
+                pins.make_room(all.iter().any(|(other, _)| other == name));
+            }
+            learn()
+        })?;
+        for ((name, _), held) in all.iter().zip(held) {
+            self.held.entry(name.clone()).or_default().learn(held);
+        }
+        self.said = true;
+        self.proxies.left().held.clear();
+        Ok(())
+    }
 }
 
 impl Proxies {
@@ -131,7 +205,8 @@ impl Drop for Talk {
         let mut left = self.proxies.left();
         left.talking -= 1;
         if left.talking == 0 && self.said {
-            left.held = std::mem::take(&mut self.held).into_values().collect();
+            let held = std::mem::take(&mut self.held).into_values();
+            left.held = held.flat_map(Pins::into_all).collect();
         }
     }
 }
@@ -146,20 +221,18 @@ pub(crate) async fn hear(told: OwnedFd, masks: Masks, proxies: Proxies) {
     let mut values: Vec<(ObjectName, Secret)> = Vec::new();
     while let Ok(Some((line, brought))) = courier.hear().await {
         if line == LEARN {
-            let all = std::mem::take(&mut values);
-            let learnt = masks.learn(all.iter().map(|(name, value)| (name, value)));
-            let answer = match learnt {
-                Ok(held) => {
-                    let names = all.into_iter().map(|(name, _)| name);
-                    talk.held.extend(names.zip(held));
-                    talk.said = true;
-                    proxies.left().held.clear();
-                    HIDDEN
-                }
+            let answer = match talk.learn(&masks, &std::mem::take(&mut values)) {
+                Ok(()) => HIDDEN,
                 Err(TooMuch) => TOO_MUCH,
             };
             if courier.say(answer, &[]).await.is_err() {
                 return;
+            }
+            continue;
+        }
+        if let Some(name) = line.strip_prefix(SETTLED).and_then(named) {
+            if let Some(pins) = talk.held.get_mut(&name) {
+                pins.settle();
             }
             continue;
         }
@@ -258,10 +331,12 @@ mod tests {
         let hider = talk();
         let one = secret("value-one".to_owned());
         hider.hide([(&name(), &one)]).await.unwrap();
+        hider.settled([&name()]).await;
         let run = masks.hold_all();
         for number in 0..20 {
             let next = secret(format!("other-{number:02}"));
             hider.hide([(&name(), &next)]).await.unwrap();
+            hider.settled([&name()]).await;
         }
         let text = "value-one other-00 other-19";
         assert_eq!(masked(&masks, text), "*** other-00 ***");
@@ -269,6 +344,7 @@ mod tests {
         for number in 0..20 {
             let next = secret(format!("third-{number:02}"));
             hider.hide([(&name(), &next)]).await.unwrap();
+            hider.settled([&name()]).await;
         }
         assert_eq!(masked(&masks, "value-one"), "value-one");
 
@@ -299,6 +375,69 @@ mod tests {
         next.hide([]).await.unwrap();
         assert_eq!(masks.hold_all().len(), 0);
         drop(next);
+        drain.drained().await;
+    }
+
+    /// Each of these comes, and cannot be written to all places.
+    #[tokio::test]
+    async fn attack_values_that_cannot_be_written_do_not_have_the_delivered_one_shown() {
+        let drain = Drain::new();
+        let (hider, masks) = talk(&drain);
+        let secret = |text: &str| Secret::from(text.to_owned());
+        hider.hide([(&name(), &secret("value-one"))]).await.unwrap();
+        hider.settled([&name()]).await;
+        for number in 0..40 {
+            let next = secret(&format!("other-{number:02}"));
+            // And the same again, as it is tried again.
+            for _ in 0..3 {
+                hider.hide([(&name(), &next)]).await.unwrap();
+            }
+        }
+        // Of those that failed, what is in some place is hidden, and what has been for long is not.
+        let text = "value-one other-00 other-24 other-32 other-39";
+        assert_eq!(masked(&masks, text), "*** other-00 *** *** ***");
+        assert_eq!(masks.hold_all().len(), 1 + UNSETTLED);
+        hider.settled([&name()]).await;
+        hider.hide([]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 1);
+        for number in 0..10 {
+            let next = secret(&format!("third-{number:02}"));
+            hider.hide([(&name(), &next)]).await.unwrap();
+            hider.settled([&name()]).await;
+        }
+        hider.hide([]).await.unwrap();
+        assert_eq!(masked(&masks, "value-one third-09"), "value-one ***");
+        drop(hider);
+        drain.drained().await;
+    }
+
+    /// What failed makes room for what comes; what is delivered, and what another credential is about to have, do not.
+    #[tokio::test]
+    async fn what_could_not_be_written_does_not_take_the_room_of_what_comes() {
+        let drain = Drain::new();
+        let (hider, masks) = talk(&drain);
+        let large = |letter: char| {
+            let lines = (0..1400).map(|number| format!("{letter}{number:07}\n"));
+            Secret::from(lines.collect::<String>())
+        };
+        let shows = |letter: char| masked(&masks, &format!("{letter}0000042")) != "***";
+        let other = ObjectName::new("shop", "other").unwrap();
+        let writing = Secret::from("value-other".to_owned());
+        hider.hide([(&name(), &large('a'))]).await.unwrap();
+        hider.settled([&name()]).await;
+        hider.hide([(&other, &writing)]).await.unwrap();
+        // Some of them fit, and never all.
+        for letter in 'b'..='l' {
+            hider.hide([(&name(), &large(letter))]).await.unwrap();
+            assert!(!shows('a') && !shows(letter), "{letter}");
+            assert_eq!(masked(&masks, "value-other"), "***");
+        }
+        assert!(shows('b'));
+        hider.settled([&other]).await;
+        hider.gone(&name()).await;
+        hider.hide([]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 1);
+        drop(hider);
         drain.drained().await;
     }
 

@@ -80,3 +80,45 @@ async fn nothing_is_delivered_at_start_when_nobody_hides_it_or_it_is_too_much() 
     assert!(error.to_string().contains("is not delivered"), "{error}");
     bench.end().await;
 }
+
+/// More of them than are remembered of what was replaced.
+#[tokio::test]
+async fn attack_a_dozen_values_that_cannot_be_written_leave_the_delivered_one_hidden() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (bench, masks, hides) = hiding();
+    let mode = |mode| {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(bench.directory.path(), permissions).unwrap();
+    };
+    let other = |number: u32| format!("value-other-{number}");
+    bench.remote.says("db", current("value-one"));
+    bench.publish(vec![bench.spec("db", &["a"])]);
+    let mut held = bench.start().await.unwrap();
+    let name = ObjectName::new("shop", "db").unwrap();
+    // Where everybody may write, nothing is written.
+    mode(0o777);
+    for number in 1..=12 {
+        bench.remote.says("db", current(&other(number)));
+        let newer = Generation::named(other(number));
+        let failed = |all: &Holdings| {
+            all.get(&name)
+                .is_some_and(|it| it.newer == Some(newer.clone()))
+        };
+        held.wait_for(failed).await.unwrap();
+        bench.holds(&[("a", "value-one")]);
+        assert_eq!(masked(&masks, "value-one"), "***", "{number}");
+    }
+    mode(0o700);
+    for number in 13..=30 {
+        bench.remote.says("db", current(&other(number)));
+        let is = delivered(&other(number));
+        holding(&mut held, "db", |holding| holding == Some(&is)).await;
+        bench.holds(&[("a", &other(number))]);
+        assert_eq!(masked(&masks, &other(number)), "***");
+    }
+    // What was replaced long ago is not held for ever.
+    assert_eq!(masked(&masks, "value-one"), "value-one");
+    hides.stop();
+    hides.drained().await;
+    bench.end().await;
+}
