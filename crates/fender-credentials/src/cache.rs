@@ -17,6 +17,7 @@ mod format;
 mod keep;
 mod key;
 mod place;
+mod readers;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,8 @@ use directory::Directory;
 use format::{Belongs, Kept, OpenError};
 use key::Key;
 use place::{Follower, Place, Turn};
+
+pub use key::KeyPlace;
 
 pub(crate) use keep::keep;
 
@@ -107,7 +110,7 @@ pub enum CacheError {
     /// The directory is not fit for it.
     #[error("the credentials cache: {0}")]
     Directory(String),
-    /// The file of the key is not.
+    /// The key is not.
     #[error("the key of the credentials cache: {0}")]
     Key(String),
 }
@@ -220,9 +223,9 @@ impl Opened {
 }
 
 impl Cache {
-    /// The one in `directory`, which is made if it is not there, under the key in the file `key`, which is made as well. To be called before
-    /// this process confines itself: the key is not read again.
-    pub fn open(directory: &Path, key: &Path) -> Result<Opened, CacheError> {
+    /// The one in `directory`, which is made if it is not there, under this key. To be called before this process confines itself: the key is
+    /// not read again.
+    pub fn open(directory: &Path, key: &KeyPlace) -> Result<Opened, CacheError> {
         let directory = Directory::open(directory).map_err(CacheError::Directory)?;
         let key = Key::open(key, directory.path()).map_err(CacheError::Key)?;
         Ok(Opened { directory, key })

@@ -50,17 +50,8 @@ pub(crate) fn sealing(args: &cli::Sealing) -> Result<Sealing, Failure> {
         return Ok(Sealing::File(path.clone()));
     }
     if let Some(name) = &args.sealing_key_credential {
-        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-            Failure::usage(
-                "--sealing-key-credential needs a service manager that sets CREDENTIALS_DIRECTORY",
-            )
-        })?;
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            return Err(Failure::usage(format!(
-                "--sealing-key-credential `{name}` is not the name of a credential"
-            )));
-        }
-        return Ok(Sealing::Credential(PathBuf::from(directory).join(name)));
+        let path = variables::service_credential("--sealing-key-credential", name)?;
+        return Ok(Sealing::Credential(path));
     }
     if let Some(name) = &args.sealing_key_env {
         let value = sys::take_variable(name).ok_or_else(|| {

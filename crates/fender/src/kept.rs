@@ -4,22 +4,33 @@
 use std::path::Path;
 
 use fender_credentials::Cache;
-use fender_credentials::cache::Opened;
+use fender_credentials::cache::{KeyPlace, Opened};
 
-use crate::cli;
 use crate::exit::Failure;
 use crate::source::Feed;
+use crate::{cli, variables};
 
 /// None if nobody wants one.
 pub(crate) fn open(source: &cli::Source) -> Result<Option<Opened>, Failure> {
-    let (Some(directory), Some(key)) = (&source.credentials_cache, &source.credentials_cache_key)
-    else {
+    let key = match (
+        &source.credentials_cache_key,
+        &source.credentials_cache_key_credential,
+    ) {
+        (Some(file), _) => Some(("--credentials-cache-key", KeyPlace::File(file.clone()))),
+        (None, Some(name)) => {
+            let flag = "--credentials-cache-key-credential";
+            let path = variables::service_credential(flag, name)?;
+            Some((flag, KeyPlace::Credential(path)))
+        }
+        (None, None) => None,
+    };
+    let (Some(directory), Some((key_flag, key))) = (&source.credentials_cache, key) else {
         return Ok(None);
     };
     // A document from elsewhere could have the key delivered, or put a file in the place of another.
     for (flag, path) in [
-        ("--credentials-cache", directory),
-        ("--credentials-cache-key", key),
+        ("--credentials-cache", directory.as_path()),
+        (key_flag, key.path()),
     ] {
         let mut allowed = source.allow_dir.iter();
         if let Some(allowed) = allowed.find(|allowed| overlap(allowed, path)) {
@@ -30,7 +41,7 @@ pub(crate) fn open(source: &cli::Source) -> Result<Option<Opened>, Failure> {
             )));
         }
     }
-    Cache::open(directory, key)
+    Cache::open(directory, &key)
         .map(Some)
         .map_err(Failure::usage_of)
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
 
 use fender_config::HttpsUrl;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
@@ -10,6 +11,8 @@ use fender_providers::aws::{AllowAws, AwsAccess, AwsPattern, AwsSettings};
 use fender_providers::environment::Environment;
 use fender_providers::kubernetes;
 use fender_runtime::sys;
+
+use crate::exit::Failure;
 
 /// Reads these and takes them out of the environment. To be called before threads.
 pub(crate) fn take(names: impl IntoIterator<Item = String>) -> Environment {
@@ -24,6 +27,23 @@ pub(crate) fn take(names: impl IntoIterator<Item = String>) -> Environment {
         variables.entry(name).or_insert(value);
     }
     Environment::taken(variables)
+}
+
+/// The file of a credential that the service manager gives this process: below `CREDENTIALS_DIRECTORY`, as systemd sets it.
+pub(crate) fn service_credential(flag: &str, name: &str) -> Result<PathBuf, Failure> {
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let directory = directory.filter(|directory| directory.is_absolute());
+    let directory = directory.ok_or_else(|| {
+        Failure::usage(format!(
+            "{flag} needs a service manager that sets CREDENTIALS_DIRECTORY"
+        ))
+    })?;
+    if name.is_empty() || name.contains('/') || name.starts_with('.') {
+        return Err(Failure::usage(format!(
+            "{flag} `{name}` is not the name of a credential"
+        )));
+    }
+    Ok(directory.join(name))
 }
 
 /// The API of the Kubernetes cluster that this process runs in, if it does.

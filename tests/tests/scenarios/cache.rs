@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-use fender_tests::process::{PATIENCE, binary, free_address, output};
+use fender_tests::process::{PATIENCE, binary, free_address, installed, output};
 use fender_tests::vault::{Mode, Vault};
 use fender_tests::{Mesh, Process, wait_until};
 use rustix::process::Signal;
@@ -380,6 +380,137 @@ fn attack_two_sidecars_in_one_directory_neither_read_nor_remove_what_is_the_othe
     let (_, _, log) = world.run_from(&other, "init", &[]);
     assert_eq!(world.kept(), [ours], "{log}");
     assert_eq!(world.run("exec", &show).1, CANARY);
+}
+
+/// Who the unit in the guide runs as here, and somebody else.
+const UNIT: u32 = 4410;
+const OTHER: u32 = 4411;
+const GUIDE: &str = include_str!("../../../docs/guide/credentials-cache.md");
+
+/// A credential of root's that an access control list lets the unit's user read, as systemd gives it: mode 0440 is the list's mask.
+struct Given {
+    directory: TempDir,
+    file: PathBuf,
+}
+
+impl Given {
+    fn new(name: &str) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = directory.path().join(name);
+        fs::write(&file, [7; 32]).unwrap();
+        let given = Self { directory, file };
+        given.lets(0o400, &[(USER, UNIT)]);
+        let mode = fs::metadata(&given.file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o440);
+        let readable = list(5, &[(USER, UNIT)]);
+        set_list(given.directory.path(), &readable);
+        given
+    }
+
+    fn lets(&self, mode: u32, others: &[(u16, u32)]) {
+        fs::set_permissions(&self.file, Permissions::from_mode(mode)).unwrap();
+        set_list(&self.file, &list(4, others));
+    }
+}
+
+/// Kinds of entries of such a list (`acl(5)`): a user, a group.
+const USER: u16 = 2;
+const GROUP: u16 = 8;
+
+/// The owner and these may do that, and nobody else anything.
+fn list(may: u16, others: &[(u16, u32)]) -> Vec<u8> {
+    let nobody = u32::MAX;
+    let named = others.iter().map(|(kind, id)| (*kind, may, *id));
+    let all = [(1, may, nobody)].into_iter().chain(named);
+    let mut all: Vec<_> = all
+        .chain([(4, 0, nobody), (16, may, nobody), (32, 0, nobody)])
+        .collect();
+    all.sort_unstable();
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (kind, may, id) in all {
+        list.extend(kind.to_le_bytes());
+        list.extend(may.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+fn set_list(path: &Path, list: &[u8]) {
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(path, "system.posix_acl_access", list, flags).unwrap();
+}
+
+/// What the unit in the guide says, after `=`.
+fn of_unit(beginning: &str) -> &'static str {
+    let line = GUIDE.lines().find_map(|line| line.strip_prefix(beginning));
+    line.unwrap_or_else(|| panic!("the guide has no {beginning}"))
+}
+
+#[test]
+fn attack_the_key_that_a_service_manager_gives_opens_the_cache_for_its_units_user_and_for_nobody_else()
+ {
+    let (name, _) = of_unit("LoadCredentialEncrypted=").split_once(':').unwrap();
+    assert_eq!(
+        of_unit("Environment=FENDER_CREDENTIALS_CACHE_KEY_CREDENTIAL="),
+        name
+    );
+    assert!(!of_unit("Environment=FENDER_CREDENTIALS_CACHE=").is_empty());
+    let (world, given) = (World::new("1h"), Given::new(name));
+    let root = world.directory.path();
+    fs::copy(binary(), root.join("fender")).unwrap();
+    fs::set_permissions(root, Permissions::from_mode(0o755)).unwrap();
+    for own in ["", "out", "vault-token", "sidecar.yaml"] {
+        std::os::unix::fs::chown(root.join(own), Some(UNIT), Some(UNIT)).unwrap();
+    }
+    let run = |user: u32, with: &[(&str, &Path)]| {
+        let mut command = Command::new(installed("setpriv"));
+        command
+            .env_clear()
+            .current_dir("/")
+            .args([format!("--reuid={user}"), format!("--regid={user}")])
+            .args(["--clear-groups", "--inh-caps=-all", "--"])
+            .arg(root.join("fender"))
+            .args(["exec", "--start-timeout", "10s", "--config"])
+            .arg(&world.config)
+            .args(["--", "/bin/sh", "-c", "printf %s \"$SMTP\""])
+            .env("FENDER_CREDENTIALS_CACHE", root.join("cache"))
+            .env("FENDER_CREDENTIALS_CACHE_KEY_CREDENTIAL", name)
+            .envs(with.iter().copied())
+            .stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(!log.contains(CANARY), "{log}");
+        let out = String::from_utf8(output.stdout).unwrap();
+        (output.status.code().unwrap_or(-1), out, log)
+    };
+    let here = [("CREDENTIALS_DIRECTORY", given.directory.path())];
+    assert_eq!(run(UNIT, &here).1, CANARY);
+    world.vault.be(Mode::Away);
+    let (code, out, log) = run(UNIT, &here);
+    assert_eq!((code, &*out), (0, CANARY), "{log}");
+    assert!(log.contains("what was kept of it is used"), "{log}");
+    assert_hidden(&world.path("cache"));
+
+    let refused = |user: u32, with: &[(&str, &Path)], why: &str| {
+        let (code, out, log) = run(user, with);
+        assert_eq!((code, &*out), (64, ""), "{log}");
+        assert!(log.contains(why), "{log}");
+    };
+    given.lets(0o400, &[(USER, UNIT), (GROUP, OTHER)]);
+    refused(UNIT, &here, "is open to the group 4411, by its access");
+    given.lets(0o400, &[(USER, UNIT), (USER, OTHER)]);
+    refused(UNIT, &here, "is open to the user 4411, by its access");
+    // Without a list it is a group that reads.
+    rustix::fs::removexattr(&given.file, "system.posix_acl_access").unwrap();
+    fs::set_permissions(&given.file, Permissions::from_mode(0o440)).unwrap();
+    std::os::unix::fs::chown(&given.file, None, Some(UNIT)).unwrap();
+    refused(UNIT, &here, "is open to others (mode 440)");
+    std::os::unix::fs::chown(&given.file, Some(OTHER), None).unwrap();
+    refused(UNIT, &here, "belongs to the user 4411");
+    refused(UNIT, &[], "needs a service manager that sets");
+    let file = given.file.as_path();
+    let both = [here[0], ("FENDER_CREDENTIALS_CACHE_KEY", file)];
+    refused(UNIT, &both, "cannot be used with");
 }
 
 /// A sidecar of `shop/orders` with a cache below `kept`.

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 
 mod attacks;
+mod credential;
 mod followers;
 mod places;
 
@@ -55,8 +56,12 @@ impl World {
         self.directory.path().join(name)
     }
 
+    fn key(&self, name: &str) -> KeyPlace {
+        KeyPlace::File(self.path(name))
+    }
+
     fn open(&self) -> Result<Cache, CacheError> {
-        let cache = Cache::open(&self.path("cache"), &self.path("keys/key"))?;
+        let cache = Cache::open(&self.path("cache"), &self.key("keys/key"))?;
         Ok(cache.of(&workload("orders")))
     }
 

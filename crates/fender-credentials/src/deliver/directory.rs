@@ -3,7 +3,7 @@
 //! Each step is taken from the descriptor of the last and follows no link, so that the directory
 //! which was checked is the one that is written to.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use fender_config::snapshot::Storage;
@@ -80,15 +80,19 @@ fn fit(directory: &OwnedFd, path: &Path, storage: Storage) -> Result<(), Deliver
     match storage {
         Storage::Disk => Ok(()),
         Storage::Memory => {
-            let file_system =
-                rustix::fs::fstatfs(directory).map_err(DeliveryError::failed(path, "look at"))?;
-            if matches!(file_system.f_type as u64, TMPFS | RAMFS) {
+            if is_in_memory(directory).map_err(DeliveryError::failed(path, "look at"))? {
                 return Ok(());
             }
             let why = "is not on tmpfs; mount one there, or write `storage: disk` in the document";
             Err(DeliveryError::unfit(path, why))
         }
     }
+}
+
+/// Whether it is of a file system that is nowhere else.
+pub(crate) fn is_in_memory(file: impl AsFd) -> Result<bool, Errno> {
+    let file_system = rustix::fs::fstatfs(file)?;
+    Ok(matches!(file_system.f_type as u64, TMPFS | RAMFS))
 }
 
 fn look(directory: &OwnedFd, path: &Path) -> Result<Stat, DeliveryError> {

@@ -399,7 +399,7 @@ pub(crate) struct Source {
         long,
         value_name = "DIR",
         value_parser = directory,
-        requires = "credentials_cache_key",
+        requires = "cache_key",
         env = "FENDER_CREDENTIALS_CACHE"
     )]
     pub(crate) credentials_cache: Option<PathBuf>,
@@ -409,9 +409,19 @@ pub(crate) struct Source {
         value_name = "FILE",
         value_parser = directory,
         requires = "credentials_cache",
+        group = "cache_key",
         env = "FENDER_CREDENTIALS_CACHE_KEY"
     )]
     pub(crate) credentials_cache_key: Option<PathBuf>,
+    /// The credential of the service manager that is the key of that cache, instead of a file (`LoadCredentialEncrypted=` of systemd): 32 bytes
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "credentials_cache",
+        group = "cache_key",
+        env = "FENDER_CREDENTIALS_CACHE_KEY_CREDENTIAL"
+    )]
+    pub(crate) credentials_cache_key_credential: Option<String>,
     /// How long to wait at start for identity, configuration and credentials
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s")]
     pub(crate) start_timeout: Duration,

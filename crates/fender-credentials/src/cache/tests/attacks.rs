@@ -60,7 +60,7 @@ fn attack_the_file_of_another_credential_or_of_another_workload_does_not_open() 
     );
 
     for owner in [workload("books"), sidecar("shop", "orders")] {
-        let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
+        let other = Cache::open(&world.path("cache"), &world.key("keys/key")).unwrap();
         let other = other.of(&owner);
         other
             .put(&wanted("smtp"), &world.kept("another's"))
@@ -79,7 +79,7 @@ fn attack_the_file_of_another_credential_or_of_another_workload_does_not_open() 
 fn attack_the_file_of_another_sidecar_does_not_open_under_ones_own_name_and_is_left_alone() {
     let world = World::new();
     let opened = |owner: &Owner| {
-        let opened = Cache::open(&world.path("cache"), &world.path("keys/key"));
+        let opened = Cache::open(&world.path("cache"), &world.key("keys/key"));
         opened.unwrap().of(owner)
     };
     let smtp = wanted("smtp");

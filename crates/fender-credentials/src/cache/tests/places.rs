@@ -64,7 +64,7 @@ fn attack_a_key_that_others_may_read_or_a_link_or_none_at_all_is_refused() {
 fn attack_a_key_beside_what_it_opens_is_refused() {
     let world = World::new();
     let opened = |cache: &str, key: &str| {
-        let opened = Cache::open(&world.path(cache), &world.path(key));
+        let opened = Cache::open(&world.path(cache), &world.key(key));
         opened.map(drop).map_err(|error| error.to_string())
     };
     fs::create_dir(world.path("both")).unwrap();
@@ -114,7 +114,7 @@ fn attack_a_directory_that_others_may_look_into_or_a_link_is_refused() {
         if key.starts_with("open") {
             fs::create_dir(world.path("open/keys")).unwrap();
         }
-        let said = Cache::open(&world.path(cache), &world.path(key)).unwrap_err();
+        let said = Cache::open(&world.path(cache), &world.key(key)).unwrap_err();
         assert!(said.to_string().contains("everybody may write"), "{said}");
     }
 }
@@ -150,7 +150,7 @@ fn what_no_document_names_any_more_is_removed_and_not_written_again() {
     for name in ["smtp", "ledger"] {
         cache.put(&wanted(name), &world.kept("one")).unwrap();
     }
-    let other = Cache::open(&world.path("cache"), &world.path("keys/key")).unwrap();
+    let other = Cache::open(&world.path("cache"), &world.key("keys/key")).unwrap();
     let other = other.of(&workload("books"));
     other.put(&wanted("smtp"), &world.kept("one")).unwrap();
     let smtp = wanted("smtp").name;
