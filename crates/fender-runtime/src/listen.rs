@@ -10,12 +10,12 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, Uid};
+use rustix::fs::Mode;
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -23,15 +23,13 @@ pub use inherited::Listeners;
 pub use local::{AbstractName, LocalAddress};
 pub use socket::Socket;
 
+mod everybody;
 mod inherited;
 mod local;
 mod socket;
 
 /// How many connections may wait in the kernel; it lowers this to its own limit.
 const QUEUE: i32 = 4096;
-
-/// Connecting takes the right to write.
-const EVERYBODY: Mode = Mode::from_raw_mode(0o666);
 
 /// Where to listen: `0.0.0.0:8443`, `[::]:8443`, `unix:/run/app.sock` or `unix-abstract:app`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -120,6 +118,8 @@ pub struct Listener {
     /// [`Listeners`] knows it as long as it is open, and does not keep it open.
     kind: Arc<Kind>,
     address: ListenAddress,
+    /// Nobody else accepts what comes: it was neither inherited nor handed over.
+    is_ours_alone: bool,
 }
 
 #[derive(Debug)]
@@ -137,14 +137,15 @@ impl Listener {
             ListenAddress::Unix(path) => bind_unix(path),
             ListenAddress::Abstract(name) => bind_abstract(name),
         };
-        bound
-            .and_then(|socket| Self::from_fd(socket.into()))
-            .map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot listen on `{address}`: {error}"),
-                )
-            })
+        let bound = bound.and_then(|socket| Self::from_fd(socket.into()));
+        let listener = bound.map_err(|error| {
+            let text = format!("cannot listen on `{address}`: {error}");
+            io::Error::new(error.kind(), text)
+        })?;
+        Ok(Self {
+            is_ours_alone: true,
+            ..listener
+        })
     }
 
     /// Takes over a listening socket made elsewhere. Must be called inside a tokio runtime.
@@ -156,8 +157,11 @@ impl Listener {
                 Kind::Unix(UnixListener::from_std(fd.into())?)
             }
         };
-        let kind = Arc::new(kind);
-        Ok(Self { kind, address })
+        Ok(Self {
+            kind: Arc::new(kind),
+            address,
+            is_ours_alone: false,
+        })
     }
 
     /// The address it is bound to, with the port the kernel chose.
@@ -167,14 +171,15 @@ impl Listener {
 
     /// Lets every user of the host connect to a Unix socket with a path; the kernel says who it is. Of others there is nothing to do.
     ///
-    /// In a directory of others something else may lie at its path by now, such as a link to a file that is nobody else's
-    /// business: only a socket is touched, and only one of this user's. One that the service manager opened, as root, is left as it is
-    /// if everybody may connect to it.
+    /// In a directory of others something else may lie at its path by now: a link to a file that is nobody else's business, or another
+    /// socket of this user that is private. So what lies there is changed only if a connection to it arrives here; who else connects
+    /// before everybody may is dropped. A listener that was inherited or handed over is left as it is: whoever opened it has said by its
+    /// mode whom it is for, and it is an error if that is not everybody.
     pub fn admit_everybody(&self) -> io::Result<()> {
         let ListenAddress::Unix(path) = &self.address else {
             return Ok(());
         };
-        admit_everybody(path).map_err(|error| {
+        everybody::admit(self, path).map_err(|error| {
             let text = format!("cannot let others connect to `{}`: {error}", path.display());
             io::Error::new(error.kind(), text)
         })
@@ -263,25 +268,6 @@ fn bind_unix(path: &Path) -> io::Result<socket2::Socket> {
     }
     socket.listen(QUEUE)?;
     Ok(socket)
-}
-
-/// By descriptor, so that what was looked at is what is changed.
-fn admit_everybody(path: &Path) -> io::Result<()> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = rustix::fs::open(path, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&found)?;
-    let owner = Uid::from_raw(stat.st_uid);
-    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
-    if is_socket && owner == rustix::process::geteuid() {
-        let itself = format!("/proc/self/fd/{}", found.as_raw_fd());
-        return Ok(rustix::fs::chmod(itself, EVERYBODY)?);
-    }
-    if is_socket && owner.is_root() && Mode::from_raw_mode(stat.st_mode).contains(EVERYBODY) {
-        return Ok(());
-    }
-    Err(io::Error::other(
-        "somebody has put something else in the place of the socket; use a directory that only this user may write to",
-    ))
 }
 
 /// Whoever comes first has the name, whatever user they are: there is no file whose owner could be asked.
