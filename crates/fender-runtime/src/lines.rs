@@ -20,6 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::telemetry::WholeLines;
+
 /// How much may wait to be written. 4 MiB: some ten thousand lines, while a disk hesitates.
 const WAITING: usize = 4 * 1024 * 1024;
 /// How long a line waits for others to share its write.
@@ -175,8 +177,8 @@ pub struct Writer(Option<Arc<Shared>>);
 pub fn open(destination: &Destination) -> io::Result<(Lines, Writer)> {
     match destination {
         Destination::Nowhere => Ok((Lines::off(), Writer(None))),
-        Destination::StandardError => start(Stream(io::stderr)),
-        Destination::StandardOutput => start(Stream(io::stdout)),
+        Destination::StandardError => start(WholeLines),
+        Destination::StandardOutput => start(WholeBatches),
         Destination::File(path) => start(Appended::open(path.clone())?),
     }
 }
@@ -246,30 +248,14 @@ fn run(shared: &Shared, mut sink: impl Write) {
     }
 }
 
-/// One of the process's streams, locked for a whole batch: no line of another log lands in one of ours.
-struct Stream<F>(F);
+/// Standard output, locked for a whole batch: nothing else lands in one of ours.
+struct WholeBatches;
 
-trait Lock {
-    fn write_locked(self, bytes: &[u8]) -> io::Result<()>;
-}
-
-impl Lock for io::Stderr {
-    fn write_locked(self, bytes: &[u8]) -> io::Result<()> {
-        self.lock().write_all(bytes)
-    }
-}
-
-impl Lock for io::Stdout {
-    fn write_locked(self, bytes: &[u8]) -> io::Result<()> {
-        let mut locked = self.lock();
-        locked.write_all(bytes)?;
-        locked.flush()
-    }
-}
-
-impl<F: Fn() -> L, L: Lock> Write for Stream<F> {
+impl Write for WholeBatches {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (self.0)().write_locked(bytes)?;
+        let mut locked = io::stdout().lock();
+        locked.write_all(bytes)?;
+        locked.flush()?;
         Ok(bytes.len())
     }
 

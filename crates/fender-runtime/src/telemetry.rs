@@ -17,6 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
 
 pub use standard_error::StandardError;
+pub(crate) use standard_error::WholeLines;
 
 mod standard_error;
 
@@ -45,6 +46,7 @@ impl FromStr for LogFormat {
 /// Starts logging to standard error, for the whole process and once.
 pub fn init(format: LogFormat, directive: &str) -> Result<(), TelemetryError> {
     let targets = targets(directive)?;
+    standard_error::prepare();
     let subscriber = Registry::default().with(layer(format, targets, || StandardError));
     Ok(tracing::subscriber::set_global_default(subscriber)?)
 }

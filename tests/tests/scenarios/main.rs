@@ -67,6 +67,7 @@ mod standalone;
 mod supervision;
 mod supervisor;
 mod telemetry;
+mod terminal;
 mod tls;
 mod tokens;
 mod tour;
