@@ -6,14 +6,13 @@
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Lifetime, Origin};
 use fender_credentials::cache::Owner;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::RestartOn;
-use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_credentials::{Gathered, gather};
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::clock;
@@ -22,9 +21,8 @@ use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
 
 use crate::exit::{Exit, Failure, Outcome};
-use crate::sidecar::remote::ByControl;
 use crate::source::Tenure;
-use crate::workload::OwnIdentity;
+use crate::stores::{self, Machine, Whose};
 use crate::{cli, kept, single, source, variables};
 
 mod supervised;
@@ -94,51 +92,28 @@ async fn environment(
 ) -> Result<Vec<(OsString, OsString)>, Failure> {
     let deadline = Deadline::after(args.source.start_timeout);
     let (drain, clock) = (Drain::new(), clock::system());
-    let none: Arc<dyn RemoteSecrets> = Arc::new(NoRemote);
-    let mut workload = None;
-    let opened = kept::open(&args.source)?;
-    let (specs, allow, programs, remote, cache): (Vec<_>, _, _, _, _) = match alone {
-        Some(Alone { name, specs }) => {
-            let programs = specs.iter().filter_map(program);
-            let programs = programs.chain(args.source.allow_command.iter().cloned());
-            let programs = Runner::here(programs);
-            let cache = opened.map(|opened| opened.of(&Owner::Sidecar(name)));
-            (specs, AllowDirs::Any, programs, none, cache)
-        }
+    let cache = kept::open(&args.source)?;
+    let feed;
+    let (specs, whose) = match alone {
+        Some(Alone { name, specs }) => (specs, Whose::Alone(Owner::Sidecar(name))),
         None => {
-            let feed = source::open(
-                &args.source,
-                Tenure::Own,
-                Box::new(|_| Ok(())),
-                &clock,
-                &drain,
-                deadline,
-            )
-            .await?;
+            let admit = Box::new(|_: &_| Ok(()));
+            let own = Tenure::Own;
+            feed = source::open(&args.source, own, admit, &clock, &drain, deadline).await?;
             let specs = feed.snapshot.borrow().credentials.clone();
-            workload = OwnIdentity::of(&feed);
-            let cache = kept::of(opened, &feed);
-            let remote = match feed.session {
-                Some(session) => {
-                    Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone()))
-                }
-                None => none,
-            };
-            (
-                specs,
-                AllowDirs::Below(args.source.allow_dir.clone()),
-                Runner::here(args.source.allow_command.iter().cloned()),
-                remote,
-                cache,
-            )
+            (specs, Whose::Feed(&feed))
         }
     };
+    // Those of a control plane only where they were named here.
+    let is_alone = matches!(whose, Whose::Alone(_));
+    let named = specs.iter().filter(|_| is_alone).filter_map(program);
+    let machine = Machine {
+        programs: Runner::here(named.chain(args.source.allow_command.iter().cloned())),
+        environment: taken,
+        cache,
+    };
     let kept = || true;
-    let sources = Sources::new(allow, programs, taken, remote, kept, clock, &drain);
-    let mut sources = sources.in_cluster(variables::cluster()).kept_in(cache);
-    if let Some(workload) = workload {
-        sources = sources.of_workload(workload);
-    }
+    let sources = stores::sources(&args.source, whose, machine, kept, &clock, &drain);
     sources.keep_only(&specs).await;
     let is_for_the_environment =
         |spec: &CredentialSpec| environment::variables(spec).next().is_some();

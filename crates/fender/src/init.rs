@@ -13,7 +13,7 @@ use fender_api::usage::{State, Usage};
 use fender_config::snapshot::CredentialSpec;
 use fender_credentials::engine::{self, Left, OnExit, Settings};
 use fender_credentials::notify::{NoApp, Notifier, Record, Ways};
-use fender_credentials::{AllowDirs, Gathered, NoRemote, RemoteSecrets, Sources, gather};
+use fender_credentials::{Gathered, gather};
 use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -22,11 +22,11 @@ use tokio::sync::watch;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::confine::{self, Reach};
-use crate::sidecar::{Local, remote::ByControl, usage};
+use crate::sidecar::{Local, usage};
 use crate::signals::{self, Stop};
 use crate::source::{self, Tenure};
-use crate::workload::OwnIdentity;
-use crate::{cli, kept, single, variables};
+use crate::stores::{self, Machine, Whose};
+use crate::{cli, single};
 
 /// How long the goodbye to the control plane may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -94,40 +94,17 @@ async fn obtain(
     let feed = source::open(args, Tenure::Own, admit, &clock, drain, deadline).await?;
     let all = feed.snapshot.borrow().credentials.clone();
     let specs = for_files(&all);
-    let workload = OwnIdentity::of(&feed);
-    let cache = kept::of(local.cache, &feed);
-    let session = feed.session;
-    let remote: Arc<dyn RemoteSecrets> = match session.clone() {
-        Some(session) => Arc::new(ByControl::new(session, Arc::clone(&clock), drain.clone())),
-        None => Arc::new(NoRemote),
-    };
-    let allow = match args.config {
-        Some(_) => AllowDirs::Any,
-        None => AllowDirs::Below(args.allow_dir.clone()),
-    };
-    let programs = local.helper.runner().map_err(Failure::unavailable)?;
     // The files go on with what was leased, and nobody is left to renew it.
     let kept = || true;
-    let sources = Sources::new(
-        allow.clone(),
-        programs.clone(),
-        local.environment,
-        remote,
-        kept,
-        clock,
-        drain,
-    );
-    let mut sources = sources.in_cluster(variables::cluster()).kept_in(cache);
-    if let Some(workload) = workload {
-        sources = sources.of_workload(workload);
-    }
+    let machine = Machine::try_from(local)?;
+    let sources = stores::sources(args, Whose::Feed(&feed), machine, kept, &clock, drain);
     sources.keep_only(&all).await;
     let gathered = gather(&specs, &sources, deadline, drain)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
     let ways = Ways {
-        allow,
-        programs,
+        allow: sources.allow.clone(),
+        programs: sources.programs.clone(),
         app: Arc::new(NoApp),
     };
     let record = Record::open(None, "").map_err(Failure::unavailable)?;
@@ -143,7 +120,7 @@ async fn obtain(
     Ok(Obtained {
         gathered,
         settings,
-        session,
+        session: feed.session,
     })
 }
 

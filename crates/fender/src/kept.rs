@@ -7,7 +7,6 @@ use fender_credentials::Cache;
 use fender_credentials::cache::{KeyPlace, Opened};
 
 use crate::exit::Failure;
-use crate::source::Feed;
 use crate::{cli, variables};
 
 /// None if nobody wants one.
@@ -51,9 +50,4 @@ fn overlap(one: &Path, other: &Path) -> bool {
     let within = |one: &Path, other: &Path| one.starts_with(other) || other.starts_with(one);
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     within(one, other) || within(&real(one), &real(other))
-}
-
-/// The same, of whoever this process is.
-pub(crate) fn of(opened: Option<Opened>, feed: &Feed) -> Option<Cache> {
-    opened.map(|opened| opened.of(&feed.owner))
 }

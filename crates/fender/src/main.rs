@@ -34,6 +34,7 @@ mod revoke;
 mod sidecar;
 mod signals;
 mod source;
+mod stores;
 mod tokens;
 mod upgrade;
 mod variables;

@@ -35,28 +35,10 @@ pub(crate) struct Sidecar {
     pub(crate) role: Role,
     #[command(flatten)]
     pub(crate) source: Source,
-    /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
-    #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
-    pub(crate) admin_socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) places: Places,
     #[command(flatten)]
     pub(crate) workload_api: WorkloadApi,
-    /// A Unix socket at which credentials are handed over to processes of the users that documents name: a path, or @NAME for one in the network namespace, without a file
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        value_parser = local_address,
-        env = "FENDER_CREDENTIALS_SOCKET"
-    )]
-    pub(crate) credentials_socket: Option<LocalAddress>,
-    /// Where credentials are served over HTTP to whoever shows a token that was written to its file: a loopback address and port, or unix:PATH for a socket at which the kernel says who asks, too (repeatable, or apart by commas)
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        value_parser = credentials_url,
-        value_delimiter = ',',
-        env = "FENDER_CREDENTIALS_URL"
-    )]
-    pub(crate) credentials_url: Vec<ListenAddress>,
     #[command(flatten)]
     pub(crate) telemetry: Telemetry,
     /// How long a supervised application may take to stop before it is killed
@@ -73,22 +55,6 @@ pub(crate) struct Sidecar {
     /// Replace every credential that is delivered by *** in what a supervised application writes to standard output and standard error; they are pipes for it then
     #[arg(long, conflicts_with = "supervise")]
     pub(crate) mask_output: bool,
-    /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
-    #[arg(
-        long,
-        value_name = "PATH",
-        value_parser = directory,
-        env = "FENDER_UPGRADE_SOCKET"
-    )]
-    pub(crate) upgrade_socket: Option<PathBuf>,
-    /// Take the place of the sidecar that serves at this upgrade socket, without a connection lost; if none does, start as usual
-    #[arg(
-        long,
-        value_name = "PATH",
-        value_parser = directory,
-        overrides_with = "take_over"
-    )]
-    pub(crate) take_over: Option<PathBuf>,
     /// Without an application, too, keep a small process above the proxy, so that it can be upgraded in place and is started again if it dies
     #[arg(long, conflicts_with = "command")]
     pub(crate) supervise: bool,
@@ -109,11 +75,11 @@ pub(crate) struct Init {
     pub(crate) source: Source,
 }
 
+/// Where a sidecar, or `fender watch`, is reached, and whose place it takes.
 #[derive(Args, Debug, Clone)]
-pub(crate) struct Watch {
-    #[command(flatten)]
-    pub(crate) source: Source,
-    /// Where `fender status` and health checks reach this process [default: admin.sock in the state directory]
+#[group(skip)]
+pub(crate) struct Places {
+    /// Where `fender status`, `fender explain` and health checks reach this sidecar [default: admin.sock in the state directory]
     #[arg(long, value_name = "PATH", env = "FENDER_ADMIN_SOCKET")]
     pub(crate) admin_socket: Option<PathBuf>,
     /// A Unix socket at which credentials are handed over to processes of the users that documents name: a path, or @NAME for one in the network namespace, without a file
@@ -133,7 +99,7 @@ pub(crate) struct Watch {
         env = "FENDER_CREDENTIALS_URL"
     )]
     pub(crate) credentials_url: Vec<ListenAddress>,
-    /// Where `fender reload` reaches this process, and a successor takes over from it; in a directory of its user's alone [default: upgrade.sock in the state directory]
+    /// Where a successor takes over from this sidecar, and `fender upgrade` and `fender reload` reach it; in a directory of its user's alone [default: upgrade.sock in the state directory]
     #[arg(
         long,
         value_name = "PATH",
@@ -141,9 +107,28 @@ pub(crate) struct Watch {
         env = "FENDER_UPGRADE_SOCKET"
     )]
     pub(crate) upgrade_socket: Option<PathBuf>,
-    /// Take the place of the process that serves at this upgrade socket; if none does, start as usual
-    #[arg(long, value_name = "PATH", value_parser = directory)]
+    /// Take the place of the sidecar that serves at this upgrade socket, without a connection lost; if none does, start as usual
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = directory,
+        overrides_with = "take_over"
+    )]
     pub(crate) take_over: Option<PathBuf>,
+}
+
+/// As a sidecar's places, but for the words: this is none, and what it has nothing of, `fender explain` cannot show.
+#[derive(Args, Debug, Clone)]
+#[command(
+    mut_arg("admin_socket", |arg| arg.help("Where `fender status` and health checks reach this process [default: admin.sock in the state directory]")),
+    mut_arg("upgrade_socket", |arg| arg.help("Where `fender reload` reaches this process, and a successor takes over from it; in a directory of its user's alone [default: upgrade.sock in the state directory]")),
+    mut_arg("take_over", |arg| arg.help("Take the place of the process that serves at this upgrade socket; if none does, start as usual"))
+)]
+pub(crate) struct Watch {
+    #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) places: Places,
     #[command(flatten)]
     pub(crate) health: Health,
 }
@@ -154,13 +139,11 @@ impl From<Watch> for Sidecar {
         Self {
             role: Role::Watch,
             source: watch.source,
-            admin_socket: watch.admin_socket,
+            places: watch.places,
             workload_api: WorkloadApi {
                 workload_api: None,
                 workload_api_uid: Vec::new(),
             },
-            credentials_socket: watch.credentials_socket,
-            credentials_url: watch.credentials_url,
             telemetry: Telemetry {
                 access_log: lines::Destination::Nowhere,
                 traces_from: TracesFrom::Mesh,
@@ -174,8 +157,6 @@ impl From<Watch> for Sidecar {
             stop_timeout: Duration::ZERO,
             restart: RestartPolicy::default(),
             mask_output: false,
-            upgrade_socket: watch.upgrade_socket,
-            take_over: watch.take_over,
             supervise: false,
             supervised: false,
             app_run: None,

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use fender_config::snapshot::Snapshot;
 use fender_credentials::engine::Holdings;
 use fender_credentials::environment::{self, Keep, Kept};
+use fender_credentials::gather;
 use fender_credentials::mask::Masks;
 use fender_credentials::notify::{Notifier, Outcomes, Record, Ways};
 use fender_credentials::supervise::{self, Desk, HangUp, Plan, Program, Requests, Supply};
-use fender_credentials::{AllowDirs, NoRemote, RemoteSecrets, Sources, gather};
 use fender_runtime::clock::{self, SharedClock};
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -22,12 +22,11 @@ use tokio::sync::watch;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sidecar::confine::Reach;
-use crate::sidecar::remote::ByControl;
 use crate::sidecar::{Local, NOTIFY_SOCKET, usage};
 use crate::signals::{self, Stop};
 use crate::source::{self, Feed, Tenure};
-use crate::workload::OwnIdentity;
-use crate::{cli, kept, single, variables};
+use crate::stores::{self, Machine, Whose};
+use crate::{cli, single};
 
 /// For giving back what was leased.
 const GIVING_BACK: std::time::Duration = std::time::Duration::from_secs(5);
@@ -110,13 +109,18 @@ async fn prepare(
     let mut snapshots = feed.snapshot.clone();
     let snapshot = snapshots.borrow_and_update().clone();
     let specs = environment::for_environment(&snapshot);
-    let allow = match args.config {
-        Some(_) => AllowDirs::Any,
-        None => AllowDirs::Below(args.allow_dir.clone()),
-    };
-    let sources = sources(&feed, allow.clone(), local, &clock, drains)?;
+    // Nobody goes on with what was leased: the command has ended by then.
+    let keeps_leases = || false;
+    let sources = stores::sources(
+        args,
+        Whose::Feed(&feed),
+        Machine::try_from(local)?,
+        keeps_leases,
+        &clock,
+        &drains.credentials,
+    );
     let ways = Ways {
-        allow,
+        allow: sources.allow.clone(),
         programs: sources.programs.clone(),
         app: Arc::new(desk),
     };
@@ -145,41 +149,6 @@ async fn prepare(
         drains,
     );
     Ok(Prepared { kept, _feed: feed })
-}
-
-fn sources(
-    feed: &Feed,
-    allow: AllowDirs,
-    local: Local,
-    clock: &SharedClock,
-    drains: &Drains,
-) -> Result<Sources, Failure> {
-    let remote: Arc<dyn RemoteSecrets> = match &feed.session {
-        Some(session) => {
-            let (clock, drain) = (Arc::clone(clock), drains.credentials.clone());
-            Arc::new(ByControl::new(Arc::clone(session), clock, drain))
-        }
-        None => Arc::new(NoRemote),
-    };
-    let programs = local.helper.runner().map_err(Failure::unavailable)?;
-    // Nobody goes on with what was leased: the command has ended by then.
-    let keeps_leases = || false;
-    let sources = Sources::new(
-        allow,
-        programs,
-        local.environment,
-        remote,
-        keeps_leases,
-        Arc::clone(clock),
-        &drains.credentials,
-    );
-    let sources = sources
-        .in_cluster(variables::cluster())
-        .kept_in(kept::of(local.cache, feed));
-    Ok(match OwnIdentity::of(feed) {
-        Some(workload) => sources.of_workload(workload),
-        None => sources,
-    })
 }
 
 /// Tells the control plane, if there is one, what the command is started with.

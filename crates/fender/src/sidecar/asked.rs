@@ -19,19 +19,20 @@ pub(super) struct Opened {
 /// Where credentials can be asked for, if anywhere.
 pub(super) fn handovers(args: &cli::Sidecar) -> Option<Handovers> {
     let doors = Doors {
-        socket: args.credentials_socket.is_some(),
-        url: !args.credentials_url.is_empty(),
+        socket: args.places.credentials_socket.is_some(),
+        url: !args.places.credentials_url.is_empty(),
     };
     (doors.socket || doors.url).then(|| Handovers::new(doors))
 }
 
 pub(super) fn open(args: &cli::Sidecar, listeners: &Listeners) -> Result<Opened, Failure> {
-    let socket = args.credentials_socket.as_ref();
+    let socket = args.places.credentials_socket.as_ref();
     Ok(Opened {
         socket: socket
             .map(|address| open_socket(address, listeners))
             .transpose()?,
         urls: args
+            .places
             .credentials_url
             .iter()
             .map(|address| open_url(address, listeners))

@@ -58,21 +58,22 @@ impl Reach {
         if let Some(roots) = &args.telemetry.tracing.otlp_roots {
             reach.read_file(roots);
         }
-        if let Some(socket) = &args.upgrade_socket {
+        if let Some(socket) = &args.places.upgrade_socket {
             upgrade::private_directory(socket).map_err(Failure::usage_of)?;
         }
         for socket in args
+            .places
             .admin_socket
             .iter()
             .chain(&args.workload_api.workload_api)
-            .chain(&args.upgrade_socket)
+            .chain(&args.places.upgrade_socket)
         {
             reach.sockets.push(Self::parent(socket));
         }
-        if let Some(LocalAddress::Path(socket)) = &args.credentials_socket {
+        if let Some(LocalAddress::Path(socket)) = &args.places.credentials_socket {
             reach.sockets.push(Self::parent(socket));
         }
-        for address in &args.credentials_url {
+        for address in &args.places.credentials_url {
             if let ListenAddress::Unix(socket) = address {
                 reach.sockets.push(Self::parent(socket));
             }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use fender_api::client::Received;
 use fender_config::snapshot::{CredentialSpec, Delivery, Inbound};
+use fender_credentials::PortCertificates;
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
 use fender_credentials::supervise::Hider;
-use fender_credentials::{AllowDirs, NoRemote, PortCertificates, RemoteSecrets, Sources};
 use fender_proxy::{Challenges, Inputs, Limits, Proxy};
-use fender_runtime::clock::{self, SharedClock};
+use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::lines::Lines;
 use fender_runtime::listen::{ListenAddress, Listeners};
@@ -25,13 +25,12 @@ use super::drains::Drains;
 use super::notices::BySupervisor;
 use super::status::Status;
 use super::upgrade::{self, Desk, Request, Succession};
-use super::{Local, acme, asked, callers, paths, records, remote, spans, usage};
+use super::{Local, acme, asked, callers, paths, records, spans, usage};
 use crate::admin_socket;
 use crate::cli::{self, Role};
 use crate::exit::{Exit, Failure};
 use crate::source::{self, Feed, Tenure};
-use crate::workload::OwnIdentity;
-use crate::{kept, variables};
+use crate::stores::{self, Machine, Whose};
 
 /// Where `fender status` finds a sidecar that has a state directory.
 const ADMIN_SOCKET: &str = "admin.sock";
@@ -54,7 +53,7 @@ pub(super) async fn start(
     let collector = spans::collector(tracing, &clock)?;
 
     // Who we are, and what we must do.
-    let tenure = match args.take_over {
+    let tenure = match args.places.take_over {
         Some(_) => Tenure::Succeed,
         None => Tenure::Own,
     };
@@ -86,8 +85,17 @@ pub(super) async fn start(
         Tenure::Own => OnExit::Wipe,
         Tenure::Succeed => OnExit::Keep,
     });
-    let sources = sources(args, &feed, local, leaves.clone(), &clock, drains)
-        .map_err(Failure::unavailable)?;
+    let on_end = leaves.clone();
+    // What was leased stays with whoever is left with the files.
+    let keeps_leases = move || *on_end.borrow() == OnExit::Keep;
+    let sources = stores::sources(
+        &args.source,
+        Whose::Feed(&feed),
+        Machine::try_from(local)?,
+        keeps_leases,
+        &clock,
+        &drains.credentials,
+    );
     let allow = sources.allow.clone();
     let (app, notices) = BySupervisor::new();
     let app: Arc<dyn App> = match args.supervised && !args.supervise {
@@ -156,7 +164,7 @@ pub(super) async fn start(
         snapshot: feed.snapshot.clone(),
         clock: Arc::clone(&clock),
     };
-    let succession = match &args.take_over {
+    let succession = match &args.places.take_over {
         Some(socket) => upgrade::begin(socket, &own, &listeners).await?,
         None => None,
     };
@@ -332,7 +340,10 @@ fn open_upgrade_socket(
     drains: &Drains,
 ) -> Result<mpsc::Receiver<Request>, Failure> {
     let (requests, requested) = mpsc::channel(REQUESTS);
-    let socket = upgrade::socket(args.upgrade_socket.as_deref(), args.source.state.as_deref());
+    let socket = upgrade::socket(
+        args.places.upgrade_socket.as_deref(),
+        args.source.state.as_deref(),
+    );
     let Some(socket) = socket else {
         return Ok(requested);
     };
@@ -356,47 +367,6 @@ fn open_upgrade_socket(
     Ok(requested)
 }
 
-fn sources(
-    args: &cli::Sidecar,
-    feed: &Feed,
-    local: Local,
-    on_exit: watch::Receiver<OnExit>,
-    clock: &SharedClock,
-    drains: &Drains,
-) -> anyhow::Result<Sources> {
-    let remote: Arc<dyn RemoteSecrets> = match &feed.session {
-        Some(session) => Arc::new(remote::ByControl::new(
-            Arc::clone(session),
-            Arc::clone(clock),
-            drains.credentials.clone(),
-        )),
-        None => Arc::new(NoRemote),
-    };
-    // A file on this machine was written by whoever may name its paths; a control plane was not.
-    let allow = match args.source.config {
-        Some(_) => AllowDirs::Any,
-        None => AllowDirs::Below(args.source.allow_dir.clone()),
-    };
-    // What was leased stays with whoever is left with the files.
-    let keeps_leases = move || *on_exit.borrow() == OnExit::Keep;
-    let sources = Sources::new(
-        allow,
-        local.helper.runner()?,
-        local.environment,
-        remote,
-        keeps_leases,
-        Arc::clone(clock),
-        &drains.credentials,
-    );
-    let sources = sources
-        .in_cluster(variables::cluster())
-        .kept_in(kept::of(local.cache, feed));
-    Ok(match OwnIdentity::of(feed) {
-        Some(workload) => sources.of_workload(workload),
-        None => sources,
-    })
-}
-
 fn is_for_exec_only(credential: &CredentialSpec, ports: &[Inbound]) -> bool {
     let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
     let mut shown = ports.iter().flat_map(|port| &port.certificates);
@@ -411,5 +381,5 @@ fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
             .as_ref()
             .map(|state| state.join(ADMIN_SOCKET))
     };
-    args.admin_socket.clone().or_else(in_state)
+    args.places.admin_socket.clone().or_else(in_state)
 }

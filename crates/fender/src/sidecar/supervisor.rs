@@ -118,21 +118,21 @@ impl Own {
     fn of(args: &cli::Sidecar) -> anyhow::Result<Self> {
         let given = args.source.state.as_deref();
         let stateless = args.source.config.is_none() && given.is_none();
-        let unreachable = upgrade::socket(args.upgrade_socket.as_deref(), given).is_none();
+        let unreachable = upgrade::socket(args.places.upgrade_socket.as_deref(), given).is_none();
         let memory = (stateless || unreachable)
             .then(private_memory)
             .transpose()?;
         let inside = |name: &str| memory.as_ref().map(|memory| memory.path().join(name));
         let state = inside("state").filter(|_| stateless);
         let state = state.as_deref().or(given);
-        let upgrade_socket = upgrade::socket(args.upgrade_socket.as_deref(), state);
+        let upgrade_socket = upgrade::socket(args.places.upgrade_socket.as_deref(), state);
         let upgrade_socket = upgrade_socket.or_else(|| inside("upgrade.sock"));
         let upgrade_socket = upgrade_socket.context("find a place for the upgrade socket")?;
         let mut named = Vec::new();
         if let Some(state) = state.filter(|_| stateless) {
             named.extend(["--state".into(), state.as_os_str().to_owned()]);
         }
-        if args.upgrade_socket.is_none() {
+        if args.places.upgrade_socket.is_none() {
             named.extend(["--upgrade-socket".into(), upgrade_socket.clone().into()]);
         }
         Ok(Self {
