@@ -7,6 +7,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use fender_tests::pki::{Authority, Template};
 use fender_tests::process::{PATIENCE, binary, free_address, output, wait_for_port};
@@ -318,28 +320,73 @@ fn attack_a_request_that_a_consumer_would_not_make_itself_is_refused_with_the_ri
     assert_eq!(served.get("smtp", &token).0, 200);
 }
 
-/// How often is what the units show by a paused clock; here that it is so under a flood.
-#[test]
-fn attack_guessing_without_end_takes_nothing_from_consumers() {
-    let served = Served::new();
-    let _sidecar = served.start();
-    let token = served.token("app");
+/// How many of ten thousand requests, which several callers make as fast as they can, are answered with this; and how long all of them took.
+fn flood(served: &Served, token: &str, answered: u16, beside: impl FnOnce()) -> (u32, Duration) {
+    const CALLERS: u32 = 4;
+    const EACH: u32 = 2500;
+    let count = AtomicU32::new(0);
+    let begun = Instant::now();
     std::thread::scope(|scope| {
-        for _ in 0..4 {
+        for _ in 0..CALLERS {
             scope.spawn(|| {
-                // Ten thousand of them all together.
-                for _ in 0..2500 {
-                    let (status, text) = served.get("smtp", &"0".repeat(64));
+                for _ in 0..EACH {
+                    let (status, text) = served.get("smtp", token);
                     // Nothing at all where every connection was taken for too long.
-                    assert!([401, 429, 0].contains(&status), "{status}");
-                    assert!(!text.contains(CANARY));
+                    assert!([answered, 429, 0].contains(&status), "{status}");
+                    assert_eq!(text.contains(CANARY), status == 200);
+                    count.fetch_add(u32::from(status == answered), Ordering::Relaxed);
                 }
             });
         }
+        beside();
+    });
+    let (count, took) = (count.into_inner(), begun.elapsed());
+    println!(
+        "{} requests in {took:?}: {count} of {answered}",
+        CALLERS * EACH
+    );
+    (count, took)
+}
+
+/// So many at once, and so many in each second: no machine is too slow for fewer.
+fn at_most(each_second: u32, took: Duration) -> u32 {
+    each_second + (f64::from(each_second) * took.as_secs_f64()).ceil() as u32
+}
+
+#[test]
+fn attack_guessing_without_end_takes_nothing_from_consumers() {
+    /// As the guide has it.
+    const STRANGERS: u32 = 20;
+    let served = Served::new();
+    let _sidecar = served.start();
+    let token = served.token("app");
+    let (count, took) = flood(&served, &"0".repeat(64), 401, || {
         for _ in 0..10 {
             assert_eq!(served.get("smtp", &token).0, 200);
         }
     });
+    assert!(
+        (1..=at_most(STRANGERS, took)).contains(&count),
+        "{count} in {took:?}"
+    );
+}
+
+#[test]
+fn attack_a_consumer_that_asks_without_end_is_bounded_and_takes_nothing_from_another() {
+    /// As the guide has it.
+    const CONSUMER: u32 = 100;
+    let served = Served::new();
+    let _sidecar = served.start();
+    let (app, job) = (served.token("app"), served.token("job"));
+    let (count, took) = flood(&served, &app, 200, || {
+        for _ in 0..10 {
+            assert_eq!(served.get("smtp", &job).0, 200);
+        }
+    });
+    assert!(
+        (1..=at_most(CONSUMER, took)).contains(&count),
+        "{count} in {took:?}"
+    );
 }
 
 #[tokio::test]

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fender_tests::pki::{Authority, Template};
-use fender_tests::process::{PATIENCE, binary, chosen, installed, is_ready, output};
+use fender_tests::process::{PATIENCE, binary, chosen};
 use fender_tests::{Process, wait_until};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::Signal;
@@ -18,12 +18,9 @@ use tempfile::TempDir;
 
 use crate::standalone::ORDERS;
 
-/// Who the files belong to, and somebody else.
-const APP: u32 = 4501;
-const STRANGER: u32 = 4502;
-
-const WATCHER: &str = include_str!("../../python/watcher.py");
-const GUIDE: &str = include_str!("../../../docs/guide/credentials-files.md");
+mod changes;
+mod guide;
+mod watched;
 
 /// The files of a set, each with what it holds of generation `n`.
 const FILES: [&str; 5] = ["url.txt", "app.json", ".env", "app.properties", "app.yaml"];
@@ -205,7 +202,10 @@ spec:
 fn twenty_readers_never_see_two_generations_or_a_short_file() {
     const READERS: usize = 20;
     const PLAIN: usize = 2;
-    // The source is looked at twice a second: about a minute.
+    /// So that the other tests have their share of the machine.
+    const PACE: Duration = Duration::from_millis(4);
+    // As long as this, and as many: the source is looked at twice a second.
+    let time = Duration::from_secs(chosen("FENDER_ROTATION_SECONDS", 60) as u64);
     let rotations = chosen("FENDER_ROTATIONS", 100) as u64;
     let quay = Quay::new();
     quay.configure(&quay.set(""));
@@ -215,6 +215,7 @@ fn twenty_readers_never_see_two_generations_or_a_short_file() {
     // What each reader has read to its end, one more than the generation.
     let seen: Vec<_> = (0..READERS).map(|_| AtomicU64::new(0)).collect();
     let (reads, overtaken, plain) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (mut last, mut took) = (0, Duration::ZERO);
     std::thread::scope(|scope| {
         // However this ends, so do they.
         struct Stop<'a>(&'a AtomicBool);
@@ -239,8 +240,7 @@ fn twenty_readers_never_see_two_generations_or_a_short_file() {
                             newest.fetch_max(n, Ordering::Relaxed);
                             seen.store(n + 1, Ordering::Relaxed);
                             reads.fetch_add(1, Ordering::Relaxed);
-                            // So that the other tests have their share of the machine.
-                            std::thread::sleep(Duration::from_millis(1));
+                            std::thread::sleep(PACE);
                         }
                         // A reader that a busy machine has kept for longer than a generation stays finds nothing, and begins again.
                         Err(error) => {
@@ -266,28 +266,31 @@ fn twenty_readers_never_see_two_generations_or_a_short_file() {
                     let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
                     assert_eq!(text, expected(digits.parse().unwrap())[name]);
                     plain.fetch_add(1, Ordering::Relaxed);
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(PACE);
                 }
             });
         }
-        for n in 1..=rotations {
-            quay.rotate(n);
+        let begun = Instant::now();
+        while last < rotations || begun.elapsed() < time {
+            last += 1;
+            quay.rotate(last);
             // Nobody is more than one generation behind when the next one comes, so nobody can be overtaken by many of them.
             wait_until("every reader has the newest generation", PATIENCE, || {
                 sidecar.assert_running();
-                seen.iter().all(|seen| seen.load(Ordering::Relaxed) > n)
+                seen.iter().all(|seen| seen.load(Ordering::Relaxed) > last)
             });
         }
+        took = begun.elapsed();
         drop(ending);
     });
     println!(
-        "{} generations, {} reads of five files by {READERS} readers, {} overtaken, {} plain reads",
+        "{took:?}: {} generations, {} reads of five files by {READERS} readers, {} overtaken, {} plain reads",
         newest.load(Ordering::Relaxed) + 1,
         reads.load(Ordering::Relaxed),
         overtaken.load(Ordering::Relaxed),
         plain.load(Ordering::Relaxed)
     );
-    assert_eq!(newest.load(Ordering::Relaxed), rotations);
+    assert_eq!(newest.load(Ordering::Relaxed), last);
     wait_until("old generations are gone", PATIENCE, || quay.is_tidy());
     sidecar.signal(Signal::TERM);
     sidecar.wait(PATIENCE);
@@ -385,309 +388,4 @@ impl Random {
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
-}
-
-fn as_user(user: u32) -> Command {
-    let mut command = Command::new(installed("setpriv"));
-    command
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
-        .current_dir("/")
-        .args([format!("--reuid={user}"), format!("--regid={user}")])
-        .args(["--clear-groups", "--inh-caps=-all", "--"]);
-    command
-}
-
-/// A process that goes on until its input ends.
-struct Spy(Child);
-
-impl Spy {
-    fn start(allowed: &str, directories: &[&Path]) -> Self {
-        let mut command = as_user(STRANGER);
-        command
-            .arg(installed("python3"))
-            .args(["-c", WATCHER, allowed]);
-        let child = command
-            .args(directories)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut spy = Self(child.unwrap());
-        let mut line = String::new();
-        // Byte by byte, so that the rest is there for the end.
-        let out = spy.0.stdout.as_mut().unwrap();
-        BufReader::with_capacity(1, out)
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "watching\n");
-        spy
-    }
-
-    fn end(mut self) -> String {
-        drop(self.0.stdin.take());
-        let mut told = String::new();
-        self.0
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_to_string(&mut told)
-            .unwrap();
-        told
-    }
-}
-
-impl Drop for Spy {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// DESIGN §9: no file can be read by anybody else at any instant, not while it is made and not while it goes.
-#[test]
-fn attack_another_user_who_watches_every_event_never_reads_a_file() {
-    let rotations = chosen("FENDER_WATCHED_ROTATIONS", 30) as u64;
-    let quay = Quay::new();
-    for (name, mode) in [("single", 0o755), ("set", 0o755)] {
-        fs::create_dir(quay.path(name)).unwrap();
-        fs::set_permissions(quay.path(name), fs::Permissions::from_mode(mode)).unwrap();
-    }
-    let single = quay.path("single/secret");
-    let file = format!(
-        "    - file: {{ path: {}, owner: \"{APP}\", template: \"{{{{ n }}}}\" }}\n",
-        single.display()
-    );
-    let owner = format!("        owner: \"{APP}\"\n");
-    // One that everybody may read, so that the watcher gets as far as the others.
-    let open = "          - { name: open.txt, template: \"{{ n }}\", mode: \"0444\" }\n";
-    quay.configure(&(file + &quay.set(&owner) + open));
-    let spy = Spy::start("open.txt", &[&quay.path("single"), &quay.path("set")]);
-    let mut sidecar = quay.start();
-    for n in 1..=rotations {
-        quay.rotate(n);
-        wait_until("the change is delivered", PATIENCE, || {
-            sidecar.assert_running();
-            generation(&quay.read().unwrap()) == n
-                && fs::read_to_string(&single).unwrap() == format!("u{n}")
-        });
-    }
-    // Whose they are may read them, and so the others are what keeps the watcher out.
-    let mut cat = as_user(APP);
-    let read = cat
-        .arg(installed("cat"))
-        .arg(&single)
-        .arg(quay.path("set/.env"))
-        .output()
-        .unwrap();
-    assert!(read.status.success(), "{read:?}");
-    for name in ["set/.env", "set/app.yaml", "set/..data"] {
-        assert_eq!(fs::metadata(quay.path(name)).unwrap().uid(), APP, "{name}");
-    }
-    sidecar.signal(Signal::TERM);
-    sidecar.wait(PATIENCE);
-    let told = spy.end();
-    println!("{told}");
-    let count = |what: &str| -> u64 {
-        let line = told.lines().find_map(|line| line.strip_prefix(what));
-        line.unwrap().trim().parse().unwrap()
-    };
-    assert!(!told.contains("LEAKED"), "{told}");
-    assert!(
-        count("events") > rotations && count("attempts") > rotations,
-        "{told}"
-    );
-    assert!(
-        count("allowed") > 0,
-        "the watcher could not read what it may: {told}"
-    );
-    assert!(!fs::exists(single).unwrap() && quay.names("set").is_empty());
-}
-
-/// A value that no longer has what the documents want changes nothing, and one that is gone takes the set away.
-#[test]
-fn a_set_stays_through_a_value_that_does_not_fit_and_goes_with_a_withdrawal() {
-    let quay = Quay::new();
-    quay.configure(&quay.set(""));
-    let mut sidecar = quay.start();
-    let socket = quay.path("run/admin.sock");
-    let status = || {
-        output(
-            binary(),
-            &["status", "--sidecar", &socket.to_string_lossy()],
-        )
-        .1
-    };
-    quay.replace(r#"{"n": "hunter2-canary"}"#);
-    wait_until("the credential is outdated", PATIENCE, || {
-        status().contains("the secret has no field `pad`")
-    });
-    assert_eq!(generation(&quay.read().unwrap()), 0);
-    assert!(!status().contains("hunter2") && !sidecar.log().contains("hunter2"));
-    quay.rotate(1);
-    wait_until("the next one is delivered", PATIENCE, || {
-        generation(&quay.read().unwrap()) == 1
-    });
-    fs::remove_file(quay.path("sources/db")).unwrap();
-    wait_until("the set is withdrawn", PATIENCE, || {
-        quay.names("set").is_empty()
-    });
-    assert!(is_ready(&socket));
-    quay.rotate(2);
-    wait_until("it is there again", PATIENCE, || {
-        quay.read().is_ok_and(|files| generation(&files) == 2)
-    });
-    sidecar.assert_running();
-}
-
-#[test]
-fn a_start_that_misses_a_field_ends_with_its_name_and_nothing_is_left() {
-    let quay = Quay::new();
-    quay.configure(&quay.set(""));
-    quay.replace(r#"{"n": "hunter2-canary"}"#);
-    let mut sidecar = quay.begin();
-    let status = sidecar.wait(PATIENCE);
-    let log = sidecar.log();
-    assert_eq!(status.code(), Some(66), "{log}");
-    assert!(
-        log.contains("the secret has no field `pad`") && !log.contains("hunter2"),
-        "{log}"
-    );
-    assert!(!fs::exists(quay.path("set/..data")).unwrap());
-}
-
-/// A successor takes the set over as it is, and the one before leaves it.
-#[test]
-fn an_upgrade_and_an_exit_that_keeps_leave_the_set_where_it_is() {
-    let mut quay = Quay::new();
-    quay.more = "  onExit: keep\n".to_owned();
-    quay.configure(&quay.set(""));
-    let mut one = quay.start();
-    let data = fs::read_link(quay.path("set/..data")).unwrap();
-    let mut command = Command::new(binary());
-    command
-        .args(["sidecar", "--config"])
-        .arg(quay.path("sidecar.yaml"))
-        .arg("--admin-socket")
-        .arg(quay.path("run/admin.sock"))
-        .arg("--upgrade-socket")
-        .arg(quay.path("private/upgrade.sock"))
-        .arg("--take-over")
-        .arg(quay.path("private/upgrade.sock"));
-    let mut two = Process::start("successor", &mut command, &quay.path("log-2"));
-    one.wait(PATIENCE);
-    two.assert_running();
-    assert_eq!(fs::read_link(quay.path("set/..data")).unwrap(), data);
-    quay.rotate(1);
-    wait_until("the successor delivers", PATIENCE, || {
-        generation(&quay.read().unwrap()) == 1
-    });
-    two.signal(Signal::TERM);
-    two.wait(PATIENCE);
-    assert_eq!(generation(&quay.read().unwrap()), 1);
-    assert!(quay.is_tidy(), "{:?}", quay.names("set"));
-    // The next one finds it right, and writes nothing.
-    let data = fs::read_link(quay.path("set/..data")).unwrap();
-    let _three = quay.start();
-    assert_eq!(fs::read_link(quay.path("set/..data")).unwrap(), data);
-}
-
-/// The documents of the guide, with a real secret; its reader in Python; the store by its command.
-#[test]
-fn the_guide_s_set_is_delivered_and_read_as_the_guide_says() {
-    let document = GUIDE
-        .split("```yaml\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
-    let deliver = document.split("  deliver:\n").nth(1).unwrap();
-    let quay = Quay::new();
-    let issued = Authority::new("db.internal").issue(&Template::svid("spiffe://db.internal/db"));
-    issued.write(&quay.path("tls"));
-    let pem = |name: &str| fs::read_to_string(quay.path("tls").join(name)).unwrap();
-    let certificate = pem("certificate.pem");
-    let secret = serde_json::json!({
-        "username": "orders", "password": "p@ss/word", "port": 5432,
-        "certificate": certificate, "ca_chain": [certificate], "private_key": pem("key.pem"),
-    });
-    quay.replace(&secret.to_string());
-    let place = quay.path("credentials");
-    fs::create_dir(&place).unwrap();
-    let own = rustix::process::geteuid().as_raw();
-    let deliver = deliver.replace("/run/credentials", &place.to_string_lossy());
-    quay.configure(&deliver.replace("owner: app", &format!("owner: \"{own}\"")));
-    let _sidecar = quay.start();
-
-    let reader = GUIDE
-        .split("```python\n")
-        .nth(1)
-        .unwrap()
-        .split("```")
-        .next()
-        .unwrap();
-    let script = format!(
-        "{reader}\nimport json, sys\nfiles = read_set(sys.argv[1], sys.argv[2:])\nprint(json.dumps({{n: t.decode('latin-1') for n, t in files.items()}}))"
-    );
-    let directory = place.join("db");
-    let names = [
-        "url.txt",
-        "app.json",
-        ".env",
-        "app.properties",
-        "app.yaml",
-        "tls.pem",
-    ];
-    let mut python = Command::new(installed("python3"));
-    let read = python
-        .args(["-c", &script])
-        .arg(&directory)
-        .args(names)
-        .output()
-        .unwrap();
-    assert!(read.status.success(), "{read:?}");
-    let read: serde_json::Value = serde_json::from_slice(&read.stdout).unwrap();
-    for (name, text) in [
-        (
-            "url.txt",
-            "postgres://orders:p%40ss%2Fword@db.internal/orders",
-        ),
-        (
-            "app.json",
-            "{\"username\": \"orders\", \"password\": \"p@ss/word\", \"port\": 5432}\n",
-        ),
-        (".env", "username=orders\npassword=p@ss/word\nport=5432\n"),
-        (
-            "app.properties",
-            "username=orders\npassword=p@ss/word\nport=5432\n",
-        ),
-        (
-            "app.yaml",
-            "\"username\": \"orders\"\n\"password\": \"p@ss/word\"\n\"port\": 5432\n",
-        ),
-    ] {
-        assert_eq!(read[name], text, "{name}");
-    }
-    assert_eq!(
-        read["tls.pem"]
-            .as_str()
-            .unwrap()
-            .matches("-----BEGIN")
-            .count(),
-        3
-    );
-    let pgpass = fs::read_to_string(place.join("pgpass")).unwrap();
-    assert_eq!(pgpass, "db.internal:5432:orders:orders:p@ss/word\n");
-
-    let command = GUIDE
-        .split("$ openssl ")
-        .nth(1)
-        .unwrap()
-        .lines()
-        .next()
-        .unwrap();
-    let command = command.replace("/run/credentials", &place.to_string_lossy());
-    let arguments: Vec<_> = command.split(' ').collect();
-    let (code, out, err) = output(installed("openssl"), &arguments);
-    assert!(code == 0 && out.contains("friendlyName: db"), "{out}{err}");
 }

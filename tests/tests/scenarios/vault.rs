@@ -245,9 +245,17 @@ fn a_vault_that_flaps_hangs_or_is_slow_leaves_the_file_as_it_is() {
     vault.mend();
     world.wait_for("smtp", Some("canary-2"));
 
+    // So slow that nobody waits for it: an outage, of both.
+    vault.take_time(Duration::from_secs(30));
+    write("shop/smtp", "canary-3");
+    let second = inode();
+    for name in ["smtp", "other"] {
+        world.wait_until_outdated(name);
+        assert_eq!(world.delivered(name).as_deref(), Some("canary-2"));
+    }
+    assert_eq!(inode(), second);
     // Slow, and not too slow.
     vault.take_time(Duration::from_secs(3));
-    write("shop/smtp", "canary-3");
     world.wait_for("smtp", Some("canary-3"));
     sidecar.assert_running();
     world.assert_nothing_is_shown();
