@@ -52,6 +52,7 @@ mod limits;
 mod masking;
 mod notify;
 mod offline_root;
+mod pages;
 mod paths;
 mod plugins;
 mod protocols;
