@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::control_loss::one_service;
-use crate::init::alone;
+use crate::deliverers::alone;
 
 /// In every value; nothing that Fender writes may hold it, but the file that it is delivered to.
 const CANARY: &str = "canary-e3b7c1d2-cached-value";
@@ -250,7 +250,7 @@ fn a_no_is_believed_and_what_is_kept_goes_with_it() {
     world.vault.deny("secret/data/shop/smtp", false);
     assert_eq!(world.run("init", &[]).0, 0);
     assert_eq!(world.kept().len(), 1);
-    crate::init::write_alone(world.directory.path(), &[]);
+    crate::deliverers::write_alone(world.directory.path(), &[]);
     assert_eq!(world.run("init", &[]).0, 0);
     assert_eq!(world.kept().len(), 0);
 }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fender_tests::docker::Engine;
@@ -12,46 +12,10 @@ use fender_tests::{Mesh, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::control_loss::one_service;
+use crate::deliverers::{alone, by_control, file, replace, write_alone};
 
 /// The value; nothing that Fender writes may hold it, but the file.
 const CANARY: &str = "canary-5b0e9a47-init";
-
-/// A directory with a Sidecar that has no identity and these credentials, each as `NAME: spec`.
-pub(crate) fn alone(credentials: &[(&str, String)]) -> (TempDir, PathBuf) {
-    let directory = tempfile::tempdir().unwrap();
-    fs::create_dir(directory.path().join("out")).unwrap();
-    let config = directory.path().join("sidecar.yaml");
-    write_alone(directory.path(), credentials);
-    (directory, config)
-}
-
-/// `DIR` in a specification is the directory.
-pub(crate) fn write_alone(directory: &Path, credentials: &[(&str, String)]) {
-    let names: Vec<_> = credentials.iter().map(|(name, _)| *name).collect();
-    let mut text = format!(
-        "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ {} ] }}\n",
-        names.join(", ")
-    );
-    for (name, spec) in credentials {
-        let spec = spec.replace("DIR", directory.to_str().unwrap());
-        text += &format!(
-            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: {name} }}\nspec: {{ {spec} }}\n"
-        );
-    }
-    let fresh = directory.join("sidecar.fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(fresh, directory.join("sidecar.yaml")).unwrap();
-}
-
-/// From `DIR/NAME` to `DIR/out/NAME`.
-pub(crate) fn file(name: &str) -> (&str, String) {
-    let spec = format!(
-        "source: {{ file: {{ path: \"DIR/{name}\" }} }}, maxStale: 1s, \
-         deliver: [ {{ file: {{ path: \"DIR/out/{name}\", mode: \"0440\", storage: disk }} }} ]"
-    );
-    (name, spec)
-}
 
 fn init(config: &Path, more: &[&str]) -> (i32, String) {
     let output = Command::new(binary())
@@ -151,20 +115,7 @@ fn what_needs_a_process_that_stays_is_not_delivered_and_that_is_said() {
 
 #[test]
 fn a_control_plane_says_what_and_where_and_this_machine_where_it_may() {
-    let mesh = Mesh::start(&one_service("1h", free_address(), free_address()));
-    fs::write(mesh.path("source"), CANARY).unwrap();
-    fs::create_dir(mesh.path("out")).unwrap();
-    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml")).unwrap();
-    let listed = "  dnsNames: [ localhost ]\n  credentials: [ smtp ]\n";
-    let documents = documents.replace("  dnsNames: [ localhost ]\n", listed)
-        + &format!(
-            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
-             source: {{ file: {{ path: \"{0}/source\", via: control }} }}\n  \
-             deliver: [ {{ file: {{ path: \"{0}/out/smtp\", storage: disk }} }} ]\n",
-            mesh.directory.path().display()
-        );
-    let (code, out, err) = mesh.apply(&documents);
-    assert_eq!(code, 0, "{out}{err}");
+    let mesh = by_control(free_address(), CANARY);
     let init = |more: &[&str]| {
         let mut command = mesh.command();
         command.env_remove("FENDER_ADMIN").arg("init").args(more);
@@ -196,20 +147,7 @@ fn known(mesh: &Mesh) -> Value {
 /// Who is gone is known by what it left, whether that is still the newest, and until somebody takes its place.
 #[test]
 fn what_an_init_container_delivered_is_known_when_it_has_ended() {
-    let mesh = Mesh::start(&one_service("1h", free_address(), free_address()));
-    fs::write(mesh.path("source"), CANARY).unwrap();
-    fs::create_dir(mesh.path("out")).unwrap();
-    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml")).unwrap();
-    let listed = "  dnsNames: [ localhost ]\n  credentials: [ smtp ]\n";
-    let documents = documents.replace("  dnsNames: [ localhost ]\n", listed)
-        + &format!(
-            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
-             source: {{ file: {{ path: \"{0}/source\", via: control }} }}\n  \
-             deliver: [ {{ file: {{ path: \"{0}/out/smtp\", storage: disk }} }} ]\n",
-            mesh.directory.path().display()
-        );
-    let (code, out, err) = mesh.apply(&documents);
-    assert_eq!(code, 0, "{out}{err}");
+    let mesh = by_control(free_address(), CANARY);
     let init = |state: &Path, token: Option<&Path>| {
         let mut command = mesh.command();
         command
@@ -247,8 +185,7 @@ fn what_an_init_container_delivered_is_known_when_it_has_ended() {
     let generation = left["generation"].clone();
 
     // Another value: what lies there is an old one, which nobody but the control plane can know.
-    fs::write(mesh.path("source.new"), "another").unwrap();
-    fs::rename(mesh.path("source.new"), mesh.path("source")).unwrap();
+    replace(&mesh.path("source"), "another");
     wait_until("what lies there is old", PATIENCE, || {
         let all = known(&mesh);
         assert_eq!(all["holders"][0]["generation"], generation);

@@ -30,6 +30,7 @@ mod control_loss;
 mod credentials;
 mod credentials_url;
 mod credentials_url_socket;
+mod deliverers;
 mod demo;
 mod descriptors;
 mod docker_secrets;

@@ -7,20 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fender_tests::process::{PATIENCE, Process, binary, free_address, installed, is_ready, output};
-use fender_tests::{Mesh, wait_until};
+use fender_tests::wait_until;
 use rustix::process::Signal;
 
-use crate::control_loss::one_service;
-use crate::init::{alone, file, write_alone};
+use crate::deliverers::{alone, by_control, file, replace, write_alone};
 
 /// The value; nothing that Fender writes may hold it, but the file.
 const CANARY: &str = "canary-77a1d3c0-watch";
-
-fn replace(path: &Path, text: &str) {
-    let fresh = path.with_extension("fresh");
-    fs::write(&fresh, text).unwrap();
-    fs::rename(fresh, path).unwrap();
-}
 
 /// One that keeps what `alone` has made, and its admin socket.
 fn start(what: &str, config: &Path) -> (Process, PathBuf) {
@@ -184,20 +177,7 @@ fn ports_without_an_identity_are_refused_with_their_place_in_the_file() {
 #[test]
 fn watch_from_a_control_plane_opens_no_port_and_reports_what_it_delivered() {
     let listen = free_address();
-    let mesh = Mesh::start(&one_service("1h", listen, free_address()));
-    replace(&mesh.path("source"), CANARY);
-    fs::create_dir(mesh.path("out")).unwrap();
-    let documents = fs::read_to_string(mesh.path("documents/mesh.yaml")).unwrap();
-    let listed = "  dnsNames: [ localhost ]\n  credentials: [ smtp ]\n";
-    let documents = documents.replace("  dnsNames: [ localhost ]\n", listed)
-        + &format!(
-            "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
-             source: {{ file: {{ path: \"{0}/source\", via: control }} }}\n  \
-             deliver: [ {{ file: {{ path: \"{0}/out/smtp\", storage: disk }} }} ]\n",
-            mesh.directory.path().display()
-        );
-    let (code, out, err) = mesh.apply(&documents);
-    assert_eq!(code, 0, "{out}{err}");
+    let mesh = by_control(listen, CANARY);
     let token = mesh.token("shop/orders", "5m");
     let mut command = mesh.command();
     command

@@ -8,6 +8,7 @@
 mod attest;
 mod aws;
 mod certificates;
+mod credentials;
 mod kubernetes;
 mod limits;
 mod right;
