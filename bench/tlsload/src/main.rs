@@ -23,8 +23,8 @@ usage: tlsload MODE [--key value]...
 
 load modes (common: --addr HOST:PORT [--plain] [--cert F --key F] [--conns N]
             [--warmup S] [--duration S | --count N] [--kx x25519|p256|mlkem] [--sni NAME])
-  h1         keep-alive HTTP/1.1  [--path P] [--header 'K: V']... [--rate R]
-  h2         HTTP/2               [--streams N] and as h1
+  h1         keep-alive HTTP/1.1  [--path P] [--header 'K: V']... [--rate R] [--upload BYTES]
+  h2         HTTP/2               [--streams N] and as h1, without --rate
   hbone      HTTP/1.1 inside HTTP/2 CONNECT tunnels  --target HOST:PORT
   handshake  full TLS 1.3 handshakes  [--resume] [--request] [--alpn P|--no-alpn]
   stream     raw bytes through the proxy  --dir down|up
@@ -35,7 +35,7 @@ load modes (common: --addr HOST:PORT [--plain] [--cert F --key F] [--conns N]
 
 other
   limits     rustls in memory, no sockets  --pki DIR [--seconds S] [--kx ...]
-  bare       a server of rustls and blocking sockets  --tls A:P --mtls A:P --pki DIR
+  bare       a server of rustls and epoll  --tls A:P --mtls A:P --pki DIR
   backend    --http A:P  [--https A:P --cert F --key F --ca F]
 ";
 

@@ -103,7 +103,11 @@ fn panel(results: &Results, work: &Work, heading: &'static str) -> Option<Panel>
             Some(Bar {
                 name: subject.title.clone(),
                 own: subject.name == REFERENCE,
-                multiple: results.ratio(work.name, figure.key, &subject.name, REFERENCE)?,
+                multiple: results.ratio(
+                    figure.key,
+                    (work.name, &subject.name),
+                    (work.name, REFERENCE),
+                )?,
                 value: format!("{} {unit}", number(value)),
             })
         })

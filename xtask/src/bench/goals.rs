@@ -10,7 +10,30 @@ pub(super) struct Goal {
     pub(super) bound: Bound,
     /// Not a promise: what to reach for beyond it.
     pub(super) reach: bool,
+    pub(super) floor: Option<Floor>,
 }
+
+/// Who does only what nobody can do without, measured in the same rounds: it tells how much of the way to a bound there is.
+#[derive(Clone, Copy)]
+pub(super) struct Floor {
+    pub(super) about: &'static str,
+    work: &'static str,
+    subject: &'static str,
+}
+
+/// Handshakes by rustls and nothing else, for whoever has its TLS from there.
+const RUSTLS: Floor = Floor {
+    about: "rustls and epoll alone",
+    work: "",
+    subject: "bare",
+};
+
+/// A process between the two ends, and two more wakings: what the latency of any proxy has in it.
+const HOP: Floor = Floor {
+    about: "nginx relaying bytes without TLS",
+    work: "relay_rate",
+    subject: "nginx",
+};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Bound {
@@ -40,7 +63,20 @@ const fn goal(about: &'static str, work: &'static str, figure: &'static str, bou
         figure,
         bound,
         reach: false,
+        floor: None,
     }
+}
+
+const fn beside(mut goal: Goal, floor: Floor) -> Goal {
+    goal.floor = Some(Floor {
+        work: if floor.work.is_empty() {
+            goal.work
+        } else {
+            floor.work
+        },
+        ..floor
+    });
+    goal
 }
 
 const fn reach(mut goal: Goal) -> Goal {
@@ -79,23 +115,32 @@ pub(super) const GOALS: &[Goal] = &[
         "cpu_us",
         Bound::AtMost(0.9, "haproxy"),
     ),
-    goal(
-        "full TLS 1.3 handshake, CPU",
-        "hs_tls",
-        "cpu_us",
-        Bound::AtMost(0.75, "pingora"),
+    beside(
+        goal(
+            "full TLS 1.3 handshake, CPU",
+            "hs_tls",
+            "cpu_us",
+            Bound::AtMost(0.75, "pingora"),
+        ),
+        RUSTLS,
     ),
-    goal(
-        "full mTLS handshake, CPU",
-        "hs_mtls",
-        "cpu_us",
-        Bound::AtMost(0.85, "pingora"),
+    beside(
+        goal(
+            "full mTLS handshake, CPU",
+            "hs_mtls",
+            "cpu_us",
+            Bound::AtMost(0.85, "pingora"),
+        ),
+        RUSTLS,
     ),
-    goal(
-        "resumed handshake, CPU",
-        "hs_resume",
-        "cpu_us",
-        Bound::AtMost(0.7, "pingora"),
+    beside(
+        goal(
+            "resumed handshake, CPU",
+            "hs_resume",
+            "cpu_us",
+            Bound::AtMost(0.7, "pingora"),
+        ),
+        RUSTLS,
     ),
     goal(
         "answers of 1 MB, bytes per CPU second",
@@ -133,11 +178,14 @@ pub(super) const GOALS: &[Goal] = &[
         "ms",
         Bound::AtMost(1.0, "nginx"),
     ),
-    goal(
-        "p50 at 3,000 requests/s",
-        "h1_rate",
-        "p50_us",
-        Bound::AtMost(0.8, "nginx"),
+    beside(
+        goal(
+            "p50 at 3,000 requests/s",
+            "h1_rate",
+            "p50_us",
+            Bound::AtMost(0.8, "nginx"),
+        ),
+        HOP,
     ),
     goal(
         "p99 at 3,000 requests/s",
@@ -149,10 +197,20 @@ pub(super) const GOALS: &[Goal] = &[
 ];
 
 impl Goal {
+    /// The floor as a ratio to the peer that the goal is bound to.
+    pub(super) fn floor(&self, results: &Results) -> Option<(&'static str, f64)> {
+        let floor = self.floor?;
+        let (Bound::AtMost(_, peer) | Bound::AtLeast(_, peer)) = self.bound else {
+            return None;
+        };
+        let ratio = results.ratio(self.figure, (floor.work, floor.subject), (self.work, peer))?;
+        Some((floor.about, ratio))
+    }
+
     pub(super) fn outcome(&self, results: &Results) -> Outcome {
         let value = match self.bound {
             Bound::AtMost(_, peer) | Bound::AtLeast(_, peer) => {
-                results.ratio(self.work, self.figure, "fender", peer)
+                results.ratio(self.figure, (self.work, "fender"), (self.work, peer))
             }
             Bound::Below(..) => median(results.values(self.work, self.figure, "fender")),
         };
@@ -196,7 +254,21 @@ mod tests {
                 goal.work,
                 goal.figure
             );
+            let floor = goal.floor.map(|floor| floor.work);
+            assert!(floor.is_none_or(|work| Work::of(work).is_some()));
         }
+    }
+
+    #[test]
+    fn a_floor_is_a_ratio_to_the_same_peer() {
+        let results = results(&[
+            ("hs_tls", "fender", &[95.0, 190.0]),
+            ("hs_tls", "bare", &[80.0, 160.0]),
+            ("hs_tls", "pingora", &[100.0, 200.0]),
+        ]);
+        let goal = GOALS.iter().find(|goal| goal.work == "hs_tls").unwrap();
+        let (_, floor) = goal.floor(&results).unwrap();
+        assert!((floor - 0.8).abs() < 1e-9);
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn quiet(results: &Results) -> String {
 }
 
 pub(super) fn goals(results: &Results) -> Result<String> {
-    let mut page = String::from("| work | goal | measured | |\n|---|---|--:|---|\n");
+    let mut page = String::from("| work | goal | measured | | floor |\n|---|---|--:|---|---|\n");
     for goal in GOALS {
         let (measured, verdict) = match goal.outcome(results) {
             Outcome::NotMeasured => ("–".to_owned(), not_measured(goal, results)),
@@ -96,9 +96,14 @@ pub(super) fn goals(results: &Results) -> Result<String> {
         };
         let reach = if goal.reach { "reach for " } else { "" };
         let bound = bound(goal, results);
+        let floor = goal
+            .floor(results)
+            .map_or_else(String::new, |(about, ratio)| {
+                format!("{} ×: {about}", number(ratio))
+            });
         writeln!(
             page,
-            "| {} | {reach}{bound} | {measured} | {verdict} |",
+            "| {} | {reach}{bound} | {measured} | {verdict} | {floor} |",
             goal.about
         )?;
     }
@@ -205,7 +210,7 @@ fn table(page: &mut String, work: &Work, results: &Results) -> Result<()> {
             let value = middle(name, figure.key);
             write!(page, " {} |", value.map_or("–".to_owned(), number))?;
         }
-        let ratio = results.ratio(work.name, compared.key, name, REFERENCE);
+        let ratio = results.ratio(compared.key, (work.name, name), (work.name, REFERENCE));
         let samples = results.values(work.name, compared.key, name).len();
         let ratio = if name == REFERENCE {
             "1".to_owned()
@@ -335,7 +340,7 @@ mod tests {
     fn a_goal_says_why_it_has_no_figure() {
         let page = goals(&results(&[("h1_mtls", "fender", &[20.0])])).unwrap();
         assert!(
-            page.contains("≤ 0.9 × HAProxy | – | HAProxy was not measured |"),
+            page.contains("≤ 0.9 × HAProxy | – | HAProxy was not measured |  |"),
             "{page}"
         );
     }

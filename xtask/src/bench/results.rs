@@ -136,11 +136,16 @@ impl Results {
         samples.filter_map(|sample| sample.figure(figure)).collect()
     }
 
-    /// The median of the ratios within rounds, so that what disturbed a round weighs on both alike.
-    pub(super) fn ratio(&self, work: &str, figure: &str, one: &str, other: &str) -> Option<f64> {
-        let ratios = self.of(work, one).filter_map(|sample| {
+    /// The median of the ratios within rounds, so that what disturbed a round weighs on both alike. Each is a test and a subject.
+    pub(super) fn ratio(
+        &self,
+        figure: &str,
+        one: (&str, &str),
+        other: (&str, &str),
+    ) -> Option<f64> {
+        let ratios = self.of(one.0, one.1).filter_map(|sample| {
             let beside = self
-                .of(work, other)
+                .of(other.0, other.1)
                 .find(|beside| beside.round == sample.round)?;
             let (own, theirs) = (sample.figure(figure)?, beside.figure(figure)?);
             (theirs != 0.0).then(|| own / theirs)
@@ -227,9 +232,12 @@ pub(super) mod tests {
             ("h1_mtls", "nginx", &[20.0]),
         ]);
         assert_eq!(
-            results.ratio("h1_mtls", "cpu_us", "fender", "nginx"),
+            results.ratio("cpu_us", ("h1_mtls", "fender"), ("h1_mtls", "nginx")),
             Some(0.5)
         );
-        assert_eq!(results.ratio("h1_mtls", "cpu_us", "fender", "envoy"), None);
+        assert_eq!(
+            results.ratio("cpu_us", ("h1_mtls", "fender"), ("h1_mtls", "envoy")),
+            None
+        );
     }
 }

@@ -196,7 +196,7 @@ pub(super) const SPECS: &[Spec] = &[
         modules: &[],
         version: &[],
         access_log: None,
-        observed_by: "nothing: rustls on blocking sockets, no proxy (`bench/tlsload`)",
+        observed_by: "nothing: rustls and epoll, no proxy (`bench/tlsload`)",
     },
     Spec {
         name: "stunnel",
