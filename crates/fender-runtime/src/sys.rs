@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::FdFlags;
@@ -86,7 +87,38 @@ pub fn forbid_inspection() -> io::Result<()> {
     )?)
 }
 
-/// The same, with core files forbidden to everything it starts as well.
+/// Forbids core files of this process; what it starts by way of [`allow_core_files`] may have them as far as this process could. To be called
+/// once.
+pub fn forbid_core_files() -> io::Result<()> {
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Core);
+    // A second call would find what the first has set.
+    let _ = CORE_FILES.set(current);
+    let none = Rlimit {
+        current: Some(0),
+        maximum,
+    };
+    Ok(rustix::process::setrlimit(Resource::Core, none)?)
+}
+
+/// Lets a program that is not Fender's leave core files, if it could before [`forbid_core_files`].
+pub fn allow_core_files(command: &mut Command) {
+    let Some(current) = CORE_FILES.get().copied() else {
+        return;
+    };
+    let allow = move || {
+        let Rlimit { maximum, .. } = rustix::process::getrlimit(Resource::Core);
+        let limit = Rlimit { current, maximum };
+        Ok(rustix::process::setrlimit(Resource::Core, limit)?)
+    };
+    // SAFETY: the closure runs between fork and exec, or before an exec without a fork; it makes two system calls, and neither allocates nor
+    // locks.
+    unsafe { command.pre_exec(allow) };
+}
+
+/// How large a core file of this process might have become; no limit if it is none.
+static CORE_FILES: OnceLock<Option<u64>> = OnceLock::new();
+
+/// The same as [`forbid_inspection`], with core files forbidden to everything it starts as well.
 pub fn harden_process() -> io::Result<()> {
     forbid_inspection()?;
     let none = Rlimit {

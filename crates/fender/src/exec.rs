@@ -19,6 +19,7 @@ use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
+use fender_runtime::sys;
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::source::Tenure;
@@ -65,11 +66,10 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
         return Err(Failure::usage("no command to run"));
     };
     // Returns only if the command could not be started; every descriptor of ours closes by itself.
-    let error = std::process::Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .envs(environment)
-        .exec();
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).env_clear().envs(environment);
+    sys::allow_core_files(&mut command);
+    let error = command.exec();
     let missing = error.kind() == std::io::ErrorKind::NotFound;
     let exit = Exit::App(if missing { 127 } else { 126 });
     Err(Failure::new(

@@ -82,6 +82,7 @@ fn run(cli: Cli) -> Outcome {
     }
     // Secrets pass through this memory: no other process of this user is to read it.
     sys::forbid_inspection().map_err(Failure::unavailable)?;
+    sys::forbid_core_files().map_err(Failure::unavailable)?;
     if rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err()

@@ -297,6 +297,34 @@ fn attack_who_does_not_read_standard_error_keeps_no_lease_from_being_given_back_
     drop(reader);
 }
 
+/// A command may leave core files as it could without Fender; Fender, which holds its secrets, may not.
+#[test]
+fn a_command_has_the_limit_of_core_files_that_fender_was_started_with_and_fender_has_none() {
+    let job = Job::new("");
+    let script = "ulimit -S -c; ulimit -H -c; grep 'core file' /proc/$PPID/limits";
+    let limits = |supervise: bool| {
+        let fender = job.command(&[], script);
+        let words = fender
+            .get_args()
+            .filter(|word| supervise || *word != "--supervise");
+        let mut shell = Command::new("/bin/sh");
+        shell
+            .args(["-c", "ulimit -H -c 99; ulimit -S -c 77; exec \"$0\" \"$@\""])
+            .arg(fender.get_program())
+            .args(words)
+            .current_dir(job.0.path());
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let supervised = limits(true);
+    assert!(supervised.starts_with("77\n99\n"), "{supervised}");
+    let fenders = supervised.lines().last().unwrap().split_whitespace();
+    let fenders: Vec<_> = fenders.skip(4).take(2).collect();
+    assert_eq!(fenders, ["0", "50688"], "{supervised}");
+    assert!(limits(false).starts_with("77\n99\n"));
+}
+
 /// In what it inherits, and in what `/proc` shows of the parent to somebody of the same user.
 #[test]
 fn attack_a_supervised_command_looks_for_what_is_fenders_and_finds_nothing() {

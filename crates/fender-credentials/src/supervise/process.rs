@@ -43,6 +43,7 @@ pub(super) fn start(
             .envs(environment.iter().map(|(name, value)| (name, value)));
     }
     sys::default_signals(&mut command, ignored);
+    sys::allow_core_files(&mut command);
     sys::pass_descriptors(&mut command, program.descriptors);
     // The handle is dropped: whoever waits for any child waits for this one too.
     let child = command.spawn()?;

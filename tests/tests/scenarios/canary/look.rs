@@ -177,22 +177,32 @@ spec:
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         if line.starts_with(b"/bin/sleep") {
             application = Pid::from_raw(pid as i32);
+            assert_eq!(core_limit(pid), ["unlimited", "unlimited"]);
             continue;
         }
         of_fender += 1;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         assert_eq!(looked_into(pid), "", "{line}");
-        // The supervisor, which holds no secret, leaves its application the core files that it may have.
-        if pid != sidecar.pid() {
-            assert_eq!(core_limit(pid), ["0", "0"], "{line}");
-        }
+        // The supervisor could take it back, and does, for its application.
+        let hard = if pid == sidecar.pid() {
+            "unlimited"
+        } else {
+            "0"
+        };
+        assert_eq!(core_limit(pid), ["0", hard], "{line}");
     }
     assert_eq!(
         of_fender, 4,
         "supervisor, proxy and the two of the helper were looked at"
     );
 
-    // The proxy would be started again, so it is the supervisor that dies, the one with a limit that allows core files.
+    // The proxy would be started again, so it is the supervisor that dies: even where somebody has given it a limit that allows core files.
+    let mut command = as_user(&installed("prlimit"));
+    let supervisor = sidecar.pid().to_string();
+    let ended = command
+        .args(["--core=unlimited", "--pid", &supervisor])
+        .status();
+    assert!(ended.unwrap().success());
     assert_eq!(core_limit(sidecar.pid()), ["unlimited", "unlimited"]);
     // Rust's own handler lets the first one pass, for the instruction to be tried again.
     wait_until("the supervisor dies", PATIENCE, || {
