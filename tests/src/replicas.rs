@@ -66,7 +66,9 @@ impl Replicas {
             .prefix("fender-test-")
             .tempdir()
             .expect("make a temporary directory");
-        fs::create_dir(directory.path().join("logs")).expect("make the logs' directory");
+        for own in ["logs", "sources"] {
+            fs::create_dir(directory.path().join(own)).expect("make a directory");
+        }
         let key = directory.path().join("sealing");
         fs::write(&key, [7; 32]).expect("write the sealing key");
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("keep it private");
@@ -155,6 +157,8 @@ spec:
             .arg(self.path("admin"))
             .arg("--sealing-key-file")
             .arg(self.path("sealing"))
+            .arg("--allow-dir")
+            .arg(self.path("sources"))
             .args(["--listen", &host.at(CONTROL).to_string()])
             .args(["--replica-url", &url])
             .args(["--store", &self.server.url("fender")])

@@ -59,18 +59,23 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Forgets what ended processes left, where it is time or the documents in force say otherwise.
+    /// Forgets what ended processes left, where it is time or the documents in force say otherwise. Judged without anybody waiting
+    /// for it.
     pub(crate) fn forget_ended(&self) {
-        self.registry.forget_ended(|workload, name| {
-            let snapshot = self.library.snapshot(workload)?;
-            let mut listed = snapshot.credentials.iter();
-            let listed = listed.find(|spec| spec.name.to_string() == name)?;
-            Some(credentials::authorized(
-                &self.library,
-                workload,
-                &listed.name,
-            ))
+        let judged = self.registry.ended_to_judge();
+        let listed = judged.left.iter().map(|(workload, left)| {
+            let snapshot = self.library.snapshot(workload);
+            let all = snapshot.iter().flat_map(|snapshot| &snapshot.credentials);
+            let named = all.map(|spec| (spec.name.to_string(), &spec.name));
+            let listed = named.filter(|(text, _)| left.contains(text));
+            let listed = listed.map(|(text, name)| {
+                let origin = credentials::authorized(&self.library, workload, name);
+                let asked = origin.and_then(|origin| self.sources.watched(name, &origin));
+                (text, asked)
+            });
+            (workload.clone(), listed.collect())
         });
+        self.registry.ended_judged(&judged, &listed.collect());
     }
 
     /// How old sidecars may be, as the documents have it. Those who stay connected hear of a change.

@@ -125,10 +125,15 @@ impl Sources {
         self.shared(Asked::of(name, origin))
     }
 
+    /// The watch of this credential, if anybody has it.
+    pub(crate) fn watched(&self, name: &ObjectName, origin: &Origin) -> Option<Watched> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.get(&Asked::of(name, origin))?.upgrade()
+    }
+
     /// Which generation whoever watches this credential is given at this moment; none if nobody does.
     pub(crate) fn known(&self, name: &ObjectName, origin: &Origin) -> Option<Generation> {
-        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let states = watched.get(&Asked::of(name, origin))?.upgrade()?;
+        let states = self.watched(name, origin)?;
         let state = states.borrow();
         state.value().map(|fetched| fetched.generation.clone())
     }

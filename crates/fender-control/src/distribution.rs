@@ -32,10 +32,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::callers::{self, Caller};
 use crate::control::Control;
-use crate::credentials;
+use crate::credentials::{self, Watched};
 use crate::decisions::Taken;
 use crate::limit::Bucket;
-use crate::registry::{Connected, Followed, Introduction, Place, Refusal};
+use crate::registry::{Connected, Introduction, Place, Refusal};
 use crate::telemetry::{About, Answer};
 use crate::time::later;
 use crate::trust::Announced;
@@ -406,7 +406,7 @@ impl Subscription {
 
 impl Subscription {
     /// What goes on being asked for credentials that are left, so that it is known whether there is a newer generation.
-    fn followed(&self, left: Vec<String>) -> BTreeMap<String, Followed> {
+    fn followed(&self, left: Vec<String>) -> BTreeMap<String, Watched> {
         let Control {
             library, sources, ..
         } = &*self.control;
@@ -414,8 +414,8 @@ impl Subscription {
             let name = text.parse::<ObjectName>().ok()?;
             let origin = credentials::authorized(library, &self.caller.workload, &name)?;
             // What is lent would be kept for nobody, and a program run for nobody.
-            let _watched = credentials::lasts(&origin).then(|| sources.watch(&name, &origin))?;
-            Some((text, Followed { origin, _watched }))
+            let watched = credentials::lasts(&origin).then(|| sources.watch(&name, &origin))?;
+            Some((text, watched))
         });
         followed.collect()
     }

@@ -1,7 +1,9 @@
 //! What replicas ask each other: who is connected to which. Everything else they know from the database.
 //!
 //! Only the control plane itself is answered, and only its own bundle says who that is. Whoever does not answer in time
-//! is named: a status that leaves somebody out says so.
+//! is named, and so is who has more to tell than fits: a status that leaves somebody out says so.
+
+mod answer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -20,11 +22,11 @@ use fender_identity::tls::{self, TlsProfile};
 use fender_identity::{SpiffeId, WorkloadName};
 use fender_runtime::clock::TlsClock;
 use fender_runtime::deadline::Deadline;
-use prost::Message as _;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use self::answer::{Heard, messages};
 use crate::callers;
 use crate::control::Control;
 use crate::credentials;
@@ -34,14 +36,10 @@ use crate::time::{earlier, seconds};
 
 /// How long another replica may take to tell all of it.
 const ANSWER: Duration = Duration::from_secs(3);
-/// What one may tell, all messages together.
-const MAX_ANSWER: usize = 8 * 1024 * 1024;
 /// How many are asked; a registry with more has rows of replicas that are gone.
 const MAX_REPLICAS: usize = 32;
 /// Workloads asked about at once, at most: a page of the status.
 pub(crate) const MAX_WORKLOADS: usize = 1000;
-/// Sidecars in one message.
-const TOLD_AT_ONCE: usize = 64;
 
 /// Answers the other replicas.
 pub(crate) struct PeersService(pub(crate) Arc<Control>);
@@ -62,26 +60,17 @@ impl Replicas for PeersService {
             workloads,
             credentials,
         } = request.into_inner();
-        let asked: BTreeSet<String> = workloads.into_iter().collect();
-        if asked.len() > MAX_WORKLOADS {
+        if workloads.len() > MAX_WORKLOADS {
             return Err(Code::BadRequest.status("too many workloads are asked about at once"));
         }
+        // What is no name is nobody's.
+        let asked = workloads.iter().filter_map(|name| name.parse().ok());
+        let asked: BTreeSet<WorkloadName> = asked.collect();
         let connected = control.connected_here(
-            |name| asked.contains(&name.to_string()),
+            |name| asked.contains(name),
             &credentials.into_iter().collect(),
         );
-        let messages = connected.into_iter().flat_map(|(workload, sidecars)| {
-            let told: Vec<_> = sidecars
-                .chunks(TOLD_AT_ONCE)
-                .map(|some| {
-                    Ok(ConnectedSidecars {
-                        workload: workload.to_string(),
-                        sidecars: some.to_vec(),
-                    })
-                })
-                .collect();
-            told
-        });
+        let messages = messages(connected).into_iter().map(Ok);
         Ok(Response::new(Box::pin(tokio_stream::iter(
             messages.collect::<Vec<_>>(),
         ))))
@@ -93,8 +82,6 @@ pub(crate) struct Everywhere {
     pub(crate) sidecars: BTreeMap<WorkloadName, Vec<SidecarStatus>>,
     pub(crate) replicas: Vec<ReplicaStatus>,
 }
-
-type Told = Vec<(WorkloadName, Vec<SidecarStatus>)>;
 
 impl Control {
     /// Of the workloads that are asked for, here; with all that is known of these credentials.
@@ -172,7 +159,13 @@ impl Control {
                 continue;
             };
             match answer {
-                Ok(told) => all.add(name.as_str(), told.into_iter()),
+                Ok(Heard { told, untold, .. }) => {
+                    all.add(name.as_str(), told.into_iter());
+                    if untold > 0 {
+                        tracing::warn!(replica = %name, untold, "another replica has more to tell than fits");
+                        all.untold(at, untold);
+                    }
+                }
                 Err(problem) => {
                     tracing::warn!(replica = %name, problem, "another replica does not tell who is connected to it");
                     all.problem(at, problem);
@@ -191,19 +184,20 @@ impl Control {
             started_unix: seconds(started),
             seen_seconds_ago: seen.seen_ago,
             problem: String::new(),
+            untold: 0,
             here: seen.life.name == *self.authority.replica(),
         }
     }
 
     /// What a replica tells, or why it is not known.
-    async fn ask(&self, url: &str, request: ConnectedRequest) -> Result<Told, String> {
+    async fn ask(&self, url: &str, request: ConnectedRequest) -> Result<Heard, String> {
         match Deadline::after(ANSWER).bound(self.hear(url, request)).await {
             Ok(told) => told,
             Err(_) => Err(format!("did not answer within {} s", ANSWER.as_secs())),
         }
     }
 
-    async fn hear(&self, url: &str, request: ConnectedRequest) -> Result<Told, String> {
+    async fn hear(&self, url: &str, request: ConnectedRequest) -> Result<Heard, String> {
         let url: ControlUrl = url.parse().map_err(|_| "has no address".to_owned())?;
         let id = SpiffeId::control(self.authority.trust_domain());
         let trust = self.trust.follow().borrow().trust.clone();
@@ -230,20 +224,19 @@ impl Control {
             .await
             .map_err(refused)?
             .into_inner();
-        let (mut told, mut weight) = (Told::new(), 0);
+        let mut heard = Heard::default();
         while let Some(some) = answer.message().await.map_err(refused)? {
-            weight += some.encoded_len();
-            if weight > MAX_ANSWER {
-                return Err("tells more than fits into a status".to_owned());
-            }
-            let workload = some
-                .workload
-                .parse()
-                .map_err(|_| "names a workload that is none".to_owned())?;
-            told.push((workload, some.sidecars));
+            heard.take(some)?;
         }
-        Ok(told)
+        Ok(heard)
     }
+}
+
+/// So many more are missing of those that a replica knows.
+pub(crate) fn more_than_fits(replica: &mut ReplicaStatus, untold: u64) {
+    replica.untold = replica.untold.saturating_add(untold);
+    let untold = replica.untold;
+    replica.problem = format!("{untold} of them are more than fits into its answer");
 }
 
 impl Everywhere {
@@ -258,6 +251,13 @@ impl Everywhere {
                 ..sidecar
             });
             self.sidecars.entry(workload).or_default().extend(connected);
+        }
+    }
+
+    /// This one knows of more than it told.
+    fn untold(&mut self, at: usize, untold: u64) {
+        if let Some(replica) = self.replicas.get_mut(at) {
+            more_than_fits(replica, untold);
         }
     }
 

@@ -9,17 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fender_api::proto::control::v1::{
     CredentialInUse, CredentialUse, RefusedSidecar, SidecarStatus,
 };
-use fender_config::snapshot::Origin;
 use fender_identity::{NodeName, Serial, SpiffeId, WorkloadName};
 use prost::Message as _;
 use rustls::pki_types::UnixTime;
 use tokio::time::Instant;
 
+use crate::credentials::Watched;
 use crate::limit::Bucket;
 use crate::time::seconds;
-use ended::{AllEnded, Ended};
+use ended::{AllEnded, Ended, Left};
 
-pub(crate) use ended::{Followed, same};
+pub(crate) use ended::{ALL as ENDED, Listed, ToJudge, same};
 
 /// Streams of every kind that one certificate may hold open.
 const STREAMS_PER_CERTIFICATE: usize = 64;
@@ -63,14 +63,17 @@ struct Sidecar {
 }
 
 /// With everything about the credentials that are asked for, and of others the generation. Its place is told with the former.
-fn told(
+fn told<'a>(
     status: &SidecarStatus,
-    credentials: &BTreeMap<String, CredentialInUse>,
+    credentials: impl Iterator<Item = &'a CredentialInUse>,
     all_of: impl Fn(&str) -> bool,
 ) -> SidecarStatus {
-    let asked = credentials.keys().any(|name| all_of(name));
-    let credentials = credentials.values().map(|used| match all_of(&used.name) {
-        true => used.clone(),
+    let mut asked = false;
+    let credentials = credentials.map(|used| match all_of(&used.name) {
+        true => {
+            asked = true;
+            used.clone()
+        }
         false => CredentialInUse {
             name: used.name.clone(),
             generation: used.generation.clone(),
@@ -262,26 +265,28 @@ impl Registry {
             }
             all.entry(sidecar.workload.clone()).or_default().push(told(
                 &sidecar.status,
-                &sidecar.credentials,
+                sidecar.credentials.values(),
                 &all_of,
             ));
         }
         for ended in inner.ended.of(&asked) {
             if ended.credentials.keys().any(|name| all_of(name)) {
                 let known = all.entry(ended.workload.clone()).or_default();
-                known.push(told(&ended.status, &ended.credentials, &all_of));
+                let left = ended.credentials.values().map(|left| &left.used);
+                known.push(told(&ended.status, left, &all_of));
             }
         }
         all
     }
 
-    /// Forgets what was left longer ago than it is kept, and what documents no longer have: `origin` says of a credential that
-    /// is listed for a workload what the control plane asks, if it does.
-    pub(crate) fn forget_ended(
-        &self,
-        origin: impl Fn(&WorkloadName, &str) -> Option<Option<Origin>>,
-    ) {
-        self.lock().ended.forget(origin);
+    /// Forgets what was left longer ago than it is kept, and says what documents may have changed of the rest.
+    pub(crate) fn ended_to_judge(&self) -> ToJudge {
+        self.lock().ended.unjudged()
+    }
+
+    /// Forgets what documents no longer have, of what was to judge; and no longer follows what they have asked otherwise.
+    pub(crate) fn ended_judged(&self, judged: &ToJudge, listed: &Listed) {
+        self.lock().ended.judged(judged, listed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -364,7 +369,7 @@ impl Connected {
 
     /// It ends, and what it has delivered stays: what it has said of that is kept without it. `followed` is what is asked
     /// meanwhile.
-    pub(crate) fn leave(&self, at: UnixTime, followed: BTreeMap<String, Followed>) {
+    pub(crate) fn leave(&self, at: UnixTime, mut followed: BTreeMap<String, Watched>) {
         let mut inner = self.registry.lock();
         let Inner {
             sidecars,
@@ -376,14 +381,19 @@ impl Connected {
             return;
         };
         sidecar.status.ended_unix = seconds(at);
-        let mut left = std::mem::take(&mut sidecar.credentials);
+        let left = std::mem::take(&mut sidecar.credentials);
         give_back(weights, &sidecar.workload, left.values().map(weight).sum());
-        left.retain(|_, used| !used.generation.is_empty());
+        let held = left
+            .into_iter()
+            .filter(|(_, used)| !used.generation.is_empty());
+        let held = held.map(|(name, used)| {
+            let followed = followed.remove(&name);
+            (name, Left { used, followed })
+        });
         ended.push(Ended {
             workload: sidecar.workload.clone(),
             status: sidecar.status.clone(),
-            credentials: left,
-            followed,
+            credentials: held.collect(),
             at: Instant::now(),
         });
     }

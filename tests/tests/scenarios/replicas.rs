@@ -1,6 +1,7 @@
 //! Three control planes over one PostgreSQL server, as processes: a change or a revocation at one reaches the sidecars of all,
 //! and each shows the sidecars of all. What becomes of them when something breaks is in `faults`.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use fender_tests::process::PATIENCE;
@@ -119,6 +120,79 @@ fn a_change_and_a_revocation_at_one_replica_reach_the_sidecars_of_all() {
     wait_until("its sidecar is back and shown by another", PATIENCE, || {
         connected(&mesh.status(0)) == CONTROLS
     });
+}
+
+/// Who ended at one replica is shown by the others, and when that one dies nobody claims to know.
+#[test]
+fn what_init_left_at_one_replica_is_known_at_another_until_that_one_is_gone() {
+    let mut mesh = Replicas::start();
+    fs::write(mesh.path("sources/smtp"), "hunter2").unwrap();
+    fs::create_dir(mesh.path("out")).unwrap();
+    let path = |name| mesh.path(name).display().to_string();
+    let credential = format!(
+        "---\napiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+         source: {{ file: {{ path: \"{}\", via: control }} }}\n  \
+         deliver: [ {{ file: {{ path: \"{}\", storage: disk }} }} ]\n",
+        path("sources/smtp"),
+        path("out/smtp"),
+    );
+    let documents = mesh.documents("1h", "people", &credential);
+    let job = "metadata: { namespace: shop, name: jobs }\nspec:\n";
+    let lists = documents.replace(job, &format!("{job}  credentials: [ smtp ]\n"));
+    assert_ne!(lists, documents);
+    mesh.apply(0, &lists);
+
+    let token = mesh.token(0, "shop/jobs", "5m");
+    let host = mesh.network.host(SERVICES[0]);
+    let mut init = host.fender();
+    init.args(["init", "--control", &mesh.url(2), "--allow-dir"])
+        .arg(mesh.path("out"))
+        .arg("--state")
+        .arg(mesh.path("state-jobs"))
+        .arg("--token-file")
+        .arg(token);
+    let output = host.run(|| init.output().unwrap());
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    assert!(!log.contains("did not take"), "{log}");
+
+    let known = |mesh: &Replicas, at: usize| {
+        let arguments = ["status", "credentials", "shop/smtp", "--output", "json"];
+        let shown = mesh.fender_ok(at, &arguments);
+        let status: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        (
+            status["incomplete"] == true,
+            status["credentials"][0].clone(),
+        )
+    };
+    for asked in 0..CONTROLS.len() {
+        let (incomplete, all) = known(&mesh, asked);
+        let left = &all["holders"][0];
+        assert_eq!((incomplete, all["instances"].as_u64()), (false, Some(1)));
+        assert_eq!(left["replica"], CONTROLS[2]);
+        assert!(left["ended"].is_string(), "{all}");
+        assert_eq!(
+            (&left["compared"], &all["hold_newest"], &all["old_in_use"]),
+            (&true.into(), &1.into(), &0.into()),
+            "{all}"
+        );
+    }
+    fs::write(mesh.path("sources/smtp.new"), "another").unwrap();
+    fs::rename(mesh.path("sources/smtp.new"), mesh.path("sources/smtp")).unwrap();
+    wait_until("another replica knows that it is old", PATIENCE, || {
+        known(&mesh, 0).1["old_in_use"] == 1
+    });
+
+    mesh.kill(2);
+    let (incomplete, all) = known(&mesh, 0);
+    assert_eq!((incomplete, all["instances"].as_u64()), (true, Some(0)));
+    let table = mesh.fender_ok(1, &["status", "credentials"]);
+    for expected in [
+        "REPLICA control-3: ITS SIDECARS ARE NOT SHOWN: ",
+        "shop/smtp: it is NOT KNOWN whether an instance of shop/jobs is connected",
+    ] {
+        assert!(table.contains(expected), "{table}");
+    }
 }
 
 /// The replica of each sidecar that a status shows.

@@ -19,12 +19,15 @@ use tonic::Status;
 
 use crate::callers::{Administrator, failed};
 use crate::control::Control;
-use crate::peers::MAX_WORKLOADS;
+use crate::peers::{MAX_WORKLOADS, more_than_fits};
 use crate::registry::same;
 use crate::time::seconds;
 
 /// Holders in one message.
 const TOLD_AT_ONCE: usize = 64;
+/// Workloads that replicas are asked about at once: much is told of each, and an answer has a bound.
+const ASKED_AT_ONCE: usize = 100;
+const _: () = assert!(ASKED_AT_ONCE <= MAX_WORKLOADS);
 
 impl Control {
     pub(super) async fn held_credentials(
@@ -58,7 +61,7 @@ impl Control {
         let mut replicas: Vec<ReplicaStatus> = Vec::new();
         // Also of none: who serves this registry is told all the same.
         for some in workloads
-            .chunks(MAX_WORKLOADS)
+            .chunks(ASKED_AT_ONCE)
             .chain(workloads.is_empty().then_some(&[][..]))
         {
             let some: BTreeSet<_> = some.iter().copied().collect();
@@ -73,6 +76,9 @@ impl Control {
             for replica in everywhere.replicas {
                 match replicas.iter_mut().find(|it| it.name == replica.name) {
                     Some(known) if known.problem.is_empty() => *known = replica,
+                    Some(known) if known.untold > 0 && replica.untold > 0 => {
+                        more_than_fits(known, replica.untold);
+                    }
                     Some(_) => {}
                     None => replicas.push(replica),
                 }

@@ -13,7 +13,7 @@ use fender_api::admin::HeldCredentials;
 use fender_api::proto::control::v1 as proto;
 use serde_json::{Value, json};
 
-use super::status::{Now, replica_json};
+use super::status::{Now, missing, replica_json};
 use super::table::{Row, Table, wrapped};
 use super::{array, counted, moment, strings, text};
 
@@ -176,7 +176,7 @@ pub(crate) fn credentials_text(status: &Value, width: Option<usize>) -> String {
         let problem = text(replica, "problem");
         if !problem.is_empty() {
             let name = text(replica, "name");
-            let line = format!("REPLICA {name}: ITS SIDECARS ARE NOT SHOWN: {problem}");
+            let line = format!("REPLICA {name}: {}: {problem}", missing(replica));
             say(&line, width, &mut out);
         }
     }
@@ -194,8 +194,9 @@ pub(crate) fn credentials_text(status: &Value, width: Option<usize>) -> String {
         "STATE",
         "USED BY",
     ]);
+    let whole = status["incomplete"] != Value::Bool(true);
     for credential in array(status, "credentials") {
-        say(&summary(credential), width, &mut out);
+        say(&summary(credential, whole), width, &mut out);
         for holder in array(credential, "holders") {
             table.push(row(credential, holder, now));
         }
@@ -211,8 +212,8 @@ fn say(line: &str, width: Option<usize>, out: &mut String) {
     }
 }
 
-/// `shop/smtp: 2 of 3 instances hold the newest; 1 STILL USES AN OLD ONE`.
-fn summary(credential: &Value) -> String {
+/// `shop/smtp: 2 of 3 instances hold the newest; 1 STILL USES AN OLD ONE`. Where not all are shown nothing is said of all.
+fn summary(credential: &Value, whole: bool) -> String {
     let name = text(credential, "name");
     let number = |field: &str| credential[field].as_u64().unwrap_or_default();
     let of = strings(credential, "workloads")
@@ -225,6 +226,9 @@ fn summary(credential: &Value) -> String {
     );
     if text(credential, "fetched_by") == "command" {
         return format!("{name}: put into the environment of commands, of which nobody is told");
+    }
+    if instances == 0 && !whole {
+        return format!("{name}: it is NOT KNOWN whether an instance of {of} is connected");
     }
     if instances == 0 {
         return format!("{name}: no instance of {of} is connected");
@@ -241,7 +245,11 @@ fn summary(credential: &Value) -> String {
         1 => "; of 1 that has ended it is not known".to_owned(),
         more => format!("; of {more} that have ended it is not known"),
     };
-    format!("{name}: {newest} of {all} {hold} the newest; {old}{unknown}")
+    let missing = match whole {
+        true => "",
+        false => "; of instances that are not shown it is NOT KNOWN",
+    };
+    format!("{name}: {newest} of {all} {hold} the newest; {old}{unknown}{missing}")
 }
 
 fn row(credential: &Value, holder: &Value, now: Now<'_>) -> Row<7> {

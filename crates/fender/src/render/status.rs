@@ -40,6 +40,7 @@ pub(super) fn replica_json(replica: &proto::ReplicaStatus) -> Value {
         "seen_seconds_ago": replica.seen_seconds_ago,
         "here": replica.here,
         "problem": replica.problem,
+        "untold": replica.untold,
     })
 }
 
@@ -144,6 +145,14 @@ fn control_plane(status: &Value, width: Option<usize>, out: &mut String) {
     table.render(width, out);
 }
 
+/// What is not shown of a replica with a problem.
+pub(super) fn missing(replica: &Value) -> &'static str {
+    match replica["untold"].as_u64() {
+        Some(0) | None => "ITS SIDECARS ARE NOT SHOWN",
+        Some(_) => "NOT ALL OF ITS SIDECARS ARE SHOWN",
+    }
+}
+
 /// A control plane that is alone is no news. One that does not tell who is connected to it is: they are missing below.
 fn replicas(status: &Value, width: Option<usize>, out: &mut String) {
     let now = Now(text(status, "now"));
@@ -157,7 +166,7 @@ fn replicas(status: &Value, width: Option<usize>, out: &mut String) {
         ]);
         table.push(match text(replica, "problem") {
             "" => row,
-            problem => row.noted(format!("ITS SIDECARS ARE NOT SHOWN: {problem}")),
+            problem => row.noted(format!("{}: {problem}", missing(replica))),
         });
     }
     if array(status, "replicas").count() > 1 {

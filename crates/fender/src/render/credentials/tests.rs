@@ -185,3 +185,41 @@ fn what_a_process_left_that_has_ended_is_compared_where_somebody_asks_on_and_els
     }
     insta::assert_snapshot!(credentials_text(&credentials_json(&told), None));
 }
+
+#[test]
+fn where_not_all_are_shown_nothing_is_said_of_all() {
+    let replica = |name: &str, problem: &str, untold| proto::ReplicaStatus {
+        name: name.to_owned(),
+        problem: problem.to_owned(),
+        untold,
+        ..Default::default()
+    };
+    let shown = |told: &HeldCredentials| credentials_text(&credentials_json(told), None);
+    let mut told = held(CredentialRoute::Control, vec![Some(used("bbbb", "bbbb"))]);
+    told.head.replicas = vec![replica("one", "", 0)];
+    assert!(!shown(&told).contains("NOT"), "{}", shown(&told));
+    for (missing, line) in [
+        (
+            replica("two", "silent for 30 s", 0),
+            "REPLICA two: ITS SIDECARS ARE NOT SHOWN: silent for 30 s",
+        ),
+        (
+            replica("two", "3 of them are more than fits into its answer", 3),
+            "REPLICA two: NOT ALL OF ITS SIDECARS ARE SHOWN: 3 of them are more",
+        ),
+    ] {
+        told.head.replicas = vec![replica("one", "", 0), missing];
+        let text = shown(&told);
+        assert!(text.contains(line), "{text}");
+        let unknown =
+            "none is known to use an old one; of instances that are not shown it is NOT KNOWN";
+        assert!(text.contains(unknown), "{text}");
+        let mut nobody = told.clone();
+        nobody.holders[0].holders.clear();
+        let text = shown(&nobody);
+        assert!(
+            text.contains("it is NOT KNOWN whether an instance of shop/orders is connected"),
+            "{text}"
+        );
+    }
+}
