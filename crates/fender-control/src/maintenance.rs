@@ -48,18 +48,19 @@ async fn announce(control: &Control) {
     let mut revocations = control.store.reads().changes(Topic::Revocations);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        let pause = match control.refresh_trust().await {
+        let began = Instant::now();
+        let next = match control.refresh_trust().await {
             Ok(()) => {
                 backoff.reset();
-                look(&control.library.in_force().mesh.lifetimes)
+                next_look(began, look(&control.library.in_force().mesh.lifetimes))
             }
             Err(error) => {
                 tracing::error!(%error, "announce whom to believe");
-                backoff.next()
+                Instant::now() + backoff.next()
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep_until(next) => {}
             Ok(()) = authorities.changed() => {}
             Ok(()) = revocations.changed() => {}
         }
@@ -73,6 +74,7 @@ async fn renew_authorities(control: &Control) {
     let mut revocations = control.store.reads().changes(Topic::Revocations);
     loop {
         // At once, too: another replica may have made one between the first look and here.
+        let began = Instant::now();
         let (lifetimes, now) = (
             control.library.in_force().mesh.lifetimes,
             control.clock.now(),
@@ -82,7 +84,7 @@ async fn renew_authorities(control: &Control) {
             tracing::error!(%error, "renew the certificate authorities");
         }
         tokio::select! {
-            () = tokio::time::sleep(look(&lifetimes)) => {}
+            () = tokio::time::sleep_until(next_look(began, look(&lifetimes))) => {}
             Ok(()) = authorities.changed() => {}
             Ok(()) = revocations.changed() => {}
         }
@@ -113,6 +115,12 @@ fn look(lifetimes: &Lifetimes) -> Duration {
         .min(lifetimes.jwt_key)
         / 20;
     shortest.clamp(SHORTEST_LOOK, LOOK)
+}
+
+/// When to look again after a look that began then: it is as old as its beginning. However long it took, it is not the next one
+/// that follows at once.
+fn next_look(began: Instant, every: Duration) -> Instant {
+    (began + every).max(Instant::now() + SHORTEST_LOOK)
 }
 
 fn believed(now: UnixTime, before: UnixTime) -> UnixTime {
@@ -198,6 +206,15 @@ pub(crate) async fn record_refusals(mut refused: mpsc::Receiver<audit::Entry>, s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_while_a_look_is_under_way_is_not_left_for_another_minute() {
+        let began = Instant::now();
+        assert_eq!(next_look(began, LOOK), began + LOOK);
+        // A suspended machine, say: what was looked at is as old as the beginning.
+        tokio::time::advance(LOOK + Duration::from_secs(1)).await;
+        assert_eq!(next_look(began, LOOK), Instant::now() + SHORTEST_LOOK);
+    }
 
     #[test]
     fn a_clock_that_jumps_ahead_by_years_is_followed_by_a_day_and_back_at_once() {

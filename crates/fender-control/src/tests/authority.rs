@@ -1,5 +1,6 @@
 //! DESIGN I3: authorities succeed each other while clients are connected, at an administrator's word as well.
 
+use super::upstream::notice;
 use super::*;
 
 async fn rotate(world: &World, role: proto::AuthorityRole) -> Result<proto::Authority, Status> {
@@ -7,14 +8,6 @@ async fn rotate(world: &World, role: proto::AuthorityRole) -> Result<proto::Auth
     let mut admin = world.admin().await;
     let made = admin.rotate_authority(request).await?;
     Ok(made.into_inner())
-}
-
-/// A long time passes, and the control plane notices: it looks at its authorities every minute.
-async fn notice(world: &World, by: Duration) {
-    world.advance(by).await;
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(61)).await;
-    tokio::time::resume();
 }
 
 fn standing(status: &proto::StatusResponse, serial: &str) -> String {

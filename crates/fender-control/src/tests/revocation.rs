@@ -3,6 +3,7 @@
 use fender_api::proto::control::v1::revoke_request::What;
 
 use super::renewal::renew_expired;
+use super::upstream::notice;
 use super::*;
 use crate::store::{Command, Connection as Database, Store, StoreError, query};
 
@@ -293,10 +294,7 @@ async fn the_authoritys_list_names_what_was_revoked_and_lives_and_grows_its_numb
         .filter(|(after, before)| after.0 > before.0);
     assert_eq!(grown.count(), 1, "{before:?} {after:?}");
     // What has ended needs no naming; half a list's life later there is another one.
-    world.advance(Duration::from_secs(4 * 24 * 3600)).await;
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(61)).await;
-    tokio::time::resume();
+    notice(&world, Duration::from_secs(4 * 24 * 3600)).await;
     eventually(|| async {
         let lists = lists(&trust(&world).await);
         lists

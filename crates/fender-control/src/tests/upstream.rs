@@ -162,7 +162,8 @@ async fn founded(
     })
 }
 
-/// A long time passes, and the control plane notices.
+/// A long time passes, and the control plane notices: it looks at its authorities every minute. A look that is under way is
+/// followed by another.
 pub(super) async fn notice(world: &World, by: Duration) {
     world.advance(by).await;
     tokio::time::pause();
