@@ -432,7 +432,7 @@ mod tests {
                     },
                 },
                 at,
-                key: "password".to_owned(),
+                key: Some("password".to_owned()),
                 refresh: VaultSecret::REFRESH,
             }))
         };

@@ -151,7 +151,8 @@ impl Shared {
             places.insert(key, Arc::downgrade(&place));
             place
         });
-        place.at_least_every(secret.refresh.max(SHORTEST_REFRESH));
+        let refresh = secret.refresh.max(SHORTEST_REFRESH);
+        place.schedule().at_least_every(refresh);
         place
     }
 
@@ -189,7 +190,7 @@ impl Source for AwsSource {
     fn interval(&self) -> Duration {
         self.place
             .as_ref()
-            .map_or(AwsSecret::REFRESH, |place| place.refresh())
+            .map_or(AwsSecret::REFRESH, |place| place.schedule().refresh())
     }
 
     /// Nobody sees half of what AWS writes.
@@ -198,12 +199,16 @@ impl Source for AwsSource {
     }
 
     fn age(&self) -> Option<Duration> {
-        self.place.as_ref().ok().map(|place| place.age())
+        let place = self.place.as_ref().ok()?;
+        Some(place.schedule().age())
     }
 
     async fn due(&self) {
         match &self.place {
-            Ok(place) => place.due(self.seen.load(Ordering::Relaxed)).await,
+            Ok(place) => {
+                let seen = self.seen.load(Ordering::Relaxed);
+                place.schedule().due(seen).await;
+            }
             // What was allowed at the start does not change.
             Err(_) => std::future::pending().await,
         }

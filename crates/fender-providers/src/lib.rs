@@ -8,8 +8,11 @@
 //! state directory.
 
 mod budget;
+mod fields;
 mod hidden;
 mod known;
+mod said;
+mod schedule;
 mod sealed;
 mod state;
 mod stores;

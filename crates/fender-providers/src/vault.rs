@@ -8,10 +8,12 @@
 //! It follows no redirect, shows a token to the one server that its roots vouch for, writes nothing into Vault but logins,
 //! renewals and revocations, and keeps nothing on disk.
 
+mod dial;
 mod login;
 mod place;
 mod session;
-pub(crate) mod wire;
+mod token;
+mod wire;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -31,8 +33,9 @@ use tokio::time::Instant;
 use crate::known::Known;
 use crate::stores::{AtEnd, ReadFiles, Workload};
 use crate::{FetchError, Fetched, Source, Standing};
+use dial::{Dial, DialHttp};
 use place::Place;
-use session::{Dial, DialHttp, Session};
+use session::Session;
 use wire::{Body, Call};
 
 /// How long what nobody names any more is kept, for who comes back: with the next documents, or a new connection.
@@ -182,8 +185,8 @@ impl Vault {
             unused: None,
         });
         kept.unused = None;
-        kept.place
-            .at_least_every(secret.refresh.max(SHORTEST_REFRESH));
+        let refresh = secret.refresh.max(SHORTEST_REFRESH);
+        kept.place.schedule().at_least_every(refresh);
         Arc::clone(&kept.place)
     }
 
@@ -319,11 +322,11 @@ impl Leases {
     }
 }
 
-/// One key of one place.
+/// One key of one place, or all of them.
 #[derive(Debug)]
 pub struct VaultSource {
     place: Arc<Place>,
-    key: String,
+    key: Option<String>,
     /// The number of the last answer.
     seen: AtomicU64,
     known: Known,
@@ -333,12 +336,12 @@ impl Source for VaultSource {
     async fn fetch(&self) -> Result<Fetched, FetchError> {
         let (number, answer) = self.place.read().await;
         self.seen.store(number, Ordering::Relaxed);
-        let value = self.place.value(&*answer?, &self.key)?;
+        let value = self.place.value(&*answer?, self.key.as_deref())?;
         Ok(self.known.fetched(value))
     }
 
     fn interval(&self) -> Duration {
-        self.place.refresh()
+        self.place.schedule().refresh()
     }
 
     /// Nobody sees half of what Vault writes.
@@ -347,7 +350,7 @@ impl Source for VaultSource {
     }
 
     fn age(&self) -> Option<Duration> {
-        Some(self.place.age())
+        Some(self.place.schedule().age())
     }
 
     fn standing(&self) -> Standing {

@@ -9,9 +9,23 @@ use fender_identity::Secret;
 #[error("`{0}` is not text (UTF-8), so there is no JSON for all fields: name one with `key`")]
 pub(crate) struct NotText(String);
 
+/// A field's value.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part<'a> {
+    Text(&'a Secret),
+    /// What is JSON already, as it was written.
+    Json(&'a Secret),
+}
+
+impl<'a> From<&'a Secret> for Part<'a> {
+    fn from(text: &'a Secret) -> Self {
+        Self::Text(text)
+    }
+}
+
 /// All fields, in their order; texts as texts. It is written into room of the right size, so that nothing is left behind.
-pub(crate) fn object<'a>(
-    fields: impl Iterator<Item = (&'a str, &'a Secret)> + Clone,
+pub(crate) fn object<'a, P: Into<Part<'a>>>(
+    fields: impl Iterator<Item = (&'a str, P)> + Clone,
 ) -> Result<Secret, NotText> {
     let mut size = Counter(0);
     write(fields.clone(), &mut size)?;
@@ -20,20 +34,25 @@ pub(crate) fn object<'a>(
     Ok(Secret::new(text))
 }
 
-fn write<'a, W: io::Write>(
-    fields: impl Iterator<Item = (&'a str, &'a Secret)>,
+fn write<'a, P: Into<Part<'a>>, W: io::Write>(
+    fields: impl Iterator<Item = (&'a str, P)>,
     to: &mut W,
 ) -> Result<(), NotText> {
     let mut before = "{";
-    for (name, value) in fields {
+    for (name, part) in fields {
+        let part = part.into();
         let not_text = || NotText(name.escape_default().to_string());
+        let (Part::Text(value) | Part::Json(value)) = part;
         let value = value.expose_str().ok_or_else(not_text)?;
         // Neither a counter nor memory fails.
         let written = to
             .write_all(before.as_bytes())
             .and_then(|()| Ok(serde_json::to_writer(&mut *to, name)?))
             .and_then(|()| to.write_all(b":"))
-            .and_then(|()| Ok(serde_json::to_writer(&mut *to, value)?));
+            .and_then(|()| match part {
+                Part::Text(_) => Ok(serde_json::to_writer(&mut *to, value)?),
+                Part::Json(_) => to.write_all(value.as_bytes()),
+            });
         written.map_err(|_| not_text())?;
         before = ",";
     }

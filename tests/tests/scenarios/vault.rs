@@ -1,10 +1,13 @@
 //! Secrets of a Vault reach the application, by the sidecar and through the control plane, whatever becomes of the Vault
 //! (DESIGN §9). The server answers as Vault's documentation says; `docs/guide/verify-vault.md` is for a real one.
 
+mod exec;
+mod leases;
+mod whole;
+mod workload;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use fender_tests::pki::{Authority, Template};
@@ -273,96 +276,6 @@ fn a_certificate_logs_in_and_a_namespace_is_asked_in() {
     world.assert_nothing_is_shown();
 }
 
-/// The number that a leased value ends with.
-fn number(value: &str) -> &str {
-    value.rsplit('-').next().unwrap()
-}
-
-fn leases_are_shared_renewed_and_given_back(via: &str) {
-    let of = |key: &str| {
-        format!("login: {{ LOGIN }}, engine: {{ path: database/creds/orders, key: {key} }}")
-    };
-    let [user, password] = [of("username"), of("password")];
-    let world = World::new(via, &[("user", &user), ("password", &password)]);
-    let vault = &world.vault;
-    // Long enough for a slow machine to renew it in time: after half to two thirds of that, for as long again.
-    vault.set_lease(20, 20);
-    let mut sidecar = world.sidecar();
-    let pair = || (world.delivered("user"), world.delivered("password"));
-    let (Some(user), Some(password)) = pair() else {
-        panic!("{:?}", pair())
-    };
-    assert_eq!(number(&user), number(&password), "of one lease");
-    wait_until("the lease is renewed", PATIENCE, || {
-        vault.count("POST sys/leases/renew") >= 1
-    });
-    assert_eq!(vault.count("GET database/creds/orders"), 1);
-    assert_eq!(pair(), (Some(user.clone()), Some(password)));
-
-    // The next renewal gives less, so the greatest age is near: there is another lease, and its keys arrive together.
-    vault.set_lease(3600, 1);
-    wait_until("another lease is delivered", PATIENCE, || {
-        let (Some(new), Some(password)) = pair() else {
-            return false;
-        };
-        new != user && number(&new) == number(&password)
-    });
-    assert_eq!(vault.count("GET database/creds/orders"), 2);
-
-    sidecar.assert_running();
-    world.assert_nothing_is_shown();
-    sidecar.signal(Signal::TERM);
-    assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
-    let World {
-        vault, mut mesh, ..
-    } = world;
-    if via == "sidecar" {
-        assert_eq!(vault.leases(), Vec::<String>::new(), "{:?}", vault.asked());
-    } else {
-        // Another sidecar may go on with it, when the control plane is back.
-        mesh.stop_control();
-        assert!(!vault.leases().is_empty(), "{:?}", vault.asked());
-    }
-}
-
-#[test]
-fn leases_are_shared_renewed_and_given_back_by_the_sidecar() {
-    leases_are_shared_renewed_and_given_back("sidecar");
-}
-
-#[test]
-fn leases_are_shared_and_renewed_through_the_control_plane() {
-    leases_are_shared_renewed_and_given_back("control");
-}
-
-/// Who takes it through the control plane and goes away has it revoked some minutes later: `exec` is told so and takes none.
-#[test]
-fn exec_takes_nothing_through_the_control_plane_that_ends_when_nobody_takes_it_any_more() {
-    let lease = "login: { LOGIN }, engine: { path: database/creds/orders, key: username }";
-    let world = World::new("control", &[("user", lease)]);
-    let mesh = &world.mesh;
-    let deliver = "  deliver: [ { environment: { variable: DB_USER } },";
-    let documents = world.documents.replace("  deliver: [", deliver);
-    let (code, out, err) = mesh.apply(&documents);
-    assert_eq!(code, 0, "{out}{err}");
-    let token = mesh.token("shop/orders", "5m");
-    let run = |more: &[&str]| {
-        let mut command = mesh.command();
-        command.args(["exec", "--token-file"]).arg(&token);
-        command.args(more).args(["--", "/bin/sh", "-c", "echo ran"]);
-        command.stdin(Stdio::null()).output().unwrap()
-    };
-    let refused = run(&[]);
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(64), "{said}");
-    assert!(refused.stdout.is_empty());
-    assert!(
-        said.contains("shop/user") && said.contains("--supervise"),
-        "{said}"
-    );
-    assert_eq!(world.vault.count("GET database/creds"), 0);
-}
-
 /// Until the token of now is older than ten seconds: one that is younger and not known is not made anew once more. It is asked
 /// with at most every nine tenths of a second.
 pub(crate) fn wait_until_grown_up(vault: &Vault, place: &str) {
@@ -370,79 +283,6 @@ pub(crate) fn wait_until_grown_up(vault: &Vault, place: &str) {
     wait_until("the token is no new one any more", PATIENCE, || {
         vault.count(place) >= before + 15
     });
-}
-
-/// As whom the sidecar logs in that has an identity.
-const ORDERS: &str = "spiffe://test.internal/ns/shop/sa/orders";
-
-#[test]
-fn the_workload_logs_in_by_its_own_certificate_and_again_when_it_has_another() {
-    let kv = "login: { certificate: { svid: {} } }, kv2: { path: smtp, key: password }";
-    let world = World::of("sidecar", "40s", "1s", &[("smtp", kv)]);
-    let vault = &world.vault;
-    vault.bind_to(ORDERS);
-    vault.write("smtp", json!({ "password": "canary-1" }));
-    let mut sidecar = world.sidecar();
-    assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
-    let shown = vault.shown();
-    assert!(
-        shown
-            .iter()
-            .all(|shown| shown.starts_with(&format!("{ORDERS} "))),
-        "{shown:?}"
-    );
-    assert_eq!(shown.len(), 1);
-    // What was shown is in no file but the sidecar's own state.
-    wait_until("another certificate has logged in", PATIENCE, || {
-        vault.shown().iter().any(|later| *later != shown[0])
-    });
-    vault.write("smtp", json!({ "password": "canary-2" }));
-    world.wait_for("smtp", Some("canary-2"));
-    let later = vault.shown();
-    assert!(
-        later
-            .iter()
-            .all(|shown| shown.starts_with(&format!("{ORDERS} "))),
-        "{later:?}"
-    );
-    // Attack: Vault's role is bound to another workload, and this one is no other.
-    vault.bind_to("spiffe://test.internal/ns/shop/sa/ledger");
-    let before = vault.shown().len();
-    vault.revoke_all();
-    vault.write("smtp", json!({ "password": "canary-3" }));
-    wait_until("the login is refused", PATIENCE, || {
-        vault.shown().len() > before
-    });
-    assert_ne!(world.delivered("smtp").as_deref(), Some("canary-3"));
-    vault.bind_to(ORDERS);
-    world.wait_for("smtp", Some("canary-3"));
-    sidecar.assert_running();
-    world.assert_nothing_is_shown();
-    sidecar.signal(Signal::TERM);
-    assert!(sidecar.wait(PATIENCE).success(), "{}", sidecar.log());
-    assert_eq!(vault.tokens(), 0, "{:?}", vault.asked());
-}
-
-#[test]
-fn the_workload_logs_in_by_a_token_that_its_control_plane_signs() {
-    let kv = "login: { jwt: { role: orders, svid: { audience: vault } } }, kv2: { path: smtp, key: password }";
-    let world = World::of("sidecar", "1h", "1s", &[("smtp", kv)]);
-    let vault = &world.vault;
-    vault.bind_to(ORDERS);
-    vault.write("smtp", json!({ "password": "canary-1" }));
-    let _sidecar = world.sidecar();
-    assert_eq!(world.delivered("smtp").as_deref(), Some("canary-1"));
-    assert_eq!(vault.shown(), [format!("{ORDERS} vault")]);
-    vault.revoke_all();
-    vault.write("smtp", json!({ "password": "canary-2" }));
-    world.wait_for("smtp", Some("canary-2"));
-    assert_eq!(vault.shown().len(), 2);
-    world.assert_nothing_is_shown();
-    // No token of ours is in what was written either.
-    for log in fs::read_dir(world.mesh.path("logs")).unwrap() {
-        let text = fs::read_to_string(log.unwrap().path()).unwrap();
-        assert!(!text.contains("eyJ"), "{text}");
-    }
 }
 
 #[test]
@@ -462,43 +302,6 @@ fn a_login_that_is_refused_for_a_moment_takes_nothing_away() {
     vault.refuse_logins(false);
     world.wait_for("smtp", Some("canary-2"));
     world.assert_nothing_is_shown();
-}
-
-#[test]
-fn what_was_leased_stays_for_who_goes_on_with_it_when_a_successor_takes_over() {
-    let lease = "login: { LOGIN }, engine: { path: database/creds/orders, key: username }";
-    let world = World::new("sidecar", &[("user", lease)]);
-    let (vault, mesh) = (&world.vault, &world.mesh);
-    let mut first = world.sidecar();
-    let before = world.delivered("user").unwrap();
-    assert_eq!(vault.leases().len(), 1);
-    let mut command = mesh.sidecar_command("shop/orders", None);
-    command
-        .arg("--take-over")
-        .arg(mesh.state("shop/orders").join("upgrade.sock"));
-    let mut second = Process::start("second", &mut command, &mesh.path("logs/second.log"));
-    assert!(first.wait(PATIENCE).success(), "{}", first.log());
-    mesh.wait_ready("shop/orders", &mut second);
-    // Whatever the application opened with the user of before goes on: neither its lease nor its token was given back.
-    assert_eq!(vault.count("POST auth/token/revoke-self"), 0);
-    assert_eq!(vault.count("POST sys/leases/revoke"), 0);
-    let of_first = format!("database/creds/orders/lease-{}", number(&before));
-    assert!(vault.leases().contains(&of_first), "{:?}", vault.leases());
-    let now = world.delivered("user").unwrap();
-    assert_ne!(
-        now, before,
-        "a successor has a login and a lease of its own"
-    );
-    let of_second = format!("database/creds/orders/lease-{}", number(&now));
-    second.signal(Signal::TERM);
-    assert!(second.wait(PATIENCE).success(), "{}", second.log());
-    // Its own it gives back. What the one before left ends by itself.
-    assert_eq!(vault.leases(), [of_first]);
-    assert!(!vault.leases().contains(&of_second));
-    assert_eq!(world.delivered("user"), None);
-    for log in [first.log(), second.log()] {
-        assert!(!log.contains(CANARY), "{log}");
-    }
 }
 
 #[test]
@@ -573,68 +376,4 @@ fn five_hundred_secrets_of_one_vault_are_no_stampede_and_two_that_fail_delay_nob
     assert!(vault.most_at_once() <= AT_ONCE, "{}", vault.most_at_once());
     sidecar.assert_running();
     world.assert_nothing_is_shown();
-}
-
-fn exec(directory: &Path, vault: &Vault, place: &str) -> (i32, String, String) {
-    let token = vault.write_token(directory);
-    let config = directory.join("job.yaml");
-    let documents = format!(
-        "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: job }}\nspec: {{ credentials: [ smtp ] }}\n---\n\
-         apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
-         source: {{ vault: {{ address: \"{}\", login: {{ token: {{ file: \"{}\" }} }}, {place} }} }}\n  \
-         deliver: [ {{ environment: {{ variable: SMTP_PASSWORD }} }} ]\n",
-        vault.url(),
-        token.display()
-    );
-    fs::write(&config, documents).unwrap();
-    let config = config.to_str().unwrap();
-    // Backwards, so that what Fender wrote of it can be told apart.
-    let script = "printf %s \"$SMTP_PASSWORD\" | rev";
-    output(
-        binary(),
-        &[
-            "--log",
-            "debug",
-            "exec",
-            "--config",
-            config,
-            "--start-timeout",
-            "3s",
-            "--",
-            "/bin/sh",
-            "-c",
-            script,
-        ],
-    )
-}
-
-#[test]
-fn exec_asks_a_vault_on_this_machine_and_its_exit_code_says_what_was_wrong() {
-    let directory = tempfile::tempdir().unwrap();
-    let vault = Vault::in_the_clear();
-    vault.write("smtp", json!({ "password": "canary-1" }));
-    let right = "kv2: { path: smtp, key: password }";
-    let absent = "kv2: { path: absent, key: password }";
-    for (mode, place, code, out) in [
-        (Mode::Answers, right, 0, "1-yranac"),
-        (Mode::Answers, absent, 66, ""),
-        (Mode::Sealed, right, 75, ""),
-        (Mode::Away, right, 75, ""),
-        (Mode::Nonsense, right, 75, ""),
-        (Mode::TooOften(3600), right, 75, ""),
-    ] {
-        vault.be(mode);
-        let (ended, said, err) = exec(directory.path(), &vault, place);
-        assert_eq!(
-            (ended, said.as_str()),
-            (code, out),
-            "{mode:?} {place}: {err}"
-        );
-        assert!(!err.contains(CANARY), "{err}");
-        // Nobody ends a token that somebody else made.
-        assert_eq!(vault.count("POST auth/token/revoke-self"), 0);
-    }
-    vault.be(Mode::Answers);
-    vault.deny("secret/data/smtp", true);
-    assert_eq!(exec(directory.path(), &vault, right).0, 66);
 }

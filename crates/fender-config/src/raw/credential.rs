@@ -189,7 +189,8 @@ pub(crate) struct VaultKv1 {
     /// Default: secret.
     pub(crate) mount: Option<At<String>>,
     pub(crate) path: At<String>,
-    pub(crate) key: At<String>,
+    /// Default: all of them, as one JSON object.
+    pub(crate) key: Option<At<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -199,7 +200,8 @@ pub(crate) struct VaultKv2 {
     pub(crate) mount: Option<At<String>>,
     /// Without `data/`.
     pub(crate) path: At<String>,
-    pub(crate) key: At<String>,
+    /// Default: all of them, as one JSON object.
+    pub(crate) key: Option<At<String>>,
     /// From 1 on. Default: the newest.
     pub(crate) version: Option<At<i64>>,
 }
@@ -209,7 +211,8 @@ pub(crate) struct VaultKv2 {
 pub(crate) struct VaultEngine {
     /// With its mount: `database/creds/orders`.
     pub(crate) path: At<String>,
-    pub(crate) key: At<String>,
+    /// Default: all of them, as one JSON object.
+    pub(crate) key: Option<At<String>>,
 }
 
 /// A Secret of Kubernetes, watched: list and watch of it by its name must be allowed.

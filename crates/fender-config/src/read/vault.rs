@@ -168,31 +168,31 @@ fn place(
     reader: &mut Reader<'_>,
     at: &At<raw::CredentialSource>,
     written: &raw::SourceVault,
-) -> Option<(VaultPlace, String)> {
+) -> Option<(VaultPlace, Option<String>)> {
     match (&written.kv1, &written.kv2, &written.engine) {
         (Some(kv), None, None) => {
             let mount = mount(reader, kv.mount.as_ref(), "secret");
             let path = path(reader, &kv.path);
-            let key = word(reader, "key", &kv.key);
+            let key = kv.key.as_ref().map(|at| word(reader, "key", at));
             let (mount, path) = (mount?, path?);
-            Some((VaultPlace::Kv1 { mount, path }, key?))
+            Some((VaultPlace::Kv1 { mount, path }, whole(key)?))
         }
         (None, Some(kv), None) => {
             let mount = mount(reader, kv.mount.as_ref(), "secret");
             let path = path(reader, &kv.path);
-            let key = word(reader, "key", &kv.key);
+            let key = kv.key.as_ref().map(|at| word(reader, "key", at));
             let version = kv.version.as_ref().map(|at| version(reader, at));
             let place = VaultPlace::Kv2 {
                 mount: mount?,
                 path: path?,
                 version: whole(version)?,
             };
-            Some((place, key?))
+            Some((place, whole(key)?))
         }
         (None, None, Some(engine)) => {
             let path = path(reader, &engine.path);
-            let key = word(reader, "key", &engine.key);
-            Some((VaultPlace::Engine { path: path? }, key?))
+            let key = engine.key.as_ref().map(|at| word(reader, "key", at));
+            Some((VaultPlace::Engine { path: path? }, whole(key)?))
         }
         _ => {
             reader.wrong(

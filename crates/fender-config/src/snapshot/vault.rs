@@ -8,13 +8,13 @@ use std::time::Duration;
 use super::CertificateFiles;
 use crate::address::StoreUrl;
 
-/// One key of one secret in a Vault.
+/// A secret in a Vault, or one key of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct VaultSecret {
     pub store: VaultStore,
     pub at: VaultPlace,
-    /// Of the values at that place, this one.
-    pub key: String,
+    /// Of the values at that place, this one. None: all of them, as one JSON object.
+    pub key: Option<String>,
     /// How often it is asked for; means nothing to a lease, which says itself how long it lasts.
     pub refresh: Duration,
 }
@@ -311,7 +311,7 @@ mod tests {
             let secret = VaultSecret {
                 store: store(login),
                 at: VaultPlace::Engine { path: mount() },
-                key: "k".to_owned(),
+                key: Some("k".to_owned()),
                 refresh: VaultSecret::REFRESH,
             };
             let expected: Vec<_> = expected.into_iter().map(PathBuf::from).collect();

@@ -48,9 +48,28 @@ fn what_is_not_written_is_as_vault_has_it() {
         version: None,
     };
     assert_eq!(secret.at, place);
-    assert_eq!(secret.key, "password");
+    assert_eq!(secret.key.as_deref(), Some("password"));
     assert_eq!(secret.refresh, Duration::from_secs(60));
     assert_eq!(secret.files(), [PathBuf::from("/s")]);
+}
+
+#[test]
+fn without_a_key_it_is_the_whole_wherever_it_is() {
+    let key = |place: &str| {
+        let secret = credential(&format!(
+            "address: 'https://vault.internal', login: {{ token: {{ file: /t }} }}, {place}"
+        ));
+        secret.key
+    };
+    for place in [
+        "kv1: { path: smtp }",
+        "kv2: { path: smtp, version: 3 }",
+        "engine: { path: database/creds/orders }",
+    ] {
+        assert_eq!(key(place), None, "{place}");
+        let one = place.replace(" }", ", key: user }");
+        assert_eq!(key(&one).as_deref(), Some("user"), "{one}");
+    }
 }
 
 #[test]
@@ -95,4 +114,42 @@ fn every_login_has_its_mount_and_its_files() {
     // What the workload proves by itself lies in no file.
     assert_eq!(files("certificate: { svid: {} }"), "cert /ca.pem");
     assert_eq!(files("jwt: { svid: { audience: vault } }"), "jwt /ca.pem");
+}
+
+/// Whole documents as they are; a source, with or without what is delivered, in a document.
+#[test]
+fn what_the_guide_shows_is_read() {
+    let guide = include_str!("../../../../docs/guide/vault.md");
+    let blocks: Vec<_> = guide.split("```yaml\n").skip(1).collect();
+    let mut whole = 0;
+    for block in &blocks {
+        let (text, _) = block.split_once("```").unwrap();
+        let mesh = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: mesh }\nspec: { trustDomain: example.org }\n---\n";
+        let head = "apiVersion: fender.dev/v1\nkind: Credential\nmetadata: { namespace: shop, name: shown }\nspec:\n";
+        let deliver = "  deliver: [ { environment: { variable: X } } ]\n";
+        let text = match text.starts_with("apiVersion:") {
+            true => format!("{mesh}{text}"),
+            false => {
+                let part = text.replace('\n', "\n  ");
+                let deliver = match text.contains("\ndeliver:") {
+                    true => "",
+                    false => deliver,
+                };
+                format!("{mesh}{head}  {}\n{deliver}", part.trim_end())
+            }
+        };
+        let documents = parse(&[source("guide.yaml", &text)]);
+        let documents = documents.unwrap_or_else(|problems| panic!("{problems}"));
+        let credentials = documents.credentials.values();
+        let of_vault = credentials.filter_map(|credential| match &credential.origin {
+            Origin::Vault(secret) => Some(secret),
+            _ => None,
+        });
+        whole += of_vault.filter(|secret| secret.key.is_none()).count();
+    }
+    assert!(
+        blocks.len() >= 3 && whole == 1,
+        "{whole} of {}",
+        blocks.len()
+    );
 }

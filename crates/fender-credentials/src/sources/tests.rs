@@ -308,7 +308,7 @@ async fn a_vault_of_a_foreign_document_is_logged_in_to_with_files_of_an_allowed_
             at: VaultPlace::Engine {
                 path: "database/creds/orders".parse().unwrap(),
             },
-            key: "password".to_owned(),
+            key: Some("password".to_owned()),
             refresh: VaultSecret::REFRESH,
         }))),
         ..spec("a")

@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 use crate::file::FileSource;
 use crate::http::{Answer, HttpClient, HttpError, Method, Question, Url, Wish, system_roots};
+use crate::said::scrubbed;
 use crate::stores::ReadFiles;
-use crate::vault::wire::scrubbed;
 use crate::{FetchError, Source as _};
 
 /// The most an answer may weigh: 64 KiB of a secret, escaped.

@@ -5,12 +5,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fender_config::snapshot::VaultPlace;
 use fender_identity::Secret;
-use fender_runtime::backoff::{Backoff, spread};
 use fender_runtime::random;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
@@ -18,59 +16,29 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use super::Desk;
-use super::session::{Login, Verdict};
-use super::wire::{Body, Call, Failure, Field, Fields, Versioned, parse};
+use super::session::Verdict;
+use super::token::Login;
+use super::wire::{Body, Call, Failure, Versioned, parse};
 use crate::FetchError;
+use crate::fields::Fields;
+use crate::schedule::{Answer, Known, Schedule};
 
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-/// Those who wait for the same moment come within this time after it.
-const SPREAD: Duration = Duration::from_secs(1);
-/// A day, in milliseconds: as long as a document may want.
-const LONGEST_REFRESH: u64 = 24 * 60 * 60 * 1000;
 /// No lease is looked after more often.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
-
-/// What was read, in one go.
-#[derive(Debug)]
-pub(super) struct Reading {
-    fields: Fields,
-}
-
-impl Reading {
-    fn equals(&self, other: &Self) -> bool {
-        let same = |one: &Field, other: &Field| match (one, other) {
-            (Field::Text(one), Field::Text(other)) => one.ct_eq(other),
-            (Field::Other, Field::Other) => true,
-            (Field::Text(_), Field::Other) | (Field::Other, Field::Text(_)) => false,
-        };
-        self.fields.len() == other.fields.len()
-            && self
-                .fields
-                .iter()
-                .all(|(key, one)| other.fields.get(key).is_some_and(|other| same(one, other)))
-    }
-}
 
 pub(super) struct Place {
     desk: Arc<Desk>,
     at: VaultPlace,
-    /// In milliseconds: the shortest that somebody wants.
-    refresh: AtomicU64,
-    known: Mutex<Known>,
-    schedule: watch::Sender<Schedule>,
+    schedule: Schedule,
+    state: Mutex<State>,
+    /// The login whose end is the end of what was read.
+    leased: watch::Sender<Option<u64>>,
 }
 
 #[derive(Debug)]
-struct Known {
-    answer: Option<Result<Arc<Reading>, FetchError>>,
-    /// When it was asked for the last answer that it gave.
-    asked: Instant,
-    /// When it is to be asked again.
-    next: Instant,
-    backoff: Backoff,
+struct State {
+    known: Known<Fields>,
     lease: Option<Lease>,
-    number: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -86,164 +54,105 @@ struct Lease {
     last: bool,
 }
 
-/// What whoever follows a place waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Schedule {
-    /// Of the answer; another one is news.
-    number: u64,
-    asked: Instant,
-    next: Instant,
-    /// Whose end is the end of what was read.
-    epoch: Option<u64>,
-}
-
 impl Place {
     pub(super) fn new(desk: Arc<Desk>, at: VaultPlace) -> Self {
-        let next = Instant::now();
-        let backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         Self {
             desk,
             at,
-            refresh: AtomicU64::new(LONGEST_REFRESH),
-            known: Mutex::new(Known {
-                answer: None,
-                asked: next,
-                next,
-                backoff,
+            schedule: Schedule::new(),
+            state: Mutex::new(State {
+                known: Known::new(),
                 lease: None,
-                number: 0,
             }),
-            schedule: watch::Sender::new(Schedule {
-                number: 0,
-                asked: next,
-                next,
-                epoch: None,
-            }),
+            leased: watch::Sender::new(None),
         }
     }
 
-    /// Somebody wants to know of changes within this time.
-    pub(super) fn at_least_every(&self, refresh: Duration) {
-        let refresh = u64::try_from(refresh.as_millis()).unwrap_or(u64::MAX);
-        self.refresh.fetch_min(refresh, Ordering::Relaxed);
-    }
-
-    pub(super) fn refresh(&self) -> Duration {
-        Duration::from_millis(self.refresh.load(Ordering::Relaxed))
+    /// When it is asked.
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// Whether what was read last came with a lease.
     pub(super) fn is_leased(&self) -> bool {
-        self.schedule.borrow().epoch.is_some()
+        self.leased.borrow().is_some()
     }
 
-    /// How long ago it was asked for the last answer that it gave.
-    pub(super) fn age(&self) -> Duration {
-        self.schedule.borrow().asked.elapsed()
-    }
-
-    /// What is there, and the number of the answer. Asks only if it is time.
-    pub(super) async fn read(&self) -> (u64, Result<Arc<Reading>, FetchError>) {
-        let mut known = self.known.lock().await;
-        let epoch = self.desk.session.upkeep().borrow().epoch;
-        let outlived = known
-            .lease
-            .as_ref()
-            .is_some_and(|lease| lease.epoch != epoch);
-        if let Some(answer) = &known.answer
-            && Instant::now() < known.next
-            && !outlived
-        {
-            return (known.number, answer.clone());
+    /// What is there, and the number of the answer. Asks only if it is time, or if what was leased has ended with its login.
+    pub(super) async fn read(&self) -> (u64, Answer<Fields>) {
+        let mut state = self.state.lock().await;
+        let epoch = self.epoch();
+        let outlived = state.lease.as_ref().is_some_and(|it| it.epoch != epoch);
+        if let Some(standing) = state.known.standing().filter(|_| !outlived) {
+            return standing;
         }
         let began = Instant::now();
-        let mut answer = self.ask(&mut known).await;
-        if answer.is_ok() {
-            known.asked = began;
+        let answer = self.ask(&mut state).await;
+        // A lease says itself when it is looked after.
+        if answer.is_err() || state.lease.is_none() {
+            let retry_at = || self.desk.session.retry_at();
+            state.known.next = self.schedule.after(&mut state.known, &answer, retry_at);
         }
-        known.next = self.next(&mut known, &answer);
-        let epoch = self.desk.session.upkeep().borrow().epoch;
-        if let Some(lease) = known.lease.as_mut().filter(|lease| lease.epoch != epoch) {
+        let epoch = self.epoch();
+        if let Some(lease) = state.lease.as_mut().filter(|lease| lease.epoch != epoch) {
             // It could not be read anew yet. That is done when it is time again, and no renewal instead.
             lease.epoch = epoch;
             lease.last = true;
         }
-        match (&known.answer, &answer) {
-            (Some(Ok(one)), Ok(other)) if one.equals(other) => answer = Ok(Arc::clone(one)),
-            (Some(Err(one)), Err(other)) if one == other => {}
-            _ => {
-                known.number += 1;
-                known.answer = Some(answer.clone());
-            }
-        }
-        self.schedule.send_replace(Schedule {
-            number: known.number,
-            asked: known.asked,
-            next: known.next,
-            epoch: known.lease.as_ref().map(|lease| lease.epoch),
-        });
-        (known.number, answer)
+        let told = state.known.answered(began, answer, Fields::equals);
+        self.schedule.tell(&state.known);
+        let leased = state.lease.as_ref().map(|lease| lease.epoch);
+        self.leased.send_replace(leased);
+        (told.number, told.answer)
     }
 
-    /// Resolves when there is news for who has seen answer `seen`, or when it is time to ask.
+    /// Resolves when there is news for who has seen answer `seen`, when it is time to ask, or when what was leased has ended.
     pub(super) async fn due(&self, seen: u64) {
-        let mut schedule = self.schedule.subscribe();
+        tokio::select! {
+            () = self.schedule.due(seen) => {}
+            () = self.outlived() => {}
+        }
+    }
+
+    async fn outlived(&self) {
+        let mut leased = self.leased.subscribe();
         let mut upkeep = self.desk.session.upkeep();
         loop {
-            let now = *schedule.borrow_and_update();
             let epoch = upkeep.borrow_and_update().epoch;
-            if now.number != seen || now.epoch.is_some_and(|of| of != epoch) {
+            if leased.borrow_and_update().is_some_and(|of| of != epoch) {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep_until(now.next) => return,
-                Ok(()) = schedule.changed() => {}
+                Ok(()) = leased.changed() => {}
                 Ok(()) = upkeep.changed() => {}
+                else => return,
             }
         }
     }
 
-    fn next(&self, known: &mut Known, answer: &Result<Arc<Reading>, FetchError>) -> Instant {
-        let now = Instant::now();
-        let refreshed = now + self.refresh().mul_f64(0.9 + 0.2 * random::unit());
-        match (answer, &known.lease) {
-            (Ok(_), Some(_)) => known.next,
-            (Ok(_), None) => {
-                known.backoff.reset();
-                refreshed
-            }
-            (Err(FetchError::Outage(_)), _) => {
-                let retry = now + known.backoff.next();
-                match self.desk.session.retry_at() {
-                    Some(at) if at > now => retry.max(at + spread(SPREAD)),
-                    Some(_) | None => retry,
-                }
-            }
-            (Err(_), _) => refreshed,
-        }
+    /// Of the login in use.
+    fn epoch(&self) -> u64 {
+        self.desk.session.upkeep().borrow().epoch
     }
 
-    async fn ask(&self, known: &mut Known) -> Result<Arc<Reading>, FetchError> {
-        let kept = match (&known.answer, &known.lease) {
-            (Some(Ok(reading)), Some(lease)) if Instant::now() < lease.until => {
-                Some(Arc::clone(reading))
-            }
-            _ => None,
-        };
+    async fn ask(&self, state: &mut State) -> Answer<Fields> {
+        let lives = |lease: &Lease| Instant::now() < lease.until;
+        let lives = state.lease.as_ref().is_some_and(lives);
+        let kept = state.known.reading().filter(|_| lives).cloned();
         let asked = match kept.clone() {
-            Some(reading) => self.prolong(known, reading).await,
-            None => self.read_anew(known).await,
+            Some(reading) => self.prolong(state, reading).await,
+            None => self.read_anew(state).await,
         };
         match (asked, kept) {
             // It is valid to its end, whether somebody can be asked or not.
             (Err(FetchError::Outage(why)), Some(reading)) => {
                 tracing::warn!(%why, "a lease was not renewed yet");
-                let retry = Instant::now() + known.backoff.next();
-                let ends = known.lease.as_ref().map_or(retry, |lease| lease.until);
-                known.next = retry.min(ends);
+                let retry = Instant::now() + state.known.backoff.next();
+                let ends = state.lease.as_ref().map_or(retry, |lease| lease.until);
+                state.known.next = retry.min(ends);
                 Ok(reading)
             }
-            (Err(FetchError::Outage(why)), None) if known.lease.is_some() => Err(
+            (Err(FetchError::Outage(why)), None) if state.lease.is_some() => Err(
                 FetchError::Outage(format!("{why}; and the lease of what was there has ended")),
             ),
             (asked, _) => asked,
@@ -251,17 +160,13 @@ impl Place {
     }
 
     /// Renews a lease, if that is still worth it.
-    async fn prolong(
-        &self,
-        known: &mut Known,
-        reading: Arc<Reading>,
-    ) -> Result<Arc<Reading>, FetchError> {
+    async fn prolong(&self, state: &mut State, reading: Arc<Fields>) -> Answer<Fields> {
         let login = self.desk.session.login().await?;
-        let Some(lease) = known.lease.clone() else {
-            return self.read_anew(known).await;
+        let Some(lease) = state.lease.clone() else {
+            return self.read_anew(state).await;
         };
         if !lease.renewable || lease.last || lease.epoch != login.epoch {
-            return self.read_anew(known).await;
+            return self.read_anew(state).await;
         }
         let body = json!({ "lease_id": lease.id, "increment": lease.whole.as_secs() });
         let call = Call::post("sys/leases/renew", login.token(), body);
@@ -273,7 +178,7 @@ impl Place {
                 renewed.whole = lease.whole;
                 // What is given for less than before is near the end that no renewal moves.
                 renewed.last = Duration::from_secs(body.lease_duration) < lease.whole / 2;
-                self.adopt(known, renewed);
+                self.adopt(state, renewed);
                 Ok(reading)
             }
             Err(failure @ (Failure::Away { .. } | Failure::Failed(_) | Failure::Malformed(_))) => {
@@ -281,12 +186,12 @@ impl Place {
             }
             Err(Failure::Denied(why) | Failure::Refused(why) | Failure::Missing { why, .. }) => {
                 tracing::info!(place = %self.name(), %why, "a lease is not renewed any more");
-                self.read_anew(known).await
+                self.read_anew(state).await
             }
         }
     }
 
-    async fn read_anew(&self, known: &mut Known) -> Result<Arc<Reading>, FetchError> {
+    async fn read_anew(&self, state: &mut State) -> Answer<Fields> {
         let (login, fields, lease) = match &self.at {
             VaultPlace::Kv1 { mount, path } => {
                 let path = format!("{}/{}", mount.escaped(), path.escaped());
@@ -319,12 +224,12 @@ impl Place {
             let why = "its answer has no `data`; is it another version of the KV engine?";
             FetchError::Malformed(format!("{}: {why}", self.name()))
         })?;
-        known.backoff.reset();
+        state.known.backoff.reset();
         match lease {
-            Some(lease) => self.adopt(known, lease),
-            None => known.lease = None,
+            Some(lease) => self.adopt(state, lease),
+            None => state.lease = None,
         }
-        Ok(Arc::new(Reading { fields }))
+        Ok(Arc::new(fields))
     }
 
     /// What there is, by a login that was alive when it said no.
@@ -370,37 +275,27 @@ impl Place {
     }
 
     /// From now on this lease is the one; the one before ends by itself, and is not in the way of who still uses it.
-    fn adopt(&self, known: &mut Known, lease: Lease) {
+    fn adopt(&self, state: &mut State, lease: Lease) {
         self.desk.leases.enter(&lease.id, lease.epoch, lease.until);
-        known.next = lease.next();
-        known.lease = Some(lease);
+        state.known.next = lease.next();
+        state.lease = Some(lease);
     }
 
     fn name(&self) -> String {
         format!("`{}` in Vault", self.at)
     }
 
-    /// One value of a reading.
-    pub(super) fn value(&self, reading: &Reading, key: &str) -> Result<Secret, FetchError> {
-        let place = self.name();
-        match reading.fields.get(key) {
-            Some(Field::Text(value)) if value.is_empty() => {
-                Err(FetchError::Malformed(format!("{place}: `{key}` is empty")))
-            }
-            Some(Field::Text(value)) if value.len() as u64 > crate::file::LIMIT => Err(
-                FetchError::Malformed(format!("{place}: `{key}` is larger than 1 MiB")),
-            ),
-            Some(Field::Text(value)) => Ok(value.clone()),
-            Some(Field::Other) => Err(FetchError::Malformed(format!(
-                "{place}: `{key}` is neither text nor a whole number nor true or false"
-            ))),
-            None => Err(FetchError::Missing(format!("{place} has no `{key}`"))),
+    /// One value of a reading, or all of it as one JSON object.
+    pub(super) fn value(&self, reading: &Fields, key: Option<&str>) -> Result<Secret, FetchError> {
+        match key {
+            Some(key) => reading.value(key, &self.name()),
+            None => reading.whole(&self.name()),
         }
     }
 
     /// The id of the lease that was held, for who lets the place go.
     pub(super) fn into_lease(self) -> Option<String> {
-        self.known.into_inner().lease.map(|lease| lease.id)
+        self.state.into_inner().lease.map(|lease| lease.id)
     }
 }
 

@@ -7,32 +7,27 @@
 //!
 //! Who logs in by the workload's certificate shows the one of the moment, and logs in anew when there is another.
 
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use fender_config::StoreUrl;
 use fender_config::snapshot::{VaultCertificate, VaultLogin, VaultStore};
-use fender_identity::tls::{PemPair, ShownCertificate};
-use fender_identity::{Secret, Serial, Svid};
+use fender_identity::Svid;
 use fender_runtime::backoff::Backoff;
 use fender_runtime::clock::SharedClock;
-use fender_runtime::random;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
+use super::dial::{Dial, Pem, unusable};
 use super::login::{self, Begun};
-use super::wire::{
-    Auth, Body, Call, Failure, Http, MAX_ANSWER, SharedTransport, TokenFacts, parse,
-};
+use super::token::{Life, Login};
+use super::wire::{Auth, Body, Call, Failure, TokenFacts, parse};
 use crate::FetchError;
 use crate::budget::Budget;
-use crate::http::{HttpClient, system_roots};
 use crate::stores::{ReadFiles, Workload};
 
-/// The largest file of roots, of a chain or of a key.
-const MAX_PEM: u64 = 1024 * 1024;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);
 /// The same, where nobody has refused it.
@@ -44,120 +39,6 @@ const YOUNG: Duration = Duration::from_secs(10);
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How many tokens of before are remembered, to be given back.
 const REMEMBERED: usize = 4;
-
-/// How a client is made. Only tests make another.
-pub(super) trait Dial: std::fmt::Debug + Send + Sync + 'static {
-    fn dial(
-        &self,
-        store: &VaultStore,
-        pem: Pem,
-        clock: &SharedClock,
-    ) -> Result<SharedTransport, String>;
-}
-
-/// What was read to make a client.
-#[derive(Debug, Default)]
-pub(super) struct Pem {
-    pub(super) roots: Option<Secret>,
-    pub(super) shown: Option<Shown>,
-}
-
-/// By what the server knows us in the handshake.
-#[derive(Debug)]
-pub(super) enum Shown {
-    Files(PemPair),
-    Svid(Arc<Svid>),
-}
-
-/// By HTTP.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DialHttp;
-
-impl Dial for DialHttp {
-    fn dial(
-        &self,
-        store: &VaultStore,
-        pem: Pem,
-        clock: &SharedClock,
-    ) -> Result<SharedTransport, String> {
-        let clock = Arc::clone(clock);
-        let client = match &store.address {
-            StoreUrl::Loopback { .. } => HttpClient::in_the_clear(MAX_ANSWER, clock),
-            StoreUrl::Https(_) => {
-                let roots = match &pem.roots {
-                    Some(roots) => roots.expose().to_vec(),
-                    None => system_roots().map_err(|error| format!("roots: {error}"))?,
-                };
-                match &pem.shown {
-                    Some(Shown::Svid(svid)) => {
-                        HttpClient::known_as(svid, &roots, MAX_ANSWER, clock)
-                    }
-                    Some(Shown::Files(pair)) => {
-                        let shown = ShownCertificate::from_pem(pair)
-                            .map_err(|error| format!("certificate to show: {error}"))?;
-                        HttpClient::showing(&shown, &roots, MAX_ANSWER, clock)
-                    }
-                    None => HttpClient::new(&roots, MAX_ANSWER, clock),
-                }
-            }
-        };
-        Ok(Arc::new(Http {
-            client: client.map_err(|error| error.to_string())?,
-            address: store.address.clone(),
-            namespace: store.namespace.clone(),
-        }))
-    }
-}
-
-/// One login.
-#[derive(Debug)]
-pub(super) struct Login {
-    /// Which one of successive logins it is: leases of another one end with that one.
-    pub(super) epoch: u64,
-    transport: SharedTransport,
-    /// Of the workload's certificate, if that is by what we are known.
-    serial: Option<Serial>,
-    token: Secret,
-    /// Whether we made the token, and may end it.
-    is_ours: bool,
-    made: Instant,
-    life: StdMutex<Life>,
-}
-
-/// What is known of a token.
-#[derive(Clone, Copy, Debug)]
-struct Life {
-    renewable: bool,
-    /// As long as it was given for at first.
-    whole: Duration,
-    /// None: it never ends, or nobody said when.
-    until: Option<Instant>,
-    /// When something is to be done about that.
-    next: Option<Instant>,
-    /// Whether it has been renewed for the last time.
-    last: bool,
-    /// When it was last seen to be alive by being asked about.
-    verified: Instant,
-}
-
-impl Login {
-    pub(super) fn token(&self) -> &Secret {
-        &self.token
-    }
-
-    /// When it ends, as far as anybody said.
-    pub(super) fn until(&self) -> Option<Instant> {
-        self.life().until
-    }
-
-    fn is_over(&self) -> bool {
-        self.until().is_some_and(|until| Instant::now() >= until)
-    }
-
-    fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What a 403 was about.
 #[derive(Debug)]
@@ -428,7 +309,11 @@ impl Session {
 
     async fn log_in(&self, epoch: u64) -> Result<Login, FetchError> {
         let place = "login to Vault";
-        let (transport, serial) = self.dial().await?;
+        let svid = self.svid().map(|svid| Arc::clone(&svid.borrow()));
+        let pem = Pem::read(&self.store, &*self.files, svid, &self.clock).await?;
+        let serial = pem.svid().map(|svid| svid.serial().clone());
+        let transport = self.dial.dial(&self.store, pem, &self.clock);
+        let transport = transport.map_err(unusable)?;
         let workload = self.workload.as_deref();
         let begun = login::begin(&self.store.login, &*self.files, workload).await?;
         let (token, is_ours, life) = match begun {
@@ -484,40 +369,6 @@ impl Session {
             Err(Failure::Denied(_)) => Ok(()),
             Err(failure) => Err(failure.into_error("login to Vault")),
         }
-    }
-
-    /// A client, and which certificate of the workload it shows.
-    async fn dial(&self) -> Result<(SharedTransport, Option<Serial>), FetchError> {
-        let mut pem = Pem::default();
-        let unusable = |why: String| FetchError::Outage(format!("login to Vault: {why}"));
-        let read = async |path| {
-            let read = self.files.read(path, MAX_PEM).await;
-            read.map_err(|error| unusable(error.to_string()))
-        };
-        if let Some(path) = &self.store.roots {
-            pem.roots = Some(read(path).await?);
-        }
-        let mut serial = None;
-        if let VaultLogin::Certificate { shown, .. } = &self.store.login {
-            pem.shown = Some(match shown {
-                VaultCertificate::Files(files) => Shown::Files(PemPair {
-                    chain: read(&files.certificate).await?.expose().to_vec(),
-                    key: read(&files.key).await?,
-                }),
-                VaultCertificate::Svid => {
-                    let svid = self.svid().ok_or_else(login::nobody)?;
-                    let svid = Arc::clone(&svid.borrow());
-                    if !svid.validity().includes(self.clock.now()) {
-                        let why = "the workload's certificate has expired".to_owned();
-                        return Err(unusable(why));
-                    }
-                    serial = Some(svid.serial().clone());
-                    Shown::Svid(svid)
-                }
-            });
-        }
-        let transport = self.dial.dial(&self.store, pem, &self.clock);
-        Ok((transport.map_err(unusable)?, serial))
     }
 
     /// Asks with a login.
@@ -604,23 +455,6 @@ impl Session {
 
     pub(super) fn address(&self) -> &StoreUrl {
         &self.store.address
-    }
-}
-
-impl Life {
-    fn new(renewable: bool, seconds: u64, verified: Instant) -> Self {
-        let whole = Duration::from_secs(seconds);
-        let now = Instant::now();
-        let ends = seconds > 0;
-        let half = whole.mul_f64(0.45 + 0.1 * random::unit());
-        Self {
-            renewable,
-            whole,
-            until: now.checked_add(whole).filter(|_| ends),
-            next: now.checked_add(half).filter(|_| ends),
-            last: false,
-            verified,
-        }
     }
 }
 

@@ -154,7 +154,7 @@ fn at(login: VaultLogin, at: VaultPlace, key: &str) -> VaultSecret {
     VaultSecret {
         store: store(login),
         at,
-        key: key.to_owned(),
+        key: Some(key.to_owned()),
         refresh: MINUTE,
     }
 }
@@ -167,6 +167,14 @@ fn kv2(name: &str, key: &str) -> VaultSecret {
         version: None,
     };
     at(app_role(), place, key)
+}
+
+/// All of the place, not one key of it.
+fn whole(secret: VaultSecret) -> VaultSecret {
+    VaultSecret {
+        key: None,
+        ..secret
+    }
 }
 
 fn creds(key: &str) -> VaultSecret {

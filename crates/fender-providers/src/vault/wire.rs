@@ -3,7 +3,6 @@
 //!
 //! <https://developer.hashicorp.com/vault/api-docs>
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,21 +13,18 @@ use fender_config::snapshot::VaultPath;
 use fender_identity::Secret;
 use fender_runtime::deadline::Deadline;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error as _};
-use serde_json::value::RawValue;
+use serde::de::DeserializeOwned;
 
 use crate::FetchError;
-use crate::hidden::{self, Hidden};
+use crate::fields::Fields;
+use crate::hidden::Hidden;
 use crate::http::{Answer, HttpClient, HttpError, Method, Question, Wish};
+use crate::said::scrubbed;
 
 /// The most an answer may weigh: a secret of a mebibyte, escaped.
 pub(super) const MAX_ANSWER: usize = 2 * 1024 * 1024;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How much of an error's text is kept.
-const MAX_REASON: usize = 256;
-/// A secret shorter than this is not looked for in a text: it would be found in words.
-const SHORTEST_SECRET: usize = 4;
 
 /// One request.
 #[derive(Debug)]
@@ -203,21 +199,6 @@ fn reason(body: &Secret, proofs: &[&Secret]) -> String {
     scrubbed(&errors.join("; "), proofs)
 }
 
-pub(crate) fn scrubbed(text: &str, proofs: &[&Secret]) -> String {
-    let mut text = text.to_owned();
-    for proof in proofs.iter().filter_map(|proof| proof.expose_str()) {
-        if proof.len() >= SHORTEST_SECRET {
-            text = text.replace(proof, "…");
-        }
-    }
-    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    printable
-        .take(MAX_REASON)
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
 /// What most answers consist of.
 #[derive(Debug, Deserialize)]
 pub(super) struct Body<D> {
@@ -287,33 +268,6 @@ pub(super) fn parse<D: DeserializeOwned>(body: &Secret) -> Result<Body<D>, Failu
             error.column()
         ))
     })
-}
-
-/// The values at one place, by key.
-pub(crate) type Fields = BTreeMap<String, Field>;
-
-/// One value.
-#[derive(Clone, Debug)]
-pub(crate) enum Field {
-    /// Also a whole number and a truth value, as Vault's own command line prints them.
-    Text(Secret),
-    /// Something that has no one text.
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Field {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let is_whole = raw.parse::<u64>().is_ok() || raw.parse::<i64>().is_ok();
-        if is_whole || matches!(raw, "true" | "false") {
-            return Ok(Self::Text(Secret::from(raw.to_owned())));
-        }
-        if !raw.starts_with('"') {
-            return Ok(Self::Other);
-        }
-        let text = hidden::text(raw).map(Self::Text);
-        text.ok_or_else(|| D::Error::custom("half of a character"))
-    }
 }
 
 /// Something to have more than one of.

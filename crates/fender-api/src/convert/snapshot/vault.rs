@@ -8,9 +8,6 @@ use super::{InvalidField, parse, path, required, some_text};
 use crate::proto::control::v1 as proto;
 
 pub(super) fn vault(message: proto::VaultSource) -> Result<domain::VaultSecret, InvalidField> {
-    if message.key.is_empty() {
-        return Err(InvalidField::new("key", "is empty"));
-    }
     Ok(domain::VaultSecret {
         store: domain::VaultStore {
             address: parse("address", &message.address)?,
@@ -23,7 +20,7 @@ pub(super) fn vault(message: proto::VaultSource) -> Result<domain::VaultSecret, 
             login: login(required("login", message.login)?)?,
         },
         at: place(required("place", message.place)?)?,
-        key: message.key,
+        key: some_text(message.key),
         refresh: Duration::from_millis(message.refresh_millis),
     })
 }
@@ -119,7 +116,7 @@ pub(super) fn from_vault(secret: &domain::VaultSecret) -> proto::VaultSource {
             .unwrap_or_default(),
         login: Some(from_login(login)),
         place: Some(from_place(&secret.at)),
-        key: secret.key.clone(),
+        key: secret.key.clone().unwrap_or_default(),
         refresh_millis: secret.refresh.as_millis().try_into().unwrap_or(u64::MAX),
     }
 }

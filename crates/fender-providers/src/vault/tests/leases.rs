@@ -27,6 +27,38 @@ async fn all_keys_are_of_one_lease_whoever_asks_and_when() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_whole_is_of_the_lease_that_its_keys_are_of_and_renewed_with_it() {
+    let world = World::new();
+    let [all, password] = [whole(creds("")), creds("password")].map(|it| world.source(&it));
+    let first = all.fetch().await.unwrap();
+    let expected = r#"{"password":"A1a-2","username":"v-orders-2"}"#;
+    assert_eq!(first.value.expose_str(), Some(expected));
+    assert_eq!(all.standing(), Standing::Lent);
+    assert_eq!(text(password.fetch().await).unwrap(), "A1a-2");
+    all.due().await;
+    let renewed = all.fetch().await.unwrap();
+    assert_eq!(renewed.generation, first.generation);
+    let asked = world.server.asked();
+    assert_eq!(Server::count(&asked, "GET database/creds/orders"), 1);
+    assert_eq!(Server::count(&asked, "POST sys/leases/renew"), 1);
+    // Another user with another password: both are another, together.
+    world
+        .server
+        .answer("POST sys/leases/renew", || ok(&renewal("x", 900)));
+    for _ in 0..2 {
+        all.due().await;
+        all.fetch().await.unwrap();
+    }
+    let next = all.fetch().await.unwrap();
+    assert_ne!(next.generation, first.generation);
+    let expected = r#"{"password":"A1a-3","username":"v-orders-3"}"#;
+    assert_eq!(next.value.expose_str(), Some(expected));
+    let asked = world.end().await.asked();
+    let ended = "POST auth/token/revoke-self";
+    assert_eq!(Server::count(&asked, ended), 1, "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_is_renewed_for_as_long_as_somebody_names_it_and_the_value_stays() {
     let world = World::new();
     let mut states = crate::watch(world.source(&user()), &world.drain);

@@ -121,6 +121,96 @@ async fn whole_numbers_and_truth_values_are_their_text_and_nothing_else_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_key_it_is_all_of_a_place_as_one_object_wherever_that_is() {
+    let world = World::new();
+    let data = r#"{"port": 25, "user": "orders", "more": {"tls": true}, "password": "é\""}"#;
+    let all = r#"{"more":{"tls": true},"password":"é\"","port":25,"user":"orders"}"#;
+    let answer = |body: String| crate::http::Answer {
+        status: 200,
+        wish: None,
+        body: Secret::from(body),
+    };
+    let of_kv2 = answer(format!(
+        r#"{{"data":{{"data":{data},"metadata":{{"version":2}}}}}}"#
+    ));
+    let of_others = answer(format!(r#"{{"data":{data}}}"#));
+    world
+        .server
+        .answer("GET secret/data/", move || Ok(of_kv2.clone()));
+    world
+        .server
+        .answer("GET kv/", move || Ok(of_others.clone()));
+    let kv1 = VaultPlace::Kv1 {
+        mount: path("kv"),
+        path: path("smtp"),
+    };
+    for secret in [
+        whole(kv2("smtp", "user")),
+        whole(at(app_role(), kv1, "user")),
+    ] {
+        let source = world.source(&secret);
+        let first = source.fetch().await.unwrap();
+        assert_eq!(first.value.expose_str(), Some(all));
+        source.due().await;
+        let again = source.fetch().await.unwrap();
+        assert_eq!(again.generation, first.generation, "nothing changed");
+    }
+    // It is of the answer that another credential takes a key of.
+    world.fetch(&whole(kv2("smtp", "user"))).await.unwrap();
+    world.server.asked();
+    assert_eq!(world.fetch(&kv2("smtp", "user")).await.unwrap(), "orders");
+    assert_eq!(world.server.asked(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_changes_with_any_field_and_not_with_how_it_is_written() {
+    let world = World::new();
+    let source = world.source(&whole(kv2("smtp", "user")));
+    let mut before = source.fetch().await.unwrap();
+    for (data, is_news) in [
+        (r#"{"password":"hunter2","user":"orders"}"#, false),
+        (r#"{ "user": "\u006frders", "password":"hunter2"}"#, false),
+        (r#"{"user":"orders","password":"hunter3"}"#, true),
+        (r#"{"user":"orders","password":"hunter3","port":25}"#, true),
+        (
+            r#"{"user":"orders","password":"hunter3","port":"25"}"#,
+            true,
+        ),
+    ] {
+        let body = format!(r#"{{"data":{{"data":{data}}}}}"#);
+        world.server.answer("GET secret/data/", move || {
+            Ok(crate::http::Answer {
+                status: 200,
+                wish: None,
+                body: Secret::from(body.clone()),
+            })
+        });
+        source.due().await;
+        let now = source.fetch().await.unwrap();
+        assert_eq!(now.generation != before.generation, is_news, "{data}");
+        before = now;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_without_any_key_is_no_whole_and_a_withdrawn_one_is_missing() {
+    let world = World::new();
+    let source = world.source(&whole(kv2("smtp", "user")));
+    world
+        .server
+        .answer("GET secret/data/", || ok(&versioned(&json!({}))));
+    let error = source.fetch().await.unwrap_err();
+    assert!(
+        matches!(&error, FetchError::Malformed(why) if why.contains("has no keys")),
+        "{error}"
+    );
+    world.server.answer("GET secret/data/", || deleted(false));
+    source.due().await;
+    let error = source.fetch().await.unwrap_err();
+    assert!(matches!(error, FetchError::Missing(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_there_is_missing_and_a_deleted_version_is_told() {
     for (reply, said) in [
         (deleted(false), "version 3 is deleted"),

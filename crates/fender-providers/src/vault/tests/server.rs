@@ -11,7 +11,7 @@ use fender_runtime::clock::SharedClock;
 use serde_json::{Value, json};
 
 use crate::http::{Answer, HttpError, Method, Wish};
-use crate::vault::session::{Dial, Pem, Shown};
+use crate::vault::dial::{Dial, Pem, Shown};
 use crate::vault::wire::{Asked, Call, SharedTransport, Transport};
 
 pub(super) type Reply = Result<Answer, HttpError>;

@@ -64,7 +64,7 @@ pub(super) fn origin() -> impl Strategy<Value = domain::Origin> {
         }),
         path().prop_map(|path| domain::VaultPlace::Engine { path }),
     ];
-    (store, place, label(), any::<u32>()).prop_map(|(store, at, key, refresh)| {
+    (store, place, option::of(label()), any::<u32>()).prop_map(|(store, at, key, refresh)| {
         domain::Origin::Vault(Box::new(domain::VaultSecret {
             store,
             at,
