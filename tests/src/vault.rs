@@ -4,8 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
@@ -15,17 +14,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+use rustls::{RootCertStore, ServerConfig};
 use serde_json::{Value, json};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::pki::Authority;
+use http::{Request, denied, errors, ok, reply, serve};
+
+mod http;
 
 pub const ROLE_ID: &str = "db02de05-fa39-4855-059b-67221c5c2f63";
 /// The beginning of every token; nothing that Fender writes may hold it.
 pub const TOKEN: &str = "hvs.canary-token-";
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What becomes of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +146,11 @@ impl Vault {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (state, tls) = (Arc::clone(&served), tls.clone());
-                std::thread::spawn(move || serve(stream, tls, &state));
+                std::thread::spawn(move || {
+                    if state.lock().expect("nobody panicked").mode != Mode::Away {
+                        serve(stream, tls, |request| waited(&state, request));
+                    }
+                });
             }
         });
         Self {
@@ -291,55 +294,6 @@ impl Vault {
     }
 }
 
-/// One request on one connection, and no more.
-fn serve(stream: TcpStream, tls: Option<Arc<ServerConfig>>, state: &Mutex<State>) {
-    if state.lock().expect("nobody panicked").mode == Mode::Away {
-        return;
-    }
-    let patient = stream
-        .set_read_timeout(Some(PATIENCE))
-        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-    if patient.is_err() {
-        return;
-    }
-    match tls {
-        None => {
-            let mut stream = stream;
-            let _ = converse(&mut stream, state, |_| None);
-        }
-        Some(config) => {
-            let Ok(connection) = ServerConnection::new(config) else {
-                return;
-            };
-            let mut stream = StreamOwned::new(connection, stream);
-            let _ = converse(&mut stream, state, |stream| {
-                stream
-                    .conn
-                    .peer_certificates()
-                    .and_then(<[_]>::first)
-                    .map(subject)
-            });
-            stream.conn.send_close_notify();
-            let _ = stream.flush();
-        }
-    }
-}
-
-/// The SPIFFE ID in a certificate that was verified, and its serial number.
-fn subject(certificate: &CertificateDer<'_>) -> (String, String) {
-    let (_, certificate) = X509Certificate::from_der(certificate).expect("a certificate");
-    let names = certificate.subject_alternative_name().expect("extensions");
-    let names = names.map(|names| names.value.general_names.clone());
-    let uri = names
-        .unwrap_or_default()
-        .into_iter()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) => Some(uri.to_owned()),
-            _ => None,
-        });
-    (uri.unwrap_or_default(), certificate.raw_serial_as_string())
-}
-
 /// Whom a JWT is of and whom it is for, if it has not ended. Who signed it is not looked at: that a JWT-SVID is right is shown by the tests of
 /// who verifies it.
 fn bearer(token: &str) -> Option<(String, Vec<String>)> {
@@ -363,66 +317,6 @@ fn bearer(token: &str) -> Option<(String, Vec<String>)> {
     Some((claims["sub"].as_str()?.to_owned(), audience))
 }
 
-struct Request {
-    method: String,
-    path: String,
-    fields: BTreeMap<String, String>,
-    body: Value,
-    /// Whose certificate is shown, and its serial number.
-    certificate: Option<(String, String)>,
-}
-
-fn converse<S: Read + Write>(
-    stream: &mut S,
-    state: &Mutex<State>,
-    certified: impl Fn(&S) -> Option<(String, String)>,
-) -> std::io::Result<()> {
-    let mut text = Vec::new();
-    let end = loop {
-        if let Some(at) = text.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at + 4;
-        }
-        let mut part = [0; 4096];
-        let read = stream.read(&mut part)?;
-        if read == 0 || text.len() > 64 * 1024 {
-            return Ok(());
-        }
-        text.extend_from_slice(&part[..read]);
-    };
-    let head = String::from_utf8_lossy(&text[..end]).into_owned();
-    let mut lines = head.lines();
-    let mut first = lines.next().unwrap_or_default().split(' ');
-    let (method, path) = (
-        first.next().unwrap_or_default(),
-        first.next().unwrap_or_default(),
-    );
-    let fields: BTreeMap<_, _> = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
-        .collect();
-    let length = fields.get("content-length");
-    let length = length.map_or(0, |length| length.parse().unwrap_or(0));
-    let mut body = text.split_off(end);
-    while body.len() < length {
-        let mut part = [0; 4096];
-        let read = stream.read(&mut part)?;
-        if read == 0 {
-            return Ok(());
-        }
-        body.extend_from_slice(&part[..read]);
-    }
-    let request = Request {
-        method: method.to_owned(),
-        path: path.trim_start_matches("/v1/").to_owned(),
-        fields,
-        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        certificate: certified(stream),
-    };
-    let reply = waited(state, &request);
-    stream.write_all(reply.as_bytes())?;
-    stream.flush()
-}
-
 /// The answer, after the time it takes.
 fn waited(shared: &Mutex<State>, request: &Request) -> String {
     let lock = || shared.lock().expect("nobody panicked");
@@ -441,30 +335,6 @@ fn waited(shared: &Mutex<State>, request: &Request) -> String {
     // Before anybody can know of the answer: who counts is never ahead of who asks.
     state.inside -= 1;
     state.answer(request)
-}
-
-fn reply(status: u16, more: &str, body: &Value) -> String {
-    let body = match status {
-        204 => String::new(),
-        _ => format!("{body}\n"),
-    };
-    format!(
-        "HTTP/1.1 {status} -\r\ncache-control: no-store\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         connection: close\r\n{more}\r\n{body}",
-        body.len()
-    )
-}
-
-fn ok(body: &Value) -> String {
-    reply(200, "", body)
-}
-
-fn errors(status: u16, errors: &[&str]) -> String {
-    reply(status, "", &json!({ "errors": errors }))
-}
-
-fn denied() -> String {
-    errors(403, &["1 error occurred:\n\t* permission denied\n\n"])
 }
 
 impl State {

@@ -2,10 +2,8 @@
 //!
 //! It authenticates with the certificate of an admin identity and decides nothing; who may do what is the control plane's.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use fender_config::ObjectName;
@@ -20,7 +18,6 @@ use fender_runtime::id::OpaqueId;
 use prost::Message as _;
 use rustls_pki_types::CertificateRevocationListDer;
 use tonic::transport::Channel;
-use zeroize::Zeroizing;
 
 use crate::addresses::Addresses;
 use crate::client::{CallError, Caller, accept, bounded};
@@ -33,74 +30,15 @@ use crate::proto::control::v1::credentials_answer::Kind;
 use crate::tls::{MAX_APPLY, MAX_STATUS};
 use crate::token::{JoinToken, TokenError};
 
-const MAX_FILE: u64 = 1024 * 1024;
-
 mod applied;
+mod identity;
 mod revisions;
 
 pub use applied::{
     Applied, Change, Consents, Difference, Objection, Problem, Proposal, Proposed, Trial, What,
 };
+pub use identity::AdminIdentity;
 pub use revisions::{Against, Comparison};
-
-/// An administrator's identity: a directory with `certificate.pem`, `key.pem` and `bundle.pem`.
-#[derive(Clone, Debug)]
-pub struct AdminIdentity {
-    svid: Svid,
-    bundle: Bundle,
-}
-
-impl AdminIdentity {
-    /// Reads the directory. A key that others may read is refused.
-    pub fn load(directory: &Path) -> Result<Self, AdminError> {
-        let certificate = directory.join("certificate.pem");
-        let pem = read(&certificate)?;
-        let key = directory.join("key.pem");
-        let mode = fs::metadata(&key)
-            .map_err(|source| AdminError::Read {
-                path: key.clone(),
-                source,
-            })?
-            .mode();
-        if mode & 0o077 != 0 {
-            return Err(AdminError::Exposed {
-                path: key,
-                mode: mode & 0o7777,
-            });
-        }
-        let svid = Svid::from_pem(&pem, &read(&key)?).map_err(|source| AdminError::Svid {
-            path: certificate,
-            source,
-        })?;
-        let path = directory.join("bundle.pem");
-        let bundle = Bundle::from_pem(svid.id().trust_domain().clone(), &read(&path)?)
-            .map_err(|source| AdminError::Bundle { path, source })?;
-        Ok(Self { svid, bundle })
-    }
-
-    /// Who it is.
-    pub fn svid(&self) -> &Svid {
-        &self.svid
-    }
-
-    /// Whom it believes.
-    pub fn bundle(&self) -> &Bundle {
-        &self.bundle
-    }
-}
-
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, AdminError> {
-    let failed = |source| AdminError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() || metadata.len() > MAX_FILE {
-        let error = io::Error::new(io::ErrorKind::InvalidData, "not a small regular file");
-        return Err(failed(error));
-    }
-    fs::read(path).map(Zeroizing::new).map_err(failed)
-}
 
 /// A connection as an administrator.
 #[derive(Clone, Debug)]
@@ -166,7 +104,10 @@ fn lacks(all: &mut proto::StatusResponse, replicas: Vec<proto::ReplicaStatus>) {
     for replica in replicas {
         let known = all.replicas.iter_mut().find(|it| it.name == replica.name);
         match known {
-            Some(known) if known.problem.is_empty() => known.problem = replica.problem,
+            Some(known) if known.problem.is_empty() => {
+                known.problem = replica.problem;
+                known.untold = replica.untold;
+            }
             Some(_) => {}
             None => all.replicas.push(replica),
         }
@@ -194,10 +135,10 @@ impl Admin {
         deadline: Deadline,
     ) -> Result<Self, AdminError> {
         let now = clock.now();
-        let not_after = identity.svid.validity().not_after;
+        let not_after = identity.svid().validity().not_after;
         if now > not_after {
             return Err(AdminError::Expired {
-                id: identity.svid.id().clone(),
+                id: identity.svid().id().clone(),
                 seconds: now.as_secs().saturating_sub(not_after.as_secs()),
             });
         }
@@ -206,8 +147,8 @@ impl Admin {
             clock: clock.clone(),
             version: env!("CARGO_PKG_VERSION"),
         };
-        let bundles = Bundles::from(identity.bundle.clone()).into();
-        let own = &identity.svid;
+        let bundles = Bundles::from(identity.bundle().clone()).into();
+        let own = identity.svid();
         let connection = caller
             .connect(own.id(), Some(own), &bundles, deadline)
             .await?;

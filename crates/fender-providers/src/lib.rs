@@ -8,6 +8,8 @@
 //! state directory.
 
 mod budget;
+#[cfg(test)]
+mod exchange;
 mod fields;
 mod hidden;
 mod known;

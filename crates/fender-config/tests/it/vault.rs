@@ -141,9 +141,16 @@ fn what_the_guide_shows_is_read() {
         let documents = parse(&[source("guide.yaml", &text)]);
         let documents = documents.unwrap_or_else(|problems| panic!("{problems}"));
         let credentials = documents.credentials.values();
-        let of_vault = credentials.filter_map(|credential| match &credential.origin {
-            Origin::Vault(secret) => Some(secret),
-            _ => None,
+        let of_vault = credentials.map(|credential| match &credential.origin {
+            Origin::Vault(secret) => secret,
+            other @ (Origin::File { .. }
+            | Origin::DockerSecret(_)
+            | Origin::Command(_)
+            | Origin::Environment { .. }
+            | Origin::KubernetesSecret(_)
+            | Origin::Aws(_)
+            | Origin::Age(_)
+            | Origin::Sops(_)) => panic!("{other:?}"),
         });
         whole += of_vault.filter(|secret| secret.key.is_none()).count();
     }

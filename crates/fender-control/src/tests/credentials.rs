@@ -4,8 +4,8 @@ use fender_api::proto::control::v1::credential_value::State;
 use fender_api::proto::control::v1::credentials_answer::Kind as Told;
 use proto::report::Kind;
 
-use super::distribution::{next, watch};
 use super::roles::governed;
+use super::sources::{next, watch};
 use super::*;
 
 /// What is told, without the head.

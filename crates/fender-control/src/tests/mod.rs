@@ -25,6 +25,7 @@ mod revocation;
 mod roles;
 mod session;
 mod skew;
+mod sources;
 mod telemetry;
 mod upstream;
 mod vouching;

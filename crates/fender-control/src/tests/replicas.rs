@@ -7,7 +7,7 @@ use fender_api::proto::control::v1::credential_value::State;
 use fender_tests::postgres::{Durability, Postgres};
 
 use super::credentials::reported;
-use super::distribution::{next, watch};
+use super::sources::{next, watch};
 use super::*;
 use crate::ReplicaName;
 use crate::store::audit::Chain;

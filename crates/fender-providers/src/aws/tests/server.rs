@@ -1,72 +1,40 @@
 //! An AWS in memory: what it is asked is written down, and it answers in the words of the documentation.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use fender_identity::Secret;
 use serde_json::{Value, json};
 
 use crate::aws::wire::{Asked, Request, Wire};
-use crate::http::{Answer, HttpError, Method, Wish};
+use crate::exchange::{Exchange, Reply};
+use crate::http::{Answer, Method, Wish};
 
-pub(super) type Reply = Result<Answer, HttpError>;
-
-/// As long as every answer takes.
-const LATENCY: Duration = Duration::from_millis(10);
 /// Nothing that Fender says may hold it; whatever is secret here begins so.
 pub(super) const CANARY: &str = "canary";
 
-type Handler = Box<dyn FnMut(&str) -> Option<Reply> + Send>;
-
-#[derive(Default)]
+/// What was asked is `METHOD URL | NAME: VALUE … | BODY`.
+#[derive(Debug, Default)]
 pub(super) struct Server {
-    log: Mutex<Vec<String>>,
-    /// The first that has an answer gives it.
-    handlers: Mutex<VecDeque<Handler>>,
-    inside: AtomicUsize,
-    most_inside: AtomicUsize,
+    exchange: Exchange,
     roles: AtomicUsize,
 }
 
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Server")
+impl Deref for Server {
+    type Target = Exchange;
+
+    fn deref(&self) -> &Exchange {
+        &self.exchange
     }
 }
 
 impl Server {
-    /// From now on, whatever `handler` answers; what it does not goes on as before.
-    pub(super) fn on(&self, handler: impl FnMut(&str) -> Option<Reply> + Send + 'static) {
-        self.handlers.lock().unwrap().push_front(Box::new(handler));
-    }
-
     /// From now on, this to questions that have this in them.
     pub(super) fn answer(&self, to: &'static str, reply: impl Fn() -> Reply + Send + 'static) {
         self.on(move |asked| asked.contains(to).then(&reply));
     }
 
-    /// Nothing is answered otherwise any more.
-    pub(super) fn recover(&self) {
-        self.handlers.lock().unwrap().clear();
-    }
-
-    /// What was asked since somebody last wanted to know: `METHOD URL | NAME: VALUE … | BODY`.
-    pub(super) fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *self.log.lock().unwrap())
-    }
-
-    /// The most questions that waited at once.
-    pub(super) fn most_at_once(&self) -> usize {
-        self.most_inside.load(Ordering::Relaxed)
-    }
-
     fn reply(&self, asked: &str) -> Reply {
-        let mut handlers = self.handlers.lock().unwrap();
-        if let Some(reply) = handlers.iter_mut().find_map(|handler| handler(asked)) {
-            return reply;
-        }
         let (_, url) = asked.split_once(' ').unwrap();
         let (url, _) = url.split_once(' ').unwrap();
         match url {
@@ -107,14 +75,8 @@ impl Wire for std::sync::Arc<Server> {
             .collect();
         let body = request.body.as_ref().map(shown).unwrap_or_default();
         let asked = format!("{method} {} | {} | {body}", request.to, headers.join(", "));
-        self.log.lock().unwrap().push(asked.clone());
-        Box::pin(async move {
-            let inside = self.inside.fetch_add(1, Ordering::Relaxed) + 1;
-            self.most_inside.fetch_max(inside, Ordering::Relaxed);
-            tokio::time::sleep(LATENCY).await;
-            self.inside.fetch_sub(1, Ordering::Relaxed);
-            self.reply(&asked)
-        })
+        self.note(asked.clone());
+        Box::pin(async move { self.answered(&asked, |asked| self.reply(asked)).await })
     }
 }
 

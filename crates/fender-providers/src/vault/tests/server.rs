@@ -1,48 +1,35 @@
 //! A Vault in memory: what it is asked is written down, and it answers in the words of the API's documentation.
 
-use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use fender_config::snapshot::VaultStore;
 use fender_identity::Secret;
 use fender_runtime::clock::SharedClock;
 use serde_json::{Value, json};
 
+use crate::exchange::{Exchange, Reply};
 use crate::http::{Answer, HttpError, Method, Wish};
 use crate::vault::dial::{Dial, Pem, Shown};
 use crate::vault::wire::{Asked, Call, SharedTransport, Transport};
 
-pub(super) type Reply = Result<Answer, HttpError>;
-
-/// As long as every answer takes.
-const LATENCY: Duration = Duration::from_millis(10);
-
-type Handler = Box<dyn FnMut(&str) -> Option<Reply> + Send>;
-
-#[derive(Default)]
+/// What was asked is `METHOD PATH | TOKEN | BODY`.
+#[derive(Debug, Default)]
 pub(super) struct Server {
-    log: Mutex<Vec<String>>,
-    /// The first that has an answer gives it.
-    handlers: Mutex<VecDeque<Handler>>,
+    exchange: Exchange,
     numbers: AtomicUsize,
-    inside: AtomicUsize,
-    most_inside: AtomicUsize,
 }
 
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Server")
+impl Deref for Server {
+    type Target = Exchange;
+
+    fn deref(&self) -> &Exchange {
+        &self.exchange
     }
 }
 
 impl Server {
-    /// From now on, whatever `handler` answers; what it does not goes on as before.
-    pub(super) fn on(&self, handler: impl FnMut(&str) -> Option<Reply> + Send + 'static) {
-        self.handlers.lock().unwrap().push_front(Box::new(handler));
-    }
-
     /// From now on, this to questions that begin so.
     pub(super) fn answer(&self, to: &'static str, reply: impl Fn() -> Reply + Send + 'static) {
         self.on(move |asked| asked.starts_with(to).then(&reply));
@@ -54,24 +41,9 @@ impl Server {
         self.on(move |asked| asked.starts_with(to).then(|| reply.take()).flatten());
     }
 
-    /// Nothing is answered otherwise any more.
-    pub(super) fn recover(&self) {
-        self.handlers.lock().unwrap().clear();
-    }
-
-    /// What was asked since somebody last wanted to know, as `METHOD PATH TOKEN BODY`.
-    pub(super) fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut *self.log.lock().unwrap())
-    }
-
     /// How many of these begin so.
     pub(super) fn count(asked: &[String], begin: &str) -> usize {
         asked.iter().filter(|one| one.starts_with(begin)).count()
-    }
-
-    /// The most questions that waited at once.
-    pub(super) fn most_at_once(&self) -> usize {
-        self.most_inside.load(Ordering::Relaxed)
     }
 
     fn number(&self) -> usize {
@@ -79,10 +51,6 @@ impl Server {
     }
 
     fn reply(&self, asked: &str) -> Reply {
-        let mut handlers = self.handlers.lock().unwrap();
-        if let Some(reply) = handlers.iter_mut().find_map(|handler| handler(asked)) {
-            return reply;
-        }
         let (question, _) = asked.split_once(" | ").unwrap_or((asked, ""));
         match question.split_whitespace().collect::<Vec<_>>()[..] {
             ["POST", path] if path.starts_with("auth/") && path.ends_with("/login") => {
@@ -123,14 +91,8 @@ impl Transport for Server {
             shown(&call.token),
             shown(&call.body)
         );
-        self.log.lock().unwrap().push(asked.clone());
-        Box::pin(async move {
-            let inside = self.inside.fetch_add(1, Ordering::Relaxed) + 1;
-            self.most_inside.fetch_max(inside, Ordering::Relaxed);
-            tokio::time::sleep(LATENCY).await;
-            self.inside.fetch_sub(1, Ordering::Relaxed);
-            self.reply(&asked)
-        })
+        self.note(asked.clone());
+        Box::pin(async move { self.answered(&asked, |asked| self.reply(asked)).await })
     }
 }
 
@@ -151,7 +113,7 @@ impl Dial for Arc<Server> {
                 Shown::Files(pair) => String::from_utf8(pair.chain).unwrap(),
                 Shown::Svid(svid) => format!("{} {}", svid.id(), svid.serial()),
             };
-            self.log.lock().unwrap().push(format!("shown {shown}"));
+            self.note(format!("shown {shown}"));
         }
         Ok(Arc::new(Line(Arc::clone(self))))
     }
