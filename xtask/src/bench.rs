@@ -1,5 +1,5 @@
 //! What Fender costs beside the proxies people know: CPU time for each request, handshake and
-//! megabyte, latency, memory, start-up and size; and what a control plane costs.
+//! megabyte, latency, memory, start-up and size; and what a control plane and what masking costs.
 //!
 //! Numbers are for the machine they were taken on and are kept with it. Everything is on loopback
 //! and bounded in count and time; nothing is left running. No figure fails a run: it fails only
@@ -13,6 +13,7 @@ mod footprint;
 mod goals;
 mod instructions;
 mod machine;
+mod mask;
 mod net;
 mod options;
 mod page;
@@ -96,6 +97,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
             Ok(())
         }
         Asked::Control { extent, store } => control::run(root, extent, store.as_deref()),
+        Asked::Mask { extent, fender } => mask::run(root, extent, fender.as_deref()),
         Asked::List => {
             list();
             Ok(())

@@ -28,6 +28,7 @@ use automaton::Automaton;
 
 mod automaton;
 mod forms;
+mod skip;
 mod stream;
 
 /// What stands where a secret was.

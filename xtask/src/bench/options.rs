@@ -27,6 +27,11 @@ pub(crate) enum Asked {
         extent: Extent,
         store: Option<String>,
     },
+    Mask {
+        extent: Extent,
+        /// The binary to measure; none: one is built as it is published.
+        fender: Option<PathBuf>,
+    },
 }
 
 pub(crate) struct Options {
@@ -62,6 +67,9 @@ impl Asked {
     pub(crate) fn parse(arguments: &[&str]) -> Result<Self> {
         if let ["control", rest @ ..] = arguments {
             return control(rest);
+        }
+        if let ["mask", rest @ ..] = arguments {
+            return mask(rest);
         }
         if let ["--write-docs", rest @ ..] = arguments {
             return match rest {
@@ -120,6 +128,19 @@ fn control(mut rest: &[&str]) -> Result<Asked> {
         _ => bail!("`bench control` takes `--quick` and `--store URL`"),
     };
     Ok(Asked::Control { extent, store })
+}
+
+fn mask(mut rest: &[&str]) -> Result<Asked> {
+    let mut extent = Extent::Full;
+    if let ["--quick", more @ ..] = rest {
+        (extent, rest) = (Extent::Quick, more);
+    }
+    let fender = match rest {
+        [] => None,
+        ["--fender", file] => Some(PathBuf::from(file)),
+        _ => bail!("`bench mask` takes `--quick` and `--fender FILE`"),
+    };
+    Ok(Asked::Mask { extent, fender })
 }
 
 /// As it was written.

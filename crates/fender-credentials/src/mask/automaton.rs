@@ -5,6 +5,8 @@
 
 use zeroize::Zeroizing;
 
+use super::skip::Skip;
+
 /// The place where nothing is begun.
 pub(super) const START: u32 = 0;
 
@@ -26,6 +28,8 @@ pub(super) struct Automaton {
     ends: Vec<u32>,
     /// What comes after the start, by its byte.
     first: Zeroizing<Vec<u32>>,
+    /// What need not be read.
+    skip: Skip,
 }
 
 impl Automaton {
@@ -42,6 +46,7 @@ impl Automaton {
             open: Vec::with_capacity(most),
             ends: Vec::with_capacity(most),
             first: Zeroizing::new(vec![START; 256]),
+            skip: Skip::of(patterns),
         };
         tree.push(0, START, 0);
         for pattern in patterns {
@@ -62,6 +67,16 @@ impl Automaton {
                 next => return next,
             }
         }
+    }
+
+    /// How many bytes before are the longest beginning that one stands in.
+    pub(super) fn depth(&self, place: u32) -> usize {
+        get(&self.depth, place) as usize
+    }
+
+    /// Where nothing can begin.
+    pub(super) fn skip(&self) -> &Skip {
+        &self.skip
     }
 
     /// How many of the bytes before may be the beginning of something that has not ended.

@@ -83,18 +83,37 @@ impl Stream {
     }
 
     fn look(&mut self) {
-        for (at, byte) in self.held.iter().copied().enumerate().skip(self.seen) {
+        let (skip, window) = (self.automaton.skip(), self.automaton.skip().window());
+        let mut at = self.seen;
+        // Where something may begin, as far as that was asked.
+        let mut asked = None;
+        while at < self.held.len() {
+            // What goes on has begun here, or later.
+            let depth = self.automaton.depth(self.place);
+            let begin = at.saturating_sub(depth);
+            if depth < window && asked != Some(begin) {
+                let next = skip.next(&self.held, begin);
+                // What was read is not read again: where something may begin in it, the automaton knows.
+                asked = Some(begin);
+                if next > begin && next >= at {
+                    (at, self.place) = (next, START);
+                    asked = Some(next);
+                }
+            }
+            let Some(byte) = self.held.get(at).copied() else {
+                break;
+            };
+            at += 1;
             self.place = self.automaton.step(self.place, byte);
             let Some(length) = self.automaton.found(self.place) else {
                 continue;
             };
-            let end = at + 1;
             // What was found before ended before.
-            let mut begin = end.saturating_sub(length);
+            let mut begin = at.saturating_sub(length);
             while let Some(last) = self.secret.pop_if(|last| last.1 >= begin) {
                 begin = begin.min(last.0);
             }
-            self.secret.push((begin, end));
+            self.secret.push((begin, at));
         }
         self.seen = self.held.len();
     }

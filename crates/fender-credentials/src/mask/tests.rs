@@ -368,7 +368,11 @@ proptest! {
     /// Texts and secrets of two letters: full of beginnings, overlaps and repetitions.
     #[test]
     fn attack_no_way_to_cut_a_text_shows_a_secret(
-        values in prop::collection::vec("[ab]{6,12}", 1..5),
+        // Some of which all are long.
+        values in prop_oneof![
+            prop::collection::vec("[ab]{6,12}", 1..5),
+            prop::collection::vec("[ab]{14,30}", 1..5),
+        ],
         parts in prop::collection::vec(("[ab]{0,9}", any::<prop::sample::Index>()), 0..12),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..24),
         learnt_late in any::<prop::sample::Index>(),
