@@ -1,4 +1,4 @@
-//! A terminal that nobody reads, or that somebody stopped, holds nobody up: neither a request nor whatever else writes to the log.
+//! A terminal or a pipe that nobody reads, or a terminal that somebody stopped, holds nobody up: neither a request nor whatever else writes to the log.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -7,14 +7,14 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use fender_tests::client::Connection;
-use fender_tests::process::{PATIENCE, Process, binary};
+use fender_tests::process::{PATIENCE, Process, binary, installed};
 use fender_tests::wait_until;
 use rustix::process::Signal;
 use rustix::pty::OpenptFlags;
 
 use crate::standalone::{CALLER, Standalone};
 
-/// More lines of the access log than any terminal keeps.
+/// More lines of the access log than a terminal or a pipe keeps.
 const REQUESTS: usize = 600;
 const STOP: &[u8] = b"\x13";
 const GO_ON: &[u8] = b"\x11";
@@ -34,6 +34,19 @@ impl Terminal {
         Self {
             keyboard: File::from(master),
             path: PathBuf::from(path.into_string().unwrap()),
+        }
+    }
+
+    /// A pipe with a name, which keeps as little.
+    fn pipe(directory: &Path) -> Self {
+        let path = directory.join("pipe");
+        let made = Command::new(installed("mkfifo")).arg(&path).status();
+        assert!(made.unwrap().success());
+        // By both sides, so that opening it waits for nobody.
+        let both = File::options().read(true).write(true).open(&path);
+        Self {
+            keyboard: both.unwrap(),
+            path,
         }
     }
 
@@ -92,8 +105,7 @@ async fn get(open: &mut Connection, path: &str) {
     assert_eq!(answer.status, 200);
 }
 
-async fn is_held_up_by_nothing(stopped: bool) {
-    let terminal = Terminal::open();
+async fn is_held_up_by_nothing(terminal: Terminal, stopped: bool) {
     let mut sidecar = Standalone::start();
     let mut process = at(&terminal, &mut sidecar);
     if stopped {
@@ -127,10 +139,16 @@ async fn is_held_up_by_nothing(stopped: bool) {
 
 #[tokio::test]
 async fn attack_a_terminal_that_nobody_reads_holds_nobody_up() {
-    is_held_up_by_nothing(false).await;
+    is_held_up_by_nothing(Terminal::open(), false).await;
 }
 
 #[tokio::test]
 async fn attack_a_terminal_that_was_stopped_holds_nobody_up() {
-    is_held_up_by_nothing(true).await;
+    is_held_up_by_nothing(Terminal::open(), true).await;
+}
+
+#[tokio::test]
+async fn attack_a_pipe_that_nobody_reads_holds_nobody_up() {
+    let directory = tempfile::tempdir().unwrap();
+    is_held_up_by_nothing(Terminal::pipe(directory.path()), false).await;
 }
