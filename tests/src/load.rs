@@ -161,6 +161,13 @@ fn is_too_late(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::BrokenPipe
 }
 
+/// h2 answers the server's ping before it sends what is queued, so that a request can be behind the server's last word on what it
+/// takes. That word is a promise that nothing was done for it (RFC 9113, section 6.8), and clients send it again by themselves. A
+/// request that the server did take is not ended so.
+fn is_not_taken(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
+
 /// A connection that is kept.
 enum Kept {
     Http1(Connection),
@@ -200,8 +207,12 @@ impl Kept {
                     return Ok(None);
                 };
                 let response = match ready.send_request(request, true) {
-                    Ok((response, _)) => response.await.context("send the request")?,
+                    Ok((response, _)) => response.await,
                     Err(_) => return Ok(None),
+                };
+                let response = match response {
+                    Err(error) if is_not_taken(&error) => return Ok(None),
+                    response => response.context("send the request")?,
                 };
                 let status = response.status();
                 let mut body = response.into_body();
