@@ -83,6 +83,10 @@ pub(crate) struct Everywhere {
     pub(crate) replicas: Vec<ReplicaStatus>,
 }
 
+/// Which replicas have not answered, by name, and why. One that was waited for in vain is not waited for again by the same question.
+#[derive(Default)]
+pub(crate) struct Unheard(BTreeMap<String, String>);
+
 impl Control {
     /// Of the workloads that are asked for, here; with all that is known of these credentials.
     fn connected_here(
@@ -118,6 +122,7 @@ impl Control {
         self: &Arc<Self>,
         workloads: &BTreeSet<&WorkloadName>,
         credentials: &BTreeSet<String>,
+        unheard: &mut Unheard,
     ) -> Result<Everywhere, StoreError> {
         let here = self.authority.replica();
         let mut all = Everywhere {
@@ -138,6 +143,10 @@ impl Control {
             }
             if seen.is_silent() {
                 all.problem(at, format!("silent for {} s", seen.seen_ago));
+                continue;
+            }
+            if let Some(problem) = unheard.0.get(seen.life.name.as_str()) {
+                all.problem(at, problem.clone());
                 continue;
             }
             if at >= MAX_REPLICAS {
@@ -168,6 +177,7 @@ impl Control {
                 }
                 Err(problem) => {
                     tracing::warn!(replica = %name, problem, "another replica does not tell who is connected to it");
+                    unheard.0.insert(name.to_string(), problem.clone());
                     all.problem(at, problem);
                 }
             }

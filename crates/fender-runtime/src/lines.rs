@@ -177,7 +177,7 @@ pub struct Writer(Option<Arc<Shared>>);
 pub fn open(destination: &Destination) -> io::Result<(Lines, Writer)> {
     match destination {
         Destination::Nowhere => Ok((Lines::off(), Writer(None))),
-        Destination::StandardError => start(WholeLines),
+        Destination::StandardError => start(WholeLines::default()),
         Destination::StandardOutput => start(WholeBatches),
         Destination::File(path) => start(Appended::open(path.clone())?),
     }

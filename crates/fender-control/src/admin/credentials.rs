@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::callers::{Administrator, failed};
 use crate::control::Control;
-use crate::peers::{MAX_WORKLOADS, more_than_fits};
+use crate::peers::{MAX_WORKLOADS, Unheard, more_than_fits};
 use crate::registry::same;
 use crate::time::seconds;
 
@@ -59,6 +59,7 @@ impl Control {
         let workloads: Vec<_> = workloads.into_iter().collect();
         let mut sidecars: BTreeMap<WorkloadName, Vec<SidecarStatus>> = BTreeMap::new();
         let mut replicas: Vec<ReplicaStatus> = Vec::new();
+        let mut unheard = Unheard::default();
         // Also of none: who serves this registry is told all the same.
         for some in workloads
             .chunks(ASKED_AT_ONCE)
@@ -69,17 +70,13 @@ impl Control {
                 .iter()
                 .filter(|(_, by)| by.iter().any(|it| some.contains(it)));
             let credentials = theirs.map(|(name, _)| name.to_string()).collect();
-            let everywhere = self.connected_everywhere(&some, &credentials);
+            let everywhere = self.connected_everywhere(&some, &credentials, &mut unheard);
             let everywhere = everywhere.await.map_err(failed)?;
             sidecars.extend(everywhere.sidecars);
             // Who was silent once has left somebody out.
             for replica in everywhere.replicas {
                 match replicas.iter_mut().find(|it| it.name == replica.name) {
-                    Some(known) if known.problem.is_empty() => *known = replica,
-                    Some(known) if known.untold > 0 && replica.untold > 0 => {
-                        more_than_fits(known, replica.untold);
-                    }
-                    Some(_) => {}
+                    Some(known) => add(known, replica),
                     None => replicas.push(replica),
                 }
             }
@@ -113,6 +110,19 @@ impl Control {
             }
         }
         Ok(answers)
+    }
+}
+
+/// What a replica said of some workloads, to what it said of others. That it did not answer is worse than that it left some out.
+fn add(known: &mut ReplicaStatus, replica: ReplicaStatus) {
+    let is_silent = |it: &ReplicaStatus| it.untold == 0 && !it.problem.is_empty();
+    if is_silent(known) {
+        return;
+    }
+    if is_silent(&replica) || known.untold == 0 {
+        *known = replica;
+    } else if replica.untold > 0 {
+        more_than_fits(known, replica.untold);
     }
 }
 
@@ -156,5 +166,42 @@ fn route(credential: &Credential) -> CredentialRoute {
         }
         Some(_) => CredentialRoute::Control,
         None => CredentialRoute::Direct,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(problem: &str) -> ReplicaStatus {
+        ReplicaStatus {
+            problem: problem.to_owned(),
+            ..ReplicaStatus::default()
+        }
+    }
+
+    fn cut(untold: u64) -> ReplicaStatus {
+        let mut replica = said("");
+        more_than_fits(&mut replica, untold);
+        replica
+    }
+
+    fn sum(answers: impl IntoIterator<Item = ReplicaStatus>) -> (u64, String) {
+        let mut known = said("");
+        for answer in answers {
+            add(&mut known, answer);
+        }
+        (known.untold, known.problem)
+    }
+
+    #[test]
+    fn what_replicas_left_out_is_counted_together_and_silence_is_not_forgotten() {
+        let left_out = "5 of them are more than fits into its answer";
+        assert_eq!(sum([said(""), said("")]), (0, String::new()));
+        let all = [cut(2), said(""), cut(3)];
+        assert_eq!(sum(all), (5, left_out.to_owned()));
+        let silent = (0, "no answer".to_owned());
+        assert_eq!(sum([cut(2), said("no answer"), cut(3)]), silent);
+        assert_eq!(sum([said("no answer"), cut(2), said("")]), silent);
     }
 }

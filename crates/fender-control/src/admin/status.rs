@@ -16,6 +16,7 @@ use tonic::Status;
 
 use crate::callers::{Administrator, failed};
 use crate::control::Control;
+use crate::peers::Unheard;
 use crate::store::certificates;
 use crate::time::seconds;
 
@@ -72,7 +73,11 @@ impl Control {
         let names: std::collections::BTreeSet<_> =
             shown.iter().map(|workload| &workload.name).collect();
         let everywhere = self
-            .connected_everywhere(&names, &std::collections::BTreeSet::new())
+            .connected_everywhere(
+                &names,
+                &std::collections::BTreeSet::new(),
+                &mut Unheard::default(),
+            )
             .await
             .map_err(failed)?;
         let (mut sidecars, replicas) = (everywhere.sidecars, everywhere.replicas);

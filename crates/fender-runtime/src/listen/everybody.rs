@@ -61,9 +61,14 @@ fn arrives(listener: &Listener, socket: &Path) -> io::Result<bool> {
     // The kernel chooses a name that nobody else has while the probe is open.
     probe.bind(&SockAddr::unix("")?)?;
     let name = probe.local_addr()?;
-    let named = name.as_abstract_namespace().is_some();
-    if !named || probe.connect(&SockAddr::unix(socket)?).is_err() {
-        return Ok(false);
+    if name.as_abstract_namespace().is_none() {
+        return Err(io::Error::other("the kernel gave a socket no name"));
+    }
+    match probe.connect(&SockAddr::unix(socket)?) {
+        Ok(()) => {}
+        // Nobody listens there, or not for streams: it is no socket of ours.
+        Err(error) if is_elsewhere(&error) => return Ok(false),
+        Err(error) => return Err(error),
     }
     for _ in 0..EARLY {
         let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC);
@@ -79,7 +84,14 @@ fn arrives(listener: &Listener, socket: &Path) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(false)
+    Err(io::Error::other(
+        "processes of this user connect faster than the socket can be opened to everybody; start again when they have stopped",
+    ))
+}
+
+fn is_elsewhere(error: &io::Error) -> bool {
+    let refused = [Errno::CONNREFUSED, Errno::PROTOTYPE];
+    Errno::from_io_error(error).is_some_and(|errno| refused.contains(&errno))
 }
 
 fn peer(accepted: OwnedFd) -> io::Result<SockAddr> {

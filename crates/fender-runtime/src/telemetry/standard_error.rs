@@ -53,8 +53,11 @@ impl Write for StandardError {
 
 /// The same for a thread that has nothing else to do: no line is lost, and the rest of the process is held up no longer than by a line of its
 /// own, however long this thread waits.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct WholeLines;
+#[derive(Debug, Default)]
+pub(crate) struct WholeLines {
+    /// Whether the line that comes first was begun before and cut.
+    again: bool,
+}
 
 impl Write for WholeLines {
     /// Some whole lines of these.
@@ -62,7 +65,7 @@ impl Write for WholeLines {
         loop {
             let inherited = io::stderr().lock();
             let sink = terminal().unwrap_or(inherited.as_fd());
-            let taken = offer_lines(sink, bytes)?;
+            let taken = offer_lines(sink, bytes, &mut self.again)?;
             drop(inherited);
             if taken > 0 {
                 return Ok(taken);
@@ -77,12 +80,15 @@ impl Write for WholeLines {
 }
 
 /// How many bytes of whole lines are taken now. One of which a part was taken counts as not taken: it comes again, on a line of its own.
-fn offer_lines(sink: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+///
+/// Such a one is waited for whatever became of those before it, and so it gets through to whoever reads a little at a time, however long it is.
+fn offer_lines(sink: BorrowedFd<'_>, bytes: &[u8], again: &mut bool) -> io::Result<usize> {
     if !begin_line(sink, Instant::now())? {
         return Ok(0);
     }
     let written = offer(sink, bytes, Instant::now())?;
     let (now, rest) = bytes.split_at(written);
+    let was_cut = written > 0 && std::mem::take(again);
     if rest.is_empty() {
         left_off(written, bytes.len());
         return Ok(written);
@@ -95,15 +101,16 @@ fn offer_lines(sink: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let end = rest.iter().position(|byte| *byte == b'\n');
     let end = written + end.map_or(rest.len(), |at| at + 1);
     let line = bytes.get(written..end).unwrap_or_default();
-    let more = offer(sink, line, patience())?;
+    let until = match was_cut && whole == 0 {
+        true => Instant::now() + PATIENCE,
+        false => patience(),
+    };
+    let more = offer(sink, line, until)?;
     left_off(written + more - whole, end - whole);
     // Its end alone comes before whatever is next.
     let missing = line.get(more..).unwrap_or_default();
-    Ok(if matches!(missing, b"" | b"\n") {
-        end
-    } else {
-        whole
-    })
+    *again = !matches!(missing, b"" | b"\n");
+    Ok(if *again { whole } else { end })
 }
 
 /// Waits, for as long as it takes, and keeps nobody from writing meanwhile.
@@ -271,10 +278,11 @@ mod tests {
             .flat_map(|number| format!("line {number}\n").into_bytes())
             .collect();
         let (mut rest, mut read, mut cuts) = (lines.as_slice(), Vec::new(), 0);
+        let mut again = false;
         while !rest.is_empty() {
             // As after a first line that nobody read.
             NOBODY_READS.store(true, Ordering::Relaxed);
-            let taken = offer_lines(writer.as_fd(), rest).unwrap();
+            let taken = offer_lines(writer.as_fd(), rest, &mut again).unwrap();
             rest = &rest[taken..];
             cuts += usize::from(CUT.load(Ordering::Relaxed));
             let mut some = [0; 60_001];
@@ -300,6 +308,36 @@ mod tests {
         }
         assert!(wanted.is_none(), "{wanted:?} is missing");
         assert!(cuts > 0 && broken > 0, "{cuts} cuts, {broken} broken lines");
+    }
+
+    /// A caller chooses how long a path is.
+    #[test]
+    fn attack_a_line_longer_than_what_is_read_at_once_comes_through_and_those_behind_it() {
+        let (reader, writer) = io::pipe().unwrap();
+        let (mut reader, writer) = (File::from(OwnedFd::from(reader)), OwnedFd::from(writer));
+        // Full, for a reader that takes a page whenever it has shown what it got; and nobody read the line before.
+        let filling = [b'-'; 4096];
+        while offer(&writer, &filling, Instant::now()).unwrap() == filling.len() {}
+        let bites = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            let mut bite = [0; 4096];
+            while let Ok(length @ 1..) = reader.read(&mut bite) {
+                read.extend_from_slice(&bite[..length]);
+            }
+            read
+        });
+        let line = [b"x".repeat(200_000).as_slice(), b"\n"].concat();
+        let lines = [line.as_slice(), b"next\n"].concat();
+        let (mut rest, mut again) = (lines.as_slice(), false);
+        NOBODY_READS.store(true, Ordering::Relaxed);
+        while !rest.is_empty() {
+            rest = &rest[offer_lines(writer.as_fd(), rest, &mut again).unwrap()..];
+        }
+        drop(writer);
+        let read = bites.join().unwrap();
+        let read = read.split(|byte| *byte == b'\n');
+        let whole = read.filter(|read| read.ends_with(&line[..200_000])).count();
+        assert_eq!(whole, 1, "once, and whole");
     }
 
     /// As one that was stopped, or whose window does not keep up.
