@@ -44,7 +44,7 @@ use place::{Follower, Place, Turn};
 
 pub use key::KeyPlace;
 
-pub(crate) use keep::keep;
+pub(crate) use keep::{keep, keep_only};
 
 /// How far in the future something may have been fetched: clocks are set, by a little.
 const SKEW: Duration = Duration::from_secs(60);
@@ -86,6 +86,8 @@ pub struct Cache {
     /// Whose it is.
     whose: String,
     known: Mutex<Known>,
+    /// What no document names and could not be removed yet. Whoever changes what they name, or removes the rest, holds it.
+    left: Mutex<Left>,
     /// Of each file, by its name, who follows what is in it.
     places: Mutex<BTreeMap<String, Arc<Place>>>,
     /// Who may write.
@@ -102,6 +104,23 @@ struct Known {
     named: Option<BTreeSet<ObjectName>>,
     /// Whose sources have answered: what is kept of them is not read any more.
     answered: BTreeSet<ObjectName>,
+}
+
+/// What was to be removed and is still there.
+#[derive(Debug, Default)]
+struct Left {
+    is_something: bool,
+    /// Whether somebody tries again until it is gone.
+    is_seen_to: bool,
+}
+
+/// Who sees to what could not be removed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Rest {
+    /// Somebody does, or there is nothing.
+    SeenTo,
+    /// Whoever is told this.
+    Untended,
 }
 
 /// Why there is no cache.
@@ -212,6 +231,7 @@ impl Opened {
             key,
             whose: owner.to_string(),
             known: Mutex::default(),
+            left: Mutex::default(),
             places: Mutex::default(),
             writers: Arc::new(Semaphore::new(WRITERS)),
             #[cfg(test)]
@@ -245,13 +265,39 @@ impl Cache {
         }
     }
 
-    /// Removes what no document names any more, and keeps nothing else from now on.
-    pub(crate) fn retain(&self, names: BTreeSet<ObjectName>) {
+    /// Removes what no document names any more, and keeps nothing else from now on. Whoever is told [`Rest::Untended`] is to call
+    /// [`Cache::retain_again`] after a while.
+    pub(crate) fn retain(&self, names: BTreeSet<ObjectName>) -> Rest {
+        let mut left = self.left();
+        let same = self.known().named.replace(names.clone()).as_ref() == Some(&names);
+        if !same || left.is_something {
+            left.is_something = self.remove_unnamed(&names).is_err();
+        }
+        if !left.is_something || left.is_seen_to {
+            return Rest::SeenTo;
+        }
+        left.is_seen_to = true;
+        Rest::Untended
+    }
+
+    /// Removes what could not be removed before. The same again is for whoever is told so.
+    fn retain_again(&self) -> Rest {
+        let mut left = self.left();
+        let names = self.known().named.clone();
+        if let (true, Some(names)) = (left.is_something, names) {
+            left.is_something = self.remove_unnamed(&names).is_err();
+        }
+        left.is_seen_to = left.is_something;
+        match left.is_something {
+            true => Rest::Untended,
+            false => Rest::SeenTo,
+        }
+    }
+
+    /// All that can be removed is, whatever cannot be; what could not first is the error, and said.
+    fn remove_unnamed(&self, names: &BTreeSet<ObjectName>) -> io::Result<()> {
         let files: BTreeSet<_> = names.iter().map(|name| self.file(name)).collect();
         let own = format!("{}-", self.prefix());
-        if self.known().named.replace(names.clone()) == Some(names) {
-            return;
-        }
         // Nobody follows them any more, whoever is about to write: the same name may be back before that is done.
         let mut followers: Vec<_> = {
             let places = self.places();
@@ -259,21 +305,26 @@ impl Cache {
             gone.map(|(_, place)| place.follow()).collect()
         };
         let over = |name: &String| name.starts_with(&own) && !files.contains(name);
-        let removed = self.directory.names().and_then(|there| {
-            let others = there.into_iter().filter(over);
-            followers.extend(others.map(|file| self.place(file).follow()));
-            followers.iter().try_for_each(|gone| {
-                let turn = gone.turn();
-                self.discard(gone.file(), &turn)
-            })
-        });
+        let (there, mut removed) = match self.directory.names() {
+            Ok(there) => (there, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let others = there.into_iter().filter(over);
+        followers.extend(others.map(|file| self.place(file).follow()));
+        for gone in &followers {
+            let turn = gone.turn();
+            let discarded = self.discard(gone.file(), &turn);
+            let named = |error| io::Error::other(format!("`{}`: {error}", gone.file()));
+            removed = removed.and(discarded.map_err(named));
+        }
         drop(followers);
         // Those whose followers are gone, too, are forgotten.
         self.places()
             .retain(|file, place| files.contains(file) || Arc::strong_count(place) > 1);
-        if let Err(error) = removed {
-            tracing::error!(directory = %self.directory.path().display(), %error, "cannot remove what is kept of credentials that no document names any more");
+        if let Err(error) = &removed {
+            tracing::error!(directory = %self.directory.path().display(), %error, "cannot remove what is kept of credentials that no document names any more; it is tried again");
         }
+        removed
     }
 
     fn remove_all(&self, over: impl Fn(&str) -> bool) -> io::Result<()> {
@@ -293,6 +344,13 @@ impl Cache {
     /// From now on whoever followed this credential before writes nothing of it.
     pub(crate) fn follow(&self, name: &ObjectName) -> Follower {
         self.place(self.file(name)).follow()
+    }
+
+    /// The same where nobody follows it instead.
+    pub(crate) fn unfollow(&self, name: &ObjectName) {
+        if let Some(place) = self.places().get(&self.file(name)) {
+            place.follow();
+        }
     }
 
     fn place(&self, file: String) -> Arc<Place> {
@@ -335,11 +393,12 @@ impl Cache {
         judged.map(Some).map_err(refused)
     }
 
-    /// Keeps this value, if documents name it and nobody follows it since. Of what could not be kept, nothing older is left.
-    fn write(&self, follower: &Follower, wanted: &Wanted, kept: &Kept) -> io::Result<()> {
+    /// Keeps this value, if documents name it and nobody follows it since; whether it was. Of what could not be kept, nothing older is
+    /// left.
+    fn write(&self, follower: &Follower, wanted: &Wanted, kept: &Kept) -> io::Result<bool> {
         let mut turn = follower.turn();
         if !turn.is_latest() || !self.names(&wanted.name) {
-            return Ok(());
+            return Ok(false);
         }
         #[cfg(test)]
         if let Some(before) = self.before.lock().unwrap().take() {
@@ -351,7 +410,7 @@ impl Cache {
         if written.is_err() {
             self.directory.remove(follower.file())?;
         }
-        written
+        written.map(|()| true)
     }
 
     /// Whether documents name it.
@@ -407,6 +466,10 @@ impl Cache {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Place>>> {

@@ -65,6 +65,16 @@ struct Wanted {
     certificates: Vec<PortCertificate>,
 }
 
+/// What the Snapshots have said of a credential, up to now.
+#[derive(Clone, Debug)]
+struct Document {
+    /// None: it went.
+    wanted: Option<Wanted>,
+    /// How often it went. Who did not hear that it did, because it is back, follows it anew all the same: nothing is
+    /// kept of what was followed before.
+    gone: u64,
+}
+
 /// Of a credential, what is left in place when nobody stays to keep it: its files. Nothing if it has none.
 pub fn files_alone(spec: &CredentialSpec) -> Option<CredentialSpec> {
     let stays = |delivery: &&Delivery| match delivery {
@@ -117,7 +127,7 @@ pub async fn start(
     settings.notifier.retain(&specs);
     // Also what others deliver for this workload.
     let all = snapshots.borrow().credentials.clone();
-    settings.sources.keep_only(&all).await;
+    settings.sources.keep_only(&all, drain).await;
     let gathered = gather(&specs, &settings.sources, deadline, drain).await?;
     let of_ports = |name: &ObjectName| {
         let mut wanted = wanted.iter();
@@ -148,7 +158,7 @@ struct Engine {
     settings: Settings,
     holdings: watch::Sender<Holdings>,
     /// A keeper stays when its credential is dropped, so that one that comes back never has two.
-    keepers: BTreeMap<ObjectName, watch::Sender<Option<Wanted>>>,
+    keepers: BTreeMap<ObjectName, watch::Sender<Document>>,
     drain: Drain,
 }
 
@@ -162,7 +172,7 @@ impl Engine {
                 Ok(()) = snapshots.changed() => {
                     let snapshot = snapshots.borrow_and_update().clone();
                     let sources = &self.settings.sources;
-                    sources.keep_only(&snapshot.credentials).await;
+                    sources.keep_only(&snapshot.credentials, &self.drain).await;
                     let wanted = delivered_here(&snapshot, &self.settings);
                     self.follow(wanted);
                 }
@@ -173,7 +183,11 @@ impl Engine {
     fn follow(&mut self, wanted: Vec<Wanted>) {
         let kept: BTreeSet<_> = wanted.iter().map(|one| one.spec.name.clone()).collect();
         for (_, known) in self.keepers.iter().filter(|(name, _)| !kept.contains(name)) {
-            known.send_if_modified(|known| known.take().is_some());
+            known.send_if_modified(|known| {
+                let went = known.wanted.take().is_some();
+                known.gone += u64::from(went);
+                went
+            });
         }
         for one in wanted {
             let Some(known) = self.keepers.get(&one.spec.name) else {
@@ -181,8 +195,8 @@ impl Engine {
                 continue;
             };
             known.send_if_modified(|known| {
-                let news = known.as_ref() != Some(&one);
-                *known = Some(one);
+                let news = known.wanted.as_ref() != Some(&one);
+                known.wanted = Some(one);
                 news
             });
         }
@@ -190,7 +204,11 @@ impl Engine {
 
     fn keep(&mut self, wanted: Wanted, prepare: impl FnOnce(Keeper) -> Keeper) {
         let name = wanted.spec.name.clone();
-        let (publish, documents) = watch::channel(Some(wanted));
+        let first = Document {
+            wanted: Some(wanted),
+            gone: 0,
+        };
+        let (publish, documents) = watch::channel(first);
         let ledger = Ledger::new(name.clone(), self.holdings.clone());
         let keeper = Keeper::new(documents, self.settings.clone(), ledger, self.drain.clone());
         self.keepers.insert(name, publish);

@@ -59,7 +59,7 @@ pub struct Sources {
     /// What several credentials come from.
     stores: Stores,
     /// Where what was fetched last is kept, if it is.
-    cache: Option<Arc<Cache>>,
+    pub(crate) cache: Option<Arc<Cache>>,
 }
 
 impl Sources {
@@ -107,21 +107,28 @@ impl Sources {
         self
     }
 
-    /// Keeps nothing of credentials that documents do not name any more.
-    pub async fn keep_only(&self, specs: &[CredentialSpec]) {
-        if let Some(cache) = self.cache.clone() {
+    /// Keeps nothing of credentials that documents do not name any more. To be called before any of those that they do name is followed.
+    pub async fn keep_only(&self, specs: &[CredentialSpec], drain: &Drain) {
+        if let Some(cache) = &self.cache {
             let names = specs.iter().map(|spec| spec.name.clone()).collect();
-            // It fails only while everything ends.
-            let _ = tokio::task::spawn_blocking(move || cache.retain(names)).await;
+            cache::keep_only(cache, names, drain).await;
         }
     }
 
-    /// What is known of a credential, from now on.
+    /// Nothing more is kept by whoever follows this credential: its document is another by now.
+    pub(crate) fn unfollow(&self, name: &ObjectName) {
+        if let Some(cache) = &self.cache {
+            cache.unfollow(name);
+        }
+    }
+
+    /// What is known of a credential, from now on. Of what may not be followed, nothing is kept any more either.
     pub(crate) fn follow(
         &self,
         spec: &CredentialSpec,
         drain: &Drain,
     ) -> Result<watch::Receiver<State>, NotAllowed> {
+        self.unfollow(&spec.name);
         let followed = self.ask(spec, drain)?;
         Ok(match &self.cache {
             Some(cache) => cache::keep(cache, spec, followed, &self.clock, drain),

@@ -114,7 +114,7 @@ async fn environment(
     };
     let kept = || true;
     let sources = stores::sources(&args.source, whose, machine, kept, &clock, &drain);
-    sources.keep_only(&specs).await;
+    sources.keep_only(&specs, &drain).await;
     let is_for_the_environment =
         |spec: &CredentialSpec| environment::variables(spec).next().is_some();
     let specs: Vec<_> = specs.into_iter().filter(is_for_the_environment).collect();

@@ -98,7 +98,7 @@ async fn obtain(
     let kept = || true;
     let machine = Machine::try_from(local)?;
     let sources = stores::sources(args, Whose::Feed(&feed), machine, kept, &clock, drain);
-    sources.keep_only(&all).await;
+    sources.keep_only(&all, drain).await;
     let gathered = gather(&specs, &sources, deadline, drain)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;

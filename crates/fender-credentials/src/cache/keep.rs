@@ -4,9 +4,11 @@
 //! was asked, not when it was written; an unchanged value is written again only when that would have aged by a quarter of what its document
 //! allows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Lifetime};
 use fender_providers::{Confirmed, FetchError, Fetched, Followed, Generation, Standing, State};
 use fender_runtime::clock::{self, SharedClock, UnixTime};
@@ -15,12 +17,35 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::format::Kept;
-use super::{Cache, Follower, Refused, SourceDigest, Wanted};
+use super::{Cache, Follower, Refused, Rest, SourceDigest, Wanted};
 
 /// Nothing unchanged is written more often.
 const SHORTEST: Duration = Duration::from_secs(10);
 /// What could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(30);
+
+/// Keeps nothing of what these do not name. What cannot be removed is tried again until it can or `drain` stops: the next start
+/// removes it.
+pub(crate) async fn keep_only(cache: &Arc<Cache>, names: BTreeSet<ObjectName>, drain: &Drain) {
+    let own = Arc::clone(cache);
+    let rest = blocking(move || own.retain(names)).await;
+    if rest == Some(Rest::Untended) {
+        drain.spawn(remove_rest(Arc::clone(cache), drain.clone()));
+    }
+}
+
+async fn remove_rest(cache: Arc<Cache>, drain: Drain) {
+    let mut rest = Some(Rest::Untended);
+    while rest == Some(Rest::Untended) {
+        tokio::select! {
+            biased;
+            () = drain.stopping() => return,
+            () = tokio::time::sleep(RETRY) => {}
+        }
+        let cache = Arc::clone(&cache);
+        rest = blocking(move || cache.retain_again()).await;
+    }
+}
 
 /// What is known of the secret, from now on, with what is kept of it.
 pub(crate) fn keep(
@@ -281,8 +306,11 @@ impl Keeping {
         // Never closed.
         let writer = Arc::clone(&self.cache.writers).acquire_owned().await;
         match blocking(move || cache.write(&follower, &wanted, &kept)).await {
-            Some(Ok(())) => {
-                self.on_disk = Some(written);
+            Some(Ok(is_written)) => {
+                // If not, it is not this one's to write, at least for now.
+                if is_written {
+                    self.on_disk = Some(written);
+                }
                 self.next = Some(Instant::now() + self.rest());
             }
             Some(Err(error)) => {

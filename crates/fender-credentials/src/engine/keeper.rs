@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::files::{Files, Written};
-use super::{Holding, Ledger, OnExit, Placed, Plan, Settings, Wanted};
+use super::{Document, Holding, Ledger, OnExit, Placed, Plan, Settings, Wanted};
 use crate::deliver::{Change, DeliveryError};
 use crate::handover::Offer;
 
@@ -19,7 +19,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 pub(super) struct Keeper {
-    documents: watch::Receiver<Option<Wanted>>,
+    documents: watch::Receiver<Document>,
+    /// How often its document went, as far as is known here.
+    gone: u64,
     settings: Settings,
     ledger: Ledger,
     drain: Drain,
@@ -47,7 +49,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Keeps nothing yet; the document is read first thing.
     pub(super) fn new(
-        mut documents: watch::Receiver<Option<Wanted>>,
+        mut documents: watch::Receiver<Document>,
         settings: Settings,
         ledger: Ledger,
         drain: Drain,
@@ -57,6 +59,7 @@ impl Keeper {
         let offer = offer.map(|all| all.offer(&ledger.name));
         Self {
             documents,
+            gone: 0,
             settings,
             ledger,
             drain,
@@ -148,7 +151,10 @@ impl Keeper {
 
     /// Follows a changed document. What is delivered stays until the new value is.
     async fn adopt(&mut self) {
-        let Some(wanted) = self.documents.borrow_and_update().clone() else {
+        let Document { wanted, gone } = self.documents.borrow_and_update().clone();
+        let is_back = std::mem::replace(&mut self.gone, gone) != gone;
+        let Some(wanted) = wanted else {
+            self.settings.sources.unfollow(&self.ledger.name);
             if let Some(offer) = &self.offer {
                 offer.close();
             }
@@ -170,13 +176,14 @@ impl Keeper {
         if let Some(all) = &self.settings.certificates {
             all.retain(&self.ledger.name, &certificates);
         }
-        if self.spec.as_ref() == Some(&spec) && self.states.is_some() {
+        if !is_back && self.spec.as_ref() == Some(&spec) && self.states.is_some() {
             // Only its ports have changed: nobody is asked anew for that, and no name waits for an answer.
             self.plan.certificates = certificates;
             return self.settle().await;
         }
-        // The source of the document before is not followed into the places of this one.
+        // The source of the document before is not followed into the places of this one, nor kept, whatever is wrong with this one.
         self.states = None;
+        self.settings.sources.unfollow(&spec.name);
         self.max_stale = spec.max_stale;
         self.notify.clone_from(&spec.notify);
         self.on_exit = spec.on_exit;

@@ -10,7 +10,7 @@ use fender_config::snapshot::{
 };
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
-use fender_providers::{FetchError, Fetched, Generation, State};
+use fender_providers::{Confirmed, FetchError, Fetched, Followed, Generation, Standing, State};
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use crate::allow::AllowDirs;
 use crate::notify::{Record, Tell};
 use crate::sources::RemoteSecrets;
 
+mod cached;
 mod certificates;
 mod hidden;
 mod outages;
@@ -30,25 +31,46 @@ const MAX_STALE: Duration = Duration::from_secs(60);
 
 /// A control plane whose answers the test gives.
 #[derive(Default)]
-struct Remote(Mutex<HashMap<String, watch::Sender<State>>>);
+struct Remote(Mutex<HashMap<String, Feed>>);
+
+struct Feed {
+    states: watch::Sender<State>,
+    /// That it has been asked at the beginning of time is known of each value before the value is.
+    confirmed: watch::Sender<Option<Confirmed>>,
+}
 
 impl Remote {
     fn says(&self, name: &str, state: State) {
+        self.with(name, |feed| {
+            feed.confirmed
+                .send_replace(state.value().map(|fetched| Confirmed {
+                    generation: fetched.generation.clone(),
+                    at: Duration::ZERO,
+                    standing: Standing::Asked,
+                }));
+            feed.states.send_replace(state);
+        });
+    }
+
+    fn with<T>(&self, name: &str, work: impl FnOnce(&Feed) -> T) -> T {
         let mut feeds = self.0.lock().unwrap();
-        let feed = feeds
-            .entry(name.to_owned())
-            .or_insert_with(|| watch::channel(State::Pending).0);
-        feed.send_replace(state);
+        work(feeds.entry(name.to_owned()).or_insert_with(|| Feed {
+            states: watch::channel(State::Pending).0,
+            confirmed: watch::channel(None).0,
+        }))
     }
 }
 
 impl RemoteSecrets for Remote {
     fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
-        let mut feeds = self.0.lock().unwrap();
-        let feed = feeds
-            .entry(name.name().to_owned())
-            .or_insert_with(|| watch::channel(State::Pending).0);
-        feed.subscribe()
+        self.with(name.name(), |feed| feed.states.subscribe())
+    }
+
+    fn follow(&self, name: &ObjectName) -> Followed {
+        self.with(name.name(), |feed| Followed {
+            states: feed.states.subscribe(),
+            confirmed: feed.confirmed.subscribe(),
+        })
     }
 }
 

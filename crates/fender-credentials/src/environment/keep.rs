@@ -152,9 +152,7 @@ impl Keeper {
                 Event::Stop => return,
                 Event::Documents => {
                     let snapshot = snapshots.borrow_and_update().clone();
-                    let sources = &self.settings.sources;
-                    sources.keep_only(&snapshot.credentials).await;
-                    self.adopt(for_environment(&snapshot));
+                    self.adopt(&snapshot).await;
                 }
                 Event::Known(name) => self.settle(&name),
                 Event::Silent(name) => {
@@ -193,13 +191,18 @@ impl Keeper {
     }
 
     /// Follows changed documents.
-    fn adopt(&mut self, specs: Vec<CredentialSpec>) {
+    async fn adopt(&mut self, snapshot: &Snapshot) {
+        let specs = for_environment(snapshot);
         if let Err(error) = check_names(specs.iter().flat_map(variables)) {
             tracing::error!(%error, "the environment of the application stays as it was: the documents are not followed");
             return;
         }
+        // Those whose documents stay in force go on being kept.
+        let sources = &self.settings.sources;
+        sources.keep_only(&snapshot.credentials, &self.drain).await;
         let dropped = |name: &ObjectName| !specs.iter().any(|spec| spec.name == *name);
         for (name, entry) in self.entries.extract_if(.., |name, _| dropped(name)) {
+            sources.unfollow(&name);
             self.settings.notifier.dropped(&name);
             entry.ledger.close();
         }

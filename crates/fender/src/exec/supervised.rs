@@ -128,7 +128,9 @@ async fn prepare(
     let record = Record::open(None, "").map_err(Failure::unavailable)?;
     let notifier = Notifier::new(Arc::new(ways), record, &drains.credentials);
     let notified = notifier.outcomes();
-    sources.keep_only(&snapshot.credentials).await;
+    sources
+        .keep_only(&snapshot.credentials, &drains.credentials)
+        .await;
     let gathered = gather(&specs, &sources, deadline, &drains.credentials)
         .await
         .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;

@@ -6,11 +6,13 @@ fn no() -> Answer {
     Err(FetchError::Denied("403".to_owned()))
 }
 
-/// Nobody writes while this lives.
-async fn nobody_writes(cache: &Cache) -> tokio::sync::OwnedSemaphorePermit {
-    let all = u32::try_from(WRITERS).unwrap();
-    let writers = Arc::clone(&cache.writers);
-    writers.acquire_many_owned(all).await.unwrap()
+impl Cache {
+    /// Nobody writes while this lives.
+    pub(crate) async fn nobody_writes(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let all = u32::try_from(WRITERS).unwrap();
+        let writers = Arc::clone(&self.writers);
+        writers.acquire_many_owned(all).await.unwrap()
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -18,7 +20,7 @@ async fn attack_what_the_later_one_removed_is_not_written_by_the_one_before() {
     let world = World::new();
     let cache = world.cache();
     cache.put(&wanted("smtp"), &world.kept("before")).unwrap();
-    let writers = nobody_writes(&cache).await;
+    let writers = cache.nobody_writes().await;
     let answers = [Ok(fetched("one"))];
     let mut earlier = Running::of(&world, &cache, Standing::Asked, answers);
     earlier.first().await;
@@ -38,7 +40,7 @@ async fn attack_a_document_that_went_and_came_back_does_not_have_the_value_of_th
 {
     let world = World::new();
     let cache = world.cache();
-    let writers = nobody_writes(&cache).await;
+    let writers = cache.nobody_writes().await;
     let answers = [Ok(fetched("one"))];
     let mut earlier = Running::of(&world, &cache, Standing::Asked, answers);
     earlier.first().await;
@@ -102,7 +104,7 @@ fn attack_a_removal_in_the_middle_of_a_write_comes_after_it() {
         cache.remove(&later).unwrap();
     };
     // The file is not there yet when the directory is looked through.
-    let is_gone: Removes = |cache| cache.retain(BTreeSet::new());
+    let is_gone: Removes = |cache| assert_eq!(cache.retain(BTreeSet::new()), Rest::SeenTo);
     for removes in [follows_anew, is_gone] {
         let world = World::new();
         let cache = world.cache();
@@ -132,4 +134,21 @@ fn who_follows_what_no_document_names_is_forgotten_when_the_last_one_is_gone() {
     drop(follower);
     cache.retain([wanted("ledger").name].into());
     assert_eq!(cache.places().len(), 0);
+}
+
+/// It is not taken for what lies there.
+#[test]
+fn who_may_not_write_any_more_is_told_so() {
+    let world = World::new();
+    let cache = world.cache();
+    let (smtp, kept) = (wanted("smtp"), world.kept("one"));
+    let earlier = cache.follow(&smtp.name);
+    assert!(cache.write(&earlier, &smtp, &kept).unwrap());
+    cache.unfollow(&smtp.name);
+    assert!(!cache.write(&earlier, &smtp, &kept).unwrap());
+    let later = cache.follow(&smtp.name);
+    assert!(cache.write(&later, &smtp, &kept).unwrap());
+    cache.retain(BTreeSet::new());
+    assert!(!cache.write(&later, &smtp, &kept).unwrap());
+    assert_eq!(world.files(), [""; 0]);
 }

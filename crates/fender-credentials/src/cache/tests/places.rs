@@ -165,6 +165,74 @@ fn what_no_document_names_any_more_is_removed_and_not_written_again() {
     assert!(left.is_some());
 }
 
+/// What lies where the file of this one would: a directory, which nobody removes as a file.
+fn in_the_way(world: &World, cache: &Cache, name: &str) -> PathBuf {
+    let path = world
+        .path("cache")
+        .join(cache.file(&ObjectName::new("shop", name).unwrap()));
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+/// The first one in the order in which they are removed, and whatever the directory has first.
+#[test]
+fn attack_a_file_that_cannot_be_removed_leaves_no_other_and_is_removed_when_it_can_be() {
+    let world = World::new();
+    let before = world.cache();
+    for name in ["b", "c", "d", "e"] {
+        before.put(&wanted(name), &world.kept("one")).unwrap();
+    }
+    let cache = world.cache();
+    let path = in_the_way(&world, &cache, "a");
+    let followers = ["a", "b", "c"].map(|name| cache.follow(&wanted(name).name));
+    assert_eq!(cache.retain(BTreeSet::new()), Rest::Untended);
+    assert_eq!(world.files().len(), 1, "{:?}", world.files());
+    drop(followers);
+    // The same documents, and the same again, of which the first one is seen to.
+    assert_eq!(cache.retain(BTreeSet::new()), Rest::SeenTo);
+    assert!(path.exists());
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, CANARY).unwrap();
+    assert_eq!(cache.retain(BTreeSet::new()), Rest::SeenTo);
+    assert_eq!(world.files(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_removed_is_removed_later_by_one_and_without_another_document() {
+    let world = World::new();
+    let (cache, drain) = (world.cache(), Drain::new());
+    let path = in_the_way(&world, &cache, "a");
+    let smtp = BTreeSet::from([wanted("smtp").name]);
+    keep_only(&cache, BTreeSet::new(), &drain).await;
+    keep_only(&cache, smtp, &drain).await;
+    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
+    assert_eq!(Arc::strong_count(&cache), 2, "one sees to it");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(path.exists());
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, CANARY).unwrap();
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    settled(|| Arc::strong_count(&cache) == 1).await;
+    let kept = text(
+        &cache
+            .have(&wanted("smtp"), world.now())
+            .unwrap()
+            .unwrap()
+            .fetched,
+    );
+    assert_eq!((kept.as_str(), world.files().len()), ("one", 1));
+
+    // And again, if there is something again.
+    let path = in_the_way(&world, &cache, "b");
+    keep_only(&cache, BTreeSet::new(), &drain).await;
+    assert_eq!(Arc::strong_count(&cache), 2);
+    fs::remove_dir(&path).unwrap();
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    settled(|| Arc::strong_count(&cache) == 1).await;
+    drain.stop();
+    drain.drained().await;
+}
+
 #[test]
 fn what_a_crash_has_left_is_removed_at_the_next_start() {
     let world = World::new();

@@ -1,35 +1,54 @@
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fender_config::snapshot::{Lifetime, Notification, OnExit, Target};
+use fender_config::snapshot::{Lifetime, Notification, OnExit, Origin, Target};
 use fender_config::{Source, standalone};
-use fender_providers::{FetchError, Generation};
+use fender_providers::{Confirmed, FetchError, Followed, Generation, Standing};
+use fender_runtime::clock::{TestClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::allow::AllowDirs;
+use crate::cache::{Cache, KeyPlace, Owner};
 use crate::notify::{Record, Tell};
 use crate::sources::{RemoteSecrets, gather};
 
 /// A control plane whose answers the test gives.
 #[derive(Default)]
-struct Remote(Mutex<HashMap<String, watch::Sender<State>>>);
+struct Remote {
+    feeds: Mutex<HashMap<String, watch::Sender<State>>>,
+    /// That it has been asked at the beginning of time is known of each value before the value is.
+    confirmed: Mutex<HashMap<String, watch::Sender<Option<Confirmed>>>>,
+}
 
 impl Remote {
     fn feed(&self, name: &str) -> watch::Sender<State> {
-        let mut feeds = self.0.lock().unwrap();
+        let mut feeds = self.feeds.lock().unwrap();
         let feed = feeds.entry(name.to_owned());
         feed.or_insert_with(|| watch::channel(State::Pending).0)
             .clone()
     }
 
+    fn confirmed(&self, name: &str) -> watch::Sender<Option<Confirmed>> {
+        let mut all = self.confirmed.lock().unwrap();
+        let confirmed = all.entry(name.to_owned());
+        confirmed.or_insert_with(|| watch::channel(None).0).clone()
+    }
+
     fn says(&self, name: &str, text: &str) {
+        let generation = Generation::random();
+        self.confirmed(name).send_replace(Some(Confirmed {
+            generation: generation.clone(),
+            at: Duration::ZERO,
+            standing: Standing::Asked,
+        }));
         self.feed(name).send_replace(State::Current(Fetched {
             value: Secret::from(text.to_owned()),
-            generation: Generation::random(),
+            generation,
         }));
     }
 }
@@ -38,6 +57,25 @@ impl RemoteSecrets for Remote {
     fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
         self.feed(name.name()).subscribe()
     }
+
+    fn follow(&self, name: &ObjectName) -> Followed {
+        Followed {
+            states: self.watch(name),
+            confirmed: self.confirmed(name.name()).subscribe(),
+        }
+    }
+}
+
+fn sources(remote: &Arc<Remote>, drain: &Drain) -> Sources {
+    Sources::new(
+        AllowDirs::none(),
+        fender_runtime::program::Runner::none(),
+        fender_providers::environment::Environment::default(),
+        remote.clone(),
+        || false,
+        fender_runtime::clock::system(),
+        drain,
+    )
 }
 
 /// Whoever is told, and says of what.
@@ -66,6 +104,14 @@ struct Bench {
 impl Bench {
     /// With these credentials, each with its variable and its first value.
     async fn new(credentials: &[(&str, &str, &str)]) -> Self {
+        Self::with(credentials, |sources| sources).await
+    }
+
+    /// From sources that are not quite the usual ones.
+    async fn with(
+        credentials: &[(&str, &str, &str)],
+        prepare: impl FnOnce(Sources) -> Sources,
+    ) -> Self {
         let remote = Arc::new(Remote::default());
         let drain = Drain::new();
         let (tell, told) = mpsc::unbounded_channel();
@@ -77,15 +123,7 @@ impl Bench {
             .map(|(name, variable, _)| spec(name, variable))
             .collect();
         let settings = Keep {
-            sources: Sources::new(
-                AllowDirs::none(),
-                fender_runtime::program::Runner::none(),
-                fender_providers::environment::Environment::default(),
-                remote.clone(),
-                || false,
-                fender_runtime::clock::system(),
-                &drain,
-            ),
+            sources: prepare(sources(&remote, &drain)),
             notifier: Notifier::new(
                 Arc::new(Told(tell)),
                 Record::open(None, "").unwrap(),
@@ -290,6 +328,101 @@ async fn documents_are_followed_unless_their_environment_cannot_be() {
         "restart of the application: c"
     );
     bench.end().await;
+}
+
+/// The same with a cache in this directory; the wall clock stands at the beginning of time.
+fn kept_in(directory: &Path, sources: Sources) -> Sources {
+    let keys = directory.join("keys");
+    std::fs::create_dir_all(&keys).unwrap();
+    let key = KeyPlace::File(keys.join("key"));
+    let cache = Cache::open(&directory.join("cache"), &key).unwrap();
+    let owner = Owner::Sidecar(ObjectName::new("shop", "job").unwrap());
+    let mut sources = sources.kept_in(Some(cache.of(&owner)));
+    sources.clock = TestClock::new(UnixTime::since_unix_epoch(Duration::ZERO));
+    sources
+}
+
+/// What a start during an outage has of `a`, or the code that it ends with.
+async fn start_in_an_outage(directory: &Path) -> Result<String, u8> {
+    let (remote, drain) = (Arc::new(Remote::default()), Drain::new());
+    remote.feed("a").send_replace(State::Stale {
+        last: None,
+        error: FetchError::Outage("away".to_owned()),
+        since: None,
+    });
+    let sources = kept_in(directory, sources(&remote, &drain));
+    let soon = Deadline::after(Duration::from_secs(5));
+    let gathered = gather(&[spec("a", "A")], &sources, soon, &drain).await;
+    let value = |gathered: &Gathered| gathered.fetched.value.expose_str().unwrap().to_owned();
+    let had = gathered
+        .map(|gathered| value(&gathered[0]))
+        .map_err(|error| error.exit_code());
+    drain.stop();
+    drain.drained().await;
+    had
+}
+
+#[tokio::test(start_paused = true)]
+async fn documents_whose_environment_cannot_be_leave_those_before_in_the_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let kept = |sources| kept_in(directory.path(), sources);
+    let mut bench = Bench::with(&[("a", "A", "one")], kept).await;
+    // Without it, and with what may not be.
+    let wrong = vec![spec("b", "LD_PRELOAD")];
+    bench.snapshots.send_replace(Arc::new(snapshot(wrong)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let again = vec![spec("a", "A"), spec("c", "C")];
+    bench.remote.says("c", "three");
+    bench.snapshots.send_replace(Arc::new(snapshot(again)));
+    bench.becomes("HOME=/ A=one C=three").await;
+    bench.remote.says("a", "two");
+    bench.becomes("HOME=/ A=two C=three").await;
+    let told = bench.told.recv().await;
+    assert_eq!(told.unwrap(), "restart of the application: a");
+    bench.end().await;
+    let had = start_in_an_outage(directory.path()).await;
+    assert_eq!(had, Ok("two".to_owned()));
+}
+
+/// The one before is about to write when another document comes: with a source that may not be asked, or for nobody here.
+#[tokio::test(start_paused = true)]
+async fn attack_who_followed_a_credential_before_its_document_changed_keeps_nothing_of_it() {
+    let elsewhere = CredentialSpec {
+        source: CredentialSource::Direct(Origin::File {
+            path: "/etc/hostname".into(),
+        }),
+        ..spec("a", "A")
+    };
+    let of_nobody = CredentialSpec {
+        deliver: Vec::new(),
+        ..spec("a", "A")
+    };
+    for changed in [elsewhere, of_nobody] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = None;
+        let kept = |sources| {
+            let sources = kept_in(directory.path(), sources);
+            cache.clone_from(&sources.cache);
+            sources
+        };
+        let mut bench = Bench::with(&[("a", "A", "one"), ("b", "B", "two")], kept).await;
+        let cache = cache.unwrap();
+        let writers = cache.nobody_writes().await;
+        bench.remote.says("a", "three");
+        bench.becomes("HOME=/ A=three B=two").await;
+        let told = bench.told.recv().await;
+        assert_eq!(told.unwrap(), "restart of the application: a");
+        let documents = vec![changed, spec("b", "B"), spec("c", "C")];
+        bench.remote.says("c", "four");
+        bench.snapshots.send_replace(Arc::new(snapshot(documents)));
+        bench
+            .holds("c", |holding| matches!(holding, Holding::Delivered(_)))
+            .await;
+        drop(writers);
+        bench.end().await;
+        let had = start_in_an_outage(directory.path()).await;
+        assert_eq!(had, Ok("one".to_owned()));
+    }
 }
 
 #[test]
