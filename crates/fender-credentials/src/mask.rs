@@ -102,8 +102,28 @@ impl Masks {
         &self,
         values: impl IntoIterator<Item = (&'a ObjectName, &'a Secret)>,
     ) -> Result<Vec<Held>, TooMuch> {
+        self.learn_without(values, &[])
+    }
+
+    /// The same, as if nobody held `going`: for whoever has these, lets no one else have them meanwhile, and lets go of them if this succeeds. If it
+    /// does not, they hold what they held.
+    pub(crate) fn learn_without<'a>(
+        &self,
+        values: impl IntoIterator<Item = (&'a ObjectName, &'a Secret)>,
+        going: &[&Held],
+    ) -> Result<Vec<Held>, TooMuch> {
         let mut known = lock(&self.0.known);
         let mut next = known.clone();
+        let mut holders = BTreeMap::new();
+        for held in going {
+            *holders.entry(Arc::as_ptr(&held._holds)).or_default() += 1;
+        }
+        for value in next.values_mut().flatten() {
+            let theirs = holders.get(&value.held.as_ptr());
+            if theirs.is_some_and(|theirs| value.held.strong_count() <= *theirs) {
+                value.held = Weak::new();
+            }
+        }
         let mut held = Vec::new();
         let mut news = false;
         for (name, secret) in values {

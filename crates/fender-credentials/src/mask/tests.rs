@@ -312,6 +312,36 @@ fn attack_more_than_can_be_looked_for_is_refused_and_what_was_hidden_still_is() 
     assert_eq!(masked(&masks, [large(6).as_bytes()]), MARK);
 }
 
+/// All that is held and goes is let go of together, or not at all.
+#[test]
+fn attack_what_is_to_go_is_held_until_what_comes_has_its_room() {
+    let masks = Masks::new();
+    let name = ObjectName::new("shop", "large").unwrap();
+    let lines = |letter: char, count: usize| -> String {
+        let lines = (0..count).map(|number| format!("{letter}{number:07}\n"));
+        lines.collect()
+    };
+    let held = |letter| learn(&masks, "large", lines(letter, 3200).as_bytes()).remove(0);
+    let (one, two) = (held('a'), held('b'));
+    let huge = Secret::from(lines('c', 20_000));
+    let next = Secret::from(lines('d', 3200));
+    let learn = |value, going: &[&Held]| masks.learn_without([(&name, value)], going);
+    assert_eq!(learn(&huge, &[&one, &two]).unwrap_err(), TooMuch);
+    assert_eq!(masks.hold_all().len(), 2);
+    for letter in ["a0000042", "b0000042"] {
+        assert_eq!(masked(&masks, [letter.as_bytes()]), MARK);
+    }
+    assert_eq!(learn(&next, &[]).unwrap_err(), TooMuch);
+    // Nor does it go if somebody else has it.
+    let started = masks.hold_all();
+    assert_eq!(learn(&next, &[&one, &two]).unwrap_err(), TooMuch);
+    drop(started);
+    let three = learn(&next, &[&one]).unwrap();
+    assert_eq!(masks.hold_all().len(), 2);
+    drop((one, two, three));
+    assert_eq!(masks.hold_all().len(), 0);
+}
+
 #[test]
 fn attack_values_that_weigh_nothing_are_counted_too() {
     let masks = Masks::new();

@@ -4,11 +4,12 @@
 //! the proxy sends over its channel: a line for each value, with the value in a sealed memory file, and a line that has all of them
 //! learnt. Nothing is delivered before that is answered, and nothing at all once nobody answers. Then the proxy says that the value is where
 //! it belongs: until that moment the one before is delivered, and is held, however many come that cannot be written. What is delivered of each
-//! credential is hidden until the proxy says that it is gone, or until another proxy has said what is there.
+//! credential is hidden until the proxy says that it is gone, or until another proxy has written all that it has: one that ends before that has
+//! perhaps written some of it, and what was there before still is.
 //!
 //! The supervisor believes its proxy what a value is, and nothing else: what makes no sense ends the conversation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -115,18 +116,21 @@ pub(crate) struct Proxies(Arc<std::sync::Mutex<Left>>);
 
 #[derive(Default)]
 struct Left {
-    /// How many talk.
-    talking: usize,
-    /// What the last one said before it ended without another: the application still has it, until the next one has said what there is.
-    held: Vec<Held>,
+    /// How many have talked.
+    talks: u64,
+    /// Which of those that talk have all in its places.
+    settled: BTreeSet<u64>,
+    /// What those had that ended without another after them that has all in its places: the application still has it, until there is one. As of
+    /// one proxy, of each credential what is delivered and at most [`UNSETTLED`] others.
+    held: BTreeMap<ObjectName, Pins>,
 }
 
 /// What one of them has had hidden.
 struct Talk {
     proxies: Proxies,
+    /// Greater than that of each before it.
+    number: u64,
     held: BTreeMap<ObjectName, Pins>,
-    /// Whether it has said what there is. One that ends before that knows less than the one before it.
-    said: bool,
 }
 
 /// What is held of one credential.
@@ -154,34 +158,66 @@ impl Pins {
         }
     }
 
-    /// Lets go of what could not be written, but for the newest, which may be about to be, if no other comes.
-    fn make_room(&mut self, another_comes: bool) {
-        let newest = self.coming.pop();
-        self.coming.clear();
-        self.coming.extend(newest.filter(|_| !another_comes));
+    /// What could not be written, but for the newest, which may be about to be, if no other comes.
+    fn failed(&self, another_comes: bool) -> &[Held] {
+        match self.coming.split_last() {
+            Some((_, failed)) if !another_comes => failed,
+            Some(_) | None => &self.coming,
+        }
     }
 
-    fn into_all(self) -> impl Iterator<Item = Held> {
-        self.settled.into_iter().chain(self.coming)
+    fn let_go_of_failed(&mut self, another_comes: bool) {
+        let failed = self.failed(another_comes).len();
+        self.coming.drain(..failed);
+    }
+
+    /// Adds what a later proxy had.
+    fn add(&mut self, later: Self) {
+        self.settled = later.settled.or(self.settled.take());
+        for held in later.coming {
+            self.learn(held);
+        }
     }
 }
 
 impl Talk {
-    /// Has these learnt, and holds them.
+    /// Has these learnt, and holds them. If they do not fit, what could not be written is held no more, here and of proxies that have ended; nothing
+    /// changes if they do not fit then either.
     fn learn(&mut self, masks: &Masks, all: &[(ObjectName, Secret)]) -> Result<(), TooMuch> {
-        let learn = || masks.learn(all.iter().map(|(name, value)| (name, value)));
-        let held = learn().or_else(|TooMuch| {
-            for (name, pins) in &mut self.held {
-                pins.make_room(all.iter().any(|(other, _)| other == name));
+        let values = || all.iter().map(|(name, value)| (name, value));
+        let held = masks.learn(values()).or_else(|TooMuch| {
+            let mut left = self.proxies.left();
+            let comes = |name: &ObjectName| all.iter().any(|(other, _)| other == name);
+            let pins = self.held.iter().chain(&left.held);
+            let failed = pins.flat_map(|(name, pins)| pins.failed(comes(name)));
+            let held = masks.learn_without(values(), &failed.collect::<Vec<_>>())?;
+            for (name, pins) in self.held.iter_mut().chain(&mut left.held) {
+                pins.let_go_of_failed(comes(name));
             }
-            learn()
+            Ok(held)
         })?;
         for ((name, _), held) in all.iter().zip(held) {
             self.held.entry(name.clone()).or_default().learn(held);
         }
-        self.said = true;
-        self.proxies.left().held.clear();
         Ok(())
+    }
+
+    /// What was learnt last of this is in all of its places. The first time all that was learnt is: a proxy writes all it has before it says so.
+    fn settle(&mut self, name: &ObjectName) {
+        let Some(pins) = self.held.get_mut(name) else {
+            return;
+        };
+        pins.settle();
+        let mut left = self.proxies.left();
+        left.held.remove(name);
+        if left.settled.insert(self.number) {
+            left.held.clear();
+        }
+    }
+
+    fn let_go(&mut self, name: &ObjectName) {
+        self.held.remove(name);
+        self.proxies.left().held.remove(name);
     }
 }
 
@@ -191,11 +227,12 @@ impl Proxies {
     }
 
     fn talk(&self) -> Talk {
-        self.left().talking += 1;
+        let mut left = self.left();
+        left.talks += 1;
         Talk {
             proxies: self.clone(),
+            number: left.talks,
             held: BTreeMap::new(),
-            said: false,
         }
     }
 }
@@ -203,10 +240,12 @@ impl Proxies {
 impl Drop for Talk {
     fn drop(&mut self) {
         let mut left = self.proxies.left();
-        left.talking -= 1;
-        if left.talking == 0 && self.said {
-            let held = std::mem::take(&mut self.held).into_values();
-            left.held = held.flat_map(Pins::into_all).collect();
+        left.settled.remove(&self.number);
+        // What a later one has written everywhere is there now, and not what this one had.
+        if left.settled.range(self.number..).next().is_none() {
+            for (name, pins) in std::mem::take(&mut self.held) {
+                left.held.entry(name).or_default().add(pins);
+            }
         }
     }
 }
@@ -231,13 +270,11 @@ pub(crate) async fn hear(told: OwnedFd, masks: Masks, proxies: Proxies) {
             continue;
         }
         if let Some(name) = line.strip_prefix(SETTLED).and_then(named) {
-            if let Some(pins) = talk.held.get_mut(&name) {
-                pins.settle();
-            }
+            talk.settle(&name);
             continue;
         }
         if let Some(name) = line.strip_prefix(GONE).and_then(named) {
-            talk.held.remove(&name);
+            talk.let_go(&name);
             continue;
         }
         match value(&line, brought) {
@@ -282,13 +319,42 @@ mod tests {
         ObjectName::new("shop", "smtp").unwrap()
     }
 
+    fn secret(text: &str) -> Secret {
+        Secret::from(text.to_owned())
+    }
+
+    /// Five or so fit.
+    fn large(letter: char) -> Secret {
+        let lines = (0..1400).map(|number| format!("{letter}{number:07}\n"));
+        Secret::from(lines.collect::<String>())
+    }
+
+    fn shows(masks: &Masks, letter: char) -> bool {
+        masked(masks, &format!("{letter}0000042")) != "***"
+    }
+
     /// Both ends.
     fn talk(drain: &Drain) -> (Hider, Masks) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
         let masks = Masks::new();
+        (talk_of(drain, &masks, &Proxies::default()), masks)
+    }
+
+    /// As another proxy of one supervisor does.
+    fn talk_of(drain: &Drain, masks: &Masks, proxies: &Proxies) -> Hider {
+        let (ours, theirs) = UnixStream::pair().unwrap();
         let theirs = OwnedFd::from(theirs.into_std().unwrap());
-        drain.spawn(hear(theirs, masks.clone(), Proxies::default()));
-        (Hider::over(ours), masks)
+        drain.spawn(hear(theirs, masks.clone(), proxies.clone()));
+        Hider::over(ours)
+    }
+
+    /// Once this is back, what was said before is heard.
+    async fn heard(hider: &Hider) {
+        hider.hide([]).await.unwrap();
+    }
+
+    async fn ended(hider: Hider, drain: Drain) {
+        drop(hider);
+        drain.drained().await;
     }
 
     fn masked(masks: &Masks, text: &str) -> String {
@@ -320,21 +386,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_delivered_and_what_a_run_had_is_held_and_what_is_gone_is_not() {
-        let secret = |text: String| Secret::from(text);
         let (drain, masks, proxies) = (Drain::new(), Masks::new(), Proxies::default());
-        let talk = || {
-            let (ours, theirs) = UnixStream::pair().unwrap();
-            let theirs = OwnedFd::from(theirs.into_std().unwrap());
-            drain.spawn(hear(theirs, masks.clone(), proxies.clone()));
-            Hider::over(ours)
-        };
+        let talk = || talk_of(&drain, &masks, &proxies);
         let hider = talk();
-        let one = secret("value-one".to_owned());
+        let one = secret("value-one");
         hider.hide([(&name(), &one)]).await.unwrap();
         hider.settled([&name()]).await;
         let run = masks.hold_all();
         for number in 0..20 {
-            let next = secret(format!("other-{number:02}"));
+            let next = secret(&format!("other-{number:02}"));
             hider.hide([(&name(), &next)]).await.unwrap();
             hider.settled([&name()]).await;
         }
@@ -342,7 +402,7 @@ mod tests {
         assert_eq!(masked(&masks, text), "*** other-00 ***");
         drop(run);
         for number in 0..20 {
-            let next = secret(format!("third-{number:02}"));
+            let next = secret(&format!("third-{number:02}"));
             hider.hide([(&name(), &next)]).await.unwrap();
             hider.settled([&name()]).await;
         }
@@ -370,6 +430,9 @@ mod tests {
         assert_eq!(masks.hold_all().len(), 1, "it is still delivered");
         let next = talk();
         next.hide([(&name(), &one)]).await.unwrap();
+        assert_eq!(masks.hold_all().len(), 2, "nothing is written yet");
+        next.settled([&name()]).await;
+        heard(&next).await;
         assert_eq!(masks.hold_all().len(), 1);
         next.gone(&name()).await;
         next.hide([]).await.unwrap();
@@ -383,7 +446,6 @@ mod tests {
     async fn attack_values_that_cannot_be_written_do_not_have_the_delivered_one_shown() {
         let drain = Drain::new();
         let (hider, masks) = talk(&drain);
-        let secret = |text: &str| Secret::from(text.to_owned());
         hider.hide([(&name(), &secret("value-one"))]).await.unwrap();
         hider.settled([&name()]).await;
         for number in 0..40 {
@@ -416,11 +478,7 @@ mod tests {
     async fn what_could_not_be_written_does_not_take_the_room_of_what_comes() {
         let drain = Drain::new();
         let (hider, masks) = talk(&drain);
-        let large = |letter: char| {
-            let lines = (0..1400).map(|number| format!("{letter}{number:07}\n"));
-            Secret::from(lines.collect::<String>())
-        };
-        let shows = |letter: char| masked(&masks, &format!("{letter}0000042")) != "***";
+        let shows = |letter| shows(&masks, letter);
         let other = ObjectName::new("shop", "other").unwrap();
         let writing = Secret::from("value-other".to_owned());
         hider.hide([(&name(), &large('a'))]).await.unwrap();
@@ -439,6 +497,121 @@ mod tests {
         assert_eq!(masks.hold_all().len(), 1);
         drop(hider);
         drain.drained().await;
+    }
+
+    /// Its first file has the value, and its second could not be written; then one comes that never fits.
+    #[tokio::test]
+    async fn attack_what_does_not_fit_does_not_have_shown_what_is_written_in_part() {
+        let drain = Drain::new();
+        let (hider, masks) = talk(&drain);
+        let other = ObjectName::new("shop", "other").unwrap();
+        hider.hide([(&name(), &large('a'))]).await.unwrap();
+        let huge: String = (0..100_000).map(|number| format!("{number} ")).collect();
+        let huge = Secret::from(huge);
+        hider.hide([(&name(), &huge)]).await.unwrap_err();
+        assert_eq!(masks.hold_all().len(), 1);
+        // More than fit.
+        for letter in 'b'..='g' {
+            hider.hide([(&other, &large(letter))]).await.unwrap();
+            assert!(!shows(&masks, 'a') && !shows(&masks, letter), "{letter}");
+        }
+        assert!(shows(&masks, 'b'));
+        ended(hider, drain).await;
+    }
+
+    /// Each of these has a newer value, which cannot be written everywhere, and so ends: the application has the one before all of them.
+    #[tokio::test]
+    async fn attack_proxies_that_end_before_they_have_written_do_not_have_the_delivered_one_shown()
+    {
+        let (masks, proxies) = (Masks::new(), Proxies::default());
+        let drain = Drain::new();
+        let first = talk_of(&drain, &masks, &proxies);
+        for value in ["value-one", "value-two"] {
+            first.hide([(&name(), &secret(value))]).await.unwrap();
+            first.settled([&name()]).await;
+        }
+        ended(first, drain).await;
+        for number in 0..20 {
+            let drain = Drain::new();
+            let next = talk_of(&drain, &masks, &proxies);
+            let newer = secret(&format!("other-{number:02}"));
+            next.hide([(&name(), &newer)]).await.unwrap();
+            assert!(masks.hold_all().len() <= 1 + UNSETTLED + 1);
+            ended(next, drain).await;
+        }
+        let text = "value-two other-00 other-12 other-19";
+        assert_eq!(masked(&masks, text), "*** other-00 *** ***");
+        assert_eq!(masks.hold_all().len(), 1 + UNSETTLED);
+
+        // One that has all in its places has said what there is.
+        let drain = Drain::new();
+        let last = talk_of(&drain, &masks, &proxies);
+        last.hide([(&name(), &secret("value-last"))]).await.unwrap();
+        last.settled([&name()]).await;
+        heard(&last).await;
+        assert_eq!(masks.hold_all().len(), 1);
+        ended(last, drain).await;
+        assert_eq!(masks.hold_all().len(), 1);
+    }
+
+    /// What those before could not write makes room as well; what is delivered does not.
+    #[tokio::test]
+    async fn what_proxies_that_ended_could_not_write_does_not_take_the_room_of_what_comes() {
+        let (masks, proxies) = (Masks::new(), Proxies::default());
+        for letter in 'a'..='g' {
+            let drain = Drain::new();
+            let next = talk_of(&drain, &masks, &proxies);
+            next.hide([(&name(), &large(letter))]).await.unwrap();
+            if letter == 'a' {
+                next.settled([&name()]).await;
+            }
+            ended(next, drain).await;
+            assert!(!shows(&masks, 'a') && !shows(&masks, letter), "{letter}");
+        }
+        assert!(shows(&masks, 'b'));
+    }
+
+    /// In an upgrade there are two, and either may end.
+    #[tokio::test]
+    async fn what_is_delivered_is_held_whichever_of_two_proxies_ends() {
+        let (masks, proxies) = (Masks::new(), Proxies::default());
+        let (of_one, of_two, of_three) = (Drain::new(), Drain::new(), Drain::new());
+        let say = async |hider: &Hider, value| {
+            hider.hide([(&name(), &secret(value))]).await.unwrap();
+        };
+        let settle = async |hider: &Hider| {
+            hider.settled([&name()]).await;
+            heard(hider).await;
+        };
+        let one = talk_of(&of_one, &masks, &proxies);
+        say(&one, "value-one").await;
+        settle(&one).await;
+        // The successor has written nothing yet.
+        let two = talk_of(&of_two, &masks, &proxies);
+        say(&two, "value-two").await;
+        ended(one, of_one).await;
+        assert_eq!(masks.hold_all().len(), 2);
+        settle(&two).await;
+        assert_eq!(masks.hold_all().len(), 1);
+        // The successor has written all, and fails: the one before goes on, and does not know the newest yet.
+        let three = talk_of(&of_three, &masks, &proxies);
+        say(&three, "value-three").await;
+        settle(&three).await;
+        ended(three, of_three).await;
+        assert_eq!(masks.hold_all().len(), 2);
+        say(&two, "value-three").await;
+        settle(&two).await;
+        assert_eq!(masks.hold_all().len(), 1);
+        // As it should be: the successor has all, and the one before ends.
+        let of_four = Drain::new();
+        let four = talk_of(&of_four, &masks, &proxies);
+        say(&four, "value-four").await;
+        settle(&four).await;
+        ended(two, of_two).await;
+        assert_eq!(masks.hold_all().len(), 1);
+        four.gone(&name()).await;
+        ended(four, of_four).await;
+        assert_eq!(masks.hold_all().len(), 0);
     }
 
     static NAME: std::sync::LazyLock<ObjectName> = std::sync::LazyLock::new(name);
