@@ -239,7 +239,8 @@ impl Inner {
                         let digests = digests.map(|(name, it)| (name.clone(), it.digest.clone()));
                         self.record.acknowledge(&target, digests.collect());
                         backoff.reset();
-                        tracing::info!(%target, ?changed, "told of changed credentials");
+                        let changed: Vec<_> = changed.iter().map(ToString::to_string).collect();
+                        tracing::info!(%target, changed = changed.join(", "), "told of changed credentials");
                         self.note(&target, &wanted.borrow(), Ok(due));
                         break;
                     }

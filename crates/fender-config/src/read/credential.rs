@@ -48,8 +48,10 @@ pub(crate) fn credential(
     let own_name = name.as_ref().map(ServedName::from);
     let written = spec.deliver.iter().flat_map(|at| &at.value);
     let deliver: Vec<_> = written
-        .filter_map(|at| delivery(reader, at, own_name.as_ref()))
+        .map(|at| delivery(reader, at, own_name.as_ref()))
         .collect();
+    // One that is wrong has been said to be; nothing is concluded from the others.
+    let deliver: Option<Vec<_>> = deliver.into_iter().collect();
     let max_stale = spec.max_stale.as_ref().map_or(Some(MAX_STALE), |at| {
         duration(
             reader,
@@ -65,6 +67,7 @@ pub(crate) fn credential(
         Delivery::Socket(_) | Delivery::Url(_) => false,
     };
     if let Some(at) = spec.notify.as_ref().filter(|at| !at.value.is_empty())
+        && let Some(deliver) = &deliver
         && !deliver.iter().any(is_told_of)
     {
         reader.wrong(
@@ -82,7 +85,7 @@ pub(crate) fn credential(
         via,
         origin,
         max_stale: max_stale?,
-        deliver,
+        deliver: deliver?,
         notify,
         on_exit: on_exit?,
     })

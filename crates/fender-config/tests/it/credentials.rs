@@ -195,3 +195,36 @@ fn the_examples_of_the_page_about_files_are_right() {
         );
     }
 }
+
+/// The others are judged once it is right.
+#[test]
+fn a_delivery_that_is_wrong_is_the_only_thing_that_is_said_of_it() {
+    let wrong = [
+        "file: { path: run/smtp }",
+        "file: { path: /run/smtp, mode: '999' }",
+        "environment: { variable: LD_PRELOAD }",
+        "files: { directory: /run/smtp, entries: [ { name: a/b, value: {} } ] }",
+    ];
+    for written in wrong {
+        let text = format!(
+            "apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: {{ namespace: shop, name: orders }}
+spec: {{ credentials: [ smtp ] }}
+---
+apiVersion: fender.dev/v1
+kind: Credential
+metadata: {{ namespace: shop, name: smtp }}
+spec:
+  source: {{ file: {{ path: /run/secrets/smtp }} }}
+  deliver: [ {{ {written} }} ]
+  notify: [ {{ restart: {{}} }} ]
+"
+        );
+        let problems = standalone::parse(&[source("orders.yaml", text)]).unwrap_err();
+        let codes: Vec<_> = problems.iter().map(|problem| problem.code).collect();
+        assert_eq!(codes.len(), 1, "{written}: {codes:?}");
+        let concluded = ["fender::no-delivery", "fender::nothing-to-notify-of"];
+        assert!(!concluded.contains(&codes[0]), "{written}: {codes:?}");
+    }
+}

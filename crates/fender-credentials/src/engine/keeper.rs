@@ -310,7 +310,9 @@ impl Keeper {
         match stale {
             Some(error) => self.fail(error.to_string()),
             None => {
-                self.outdated = None;
+                if self.outdated.take().is_some() && change != Change::Written {
+                    tracing::info!(credential = %self.ledger.name, %generation, "credential is the newest again");
+                }
                 self.offer_age(None);
                 self.ledger.enter(Holding::Delivered(generation), None);
             }

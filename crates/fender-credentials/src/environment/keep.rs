@@ -291,7 +291,9 @@ impl Keeper {
         match stale {
             Some(error) => entry.fail(error.to_string()),
             None => {
-                entry.outdated = None;
+                if entry.outdated.take().is_some() && !news {
+                    tracing::info!(credential = %name, generation = %fetched.generation, "credential is the newest again");
+                }
                 let holding = Holding::Delivered(fetched.generation);
                 entry.ledger.enter(holding, None);
             }

@@ -46,7 +46,7 @@ pub struct NoApp;
 
 impl App for NoApp {
     fn tell(&self, _: AppNotice) -> BoxFuture<'_, Result<(), String>> {
-        let why = "this sidecar supervises no application: it was started without `-- CMD`";
+        let why = "this process supervises no application: it was started without `-- CMD`";
         Box::pin(std::future::ready(Err(why.to_owned())))
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use fender_api::otlp::CollectorUrl;
 use fender_config::snapshot::ServedName;
 use fender_credentials::supervise::RestartPolicy;
@@ -292,14 +292,14 @@ pub(crate) struct WorkloadApi {
 /// Where identity and configuration come from: a control plane, or a file; and what they may touch here.
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
+#[command(group(ArgGroup::new("whence").args(["control", "config"]).required(true).multiple(true)))]
 pub(crate) struct Source {
     /// The control plane; of several replicas each (repeatable, or apart by commas)
     #[arg(
         long,
         value_name = "URL",
         env = "FENDER_CONTROL",
-        value_delimiter = ',',
-        required_unless_present = "config"
+        value_delimiter = ','
     )]
     pub(crate) control: Vec<String>,
     /// A file holding a join token; deleted once used

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use fender_api::client::Received;
-use fender_config::snapshot::{CredentialSpec, Delivery, Inbound};
+use fender_config::snapshot::{CredentialSpec, Delivery, Target};
 use fender_credentials::PortCertificates;
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
@@ -98,7 +98,8 @@ pub(super) async fn start(
     );
     let allow = sources.allow.clone();
     let (app, notices) = BySupervisor::new();
-    let app: Arc<dyn App> = match args.supervised && !args.supervise {
+    let has_app = args.supervised && !args.supervise;
+    let app: Arc<dyn App> = match has_app {
         true => Arc::new(app),
         false => Arc::new(NoApp),
     };
@@ -138,11 +139,21 @@ pub(super) async fn start(
     .await
     .map_err(|error| Failure::new(Exit::from_code(error.exit_code()), error))?;
     let snapshot = feed.snapshot.borrow().clone();
-    let only = |spec: &&CredentialSpec| is_for_exec_only(spec, &snapshot.inbound);
-    for credential in snapshot.credentials.iter().filter(only) {
+    for credential in snapshot.credentials.iter().filter(|spec| is_for_exec(spec)) {
         tracing::warn!(
             credential = %credential.name,
-            "delivered into an environment only, which is what `fender exec` does; this sidecar does not deliver it"
+            "is to be delivered into an environment, which is what `fender exec` does, and not this process"
+        );
+    }
+    let told = |spec: &CredentialSpec| spec.notify.iter().any(|one| is_the_app(&one.target));
+    for credential in snapshot
+        .credentials
+        .iter()
+        .filter(|spec| !has_app && told(spec))
+    {
+        tracing::warn!(
+            credential = %credential.name,
+            "its application is to be told of changes, and this process supervises none: it was started without `-- CMD`"
         );
     }
     let used = usage::Sources {
@@ -367,11 +378,13 @@ fn open_upgrade_socket(
     Ok(requested)
 }
 
-fn is_for_exec_only(credential: &CredentialSpec, ports: &[Inbound]) -> bool {
+fn is_the_app(target: &Target) -> bool {
+    matches!(target, Target::App(_) | Target::Restart)
+}
+
+fn is_for_exec(credential: &CredentialSpec) -> bool {
     let environment = |delivery| matches!(delivery, &Delivery::Environment { .. });
-    let mut shown = ports.iter().flat_map(|port| &port.certificates);
-    let is_shown = shown.any(|one| one.credential() == Some(&credential.name));
-    !is_shown && credential.deliver.iter().all(environment)
+    credential.deliver.iter().any(environment)
 }
 
 fn admin_socket_path(args: &cli::Sidecar) -> Option<PathBuf> {
