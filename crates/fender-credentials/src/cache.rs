@@ -10,12 +10,17 @@
 //! all: whoever lent it takes it back. That an older file was put back cannot be told from the file. Of two that follow a
 //! credential, because its document has changed, the earlier one brings nothing back that the later one removed.
 //!
-//! Format and cryptography: `format`. Where key and files may lie: `key`, `directory`. What is done when: `keep`. Whose word counts: `place`.
+//! During an upgrade one of the two processes changes it, and not the other.
+//!
+//! Format and cryptography: `format`. Where key and files may lie: `key`, `directory`. What is done when, and what is still to be: `keep`, `left`. Whose word counts: `place`, and of two
+//! processes `hand`.
 
 mod directory;
 mod format;
+mod hand;
 mod keep;
 mod key;
+mod left;
 mod place;
 mod readers;
 #[cfg(test)]
@@ -40,8 +45,10 @@ use tokio::sync::Semaphore;
 use directory::Directory;
 use format::{Belongs, Kept, OpenError};
 use key::Key;
+use left::{Left, Removed, Rest, Said, of_file, together};
 use place::{Follower, Place, Turn};
 
+pub use hand::Hand;
 pub use key::KeyPlace;
 
 pub(crate) use keep::{keep, keep_only};
@@ -85,6 +92,7 @@ pub struct Cache {
     key: Key,
     /// Whose it is.
     whose: String,
+    hand: Hand,
     known: Mutex<Known>,
     /// What no document names and could not be removed yet. Whoever changes what they name, or removes the rest, holds it.
     left: Mutex<Left>,
@@ -104,23 +112,6 @@ struct Known {
     named: Option<BTreeSet<ObjectName>>,
     /// Whose sources have answered: what is kept of them is not read any more.
     answered: BTreeSet<ObjectName>,
-}
-
-/// What was to be removed and is still there.
-#[derive(Debug, Default)]
-struct Left {
-    is_something: bool,
-    /// Whether somebody tries again until it is gone.
-    is_seen_to: bool,
-}
-
-/// Who sees to what could not be removed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Rest {
-    /// Somebody does, or there is nothing.
-    SeenTo,
-    /// Whoever is told this.
-    Untended,
 }
 
 /// Why there is no cache.
@@ -230,6 +221,7 @@ impl Opened {
             directory,
             key,
             whose: owner.to_string(),
+            hand: Hand::new(),
             known: Mutex::default(),
             left: Mutex::default(),
             places: Mutex::default(),
@@ -260,9 +252,27 @@ impl Cache {
             name.starts_with(&own)
                 && since(name).is_some_and(|since| now.saturating_sub(since) >= LEFT)
         };
-        if let Err(error) = self.remove_all(left) {
-            tracing::warn!(directory = %self.directory.path().display(), %error, "cannot tidy the credentials cache");
+        let names = self.directory.names();
+        let problem = match names {
+            Ok(names) => self.remove_all(names.into_iter().filter(|name| left(name))),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = problem {
+            tracing::warn!(directory = %self.directory.path().display(), problem, "cannot tidy the credentials cache");
         }
+    }
+
+    /// All that can be removed is, whatever cannot be. Says what cannot.
+    fn remove_all(&self, files: impl Iterator<Item = String>) -> Option<String> {
+        let problems = files.filter_map(|file| match self.directory.remove(&file) {
+            Ok(true) => {
+                self.say_removed(&file);
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(of_file(&file, &error)),
+        });
+        together(problems.collect())
     }
 
     /// Removes what no document names any more, and keeps nothing else from now on. Whoever is told [`Rest::Untended`] is to call
@@ -271,7 +281,7 @@ impl Cache {
         let mut left = self.left();
         let same = self.known().named.replace(names.clone()).as_ref() == Some(&names);
         if !same || left.is_something {
-            left.is_something = self.remove_unnamed(&names).is_err();
+            self.remove_unnamed(&names, &mut left);
         }
         if !left.is_something || left.is_seen_to {
             return Rest::SeenTo;
@@ -285,7 +295,7 @@ impl Cache {
         let mut left = self.left();
         let names = self.known().named.clone();
         if let (true, Some(names)) = (left.is_something, names) {
-            left.is_something = self.remove_unnamed(&names).is_err();
+            self.remove_unnamed(&names, &mut left);
         }
         left.is_seen_to = left.is_something;
         match left.is_something {
@@ -294,8 +304,8 @@ impl Cache {
         }
     }
 
-    /// All that can be removed is, whatever cannot be; what could not first is the error, and said.
-    fn remove_unnamed(&self, names: &BTreeSet<ObjectName>) -> io::Result<()> {
+    /// All that can be removed is, whatever cannot be: that is said, once for each thing that is wrong, and when it is over.
+    fn remove_unnamed(&self, names: &BTreeSet<ObjectName>, left: &mut Left) {
         let files: BTreeSet<_> = names.iter().map(|name| self.file(name)).collect();
         let own = format!("{}-", self.prefix());
         // Nobody follows them any more, whoever is about to write: the same name may be back before that is done.
@@ -305,36 +315,40 @@ impl Cache {
             gone.map(|(_, place)| place.follow()).collect()
         };
         let over = |name: &String| name.starts_with(&own) && !files.contains(name);
-        let (there, mut removed) = match self.directory.names() {
-            Ok(there) => (there, Ok(())),
-            Err(error) => (Vec::new(), Err(error)),
-        };
+        let mut problems = Vec::new();
+        let there = self.directory.names().unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            Vec::new()
+        });
         let others = there.into_iter().filter(over);
         followers.extend(others.map(|file| self.place(file).follow()));
+        // Another process may write more until it hands over.
+        left.is_something = self.hand.hold().is_none();
         for gone in &followers {
             let turn = gone.turn();
-            let discarded = self.discard(gone.file(), &turn);
-            let named = |error| io::Error::other(format!("`{}`: {error}", gone.file()));
-            removed = removed.and(discarded.map_err(named));
+            match self.discard(gone.file(), &turn) {
+                Ok(Removed::Gone | Removed::Absent) => {}
+                Ok(Removed::NotOurs) => left.is_something = true,
+                Err(error) => problems.push(of_file(gone.file(), &error)),
+            }
         }
         drop(followers);
         // Those whose followers are gone, too, are forgotten.
         self.places()
             .retain(|file, place| files.contains(file) || Arc::strong_count(place) > 1);
-        if let Err(error) = &removed {
-            tracing::error!(directory = %self.directory.path().display(), %error, "cannot remove what is kept of credentials that no document names any more; it is tried again");
-        }
-        removed
-    }
-
-    fn remove_all(&self, over: impl Fn(&str) -> bool) -> io::Result<()> {
-        for name in self.directory.names()? {
-            if over(&name) {
-                self.directory.remove(&name)?;
-                self.say_removed(&name);
+        problems.sort();
+        problems.dedup();
+        left.is_something |= !problems.is_empty();
+        let directory = self.directory.path().display();
+        match together(problems) {
+            Some(problem) if left.said.is_news(&problem) => {
+                tracing::error!(%directory, problem, "cannot remove what is kept of credentials that no document names any more; it is tried again");
             }
+            None if !left.is_something && left.said.is_over() => {
+                tracing::info!(%directory, "what could not be removed from the credentials cache is gone");
+            }
+            Some(_) | None => {}
         }
-        Ok(())
     }
 
     fn say_removed(&self, file: &str) {
@@ -386,6 +400,7 @@ impl Cache {
             .and_then(|kept| judge(kept, wanted, now));
         if judged.as_ref().is_err_and(Why::is_final)
             && turn.may_remove()
+            // What is not ours to remove is refused by whoever reads it next.
             && let Err(error) = self.discard(file, &turn)
         {
             tracing::error!(path = %self.directory.path().join(file).display(), %error, "cannot remove what is kept of a credential and may not be used any more");
@@ -393,13 +408,16 @@ impl Cache {
         judged.map(Some).map_err(refused)
     }
 
-    /// Keeps this value, if documents name it and nobody follows it since; whether it was. Of what could not be kept, nothing older is
+    /// Keeps this value, if documents name it, nobody follows it since and the cache is this process's; whether it was. Of what could not be kept, nothing older is
     /// left.
     fn write(&self, follower: &Follower, wanted: &Wanted, kept: &Kept) -> io::Result<bool> {
         let mut turn = follower.turn();
         if !turn.is_latest() || !self.names(&wanted.name) {
             return Ok(false);
         }
+        let Some(_held) = self.hand.hold() else {
+            return Ok(false);
+        };
         #[cfg(test)]
         if let Some(before) = self.before.lock().unwrap().take() {
             before();
@@ -423,19 +441,35 @@ impl Cache {
     }
 
     /// What was kept of a credential is used no more, unless it is of somebody who follows it since.
-    fn remove(&self, follower: &Follower) -> io::Result<()> {
+    fn remove(&self, follower: &Follower) -> io::Result<Removed> {
         let turn = follower.turn();
         match turn.may_remove() {
-            true => self.directory.remove(follower.file()).map(drop),
-            false => Ok(()),
+            true => self.unlink(follower.file(), &turn),
+            false => Ok(Removed::Absent),
         }
     }
 
-    fn discard(&self, file: &str, _turn: &Turn<'_>) -> io::Result<()> {
-        if self.directory.remove(file)? {
+    fn discard(&self, file: &str, turn: &Turn<'_>) -> io::Result<Removed> {
+        let removed = self.unlink(file, turn)?;
+        if removed == Removed::Gone {
             self.say_removed(file);
         }
-        Ok(())
+        Ok(removed)
+    }
+
+    fn unlink(&self, file: &str, _turn: &Turn<'_>) -> io::Result<Removed> {
+        let Some(_held) = self.hand.hold() else {
+            return Ok(Removed::NotOurs);
+        };
+        Ok(match self.directory.remove(file)? {
+            true => Removed::Gone,
+            false => Removed::Absent,
+        })
+    }
+
+    /// Which of two processes may change it.
+    pub fn hand(&self) -> Hand {
+        self.hand.clone()
     }
 
     /// The source of a credential has answered.

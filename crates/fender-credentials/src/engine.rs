@@ -34,6 +34,7 @@ use ledger::Ledger;
 
 pub use ledger::{Held, Holding, Holdings};
 
+pub(crate) mod age;
 mod files;
 mod keeper;
 pub(crate) mod ledger;

@@ -14,6 +14,8 @@ mod allow;
 mod certificate;
 mod render;
 mod sources;
+#[cfg(test)]
+mod testing;
 
 pub mod cache;
 pub mod deliver;

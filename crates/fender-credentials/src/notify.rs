@@ -6,7 +6,7 @@
 //!
 //! Each target has a task of its own, so one that cannot be told delays no other. It waits for the time its documents ask
 //! for after the first change, tells everything that changed meanwhile at once, and goes on trying with backoff
-//! until it is acknowledged.
+//! until it is acknowledged. One that this process can never tell is named in the log once, and is not tried again.
 //!
 //! The record holds no value and nothing a value could be computed from without the key that lies beside it, in a directory of the
 //! sidecar's alone. Without a state directory there is none, and what was not told before the end never is.
@@ -38,12 +38,29 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);
 
 /// How a target is told.
 pub trait Tell: Send + Sync + 'static {
-    /// Tells it that these have changed. Anything but `Ok` is tried again; the text never holds a secret.
+    /// Tells it that these have changed. The texts of the error never hold a secret.
     fn tell<'a>(
         &'a self,
         target: &'a Target,
         changed: &'a [ObjectName],
-    ) -> BoxFuture<'a, Result<(), String>>;
+    ) -> BoxFuture<'a, Result<(), NotTold>>;
+}
+
+/// Why somebody was not told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotTold {
+    /// It is tried again.
+    #[error("{0}")]
+    Later(String),
+    /// Nobody can tell it from here, as long as this process lives.
+    #[error("{0}")]
+    Never(String),
+}
+
+impl From<String> for NotTold {
+    fn from(why: String) -> Self {
+        Self::Later(why)
+    }
 }
 
 /// What became of a target.
@@ -244,7 +261,14 @@ impl Inner {
                         self.note(&target, &wanted.borrow(), Ok(due));
                         break;
                     }
-                    Err(why) => {
+                    Err(NotTold::Never(why)) => {
+                        tracing::warn!(%target, %why, "is not told of changed credentials, and it is not tried again");
+                        self.note(&target, &wanted.borrow(), Err(why));
+                        // What it should know goes on being on record, and its task ends when nobody names it any more.
+                        while wanted.changed().await.is_ok() {}
+                        return;
+                    }
+                    Err(NotTold::Later(why)) => {
                         tracing::warn!(%target, %why, "cannot be told of changed credentials, trying again");
                         self.note(&target, &wanted.borrow(), Err(why));
                         tokio::time::sleep(backoff.next()).await;

@@ -107,6 +107,11 @@ impl Sources {
         self
     }
 
+    /// Which of two processes changes what is kept; none where nothing is.
+    pub fn hand(&self) -> Option<cache::Hand> {
+        self.cache.as_ref().map(|cache| cache.hand())
+    }
+
     /// Keeps nothing of credentials that documents do not name any more. To be called before any of those that they do name is followed.
     pub async fn keep_only(&self, specs: &[CredentialSpec], drain: &Drain) {
         if let Some(cache) = &self.cache {

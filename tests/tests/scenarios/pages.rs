@@ -392,6 +392,73 @@ fn the_commands_of_the_page_about_supervision_start_what_they_name() {
     }
 }
 
+const CACHE_PAGE: &str = include_str!("../../../docs/guide/credentials-cache.md");
+
+/// What the unit gets of that is given to one here by `cache::attack_the_key_that_a_service_manager_gives…`.
+const TPM: &str = "done by `systemd-creds`, which wants a TPM";
+
+const CACHE_BLOCKS: [(&str, &str); 3] = [
+    ("fender sidecar --config /etc/fender/sidecar.yaml \\", RUN),
+    (
+        "owner=\"Sidecar shop/orders\"     # that was metadata.namespace/metadata.name; of an identity it is the SPIFFE ID alone",
+        RUN,
+    ),
+    (
+        "head -c 32 /dev/urandom | systemd-creds encrypt --with-key=tpm2 --name=cache-key - /etc/credstore.encrypted/orders-cache-key",
+        TPM,
+    ),
+];
+
+#[test]
+fn what_is_kept_as_the_page_has_it_is_found_by_its_owner_when_that_has_another_name() {
+    let run = run_of(CACHE_PAGE, &CACHE_BLOCKS);
+    let desk = Desk::new();
+    for directory in ["cache", "keys", "out"] {
+        fs::create_dir(desk.path(directory)).unwrap();
+    }
+    fs::set_permissions(desk.path("cache"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(desk.path("value"), "hunter2-canary").unwrap();
+    let here = |script: &str| {
+        let places = [
+            ("/etc/fender/sidecar.yaml", "sidecar.yaml"),
+            ("/var/cache/fender/orders", "cache"),
+            ("/var/lib/fender-keys", "keys"),
+        ];
+        let places = places.map(|(there, name)| (there, shown(&desk.path(name))));
+        places
+            .iter()
+            .fold(script.to_owned(), |script, (there, here)| {
+                assert!(run.concat().contains(there));
+                script.replace(there, here)
+            })
+    };
+    let kept = || fs::read_dir(desk.path("cache")).unwrap().count();
+    // The one of the page, and one by another name that shares its directory.
+    for (name, files) in [("orders", 1), ("renamed", 2)] {
+        let document = format!(
+            "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: {name} }}\nspec: {{ credentials: [ smtp ] }}\n---\n\
+             apiVersion: fender.dev/v1\nkind: Credential\nmetadata: {{ namespace: shop, name: smtp }}\nspec:\n  \
+             source: {{ file: {{ path: {0}/value }} }}\n  deliver: [ {{ file: {{ path: {0}/out/smtp }} }} ]\n",
+            desk.0.path().display()
+        );
+        fs::write(desk.path("sidecar.yaml"), document).unwrap();
+        let script = format!("exec {}", here(&run[0]));
+        let mut process = Process::start("page", &mut desk.shell(&script), &desk.path("log"));
+        wait_until("it is kept", PATIENCE, || {
+            process.assert_running();
+            kept() == files
+        });
+        process.signal(Signal::TERM);
+        assert!(process.wait(PATIENCE).success(), "{}", process.log());
+        assert_eq!(kept(), files, "it stays");
+    }
+    let (code, out, err) = desk.run(&here(&run[1]));
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!((out.lines().count(), kept()), (1, 1), "{out}");
+    let (_, out, _) = desk.run(&here(&run[1].replace("shop/orders", "shop/renamed")));
+    assert_eq!((out.lines().count(), kept()), (1, 0), "{out}");
+}
+
 fn shown(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }

@@ -154,6 +154,69 @@ fn nobody_takes_over_from_what_cannot_prove_who_it_is() {
     );
 }
 
+/// An environment is what `fender exec` has, and an application is what `-- CMD` starts.
+#[test]
+fn what_a_watch_does_not_do_is_said_at_its_start_and_not_tried_again_and_again() {
+    let (smtp, spec) = file("smtp");
+    let more = "{ environment: { variable: SMTP } } ], notify: [ { restart: {} }, { signal: { signal: HUP } } ]";
+    let spec = spec.replace(
+        "storage: disk } } ]",
+        &format!("storage: disk }} }}, {more}"),
+    );
+    let (directory, config) = alone(&[(smtp, spec), file("ledger")]);
+    let path = |name: &str| directory.path().join(name);
+    replace(&path("smtp"), "first");
+    replace(&path("ledger"), "of the ledger");
+    let (mut process, socket) = start("watch", &config);
+    let log = process.log();
+    let lines = |log: &str, said: &str| {
+        let lines = log.lines().filter(|line| line.contains(said));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    for said in [
+        "is to be delivered into an environment, which is what `fender exec` does, and not this process",
+        "its application is to be told of changes, and this process supervises none: it was started without `-- CMD`",
+    ] {
+        let said = lines(&log, said);
+        assert_eq!(said.len(), 1, "{log}");
+        assert!(said[0].contains("shop/smtp"), "{said:?}");
+    }
+    let never = "is not told of changed credentials, and it is not tried again";
+    assert_eq!(lines(&log, never).len(), 0, "{log}");
+    for (value, written) in [("second", "second"), ("third", "third")] {
+        replace(&path("smtp"), value);
+        wait_until("the change reaches the file", PATIENCE, || {
+            process.assert_running();
+            fs::read_to_string(path("out/smtp")).unwrap() == written
+        });
+        // Of each of the two, once.
+        wait_until("it is said that nobody is told", PATIENCE, || {
+            lines(&process.log(), never).len() == 2
+        });
+    }
+    assert!(!process.log().contains("trying again"), "{}", process.log());
+
+    // Each at the other's socket, and where there is none.
+    let admin = "which is what its own --admin-socket says, or admin.sock in its --state";
+    let upgrade = "which is what its own --upgrade-socket says, or upgrade.sock in its --state";
+    let own = [socket, path("private/upgrade.sock"), path("none.sock")];
+    let [at_admin, at_upgrade, nowhere] = own.each_ref().map(|path| path.to_str().unwrap());
+    for (command, socket, way_out) in [
+        ("reload", at_admin, upgrade),
+        ("upgrade", at_admin, upgrade),
+        ("reload", nowhere, upgrade),
+        ("status", at_upgrade, admin),
+        ("status", nowhere, admin),
+    ] {
+        let (code, out, err) = output(binary(), &[command, "--sidecar", socket]);
+        assert_eq!(code, 69, "{command}: {out}{err}");
+        assert!(err.contains(&format!("`{socket}`")), "{command}: {err}");
+        assert!(err.contains(way_out), "{command}: {err}");
+    }
+    process.signal(Signal::TERM);
+    assert!(process.wait(PATIENCE).success(), "{}", process.log());
+}
+
 #[test]
 fn ports_without_an_identity_are_refused_with_their_place_in_the_file() {
     let (directory, config) = alone(&[file("smtp")]);

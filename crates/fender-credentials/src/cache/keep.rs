@@ -5,6 +5,7 @@
 //! allows.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::format::Kept;
-use super::{Cache, Follower, Refused, Rest, SourceDigest, Wanted};
+use super::{Cache, Follower, Refused, Removed, Rest, Said, SourceDigest, Wanted};
 
 /// Nothing unchanged is written more often.
 const SHORTEST: Duration = Duration::from_secs(10);
@@ -27,20 +28,23 @@ const RETRY: Duration = Duration::from_secs(30);
 /// Keeps nothing of what these do not name. What cannot be removed is tried again until it can or `drain` stops: the next start
 /// removes it.
 pub(crate) async fn keep_only(cache: &Arc<Cache>, names: BTreeSet<ObjectName>, drain: &Drain) {
+    let hand = cache.hand.changes();
     let own = Arc::clone(cache);
     let rest = blocking(move || own.retain(names)).await;
     if rest == Some(Rest::Untended) {
-        drain.spawn(remove_rest(Arc::clone(cache), drain.clone()));
+        drain.spawn(remove_rest(Arc::clone(cache), hand, drain.clone()));
     }
 }
 
-async fn remove_rest(cache: Arc<Cache>, drain: Drain) {
+async fn remove_rest(cache: Arc<Cache>, mut hand: watch::Receiver<bool>, drain: Drain) {
     let mut rest = Some(Rest::Untended);
     while rest == Some(Rest::Untended) {
         tokio::select! {
             biased;
             () = drain.stopping() => return,
             () = tokio::time::sleep(RETRY) => {}
+            // Now it may be ours to remove.
+            Ok(()) = hand.changed() => {}
         }
         let cache = Arc::clone(&cache);
         rest = blocking(move || cache.retain_again()).await;
@@ -58,6 +62,7 @@ pub(crate) fn keep(
     let (publish, states) = watch::channel(State::Pending);
     let keeping = Keeping {
         follower: cache.follow(&spec.name),
+        hand: cache.hand.changes(),
         cache: Arc::clone(cache),
         wanted: Wanted {
             name: spec.name.clone(),
@@ -73,6 +78,8 @@ pub(crate) fn keep(
         looked: None,
         on_disk: None,
         left: false,
+        unremoved: Said::default(),
+        unwritten: Said::default(),
         next: None,
     };
     drain.spawn(keeping.run());
@@ -81,6 +88,8 @@ pub(crate) fn keep(
 
 struct Keeping {
     cache: Arc<Cache>,
+    /// Whether that is this process's to change.
+    hand: watch::Receiver<bool>,
     follower: Follower,
     wanted: Wanted,
     clock: SharedClock,
@@ -96,6 +105,8 @@ struct Keeping {
     on_disk: Option<Written>,
     /// Whether something may be left that was to be removed.
     left: bool,
+    unremoved: Said,
+    unwritten: Said,
     /// When to write again, or to remove.
     next: Option<Instant>,
 }
@@ -126,6 +137,7 @@ impl Keeping {
                         Err(_) => return,
                     },
                     () = due(self.next) => self.write().await,
+                    Ok(()) = self.hand.changed() => self.is_passed().await,
                     () = ends(&self.clock, over) => self.end().await,
                 }
             }
@@ -310,13 +322,19 @@ impl Keeping {
                 // If not, it is not this one's to write, at least for now.
                 if is_written {
                     self.on_disk = Some(written);
+                    if self.unwritten.is_over() {
+                        tracing::info!(credential = %self.wanted.name, path = %self.path().display(), "a credential that could not be kept is kept again");
+                    }
                 }
                 self.next = Some(Instant::now() + self.rest());
             }
             Some(Err(error)) => {
                 self.on_disk = None;
                 self.next = Some(Instant::now() + RETRY);
-                tracing::error!(credential = %self.wanted.name, %error, "cannot keep a credential: a start during an outage has none");
+                let error = error.to_string();
+                if self.unwritten.is_news(&error) {
+                    tracing::error!(credential = %self.wanted.name, path = %self.path().display(), error, "cannot keep a credential: a start during an outage has none; it is tried again");
+                }
             }
             None => {}
         }
@@ -375,13 +393,44 @@ impl Keeping {
         }
     }
 
+    /// The cache is this process's from now on, or another's.
+    async fn is_passed(&mut self) {
+        if *self.hand.borrow_and_update() && self.current.is_some() {
+            // Whoever had it may have changed what is there.
+            self.on_disk = None;
+        }
+        self.write().await;
+    }
+
+    /// For the log.
+    fn path(&self) -> PathBuf {
+        self.cache.directory.path().join(self.follower.file())
+    }
+
+    /// What is in the way of that is said once for each thing that is, and when it is over.
     async fn remove(&mut self) {
         (self.on_disk, self.next, self.left) = (None, None, false);
         let (cache, follower) = (Arc::clone(&self.cache), self.follower.clone());
-        if let Some(Err(error)) = blocking(move || cache.remove(&follower)).await {
-            tracing::error!(credential = %self.wanted.name, %error, "cannot remove what is kept of a credential");
-            self.left = true;
-            self.next = Some(Instant::now() + RETRY);
+        let credential = &self.wanted.name;
+        match blocking(move || cache.remove(&follower)).await {
+            Some(Ok(Removed::Gone | Removed::Absent)) => {
+                if self.unremoved.is_over() {
+                    let path = self.path();
+                    tracing::info!(%credential, path = %path.display(), "what was kept of a credential and could not be removed is gone");
+                }
+            }
+            // Until it is.
+            Some(Ok(Removed::NotOurs)) => self.left = true,
+            Some(Err(error)) => {
+                let error = error.to_string();
+                if self.unremoved.is_news(&error) {
+                    let path = self.path();
+                    tracing::error!(%credential, path = %path.display(), error, "cannot remove what is kept of a credential; it is tried again");
+                }
+                self.left = true;
+                self.next = Some(Instant::now() + RETRY);
+            }
+            None => {}
         }
     }
 }

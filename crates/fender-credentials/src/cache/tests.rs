@@ -13,11 +13,14 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
 use super::*;
+use crate::testing::{logged, remember_log};
 
 mod attacks;
 mod credential;
 mod followers;
+mod hands;
 mod places;
+mod said;
 
 const CANARY: &str = "canary-0c9f4b1e-cache";
 /// When the tests begin.
@@ -68,6 +71,11 @@ impl World {
     /// As another process would have it.
     fn cache(&self) -> Arc<Cache> {
         Arc::new(self.open().unwrap())
+    }
+
+    /// What the log says of this cache, with these words.
+    fn logged(&self, said: &str) -> usize {
+        logged(&self.path("cache").to_string_lossy(), said).len()
     }
 
     fn now(&self) -> Duration {
@@ -495,7 +503,8 @@ async fn a_source_that_says_no_is_believed_and_what_is_kept_of_it_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_removed_is_removed_later() {
+async fn what_could_not_be_removed_is_removed_later_and_each_is_said_once() {
+    remember_log();
     let world = World::new();
     let cache = world.cache();
     cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
@@ -513,12 +522,19 @@ async fn what_could_not_be_removed_is_removed_later() {
         .until(|state| matches!(state, State::Withdrawn(FetchError::Missing(_))))
         .await;
     // And because of the second: the paused clock stands still as long as a thread of the runtime works. In between there is no file.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It is tried again and again, and said once.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let cannot = "cannot remove what is kept of a credential;";
+    assert_eq!(world.logged(cannot), 1);
+    assert_eq!(world.logged("could not be removed is gone"), 0);
     fs::remove_dir(&file).unwrap();
     fs::rename(&aside, &file).unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
     settled(|| world.files().is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
     running.end().await;
+    assert_eq!(world.logged(cannot), 1);
+    assert_eq!(world.logged("could not be removed is gone"), 1);
 }
 
 #[tokio::test(start_paused = true)]

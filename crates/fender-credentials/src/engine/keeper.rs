@@ -10,6 +10,7 @@ use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::age::Age;
 use super::files::{Files, Written};
 use super::{Document, Holding, Ledger, OnExit, Placed, Plan, Settings, Wanted};
 use crate::deliver::{Change, DeliveryError};
@@ -37,9 +38,7 @@ pub(super) struct Keeper {
     delivered: Option<Generation>,
     /// What was to be in them and is not.
     newer: Option<Generation>,
-    /// Since when that may not be the newest.
-    outdated: Option<Instant>,
-    max_stale: Duration,
+    age: Age,
     notify: Vec<Notification>,
     on_exit: OnExit,
     backoff: Backoff,
@@ -70,8 +69,7 @@ impl Keeper {
             offer,
             delivered: None,
             newer: None,
-            outdated: None,
-            max_stale: Duration::ZERO,
+            age: Age::of(Duration::ZERO),
             notify: Vec::new(),
             on_exit: OnExit::default(),
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
@@ -93,7 +91,7 @@ impl Keeper {
         self.states = Some(gathered.states);
         self.files = files;
         self.offer = offer;
-        self.max_stale = gathered.spec.max_stale;
+        self.age = Age::of(gathered.spec.max_stale);
         self.notify.clone_from(&gathered.spec.notify);
         self.told(&gathered.fetched.value, &generation);
         self.on_exit = gathered.spec.on_exit;
@@ -102,7 +100,7 @@ impl Keeper {
         self.documents.mark_unchanged();
         match state {
             State::Stale { error, since, .. } => {
-                self.not_newest_since(since);
+                self.age.not_newest_since(since);
                 self.fail(error.to_string());
             }
             // The run begins with what has changed since.
@@ -125,6 +123,9 @@ impl Keeper {
                     Err(_) => self.states = None,
                 },
                 () = due(self.retry) => self.settle().await,
+                () = due(self.age.due().filter(|_| self.delivered.is_some())) => {
+                    self.age.say(&self.ledger.name);
+                }
                 () = due(self.files.due()) => {
                     self.files = std::mem::take(&mut self.files).tidy(Instant::now()).await;
                 }
@@ -184,7 +185,7 @@ impl Keeper {
         // The source of the document before is not followed into the places of this one, nor kept, whatever is wrong with this one.
         self.states = None;
         self.settings.sources.unfollow(&spec.name);
-        self.max_stale = spec.max_stale;
+        self.age.allow(spec.max_stale);
         self.notify.clone_from(&spec.notify);
         self.on_exit = spec.on_exit;
         // What a control plane has it from does not travel: it may be another source each time.
@@ -235,7 +236,7 @@ impl Keeper {
                 error,
                 since,
             } => {
-                self.not_newest_since(since);
+                self.age.not_newest_since(since);
                 self.deliver(fetched, Some(error)).await;
             }
             State::Stale {
@@ -310,9 +311,8 @@ impl Keeper {
         match stale {
             Some(error) => self.fail(error.to_string()),
             None => {
-                if self.outdated.take().is_some() && change != Change::Written {
-                    tracing::info!(credential = %self.ledger.name, %generation, "credential is the newest again");
-                }
+                let new = change == Change::Written || offered == Some(Change::Written);
+                self.age.is_newest(&self.ledger.name, &generation, new);
                 self.offer_age(None);
                 self.ledger.enter(Holding::Delivered(generation), None);
             }
@@ -340,13 +340,13 @@ impl Keeper {
     fn fail(&mut self, why: String) {
         let holding = match self.delivered.clone() {
             Some(generation) => {
-                let since = *self.outdated.get_or_insert_with(Instant::now);
+                let since = self.age.since();
                 self.offer_age(Some(since));
                 Holding::Outdated {
                     generation,
                     why: why.clone(),
                     since,
-                    too_old: since.checked_add(self.max_stale),
+                    too_old: self.age.too_old(),
                 }
             }
             None => Holding::Failed { why: why.clone() },
@@ -356,19 +356,10 @@ impl Keeper {
         }
     }
 
-    /// What is delivered was the newest then, and nobody knows since.
-    fn not_newest_since(&mut self, since: Option<Instant>) {
-        if let Some(since) = since {
-            let known = self.outdated.map_or(since, |known| known.min(since));
-            self.outdated = Some(known);
-        }
-    }
-
     /// Since when what is handed over may not be the newest.
     fn offer_age(&self, since: Option<Instant>) {
         if let Some(offer) = &self.offer {
-            let too_old = since.and_then(|since| since.checked_add(self.max_stale));
-            offer.age(since, too_old);
+            offer.age(since, since.and_then(|_| self.age.too_old()));
         }
     }
 
@@ -376,7 +367,7 @@ impl Keeper {
         self.retry = None;
         self.delivered = None;
         self.newer = None;
-        self.outdated = None;
+        self.age.forget();
         std::mem::take(&mut self.files)
             .remove(&self.ledger.name)
             .await;

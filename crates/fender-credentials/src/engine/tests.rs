@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -10,15 +9,15 @@ use fender_config::snapshot::{
 };
 use fender_config::{Source, standalone};
 use fender_identity::{Bundles, Secret};
-use fender_providers::{Confirmed, FetchError, Fetched, Followed, Generation, Standing, State};
+use fender_providers::{FetchError, Fetched, Generation, State};
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::*;
 use crate::allow::AllowDirs;
-use crate::notify::{Record, Tell};
-use crate::sources::RemoteSecrets;
+use crate::notify::{NotTold, Record, Tell};
+use crate::testing::Remote;
 
 mod cached;
 mod certificates;
@@ -29,51 +28,6 @@ mod socket;
 
 const MAX_STALE: Duration = Duration::from_secs(60);
 
-/// A control plane whose answers the test gives.
-#[derive(Default)]
-struct Remote(Mutex<HashMap<String, Feed>>);
-
-struct Feed {
-    states: watch::Sender<State>,
-    /// That it has been asked at the beginning of time is known of each value before the value is.
-    confirmed: watch::Sender<Option<Confirmed>>,
-}
-
-impl Remote {
-    fn says(&self, name: &str, state: State) {
-        self.with(name, |feed| {
-            feed.confirmed
-                .send_replace(state.value().map(|fetched| Confirmed {
-                    generation: fetched.generation.clone(),
-                    at: Duration::ZERO,
-                    standing: Standing::Asked,
-                }));
-            feed.states.send_replace(state);
-        });
-    }
-
-    fn with<T>(&self, name: &str, work: impl FnOnce(&Feed) -> T) -> T {
-        let mut feeds = self.0.lock().unwrap();
-        work(feeds.entry(name.to_owned()).or_insert_with(|| Feed {
-            states: watch::channel(State::Pending).0,
-            confirmed: watch::channel(None).0,
-        }))
-    }
-}
-
-impl RemoteSecrets for Remote {
-    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
-        self.with(name.name(), |feed| feed.states.subscribe())
-    }
-
-    fn follow(&self, name: &ObjectName) -> Followed {
-        self.with(name.name(), |feed| Followed {
-            states: feed.states.subscribe(),
-            confirmed: feed.confirmed.subscribe(),
-        })
-    }
-}
-
 /// Whoever is told: every time, and of what.
 #[derive(Default)]
 struct Told(Mutex<Vec<String>>);
@@ -83,7 +37,7 @@ impl Tell for Told {
         &'a self,
         target: &'a Target,
         changed: &'a [ObjectName],
-    ) -> BoxFuture<'a, Result<(), String>> {
+    ) -> BoxFuture<'a, Result<(), NotTold>> {
         let names: Vec<_> = changed.iter().map(ToString::to_string).collect();
         let told = format!("{target}: {}", names.join(" "));
         self.0.lock().unwrap().push(told);
@@ -507,7 +461,7 @@ async fn a_feed_that_ends_takes_nothing_away() {
         .await
         .unwrap();
     drop(snapshots);
-    remote.0.lock().unwrap().clear();
+    remote.ends();
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(
         fs::read_to_string(directory.path().join("a")).unwrap(),

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{AppEnvironment, EnvironmentError, Inherit, build, check_names, value};
+use crate::engine::age::Age;
 use crate::engine::ledger::Ledger;
 use crate::engine::{Holding, Holdings};
 use crate::mask::{Held, Masks};
@@ -85,12 +86,12 @@ pub fn keep(
             states: Some(states),
             value: Some(fetched),
             held: None,
-            outdated: None,
+            age: Age::of(spec.max_stale),
             spec,
         };
         match state {
             State::Stale { error, since, .. } => {
-                entry.not_newest_since(since);
+                entry.age.not_newest_since(since);
                 entry.fail(error.to_string());
             }
             // The run begins with what has changed since.
@@ -132,8 +133,7 @@ struct Entry {
     value: Option<Fetched>,
     /// Has it hidden.
     held: Option<Held>,
-    /// Since when that may not be the newest.
-    outdated: Option<Instant>,
+    age: Age,
     ledger: Ledger,
 }
 
@@ -143,6 +143,8 @@ enum Event {
     Known(ObjectName),
     /// Nothing more is said of it.
     Silent(ObjectName),
+    /// What is in the environment has become older than its document allows.
+    TooOld(ObjectName),
 }
 
 impl Keeper {
@@ -160,11 +162,21 @@ impl Keeper {
                         entry.states = None;
                     }
                 }
+                Event::TooOld(name) => {
+                    if let Some(entry) = self.entries.get_mut(&name) {
+                        entry.age.say(&name);
+                    }
+                }
             }
         }
     }
 
     async fn next(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Event {
+        let due = self.entries.iter().filter_map(|(name, entry)| {
+            let due = entry.age.due().filter(|_| entry.value.is_some())?;
+            Some((due, name.clone()))
+        });
+        let due = due.min();
         let known = self.entries.iter_mut().filter_map(|(name, entry)| {
             let states = entry.states.as_mut()?;
             Some(Box::pin(async move {
@@ -187,6 +199,7 @@ impl Keeper {
             // A feed that ended is stale, not empty.
             Ok(()) = snapshots.changed() => Event::Documents,
             event = known => event,
+            event = too_old(due) => event,
         }
     }
 
@@ -214,15 +227,20 @@ impl Keeper {
             }
             // What a control plane has it from does not travel: it may be another source each time.
             let direct = matches!(spec.source, CredentialSource::Direct(_));
-            let same = known.is_some_and(|known| direct && known.spec.source == spec.source);
+            // Whoever follows it knows how old a value may be.
+            let same = known.is_some_and(|known| {
+                let before = &known.spec;
+                direct && before.source == spec.source && before.max_stale == spec.max_stale
+            });
             let entry = self.entries.entry(name.clone()).or_insert_with(|| Entry {
                 spec: spec.clone(),
                 states: None,
                 value: None,
                 held: None,
-                outdated: None,
+                age: Age::of(spec.max_stale),
                 ledger: Ledger::new(name, self.holdings.clone()),
             });
+            entry.age.allow(spec.max_stale);
             entry.spec = spec;
             if same && entry.states.is_some() {
                 continue;
@@ -261,7 +279,7 @@ impl Keeper {
                 error,
                 since,
             } => {
-                entry.not_newest_since(since);
+                entry.age.not_newest_since(since);
                 (fetched, Some(error))
             }
             State::Stale {
@@ -270,7 +288,7 @@ impl Keeper {
             State::Withdrawn(error) => {
                 tracing::warn!(credential = %name, %error, "credential withdrawn: the application keeps what it was started with, and is not started again without it");
                 (entry.value, entry.held) = (None, None);
-                entry.outdated = None;
+                entry.age.forget();
                 let why = error.to_string();
                 entry.ledger.enter(Holding::Withdrawn { why }, None);
                 self.settings.notifier.withdrawn(name);
@@ -279,21 +297,24 @@ impl Keeper {
         };
         let known = entry.value.as_ref().map(|known| &known.generation);
         let news = known != Some(&fetched.generation);
+        // Who is followed anew may give the same bytes another name.
+        let same = |known: &Fetched| known.value.ct_eq(&fetched.value);
+        let is_other = !entry.value.as_ref().is_some_and(same);
         if news {
             let hidden = self.settings.hide([(name, &fetched.value)]);
             match hidden.and_then(|held| fits(&entry.spec, &fetched.value).map(|()| held)) {
                 Ok(mut held) => entry.held = held.pop(),
                 Err(error) => return entry.fail(error.to_string()),
             }
-            tracing::info!(credential = %name, generation = %fetched.generation, "credential changed: the next start of the application gets it");
+            if is_other {
+                tracing::info!(credential = %name, generation = %fetched.generation, "credential changed: the next start of the application gets it");
+            }
             entry.value = Some(fetched.clone());
         }
         match stale {
             Some(error) => entry.fail(error.to_string()),
             None => {
-                if entry.outdated.take().is_some() && !news {
-                    tracing::info!(credential = %name, generation = %fetched.generation, "credential is the newest again");
-                }
+                entry.age.is_newest(name, &fetched.generation, is_other);
                 let holding = Holding::Delivered(fetched.generation);
                 entry.ledger.enter(holding, None);
             }
@@ -365,31 +386,30 @@ impl Keep {
 }
 
 impl Entry {
-    /// What there is was the newest then, and nobody knows since.
-    fn not_newest_since(&mut self, since: Option<Instant>) {
-        if let Some(since) = since {
-            let known = self.outdated.map_or(since, |known| known.min(since));
-            self.outdated = Some(known);
-        }
-    }
-
     /// Something is wrong; what there was stays. Said once for each thing that is.
     fn fail(&mut self, why: String) {
         let holding = match &self.value {
-            Some(fetched) => {
-                let since = *self.outdated.get_or_insert_with(Instant::now);
-                Holding::Outdated {
-                    generation: fetched.generation.clone(),
-                    why: why.clone(),
-                    since,
-                    too_old: since.checked_add(self.spec.max_stale),
-                }
-            }
+            Some(fetched) => Holding::Outdated {
+                generation: fetched.generation.clone(),
+                why: why.clone(),
+                since: self.age.since(),
+                too_old: self.age.too_old(),
+            },
             None => Holding::Failed { why: why.clone() },
         };
         if self.ledger.enter(holding, None) {
             tracing::warn!(credential = %self.spec.name, %why, "credential cannot be refreshed");
         }
+    }
+}
+
+async fn too_old(due: Option<(Instant, ObjectName)>) -> Event {
+    match due {
+        Some((moment, name)) => {
+            tokio::time::sleep_until(moment).await;
+            Event::TooOld(name)
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -12,7 +12,7 @@ use super::*;
 
 /// Somebody who answers as the test says, `Ok` when nothing is left, and tells what was heard.
 struct Fake {
-    answers: Mutex<VecDeque<(Duration, Result<(), String>)>>,
+    answers: Mutex<VecDeque<(Duration, Result<(), NotTold>)>>,
     heard: mpsc::UnboundedSender<(Instant, Target, Vec<String>)>,
 }
 
@@ -21,7 +21,7 @@ impl Tell for Fake {
         &'a self,
         target: &'a Target,
         changed: &'a [ObjectName],
-    ) -> BoxFuture<'a, Result<(), String>> {
+    ) -> BoxFuture<'a, Result<(), NotTold>> {
         let names = changed.iter().map(|name| name.name().to_owned()).collect();
         let heard = (Instant::now(), target.clone(), names);
         let _ = self.heard.send(heard);
@@ -42,11 +42,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(answers: Vec<(Duration, Result<(), String>)>) -> Self {
+    fn new(answers: Vec<(Duration, Result<(), NotTold>)>) -> Self {
         Self::on_record(Record::open(None, "run").unwrap(), answers)
     }
 
-    fn on_record(record: Record, answers: Vec<(Duration, Result<(), String>)>) -> Self {
+    fn on_record(record: Record, answers: Vec<(Duration, Result<(), NotTold>)>) -> Self {
         let (tell, heard) = mpsc::unbounded_channel();
         let fake = Fake {
             answers: Mutex::new(answers.into()),
@@ -104,8 +104,8 @@ fn to(target: &Target, after: u64) -> [Notification; 1] {
     }]
 }
 
-fn fails() -> (Duration, Result<(), String>) {
-    (Duration::ZERO, Err("away".to_owned()))
+fn fails() -> (Duration, Result<(), NotTold>) {
+    (Duration::ZERO, Err(NotTold::Later("away".to_owned())))
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -125,6 +125,33 @@ async fn only_a_change_is_told_and_never_the_same_bytes() {
     let told = bench.next().await;
     assert_eq!(told, (seconds(2), nginx, vec!["smtp".to_owned()]));
     bench.delivered("smtp", "two", &notify);
+    bench.assert_silent().await;
+    bench.end().await;
+}
+
+/// As an application that nobody here has started.
+#[tokio::test(start_paused = true)]
+async fn who_can_never_be_told_is_tried_once_and_stays_pending_until_nobody_names_it() {
+    let never = || (Duration::ZERO, Err(NotTold::Never("nobody is".to_owned())));
+    let mut bench = Bench::new(vec![never(), never()]);
+    let notify = to(&Target::Restart, 1);
+    let outcomes = bench.notifier.outcomes();
+    bench.delivered("smtp", "one", &notify);
+    for value in ["two", "three"] {
+        bench.delivered("smtp", value, &notify);
+        if value == "two" {
+            assert_eq!(bench.next().await.1, Target::Restart);
+        }
+        bench.assert_silent().await;
+    }
+    let outcome = outcomes.borrow()[&Target::Restart].clone();
+    assert_eq!((outcome.failed, outcome.pending), (1, vec![name("smtp")]));
+    assert_eq!(outcome.problem.as_deref(), Some("nobody is"));
+
+    bench.notifier.dropped(&name("smtp"));
+    bench.delivered("smtp", "four", &notify);
+    bench.delivered("smtp", "five", &notify);
+    assert_eq!(bench.next().await.1, Target::Restart);
     bench.assert_silent().await;
     bench.end().await;
 }

@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::net::TcpStream;
 
-use super::Tell;
+use super::{NotTold, Tell};
 use crate::allow::AllowDirs;
 
 /// What a program may answer: nobody reads it.
@@ -37,7 +37,7 @@ pub enum AppNotice {
 /// Whoever supervises the application.
 pub trait App: Send + Sync + 'static {
     /// Has it done. Answers when it is, or says why not.
-    fn tell(&self, notice: AppNotice) -> BoxFuture<'_, Result<(), String>>;
+    fn tell(&self, notice: AppNotice) -> BoxFuture<'_, Result<(), NotTold>>;
 }
 
 /// Nobody does.
@@ -45,9 +45,9 @@ pub trait App: Send + Sync + 'static {
 pub struct NoApp;
 
 impl App for NoApp {
-    fn tell(&self, _: AppNotice) -> BoxFuture<'_, Result<(), String>> {
+    fn tell(&self, _: AppNotice) -> BoxFuture<'_, Result<(), NotTold>> {
         let why = "this process supervises no application: it was started without `-- CMD`";
-        Box::pin(std::future::ready(Err(why.to_owned())))
+        Box::pin(std::future::ready(Err(NotTold::Never(why.to_owned()))))
     }
 }
 
@@ -63,11 +63,11 @@ impl Tell for Ways {
         &'a self,
         target: &'a Target,
         changed: &'a [ObjectName],
-    ) -> BoxFuture<'a, Result<(), String>> {
+    ) -> BoxFuture<'a, Result<(), NotTold>> {
         Box::pin(async move {
-            match target {
-                Target::App(signal) => self.app.tell(AppNotice::Signal(*signal)).await,
-                Target::Restart => self.app.tell(AppNotice::Restart).await,
+            let told = match target {
+                Target::App(signal) => return self.app.tell(AppNotice::Signal(*signal)).await,
+                Target::Restart => return self.app.tell(AppNotice::Restart).await,
                 Target::Process { signal, pid_file } => {
                     let source = match self
                         .allow
@@ -102,7 +102,8 @@ impl Tell for Ways {
                     };
                     self.run(&task).await
                 }
-            }
+            };
+            told.map_err(NotTold::Later)
         })
     }
 }

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::environment::AppEnvironment;
-use crate::notify::{App, AppNotice};
+use crate::notify::{App, AppNotice, NotTold};
 
 /// How many may wait to be passed on: more than there are things to ask of an application.
 const REQUESTS: usize = 8;
@@ -59,18 +59,18 @@ impl Desk {
 }
 
 impl App for Desk {
-    fn tell(&self, what: AppNotice) -> BoxFuture<'_, Result<(), String>> {
+    fn tell(&self, what: AppNotice) -> BoxFuture<'_, Result<(), NotTold>> {
         Box::pin(async move {
-            let ends = || "the application has ended, or is about to".to_owned();
+            let ends = || NotTold::Later("the application has ended, or is about to".to_owned());
             let (done, told) = oneshot::channel();
             let request = Request { what, done };
             self.0.send(request).await.map_err(|_| ends())?;
             match told.await {
                 Ok(true) => Ok(()),
-                Ok(false) => Err(
+                Ok(false) => Err(NotTold::Later(
                     "the application does not run, is about to end, or lacks a credential that was withdrawn"
                         .to_owned(),
-                ),
+                )),
                 Err(_) => Err(ends()),
             }
         })

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use fender_credentials::notify::{App, AppNotice};
+use fender_credentials::notify::{App, AppNotice, NotTold};
 use fender_credentials::supervise::Superior;
 use fender_runtime::random;
 use futures_util::future::BoxFuture;
@@ -28,13 +28,14 @@ impl BySupervisor {
 }
 
 impl App for BySupervisor {
-    fn tell(&self, what: AppNotice) -> BoxFuture<'_, Result<(), String>> {
+    fn tell(&self, what: AppNotice) -> BoxFuture<'_, Result<(), NotTold>> {
         Box::pin(async move {
-            let ends = |_| "this sidecar is about to end".to_owned();
+            let ends = || NotTold::Later("this sidecar is about to end".to_owned());
             let (done, told) = oneshot::channel();
             let notice = Notice { what, done };
-            self.0.send(notice).await.map_err(|_| ends(()))?;
-            told.await.map_err(|_| ends(()))?
+            self.0.send(notice).await.map_err(|_| ends())?;
+            let told = told.await.map_err(|_| ends())?;
+            told.map_err(NotTold::Later)
         })
     }
 }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use fender_api::client::Received;
 use fender_config::snapshot::{CredentialSpec, Delivery, Target};
 use fender_credentials::PortCertificates;
+use fender_credentials::cache::Hand;
 use fender_credentials::engine::{self, OnExit, Settings};
 use fender_credentials::handover::Handovers;
 use fender_credentials::notify::{App, NoApp, Notifier, Record, Ways};
@@ -97,6 +98,11 @@ pub(super) async fn start(
         &drains.credentials,
     );
     let allow = sources.allow.clone();
+    // The cache is the one before's as well: nothing in it is changed until that has handed over.
+    let cache = sources.hand();
+    if let (Tenure::Succeed, Some(cache)) = (tenure, &cache) {
+        cache.give();
+    }
     let (app, notices) = BySupervisor::new();
     let has_app = args.supervised && !args.supervise;
     let app: Arc<dyn App> = match has_app {
@@ -181,6 +187,7 @@ pub(super) async fn start(
     };
     if succession.is_none() {
         on_exit.send_replace(OnExit::Wipe);
+        take(cache.as_ref());
     }
     if tenure == Tenure::Succeed {
         open_admin_socket(args, &listeners, &status, drains)?;
@@ -256,7 +263,7 @@ pub(super) async fn start(
         .transpose()
         .map_err(Failure::unavailable)?;
     status.set_started(proxy);
-    let requests = open_upgrade_socket(args, &listeners, &feed, own, drains)?;
+    let requests = open_upgrade_socket(args, &listeners, &feed, own, cache.clone(), drains)?;
 
     let serving = Serving {
         feed,
@@ -269,6 +276,7 @@ pub(super) async fn start(
         succession,
         listeners,
         owns_state,
+        cache,
     };
     Ok((serving, legacy))
 }
@@ -279,6 +287,8 @@ pub(super) struct Legacy {
     listeners: Listeners,
     /// Whoever waits to write into the state directory.
     owns_state: watch::Sender<bool>,
+    /// What is kept of credentials: not this one's to change before it is told so.
+    cache: Option<Hand>,
 }
 
 impl Legacy {
@@ -289,6 +299,7 @@ impl Legacy {
             None => None,
         };
         serving.on_exit.send_replace(OnExit::Wipe);
+        take(self.cache.as_ref());
         for listen in self.listeners.close_leftover() {
             tracing::info!(%listen, "no longer listening where the sidecar before did");
         }
@@ -310,6 +321,12 @@ impl Legacy {
         }
         self.owns_state.send_replace(true);
         Ok(())
+    }
+}
+
+fn take(cache: Option<&Hand>) {
+    if let Some(cache) = cache {
+        cache.take();
     }
 }
 
@@ -348,6 +365,7 @@ fn open_upgrade_socket(
     listeners: &Listeners,
     feed: &Feed,
     own: upgrade::Own,
+    cache: Option<Hand>,
     drains: &Drains,
 ) -> Result<mpsc::Receiver<Request>, Failure> {
     let (requests, requested) = mpsc::channel(REQUESTS);
@@ -366,6 +384,7 @@ fn open_upgrade_socket(
         listeners: listeners.clone(),
         own,
         state: feed.state.clone(),
+        cache,
         ending: drains.inbound.clone(),
         requests,
         turn: Mutex::default(),

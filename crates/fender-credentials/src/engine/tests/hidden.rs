@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 use tokio::net::UnixStream;
 
 use super::*;
-use crate::mask::{Masks, Stream};
+use crate::mask::Masks;
 use crate::supervise::hidden::{Hider, Proxies, hear};
+use crate::testing::masked;
 
 /// A bench with whoever hides, who goes when the drain does.
 fn hiding() -> (Bench, Masks, Drain) {
@@ -24,13 +25,6 @@ fn hiding() -> (Bench, Masks, Drain) {
     let mut bench = Bench::new();
     bench.settings.hider = Some(Arc::new(Hider::over(ours)));
     (bench, masks, hides)
-}
-
-fn masked(masks: &Masks, text: &str) -> String {
-    let (mut stream, mut out) = (Stream::new(masks.clone()), Vec::new());
-    stream.pass(text.as_bytes(), &mut out);
-    stream.finish(&mut out);
-    String::from_utf8(out).unwrap()
 }
 
 #[tokio::test]

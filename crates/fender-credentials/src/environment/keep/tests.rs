@@ -1,11 +1,9 @@
-use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use fender_config::snapshot::{Lifetime, Notification, OnExit, Origin, Target};
 use fender_config::{Source, standalone};
-use fender_providers::{Confirmed, FetchError, Followed, Generation, Standing};
+use fender_providers::{FetchError, Generation};
 use fender_runtime::clock::{TestClock, UnixTime};
 use fender_runtime::deadline::Deadline;
 use futures_util::future::BoxFuture;
@@ -14,56 +12,16 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::allow::AllowDirs;
 use crate::cache::{Cache, KeyPlace, Owner};
-use crate::notify::{Record, Tell};
-use crate::sources::{RemoteSecrets, gather};
+use crate::notify::{NotTold, Record, Tell};
+use crate::sources::gather;
+use crate::testing::{Remote, logged, remember_log};
 
-/// A control plane whose answers the test gives.
-#[derive(Default)]
-struct Remote {
-    feeds: Mutex<HashMap<String, watch::Sender<State>>>,
-    /// That it has been asked at the beginning of time is known of each value before the value is.
-    confirmed: Mutex<HashMap<String, watch::Sender<Option<Confirmed>>>>,
-}
-
-impl Remote {
-    fn feed(&self, name: &str) -> watch::Sender<State> {
-        let mut feeds = self.feeds.lock().unwrap();
-        let feed = feeds.entry(name.to_owned());
-        feed.or_insert_with(|| watch::channel(State::Pending).0)
-            .clone()
-    }
-
-    fn confirmed(&self, name: &str) -> watch::Sender<Option<Confirmed>> {
-        let mut all = self.confirmed.lock().unwrap();
-        let confirmed = all.entry(name.to_owned());
-        confirmed.or_insert_with(|| watch::channel(None).0).clone()
-    }
-
-    fn says(&self, name: &str, text: &str) {
-        let generation = Generation::random();
-        self.confirmed(name).send_replace(Some(Confirmed {
-            generation: generation.clone(),
-            at: Duration::ZERO,
-            standing: Standing::Asked,
-        }));
-        self.feed(name).send_replace(State::Current(Fetched {
-            value: Secret::from(text.to_owned()),
-            generation,
-        }));
-    }
-}
-
-impl RemoteSecrets for Remote {
-    fn watch(&self, name: &ObjectName) -> watch::Receiver<State> {
-        self.feed(name.name()).subscribe()
-    }
-
-    fn follow(&self, name: &ObjectName) -> Followed {
-        Followed {
-            states: self.watch(name),
-            confirmed: self.confirmed(name.name()).subscribe(),
-        }
-    }
+/// A value, under a name that none had before.
+fn current(text: &str) -> State {
+    State::Current(Fetched {
+        value: Secret::from(text.to_owned()),
+        generation: Generation::random(),
+    })
 }
 
 fn sources(remote: &Arc<Remote>, drain: &Drain) -> Sources {
@@ -86,7 +44,7 @@ impl Tell for Told {
         &'a self,
         target: &'a Target,
         changed: &'a [ObjectName],
-    ) -> BoxFuture<'a, Result<(), String>> {
+    ) -> BoxFuture<'a, Result<(), NotTold>> {
         let names: Vec<_> = changed.iter().map(ObjectName::name).collect();
         let _ = self.0.send(format!("{target}: {}", names.join(" ")));
         Box::pin(std::future::ready(Ok(())))
@@ -116,7 +74,7 @@ impl Bench {
         let drain = Drain::new();
         let (tell, told) = mpsc::unbounded_channel();
         for (name, _, value) in credentials {
-            remote.says(name, value);
+            remote.says(name, current(value));
         }
         let specs: Vec<_> = credentials
             .iter()
@@ -218,20 +176,20 @@ fn snapshot(credentials: Vec<CredentialSpec>) -> Snapshot {
 async fn a_new_value_is_in_the_environment_before_anybody_is_told_and_once() {
     let mut bench = Bench::new(&[("a", "A", "one"), ("b", "B", "two")]).await;
     assert_eq!(bench.shown(), "HOME=/ A=one B=two");
-    bench.remote.says("a", "three");
+    bench.remote.says("a", current("three"));
     let told = bench.told.recv().await.unwrap();
     assert_eq!(told, "restart of the application: a");
     assert_eq!(bench.shown(), "HOME=/ A=three B=two");
     // The same bytes under another name are no news to the application.
     let before = bench.kept.environment.borrow().clone();
-    bench.remote.says("a", "three");
-    bench.remote.says("b", "four");
+    bench.remote.says("a", current("three"));
+    bench.remote.says("b", current("four"));
     bench.becomes("HOME=/ A=three B=four").await;
     assert_eq!(
         bench.told.recv().await.unwrap(),
         "restart of the application: b"
     );
-    bench.remote.says("b", "four");
+    bench.remote.says("b", current("four"));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(before.is_some());
     bench.end().await;
@@ -241,7 +199,7 @@ async fn a_new_value_is_in_the_environment_before_anybody_is_told_and_once() {
 async fn the_same_bytes_are_the_same_environment() {
     let mut bench = Bench::new(&[("a", "A", "one")]).await;
     let before = bench.kept.environment.borrow_and_update().clone().unwrap();
-    bench.remote.says("a", "one");
+    bench.remote.says("a", current("one"));
     bench
         .holds("a", |holding| matches!(holding, Holding::Delivered(_)))
         .await;
@@ -254,28 +212,21 @@ async fn the_same_bytes_are_the_same_environment() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_changes_nothing_and_a_withdrawn_value_lets_nothing_start_before_it_is_back() {
     let mut bench = Bench::new(&[("a", "A", "one"), ("b", "B", "two")]).await;
-    let last = bench.remote.feed("a").borrow().value().cloned();
-    assert!(last.is_some());
-    let error = FetchError::Outage("away".to_owned());
-    bench.remote.feed("a").send_replace(State::Stale {
-        last,
-        error,
-        since: None,
-    });
+    bench.remote.says("a", away(bench.remote.said("a")));
     bench
         .holds("a", |holding| matches!(holding, Holding::Outdated { .. }))
         .await;
     assert_eq!(bench.shown(), "HOME=/ A=one B=two");
 
     let gone = FetchError::Missing("gone".to_owned());
-    bench.remote.feed("a").send_replace(State::Withdrawn(gone));
+    bench.remote.says("a", State::Withdrawn(gone));
     bench.becomes("nothing").await;
     // Of what changes meanwhile it is told when there is something to start with.
-    bench.remote.says("b", "three");
+    bench.remote.says("b", current("three"));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(bench.told.try_recv().is_err());
     assert_eq!(bench.shown(), "nothing");
-    bench.remote.says("a", "one");
+    bench.remote.says("a", current("one"));
     bench.becomes("HOME=/ A=one B=three").await;
     assert_eq!(
         bench.told.recv().await.unwrap(),
@@ -287,7 +238,9 @@ async fn an_outage_changes_nothing_and_a_withdrawn_value_lets_nothing_start_befo
 #[tokio::test(start_paused = true)]
 async fn attack_a_value_that_fits_no_environment_does_not_get_into_one() {
     let mut bench = Bench::new(&[("a", "A", "one")]).await;
-    bench.remote.says("a", "hunter2\0LD_PRELOAD=/evil.so");
+    bench
+        .remote
+        .says("a", current("hunter2\0LD_PRELOAD=/evil.so"));
     bench
         .holds(
             "a",
@@ -295,7 +248,7 @@ async fn attack_a_value_that_fits_no_environment_does_not_get_into_one() {
         )
         .await;
     assert_eq!(bench.shown(), "HOME=/ A=one");
-    bench.remote.says("a", "two");
+    bench.remote.says("a", current("two"));
     bench.becomes("HOME=/ A=two").await;
     assert_eq!(
         bench.told.recv().await.unwrap(),
@@ -316,17 +269,91 @@ async fn documents_are_followed_unless_their_environment_cannot_be() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(bench.shown(), "HOME=/ A=one B=two");
     }
-    bench.remote.says("c", "three");
+    bench.remote.says("c", current("three"));
     let specs = vec![spec("a", "RENAMED"), spec("c", "C")];
     bench.snapshots.send_replace(Arc::new(snapshot(specs)));
     bench.becomes("HOME=/ C=three RENAMED=one").await;
     assert_eq!(bench.kept.holdings.borrow().len(), 2);
-    bench.remote.says("c", "four");
+    bench.remote.says("c", current("four"));
     bench.becomes("HOME=/ C=four RENAMED=one").await;
     assert_eq!(
         bench.told.recv().await.unwrap(),
         "restart of the application: c"
     );
+    bench.end().await;
+}
+
+/// A value that is known, from a source that does not answer any more.
+fn away(last: State) -> State {
+    State::Stale {
+        last: last.value().cloned(),
+        error: FetchError::Outage("away".to_owned()),
+        since: None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_older_than_max_stale_and_what_is_the_newest_again_is_said_once() {
+    remember_log();
+    let mut bench = Bench::new(&[("env-aged", "A", "one"), ("b", "B", "two")]).await;
+    let lines = |said| logged("shop/env-aged", said).len();
+    let last = bench.remote.said("env-aged");
+    bench.remote.says("env-aged", away(last.clone()));
+    let is_outdated = |holding: &Holding| matches!(holding, Holding::Outdated { .. });
+    let is_delivered = |holding: &Holding| matches!(holding, Holding::Delivered(_));
+    bench.holds("env-aged", is_outdated).await;
+    bench.remote.says("env-aged", last.clone());
+    bench.holds("env-aged", is_delivered).await;
+    assert_eq!(lines("is the newest again"), 1);
+    bench.remote.says("env-aged", away(last));
+    bench.holds("env-aged", is_outdated).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(lines("is older than its `maxStale` by now"), 1);
+    bench.remote.says("env-aged", current("three"));
+    bench.holds("env-aged", is_delivered).await;
+    assert_eq!(lines("is the newest again, and was older"), 1);
+    let told = bench.told.recv().await;
+    assert_eq!(told.unwrap(), "restart of the application: env-aged");
+    bench.end().await;
+}
+
+/// Nothing else has changed: the source is the same, and what there is of it is counted from when it was the newest.
+#[tokio::test(start_paused = true)]
+async fn another_max_stale_alone_is_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    std::fs::write(&file, "one").unwrap();
+    let from_file = |seconds: u64| CredentialSpec {
+        source: CredentialSource::Direct(Origin::File { path: file.clone() }),
+        max_stale: Duration::from_secs(seconds),
+        ..spec("a", "A")
+    };
+    let anywhere = |mut sources: Sources| {
+        sources.allow = AllowDirs::Any;
+        sources
+    };
+    let mut bench = Bench::with(&[("a", "A", "one")], anywhere).await;
+    let publish = |bench: &Bench, seconds| {
+        let specs = vec![from_file(seconds)];
+        bench.snapshots.send_replace(Arc::new(snapshot(specs)));
+    };
+    publish(&bench, 60);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    bench
+        .holds("a", |holding| matches!(holding, Holding::Delivered(_)))
+        .await;
+    // What is no secret is no reason to take away what there is.
+    std::fs::write(&file, "").unwrap();
+    let is_outdated = |seconds: u64| move |holding: &Holding| matches!(holding, Holding::Outdated { since, too_old, .. } if *too_old == since.checked_add(Duration::from_secs(seconds)));
+    bench.holds("a", is_outdated(60)).await;
+    publish(&bench, 600);
+    bench.holds("a", is_outdated(600)).await;
+    assert_eq!(bench.shown(), "HOME=/ A=one");
+    std::fs::write(&file, "one").unwrap();
+    bench
+        .holds("a", |holding| matches!(holding, Holding::Delivered(_)))
+        .await;
+    assert_eq!(bench.shown(), "HOME=/ A=one");
     bench.end().await;
 }
 
@@ -345,11 +372,14 @@ fn kept_in(directory: &Path, sources: Sources) -> Sources {
 /// What a start during an outage has of `a`, or the code that it ends with.
 async fn start_in_an_outage(directory: &Path) -> Result<String, u8> {
     let (remote, drain) = (Arc::new(Remote::default()), Drain::new());
-    remote.feed("a").send_replace(State::Stale {
-        last: None,
-        error: FetchError::Outage("away".to_owned()),
-        since: None,
-    });
+    remote.says(
+        "a",
+        State::Stale {
+            last: None,
+            error: FetchError::Outage("away".to_owned()),
+            since: None,
+        },
+    );
     let sources = kept_in(directory, sources(&remote, &drain));
     let soon = Deadline::after(Duration::from_secs(5));
     let gathered = gather(&[spec("a", "A")], &sources, soon, &drain).await;
@@ -372,10 +402,10 @@ async fn documents_whose_environment_cannot_be_leave_those_before_in_the_cache()
     bench.snapshots.send_replace(Arc::new(snapshot(wrong)));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let again = vec![spec("a", "A"), spec("c", "C")];
-    bench.remote.says("c", "three");
+    bench.remote.says("c", current("three"));
     bench.snapshots.send_replace(Arc::new(snapshot(again)));
     bench.becomes("HOME=/ A=one C=three").await;
-    bench.remote.says("a", "two");
+    bench.remote.says("a", current("two"));
     bench.becomes("HOME=/ A=two C=three").await;
     let told = bench.told.recv().await;
     assert_eq!(told.unwrap(), "restart of the application: a");
@@ -408,12 +438,12 @@ async fn attack_who_followed_a_credential_before_its_document_changed_keeps_noth
         let mut bench = Bench::with(&[("a", "A", "one"), ("b", "B", "two")], kept).await;
         let cache = cache.unwrap();
         let writers = cache.nobody_writes().await;
-        bench.remote.says("a", "three");
+        bench.remote.says("a", current("three"));
         bench.becomes("HOME=/ A=three B=two").await;
         let told = bench.told.recv().await;
         assert_eq!(told.unwrap(), "restart of the application: a");
         let documents = vec![changed, spec("b", "B"), spec("c", "C")];
-        bench.remote.says("c", "four");
+        bench.remote.says("c", current("four"));
         bench.snapshots.send_replace(Arc::new(snapshot(documents)));
         bench
             .holds("c", |holding| matches!(holding, Holding::Delivered(_)))

@@ -1,7 +1,7 @@
 use fender_runtime::drain::Drain;
 
 use super::*;
-use crate::mask::Stream;
+use crate::testing::masked;
 
 fn name() -> ObjectName {
     ObjectName::new("shop", "smtp").unwrap()
@@ -43,13 +43,6 @@ async fn heard(hider: &Hider) {
 async fn ended(hider: Hider, drain: Drain) {
     drop(hider);
     drain.drained().await;
-}
-
-fn masked(masks: &Masks, text: &str) -> String {
-    let (mut stream, mut out) = (Stream::new(masks.clone()), Vec::new());
-    stream.pass(text.as_bytes(), &mut out);
-    stream.finish(&mut out);
-    String::from_utf8(out).unwrap()
 }
 
 #[tokio::test]

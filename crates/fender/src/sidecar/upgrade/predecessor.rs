@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use fender_api::client::StateDir;
+use fender_credentials::cache::Hand;
 use fender_runtime::accept::Accept;
 use fender_runtime::courier::DESCRIPTORS;
 use fender_runtime::deadline::Deadline;
@@ -31,6 +32,8 @@ pub(crate) struct Desk {
     pub(crate) own: Own,
     /// Whose lock is handed over.
     pub(crate) state: Option<StateDir>,
+    /// What is kept of credentials, which one of two sidecars changes.
+    pub(crate) cache: Option<Hand>,
     /// Stops when there is nothing left to hand over.
     pub(crate) ending: Drain,
     pub(crate) requests: mpsc::Sender<Request>,
@@ -182,8 +185,13 @@ impl Desk {
         if self.ending.is_stopping() {
             return refuse(&talk, "too late: this sidecar is about to end").await;
         }
+        // From here on it is the successor's: what that removes is not written again here.
+        self.give_cache().await?;
         let handed_on = self.state.as_ref().map(StateDir::hand_on);
         if let Err(error) = talk.say(&Message::Yours).await {
+            if let Some(cache) = &self.cache {
+                cache.take();
+            }
             if let Some(handed_on) = handed_on {
                 handed_on.take_back();
             }
@@ -194,6 +202,15 @@ impl Desk {
         // Whoever serves receives this until it ends.
         let _ = self.requests.send(Request::Handed(Handed { pid })).await;
         Ok(())
+    }
+
+    /// Not before the last writing is over.
+    async fn give_cache(&self) -> Result<()> {
+        let Some(cache) = self.cache.clone() else {
+            return Ok(());
+        };
+        let given = tokio::task::spawn_blocking(move || cache.give()).await;
+        given.context("hand the credentials cache over")
     }
 
     /// The successor first: nobody else learns anything.
