@@ -19,8 +19,15 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 /// The variables that documents may name, as they were at the start, and what is there for AWS. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    variables: Arc<BTreeMap<String, Option<Fetched>>>,
+    variables: Arc<BTreeMap<String, Result<Fetched, Nothing>>>,
     aws: AwsAccess,
+}
+
+/// Why a variable holds nothing.
+#[derive(Clone, Copy, Debug)]
+enum Nothing {
+    Unset,
+    Empty,
 }
 
 impl Environment {
@@ -31,9 +38,13 @@ impl Environment {
             generation: Generation::random(),
         };
         let variables = variables.into_iter().map(|(name, value)| {
-            // Whoever sets a variable to nothing means that there is none.
-            let value = value.filter(|value| !value.is_empty());
-            (name, value.map(fetched))
+            let value = match value {
+                None => Err(Nothing::Unset),
+                // Whoever sets a variable to nothing means that there is none.
+                Some(value) if value.is_empty() => Err(Nothing::Empty),
+                Some(value) => Ok(fetched(value)),
+            };
+            (name, value)
         });
         Self {
             variables: Arc::new(variables.collect()),
@@ -60,9 +71,12 @@ impl Environment {
     /// What a variable holds.
     pub fn source(&self, variable: &str) -> EnvironmentSource {
         EnvironmentSource(match self.variables.get(variable) {
-            Some(Some(fetched)) => Ok(fetched.clone()),
-            Some(None) => Err(FetchError::Missing(format!(
+            Some(Ok(fetched)) => Ok(fetched.clone()),
+            Some(Err(Nothing::Unset)) => Err(FetchError::Missing(format!(
                 "the environment variable `{variable}` was not set when this process started"
+            ))),
+            Some(Err(Nothing::Empty)) => Err(FetchError::Missing(format!(
+                "the environment variable `{variable}` was set, but to nothing, when this process started"
             ))),
             None => Err(FetchError::Denied(format!(
                 "the environment variable `{variable}` is not allowed on this machine; name it with --allow-environment"
@@ -110,10 +124,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_variable_that_was_not_set_is_missing() {
-        for variable in ["EMPTY", "UNSET"] {
+        for (variable, why) in [
+            ("EMPTY", "`EMPTY` was set, but to nothing,"),
+            ("UNSET", "`UNSET` was not set"),
+        ] {
             let error = environment().source(variable).fetch().await.unwrap_err();
             assert!(matches!(error, FetchError::Missing(_)), "{error}");
-            assert!(error.to_string().contains(variable), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
         }
     }
 

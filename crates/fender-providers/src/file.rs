@@ -137,7 +137,7 @@ fn read(
     if !before.is_file() {
         return Err(malformed("is not a regular file"));
     }
-    if let Some(why) = too_open(&before, others) {
+    if let Some(why) = too_open(path, &before, others) {
         return Err(FetchError::Denied(format!("`{}` {why}", path.display())));
     }
     if before.len() > limit {
@@ -155,11 +155,11 @@ fn read(
 }
 
 /// Who else has to do with it, and must not.
-fn too_open(file: &Metadata, others: Others) -> Option<String> {
-    let (refused, what) = match others {
+fn too_open(path: &Path, file: &Metadata, others: Others) -> Option<String> {
+    let (refused, what, right) = match others {
         Others::Any => return None,
-        Others::Readers => (0o022, "written"),
-        Others::None => (0o077, "read or written"),
+        Others::Readers => (0o022, "written", "go-w"),
+        Others::None => (0o077, "read or written", "600"),
     };
     let (owner, us) = (file.uid(), rustix::process::geteuid().as_raw());
     if owner != 0 && owner != us {
@@ -168,7 +168,10 @@ fn too_open(file: &Metadata, others: Others) -> Option<String> {
         ));
     }
     let mode = file.mode() & 0o7777;
-    (mode & refused != 0).then(|| format!("may be {what} by others than its owner (mode {mode:o})"))
+    (mode & refused != 0).then(|| {
+        let path = path.display();
+        format!("may be {what} by others than its owner (mode {mode:o}); `chmod {right} {path}`")
+    })
 }
 
 fn open(path: &Path, root: Option<&Path>) -> io::Result<File> {

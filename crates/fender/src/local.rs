@@ -11,6 +11,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
+/// What is to be named, said with what came of another.
+const WHERE: &str = "name its admin socket, which is what its own --admin-socket says, or admin.sock in its --state";
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
 const TIME: Duration = Duration::from_secs(10);
 
@@ -62,22 +64,17 @@ pub(crate) async fn get_json(socket: &Path, path: &str) -> Result<Value> {
 }
 
 async fn exchange(socket: &Path, path: &str) -> Result<Answer> {
-    let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!(
-            "no sidecar answers at the admin socket `{}`",
-            socket.display()
-        )
-    })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let shown = socket.display();
+    let nobody = || format!("no sidecar answers at `{shown}`: {WHERE}");
+    let at = || format!("ask the sidecar at `{shown}`: {WHERE}");
+    let stream = UnixStream::connect(socket).await.with_context(nobody)?;
+    let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shaken.with_context(at)?;
     let request = Request::get(path)
         .header("host", "fender")
         .body(Empty::<Bytes>::new())?;
     let ask = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .context("ask the sidecar")?;
+        let response = sender.send_request(request).await.with_context(at)?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT)
             .collect()

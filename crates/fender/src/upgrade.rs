@@ -16,6 +16,9 @@ use crate::{cli, print};
 /// A successor has its own start timeout, and the sidecar says when that has passed. Longer nobody waits.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
+/// What is to be named, said with what came of another.
+const WHERE: &str = "name its upgrade socket with --sidecar, which is what its own --upgrade-socket says, or upgrade.sock in its --state";
+
 pub(crate) async fn upgrade(args: cli::Upgrade) -> Outcome {
     ask(&args.sidecar, Wants::Upgrade).await
 }
@@ -25,13 +28,10 @@ pub(crate) async fn reload(args: cli::Upgrade) -> Outcome {
 }
 
 async fn ask(socket: &Path, wants: Wants) -> Outcome {
-    let at = || {
-        format!(
-            "ask the sidecar at the upgrade socket `{}`",
-            socket.display()
-        )
-    };
-    let stream = UnixStream::connect(socket).await.with_context(at);
+    let shown = socket.display();
+    let nobody = || format!("no sidecar answers at `{shown}`: {WHERE}");
+    let at = || format!("ask the sidecar at `{shown}`: {WHERE}");
+    let stream = UnixStream::connect(socket).await.with_context(nobody);
     let mut talk = Talk::over(stream.map_err(Failure::unavailable)?);
     let asked = async {
         talk.hello(wants).await?;
@@ -48,7 +48,7 @@ async fn ask(socket: &Path, wants: Wants) -> Outcome {
             "the sidecar speaks another protocol: it said {other:?}"
         ))),
         None => Err(Failure::unavailable(anyhow!(
-            "the sidecar ended the conversation: see its log"
+            "the sidecar at `{shown}` ended the conversation: see its log; {WHERE}"
         ))),
     }
 }

@@ -209,6 +209,10 @@ fn an_application_that_reads_only_at_its_start_is_started_again() {
             .status()
             .contains("restart of the application knows all")
     });
+    // It was asked to: that it ended by a signal is nobody's problem.
+    let log = sidecar.log();
+    let ended = "the application has ended by the SIGTERM that it was asked by, starting it again";
+    assert!(log.contains(ended) && !log.contains("143"), "{log}");
     sidecar.signal(Signal::TERM);
     // The application's own end by the signal.
     assert_eq!(

@@ -60,7 +60,7 @@ impl Directory {
         let own = rustix::process::geteuid().as_raw();
         if stat.st_uid != own {
             return Err(format!(
-                "`{shown}` belongs to the user {}; give it one of this user's own, {own}",
+                "`{shown}` belongs to the user {}; give it one of this process's user (uid {own})",
                 stat.st_uid
             ));
         }

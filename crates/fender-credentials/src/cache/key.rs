@@ -111,7 +111,7 @@ fn read(parent: &OwnedFd, place: &KeyPlace, name: &OsStr) -> Result<Option<Key>,
     let own = rustix::process::geteuid().as_raw();
     if stat.st_uid != own && stat.st_uid != 0 {
         return Err(format!(
-            "`{shown}` belongs to the user {}, who knows it then; make it this user's, {own}",
+            "`{shown}` belongs to the user {}, who knows it then; have it belong to this process's user (uid {own})",
             stat.st_uid
         ));
     }
@@ -119,7 +119,7 @@ fn read(parent: &OwnedFd, place: &KeyPlace, name: &OsStr) -> Result<Option<Key>,
         let way_out = match place {
             KeyPlace::File(_) => format!("`chmod go= {shown}`, or remove it to have another made"),
             KeyPlace::Credential(_) => format!(
-                "it must be this user's alone, {own}: have the service manager give it to a unit whose `User=` that is"
+                "nobody but this process's user (uid {own}) may read it: let the service manager give it to the unit itself, whose `User=` that is"
             ),
         };
         return Err(format!("`{shown}` {who}; {way_out}"));

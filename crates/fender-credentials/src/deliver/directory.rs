@@ -41,7 +41,7 @@ pub(crate) fn open(path: &Path, storage: Storage) -> Result<OwnedFd, DeliveryErr
         }
     }
     if stat.st_mode & Mode::WOTH.as_raw_mode() != 0 {
-        let why = "is a directory everybody may write to; deliver to one of the app's own";
+        let why = "is a directory everybody may write to; name one that only its owner may write to, perhaps one that is made in it";
         return Err(DeliveryError::unfit(path, why));
     }
     fit(&here, path, storage)?;

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::channel::{Order, Word};
 use super::here::{Asker, Request, Supply};
 use super::output::Output;
-use super::process::{hand_over_terminal, send, start};
+use super::process::{code_of_signal, hand_over_terminal, send, start};
 use super::revival::After;
 use super::{App, MISSING, Restart, Supervisor};
 use crate::mask::Masks;
@@ -168,7 +168,16 @@ impl Supervisor {
                 None => self.app_failed(code, self.app_started.elapsed()),
             };
         };
-        tracing::info!(code, "the application has ended, starting it again");
+        if code == code_of_signal(Signal::TERM.as_raw()) {
+            tracing::info!(
+                "the application has ended by the SIGTERM that it was asked by, starting it again"
+            );
+        } else {
+            tracing::info!(
+                code,
+                "the application has ended, as it was asked to, starting it again"
+            );
+        }
         match self.try_to_start_app() {
             Ok(()) => {}
             // Withdrawn just now: it may come back.

@@ -223,5 +223,7 @@ async fn what_opens_others_is_seen_by_nobody_else() {
             matches!(&error, FetchError::Denied(why) if why.contains("by others than its owner")),
             "{open:o} {error}"
         );
+        let way_out = format!("; `chmod 600 {}`", place.path.display());
+        assert!(error.to_string().ends_with(&way_out), "{open:o} {error}");
     }
 }

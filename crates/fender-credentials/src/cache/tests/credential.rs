@@ -79,7 +79,8 @@ fn attack_a_key_that_a_group_or_another_user_may_read_is_refused_and_they_are_na
     given.set_mode(0o440);
     let said = given.refused();
     assert!(said.contains("is open to others (mode 440)"), "{said}");
-    assert!(said.contains("`User=`"), "{said}");
+    let whose = format!("this process's user (uid {}) may read it", own());
+    assert!(said.contains("`User=`") && said.contains(&whose), "{said}");
     for (entries, who) in [
         (
             of_systemd(own() + 4711),

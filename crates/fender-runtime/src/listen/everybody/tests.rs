@@ -131,6 +131,24 @@ async fn who_came_too_early_holds_nobody_up_and_is_dropped() {
     }
 }
 
+#[tokio::test]
+async fn attack_who_connects_faster_than_the_socket_is_opened_does_not_have_it_guessed_whose_it_is()
+{
+    let place = Place::new();
+    let door = place.bind("door.sock");
+    let early: Vec<_> = (0..EARLY)
+        .map(|_| UnixStream::connect(place.path("door.sock")).unwrap())
+        .collect();
+    assert!(refusal(&door).contains("start again when they have stopped"));
+    assert_eq!(place.mode("door.sock"), 0o600);
+    // They have: those that came were let go.
+    for mut one in early {
+        assert_eq!(io::Read::read(&mut one, &mut [0]).unwrap(), 0);
+    }
+    door.admit_everybody().unwrap();
+    assert_eq!(place.mode("door.sock"), 0o666);
+}
+
 /// Whoever opened it may accept as well, so there is no asking whose it is.
 #[tokio::test]
 async fn a_socket_that_was_handed_over_is_left_as_it_is() {
