@@ -77,6 +77,14 @@ pub(crate) trait Near {
     /// The next piece of the request's body. Not asked again after its end.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>>;
 
+    /// How many of them may be held, to be written together: one, unless it is known that they are small.
+    fn pieces(&self) -> usize {
+        1
+    }
+
+    /// All that was taken has been passed on: as much more may come.
+    fn passed_on(&mut self) {}
+
     /// Why the request must end by what policy says now. It is asked first, so that who was denied
     /// loses even a race, and costs next to nothing.
     fn ended(&mut self) -> Option<Fault>;
@@ -386,5 +394,79 @@ mod tests {
         let heard = poll_fn(|cx| call.poll_head(&mut Patient, cx));
         let (heard, ()) = tokio::join!(heard, answer);
         assert_eq!(heard.unwrap().status(), 204);
+    }
+
+    /// A request whose body has no end.
+    #[derive(Default)]
+    struct Endless {
+        taken: usize,
+        passed: usize,
+    }
+
+    const PIECE: usize = 16 * 1024;
+
+    impl Near for Endless {
+        fn poll_body(&mut self, _: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
+            self.taken += PIECE;
+            Poll::Ready(Ok(Step::Data(vec![b'x'; PIECE].into())))
+        }
+
+        fn pieces(&self) -> usize {
+            4
+        }
+
+        fn passed_on(&mut self) {
+            self.passed = self.taken;
+        }
+
+        fn ended(&mut self) -> Option<Fault> {
+            None
+        }
+
+        fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<Fault> {
+            Poll::Pending
+        }
+
+        fn takes(&mut self, _: &Arc<Peer>) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_app_does_not_read_is_not_passed_on_and_no_more_than_a_few_pieces() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (link, mut app) = pair(&listener).await;
+        let head = BytesMut::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n");
+        let onward = Onward {
+            head: Head::Http1(head.clone()),
+            framing: Framing::Chunked,
+            asks: Asks::Whole,
+            idempotent: false,
+            upgrades: false,
+            alone: false,
+        };
+        let links = Arc::new(Semaphore::new(1));
+        let pool = Arc::new(Pool::new(links, Arc::default(), Keeping::App));
+        let mut call = Http1Call::new(pool, link, &head, &onward);
+        let mut near = Endless::default();
+        let mut read = 0;
+        for _ in 0..3 {
+            // It is asked for as long as something is taken, so what is not passed on then waits for the app.
+            poll_fn(|cx| {
+                let look = unconstrained(poll_fn(|cx| call.poll_head(&mut near, cx)));
+                assert!(pin!(look).poll(cx).is_pending());
+                match near.passed > read {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            let held = near.taken - near.passed;
+            assert!((1..=4 * PIECE).contains(&held), "{held}");
+            // The app reads all that was passed on, and the next may go.
+            let mut rest = vec![0; near.passed - read];
+            app.read_exact(&mut rest).await.unwrap();
+            read = near.passed;
+        }
     }
 }

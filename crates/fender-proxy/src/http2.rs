@@ -29,9 +29,10 @@ use tokio::time::Instant;
 
 use crate::Limits;
 use crate::fault::{Fault, PeerFault};
+use crate::frames::PREFACE;
 use crate::http1::hangs_up;
-use crate::inflow::{Pace, Paced};
 use crate::node::Closing;
+use crate::paced::{Pace, Paced};
 use crate::patience::Patience;
 use crate::permit::Policy;
 use crate::request::{Desk, Gate};
@@ -44,8 +45,6 @@ use stream::{Back, Ended};
 use window::Window;
 
 const PROTOCOL: &str = "h2";
-/// The least that brings a byte of a body (RFC 9113, 4.1).
-const SMALLEST_FRAME: usize = 9 + 1;
 /// What h2 counts a DATA frame as that is smaller.
 const FRAME_COST: usize = 256;
 
@@ -58,8 +57,9 @@ pub(crate) async fn serve(
 ) -> Result<(), Fault> {
     let mut limits = gate.entrance.node.limits.clone();
     gate.renew(&mut limits);
-    let pace = Pace::new(limits.turn);
-    let handshake = builder(&limits).handshake::<_, Piece>(Paced::new(stream, pace.clone()));
+    let pace = Pace::new(&limits);
+    let paced = Paced::new(stream, PREFACE, pace.clone());
+    let handshake = builder(&limits).handshake::<_, Piece>(paced);
     let mut connection = match Deadline::after(limits.head_time).bound(handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return outcome(error),
@@ -183,7 +183,7 @@ fn builder(limits: &Limits) -> Builder {
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .initial_window_size(limits.stream_window)
         // What one turn may bring, and twice that: it would be half of the window of the connection, which is small at first.
-        .data_frame_budget(2 * limits.turn * FRAME_COST / SMALLEST_FRAME)
+        .data_frame_budget(2 * limits.turn_frames * FRAME_COST)
         .max_send_buffer_size(usize::try_from(limits.stream_window).unwrap_or(usize::MAX));
     builder
 }

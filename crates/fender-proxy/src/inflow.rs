@@ -3,21 +3,18 @@
 //! h2 keeps each DATA frame as it came: a place in a list, and a share of the buffer that it was read into, which is all kept for
 //! the sake of one byte. Flow control counts neither. So a body is looked at whenever something of it has come, and what is not
 //! taken at once is copied together ([`Inflow::park`]): then what is held is what the windows let in, which are finite for all
-//! connections together. Room for more is given when bytes are taken, never when they are parked.
+//! connections together. Room for more is given when bytes were passed on, never when they are parked or only taken: so what is
+//! gathered for one write, and the write that waits, are within the window of their stream.
 //!
-//! For that to hold, only so much may be read of a connection before its bodies are looked at: [`Paced`] sees to it.
+//! For that to hold, only so much may be read of a connection before its bodies are looked at: [`crate::paced`] sees to it.
 
 use std::collections::VecDeque;
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::mem;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use http::HeaderMap;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// The least and the most that is made room for at once: as much again as is held, between them.
 const PIECE: (usize, usize) = (256, 16 * 1024);
@@ -27,7 +24,9 @@ const PIECE: (usize, usize) = (256, 16 * 1024);
 pub(crate) struct Inflow {
     stream: RecvStream,
     parked: VecDeque<BytesMut>,
-    /// What came behind that.
+    /// Of what was taken, so much is not passed on yet.
+    taken: usize,
+    /// What came behind what is parked.
     failed: Option<h2::Error>,
 }
 
@@ -36,6 +35,7 @@ impl Inflow {
         Self {
             stream,
             parked: VecDeque::new(),
+            taken: 0,
             failed: None,
         }
     }
@@ -45,7 +45,7 @@ impl Inflow {
         self.parked.is_empty() && self.failed.is_none() && self.stream.is_end_stream()
     }
 
-    /// Takes the next piece, which is never empty; as much more may come then. None once there are only trailers, or nothing.
+    /// Takes the next piece, which is never empty and no larger than a frame. None once there are only trailers, or nothing.
     pub(crate) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
@@ -55,9 +55,18 @@ impl Inflow {
             None => ready!(self.poll_stream(cx)),
         };
         if let Some(Ok(data)) = &data {
-            let _ = self.stream.flow_control().release_capacity(data.len());
+            self.taken += data.len();
         }
         Poll::Ready(data)
+    }
+
+    /// What was taken so far is held no more: as much more may come.
+    pub(crate) fn passed_on(&mut self) {
+        if self.taken > 0 {
+            let passed = mem::take(&mut self.taken);
+            // Of a stream that is over there is nothing to release.
+            let _ = self.stream.flow_control().release_capacity(passed);
+        }
     }
 
     /// After all data.
@@ -111,88 +120,68 @@ impl Inflow {
     }
 }
 
-/// How much may still be read of a connection in this turn.
-#[derive(Clone, Debug)]
-pub(crate) struct Pace {
-    left: Arc<AtomicUsize>,
-    turn: usize,
-}
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
 
-impl Pace {
-    /// A turn reads so many bytes.
-    pub(crate) fn new(turn: usize) -> Self {
-        Self {
-            left: Arc::new(AtomicUsize::new(turn)),
-            turn,
+    use fender_runtime::drain::Drain;
+    use h2::Ping;
+    use http::Request;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    const WINDOW: usize = 64 * 1024;
+
+    /// What comes without waiting for more.
+    async fn take(inflow: &mut Inflow) -> usize {
+        let mut taken = 0;
+        poll_fn(|cx| {
+            while let Poll::Ready(Some(data)) = inflow.poll_data(cx) {
+                taken += data.unwrap().len();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        taken
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_counts_against_the_window_until_it_is_passed_on() {
+        let tasks = Drain::new();
+        let (near, far) = duplex(1 << 20);
+        let mut builder = h2::server::Builder::new();
+        builder
+            .initial_window_size(u32::try_from(WINDOW).unwrap())
+            .initial_connection_window_size(1 << 20);
+        let (server, client) = tokio::join!(
+            builder.handshake::<_, Bytes>(near),
+            h2::client::handshake(far)
+        );
+        let (mut server, (sender, mut connection)) = (server.unwrap(), client.unwrap());
+        let mut pings = connection.ping_pong().unwrap();
+        tasks.spawn(async move {
+            let _ = connection.await;
+        });
+        let request = Request::post("https://o/").body(()).unwrap();
+        let mut sender = sender.ready().await.unwrap();
+        let (_response, mut stream) = sender.send_request(request, false).unwrap();
+        let body = Bytes::from(vec![b'x'; 3 * WINDOW]);
+        stream.send_data(body, true).unwrap();
+        let (request, _respond) = server.accept().await.unwrap().unwrap();
+        tasks.spawn(async move { while server.accept().await.is_some() {} });
+
+        let mut inflow = Inflow::new(request.into_body());
+        for last in [false, false, true] {
+            let mut taken = 0;
+            // What was said before the answer to the second has been heard, and been answered.
+            for _ in 0..3 {
+                pings.ping(Ping::opaque()).await.unwrap();
+                taken += take(&mut inflow).await;
+            }
+            assert_eq!(taken, WINDOW);
+            assert_eq!(inflow.is_end_stream(), last);
+            inflow.passed_on();
         }
-    }
-
-    /// The next turn begins: what came in the one before was looked at.
-    pub(crate) fn renew(&self) {
-        self.left.store(self.turn, Ordering::Relaxed);
-    }
-}
-
-/// A connection of which no more is read in one turn than its pace allows. Whoever wants more is woken at once, for the next.
-#[derive(Debug)]
-pub(crate) struct Paced<S> {
-    io: S,
-    pace: Pace,
-}
-
-impl<S> Paced<S> {
-    pub(crate) fn new(io: S, pace: Pace) -> Self {
-        Self { io, pace }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        place: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let left = this.pace.left.load(Ordering::Relaxed);
-        if left == 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let before = place.filled().len();
-        let within = u64::try_from(left).unwrap_or(u64::MAX);
-        let read = Pin::new(&mut (&mut this.io).take(within)).poll_read(cx, place);
-        let count = place.filled().len() - before;
-        this.pace.left.store(left - count, Ordering::Relaxed);
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }

@@ -93,9 +93,11 @@ pub struct Limits {
     /// left has its 64 KiB, and is served more slowly.
     pub windows: usize,
     /// What is read of one HTTP/2 connection before the bodies that came in it are looked at, and what nobody takes is copied
-    /// together: a frame of one byte would be held in some hundred otherwise, and has at most a few of its like for company.
-    /// 16 KiB: one record of TLS, thus one write to the app.
+    /// together. 64 KiB: what TLS opens at once, thus few writes to the app.
     pub turn: usize,
+    /// The frames that may come in it: the head of one is held in some hundred bytes until it is looked at, and a body of one byte
+    /// has at most so many of its like for company. 1,600: as many of the smallest as fit one record of TLS.
+    pub turn_frames: usize,
     /// What one HTTP/2 connection holds of responses that its socket has not taken, of all streams together: a peer that opens
     /// its windows and reads nothing. 128 KiB: two writes ahead; the kernel holds what is on its way.
     pub unwritten: u32,
@@ -163,7 +165,8 @@ impl Default for Limits {
             own_resets: 256,
             stream_window: 128 * 1024,
             windows: 512 * 1024 * 1024,
-            turn: 16 * 1024,
+            turn: 64 * 1024,
+            turn_frames: 1600,
             unwritten: 128 * 1024,
             app_stream_window: 64 * 1024,
             ping: Duration::from_secs(30),

@@ -44,8 +44,8 @@ use crate::call::{Fate, Head, Near, Onward, unless_it_ends};
 use crate::crowd;
 use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
 use crate::headers;
-use crate::inflow::{Pace, Paced};
 use crate::introduction::Introduction;
+use crate::paced::{Pace, Paced};
 use crate::permit::{AskedRequest, Permit};
 use crate::stream::Stream;
 use outflow::Outflow;
@@ -196,8 +196,8 @@ impl Trunk {
         let room = way.room(deadline).await?;
         let connected = way.app.connect(way.permit, way.introduction, deadline);
         let untaken = Arc::new(Semaphore::new(count(self.streams)));
-        let pace = Pace::new(limits.turn);
-        let io = Paced::new(Stream::plain(connected.await?), pace.clone());
+        let pace = Pace::new(limits);
+        let io = Paced::new(Stream::plain(connected.await?), 0, pace.clone());
         let io = Outflow::new(io, untaken.clone());
         let (sender, mut connection) = match deadline
             .bound(builder(limits, self.streams).handshake(io))

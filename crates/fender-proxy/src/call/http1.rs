@@ -127,7 +127,11 @@ impl Http1Call {
         let unwritable =
             |error: fender_wire::body::EncodeError| OurFault::Unwritable(error.to_string());
         loop {
-            while self.sending == Sending::Open && self.out.has_room() {
+            // What waits is passed on before more is taken: then there is always something that may come.
+            while self.sending == Sending::Open
+                && !self.out.is_stuck()
+                && self.out.has_room(near.pieces())
+            {
                 match near.poll_body(cx)? {
                     Poll::Ready(Step::Data(data)) => {
                         self.out.put(self.encoder.data(data).map_err(unwritable)?);
@@ -150,10 +154,12 @@ impl Http1Call {
                 // What is not written is kept only as long as all of it is.
                 if self.out.written() > 0 {
                     self.out.abandon();
+                    near.passed_on();
                 }
                 self.refused = Some(error);
                 return Poll::Ready(Ok(()));
             }
+            near.passed_on();
         }
     }
 

@@ -112,7 +112,7 @@ impl<'a> Turn<'a> {
         let mut stuck: Option<Stuck> = None;
         poll_fn(|cx| {
             loop {
-                while !ended && self.peer.out.has_room() {
+                while !ended && self.peer.out.has_room(1) {
                     match call.poll_step(self, cx)? {
                         Poll::Ready(Step::Data(data)) => {
                             self.exchange.sent(data.len());

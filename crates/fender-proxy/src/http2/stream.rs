@@ -42,6 +42,9 @@ pub(super) struct Back {
     pub(super) room: Arc<Semaphore>,
 }
 
+/// Frames of a body that are written to the app together: of 16 KiB, the most there is in one, what one turn brings.
+const GATHERED: usize = 4;
+
 /// A body that is taken as its request goes on, and parked by the stream while it does not.
 type Body = Arc<Mutex<Inflow>>;
 
@@ -125,6 +128,7 @@ async fn converse(
         policy: &mut policy,
         revoked: revoked.as_mut(),
         body,
+        ended: false,
         way: Way::Unanswered(&mut respond),
         room,
         patience: Patience::default(),
@@ -215,8 +219,9 @@ struct Turn<'a, R> {
     exchange: &'a mut Exchange,
     policy: &'a mut Policy,
     revoked: Pin<&'a mut R>,
-    /// Until it is taken.
     body: Option<Body>,
+    /// The end of it was taken.
+    ended: bool,
     way: Way<'a>,
     room: Arc<Semaphore>,
     /// By when the response must have begun.
@@ -359,7 +364,7 @@ impl<R> Turn<'_, R> {
             true => Fault::from(PeerFault::Abandons),
             false => PeerFault::Http2(error.to_string()).into(),
         };
-        let Some(body) = &mut self.body else {
+        let Some(body) = self.body.as_ref().filter(|_| !self.ended) else {
             return Poll::Ready(Ok(Step::End(Fields::default())));
         };
         let mut inflow = locked(body);
@@ -373,7 +378,7 @@ impl<R> Turn<'_, R> {
         }
         let trailers = ready!(inflow.poll_trailers(cx)).map_err(failed)?;
         drop(inflow);
-        self.body = None;
+        self.ended = true;
         let Some(trailers) = trailers else {
             return Poll::Ready(Ok(Step::End(Fields::default())));
         };
@@ -400,6 +405,16 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         patience
             .poll(*until, cx)
             .map(|()| Err(PeerFault::Stalls.into()))
+    }
+
+    fn pieces(&self) -> usize {
+        GATHERED
+    }
+
+    fn passed_on(&mut self) {
+        if let Some(body) = &self.body {
+            locked(body).passed_on();
+        }
     }
 
     fn ended(&mut self) -> Option<Fault> {

@@ -191,7 +191,11 @@ impl Call {
                     },
                     room => {
                         let piece = self.held.split_to(room.min(self.held.len()));
-                        stream.send_data(piece, false).is_ok()
+                        let goes_on = stream.send_data(piece, false).is_ok();
+                        if self.held.is_empty() {
+                            near.passed_on();
+                        }
+                        goes_on
                     }
                 },
             };
@@ -221,7 +225,11 @@ impl Call {
             return Poll::Ready(Ok(Step::End(Fields::default())));
         };
         match ready!(body.poll_data(cx)) {
-            Some(Ok(data)) => return Poll::Ready(Ok(Step::Data(data))),
+            Some(Ok(data)) => {
+                // How much of responses is held is counted on the way back.
+                body.passed_on();
+                return Poll::Ready(Ok(Step::Data(data)));
+            }
             Some(Err(error)) => return Poll::Ready(Err(breaks(&error))),
             None => {}
         }

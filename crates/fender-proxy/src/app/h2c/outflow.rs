@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Semaphore;
 
+use crate::frames::{FrameHeads, PREFACE};
+
 /// A connection whose requests make room when they have left.
 #[derive(Debug)]
 pub(super) struct Outflow<S> {
@@ -79,30 +81,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Outflow<S> {
     }
 }
 
-/// RFC 9113 §3.4.
-const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-/// RFC 9113 §4.1.
-const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 
-/// Reads what a client writes, as far as the heads of its frames.
+/// Counts the streams that have begun in what a client writes.
 #[derive(Debug)]
 struct Frames {
-    /// Bytes before the head of the next frame.
-    skip: usize,
-    /// Of the head, those that were read, and how many.
-    head: u128,
-    read: usize,
-    /// The streams that have begun: a client numbers them 1, 3, 5 and begins them in this order.
+    heads: FrameHeads,
+    /// A client numbers them 1, 3, 5 and begins them in this order.
     begun: usize,
 }
 
 impl Default for Frames {
     fn default() -> Self {
         Self {
-            skip: PREFACE,
-            head: 0,
-            read: 0,
+            heads: FrameHeads::behind(PREFACE),
             begun: 0,
         }
     }
@@ -110,41 +102,23 @@ impl Default for Frames {
 
 impl Frames {
     /// Takes what was written, and says how many streams began with it.
-    fn take(&mut self, mut bytes: &[u8]) -> usize {
+    fn take(&mut self, bytes: &[u8]) -> usize {
         let before = self.begun;
-        while let Some((byte, rest)) = bytes.split_first() {
-            if self.skip > 0 {
-                let skipped = self.skip.min(bytes.len());
-                self.skip -= skipped;
-                bytes = bytes.get(skipped..).unwrap_or_default();
-                continue;
+        self.heads.take(bytes, |head| {
+            if head.kind == HEADERS {
+                let begun = usize::try_from(head.stream.div_ceil(2)).unwrap_or(usize::MAX);
+                // What is behind a body has the number of its stream.
+                self.begun = self.begun.max(begun);
             }
-            bytes = rest;
-            self.head = self.head << 8 | u128::from(*byte);
-            self.read += 1;
-            if self.read == FRAME_HEAD {
-                self.frame();
-            }
-        }
+        });
         self.begun - before
-    }
-
-    fn frame(&mut self) {
-        let [.., l2, l1, l0, kind, _, s3, s2, s1, s0] = self.head.to_be_bytes();
-        (self.head, self.read) = (0, 0);
-        self.skip = usize::from(l2) << 16 | usize::from(l1) << 8 | usize::from(l0);
-        let stream = u32::from_be_bytes([s3 & 0x7f, s2, s1, s0]);
-        if kind == HEADERS {
-            let begun = usize::try_from(stream.div_ceil(2)).unwrap_or(usize::MAX);
-            // What is behind a body has the number of its stream.
-            self.begun = self.begun.max(begun);
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frames::FRAME_HEAD;
 
     fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
