@@ -8,15 +8,33 @@ use serde_json::Value;
 
 use crate::command;
 
-/// Builds everything the tests run, the tests included, in one pass over the dependencies; returns
-/// the `fender` binary.
-pub(crate) fn for_tests(root: &Path) -> Result<PathBuf> {
-    fender(root, &["build", "--locked", "--workspace", "--all-targets"])
+/// What a build made, by cargo's own words.
+pub(crate) struct Built {
+    messages: String,
+}
+
+impl Built {
+    /// The `fender` binary.
+    pub(crate) fn fender(&self) -> Result<PathBuf> {
+        executable(&self.messages, "fender")
+            .context("find the `fender` binary among cargo's messages")
+    }
+
+    /// The unit tests of a library.
+    pub(crate) fn unit_tests(&self, library: &str) -> Result<PathBuf> {
+        artifact(&self.messages, library, "lib", true)
+            .with_context(|| format!("find the unit tests of `{library}` among cargo's messages"))
+    }
+}
+
+/// Builds everything the tests run, the tests included, in one pass over the dependencies.
+pub(crate) fn for_tests(root: &Path) -> Result<Built> {
+    build(root, &["build", "--locked", "--workspace", "--all-targets"])
 }
 
 /// As it is published.
 pub(crate) fn to_publish(root: &Path) -> Result<PathBuf> {
-    fender(
+    let built = build(
         root,
         &[
             "build",
@@ -26,10 +44,11 @@ pub(crate) fn to_publish(root: &Path) -> Result<PathBuf> {
             "--package",
             "fender",
         ],
-    )
+    )?;
+    built.fender()
 }
 
-fn fender(root: &Path, arguments: &[&str]) -> Result<PathBuf> {
+fn build(root: &Path, arguments: &[&str]) -> Result<Built> {
     println!("+ cargo {}", arguments.join(" "));
     let output = command::cargo(root, arguments)
         .arg("--message-format=json-render-diagnostics")
@@ -38,17 +57,21 @@ fn fender(root: &Path, arguments: &[&str]) -> Result<PathBuf> {
         .context("start cargo")?;
     ensure!(output.status.success(), "the build failed");
     let messages = String::from_utf8(output.stdout).context("read cargo's messages")?;
-    executable(&messages, "fender").context("find the `fender` binary among cargo's messages")
+    Ok(Built { messages })
 }
 
 /// The program of this name, not its unit tests, among the messages of a build.
 pub(crate) fn executable(messages: &str, name: &str) -> Option<PathBuf> {
+    artifact(messages, name, "bin", false)
+}
+
+fn artifact(messages: &str, name: &str, kind: &str, tests: bool) -> Option<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| text(message, "/target/name") == Some(name))
-        .filter(|message| text(message, "/target/kind/0") == Some("bin"))
-        .filter(|message| message.pointer("/profile/test") == Some(&Value::Bool(false)))
+        .filter(|message| text(message, "/target/kind/0") == Some(kind))
+        .filter(|message| message.pointer("/profile/test") == Some(&Value::Bool(tests)))
         .find_map(|message| text(&message, "/executable").map(PathBuf::from))
 }
 
@@ -65,6 +88,8 @@ mod tests {
         let messages = r#"
             {"reason":"compiler-artifact","target":{"name":"fender","kind":["bin"]},"profile":{"test":true},"executable":"/t/deps/fender-1"}
             {"reason":"compiler-artifact","target":{"name":"fender","kind":["bin"]},"profile":{"test":false},"executable":"/t/debug/fender"}
+            {"reason":"compiler-artifact","target":{"name":"part","kind":["lib"]},"profile":{"test":false},"executable":null}
+            {"reason":"compiler-artifact","target":{"name":"part","kind":["lib"]},"profile":{"test":true},"executable":"/t/deps/part-2"}
             {"reason":"build-finished","success":true}
         "#;
         assert_eq!(
@@ -72,5 +97,13 @@ mod tests {
             Some(PathBuf::from("/t/debug/fender"))
         );
         assert_eq!(executable(messages, "other"), None);
+        let built = Built {
+            messages: messages.to_owned(),
+        };
+        assert_eq!(
+            built.unit_tests("part").unwrap(),
+            PathBuf::from("/t/deps/part-2")
+        );
+        assert!(built.unit_tests("fender").is_err());
     }
 }

@@ -53,9 +53,10 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 }
 
 fn generate(root: &Path) -> Result<[(&'static str, String); 5]> {
-    let fender = build::for_tests(root)?;
-    let schema_text = command::output(Command::new(&fender).arg("schema"))?;
-    let schema: Value = serde_json::from_str(&schema_text).context("read `fender schema`")?;
+    let built = build::for_tests(root)?;
+    let fender = built.fender()?;
+    let schema_text = schema_text(&built)?;
+    let schema: Value = serde_json::from_str(&schema_text).context("read the schema")?;
     let page = |of| command::output(Command::new(&fender).args(["reference", of])).map(ended);
     Ok([
         ("command-line.md", page("command-line")?),
@@ -64,6 +65,15 @@ fn generate(root: &Path) -> Result<[(&'static str, String); 5]> {
         ("fender.schema.json", ended(schema_text)),
         ("limits.md", limits::markdown(root)?),
     ])
+}
+
+/// As the types of the documents say it now, which is more than the binary knows: it prints what was committed.
+fn schema_text(built: &build::Built) -> Result<String> {
+    let output = built.fender()?.with_file_name("fender.schema.json");
+    let mut write = Command::new(built.unit_tests("fender_config")?);
+    write.args(["--ignored", "--exact", "schema::write"]);
+    command::output(write.env("FENDER_SCHEMA_OUTPUT", &output))?;
+    fs::read_to_string(&output).context("read what the test `schema::write` of fender-config wrote")
 }
 
 /// With exactly one line end at the end, as files in a repository have.

@@ -17,6 +17,7 @@ mod objects;
 mod problem;
 mod raw;
 mod read;
+#[cfg(test)]
 mod schema;
 pub mod snapshot;
 pub mod standalone;
@@ -41,7 +42,6 @@ pub use name::{InvalidName, ObjectName};
 pub use objects::{Difference, Differences, Objects};
 pub use problem::{Problem, Problems};
 pub use read::{InvalidDigest, MAX_DRAIN};
-pub use schema::schema;
 pub use texts::{DocumentName, DocumentText, texts};
 
 /// One file of documents.

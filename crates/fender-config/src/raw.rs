@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 use fender_identity::tls::{CipherSuite, Group, SessionResumption, TlsVersion};
 use fender_policy::{Action, Default as Fallback};
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -54,7 +55,8 @@ pub(crate) struct Head {
     pub(crate) kind: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Document<S> {
     #[serde(rename = "apiVersion")]
@@ -65,7 +67,8 @@ pub(crate) struct Document<S> {
     pub(crate) spec: S,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Metadata {
     pub(crate) namespace: Option<At<String>>,
@@ -77,7 +80,8 @@ pub(crate) struct Metadata {
     _annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Mesh {
     /// The name under which every identity of this mesh stands.
@@ -111,7 +115,8 @@ pub(crate) struct Mesh {
     pub(crate) x509: Vec<At<IssuingAuthority>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Cluster {
     /// By which selectors find it.
@@ -127,7 +132,8 @@ pub(crate) struct Cluster {
 }
 
 /// Either `file`, or `url` and `roots`. Files are the control plane's, below its --allow-dir.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Jwks {
     pub(crate) file: Option<At<String>>,
@@ -138,7 +144,8 @@ pub(crate) struct Jwks {
 }
 
 /// Files are the control plane's, below its --allow-dir.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenReview {
     /// `https://HOST:PORT`
@@ -148,13 +155,15 @@ pub(crate) struct TokenReview {
     pub(crate) token: TokenFile,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenFile {
     pub(crate) file: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IssuingAuthority {
     /// By which selectors find it.
@@ -163,7 +172,8 @@ pub(crate) struct IssuingAuthority {
     pub(crate) roots: Roots,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Administrator {
     /// Their certificate is `spiffe://TRUST/fender/admin/NAME`.
@@ -173,7 +183,8 @@ pub(crate) struct Administrator {
     pub(crate) namespaces: Option<At<Vec<At<String>>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MinimumVersion {
     /// `0.2.0`
@@ -182,7 +193,8 @@ pub(crate) struct MinimumVersion {
     pub(crate) after: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Lifetimes {
     /// Of a workload's certificate: 5m to 24h, default 1h; from 5s in a development mesh.
@@ -198,7 +210,8 @@ pub(crate) struct Lifetimes {
     pub(crate) jwt_key: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SnapshotRules {
     /// A sidecar that has not heard for so long that what it runs on is the newest, or refuses what is newer, lets nobody
@@ -206,7 +219,8 @@ pub(crate) struct SnapshotRules {
     pub(crate) max_age: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Namespace {
     pub(crate) name: At<String>,
@@ -215,7 +229,8 @@ pub(crate) struct Namespace {
 }
 
 /// What is left out is as it is around it: a port is in a workload, that in a namespace, that in the mesh.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Tls {
     /// One of `tlsProfiles`. What is written beside it wins.
@@ -230,7 +245,8 @@ pub(crate) struct Tls {
     pub(crate) resumption: Option<At<Word<SessionResumption>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct TlsProfile {
     pub(crate) name: At<String>,
@@ -240,14 +256,16 @@ pub(crate) struct TlsProfile {
     pub(crate) resumption: Option<At<Word<SessionResumption>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Authorization {
     /// What holds where no ALLOW policy selects the workload. Default: deny.
     pub(crate) default: Option<At<Word<Fallback>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Workload {
     /// Who may attest to this identity. Empty: nobody.
@@ -271,7 +289,8 @@ pub(crate) struct Workload {
     pub(crate) limits: Option<At<Limits>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Attest {
     /// A join token.
@@ -286,11 +305,13 @@ pub(crate) struct Attest {
     pub(crate) x509: Option<At<X509Selector>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Token {}
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct UnixSelector {
     /// The Node on which it runs.
@@ -298,7 +319,7 @@ pub(crate) struct UnixSelector {
     /// Instead: any Node that lists this group.
     pub(crate) node_group: Option<At<String>>,
     /// The user it runs as. Required.
-    #[schemars(required)]
+    #[cfg_attr(test, schemars(required))]
     pub(crate) uid: Option<At<i64>>,
     /// The group it runs as.
     pub(crate) gid: Option<At<i64>>,
@@ -308,7 +329,8 @@ pub(crate) struct UnixSelector {
     pub(crate) sha256: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct DockerSelector {
     /// The Node on which it runs.
@@ -316,14 +338,15 @@ pub(crate) struct DockerSelector {
     /// Instead: any Node that lists this group.
     pub(crate) node_group: Option<At<String>>,
     /// The image's id, `sha256:…`, or its digest in a registry, `NAME@sha256:…`. Required.
-    #[schemars(required)]
+    #[cfg_attr(test, schemars(required))]
     pub(crate) image: Option<At<String>>,
     /// Labels it must have besides. They prove nothing by themselves.
     #[serde(default)]
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct KubernetesSelector {
     /// One of the Mesh's `kubernetes`.
@@ -337,7 +360,8 @@ pub(crate) struct KubernetesSelector {
 }
 
 /// At least one of the fields besides `authority`; all that are given must hold.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct X509Selector {
     /// One of the Mesh's `x509`.
@@ -351,7 +375,8 @@ pub(crate) struct X509Selector {
 }
 
 /// A host with an agent.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Node {
     /// Names under which selectors find it, beside its own.
@@ -361,7 +386,8 @@ pub(crate) struct Node {
     pub(crate) attest: Option<Vec<At<Attest>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Inbound {
     /// Where clients come in: `0.0.0.0:8443`.
@@ -389,7 +415,8 @@ pub(crate) struct Inbound {
     pub(crate) limits: Option<At<Limits>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProxyProtocol {
     pub(crate) version: At<Word<ProxyVersion>>,
@@ -401,7 +428,8 @@ pub(crate) struct ProxyProtocol {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProxyVersion;
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Paths {
     /// What becomes of `%2F` and `%5C`. Default: reject.
@@ -414,7 +442,8 @@ pub(crate) struct Paths {
     pub(crate) exceptions: Vec<At<Word<PathException>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Outbound {
     /// Where the app connects, on loopback or `unix:/path`.
@@ -429,18 +458,20 @@ pub(crate) struct Outbound {
     pub(crate) upstream: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Upstream {
     pub(crate) protocol: At<Word<Protocol>>,
     /// `host:port`
     pub(crate) address: At<String>,
     pub(crate) tls: Option<UpstreamTls>,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) login: Option<At<IgnoredAny>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct UpstreamTls {
     pub(crate) verify: Option<At<Word<Verify>>>,
@@ -454,14 +485,16 @@ pub(crate) struct UpstreamTls {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Verify;
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Roots {
     pub(crate) file: At<String>,
 }
 
 /// A sidecar without a control plane.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Sidecar {
     /// Not needed by `fender exec`, which talks to nobody.
@@ -484,7 +517,8 @@ pub(crate) struct Sidecar {
 }
 
 /// Either `files`, or `workloadApi` with or without `uid` and `spiffeId`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Identity {
     pub(crate) files: Option<IdentityFiles>,
@@ -497,7 +531,8 @@ pub(crate) struct Identity {
 }
 
 /// PEM files. Trust domain and SPIFFE ID come from the certificate.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct IdentityFiles {
     pub(crate) certificate: At<String>,
@@ -505,7 +540,8 @@ pub(crate) struct IdentityFiles {
     pub(crate) bundle: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Direct {
     pub(crate) listen: At<String>,

@@ -4,11 +4,9 @@
 //! Limits are set before anything is read: size, depth, number of nodes, what aliases may expand
 //! to.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::MessageFormatter;
@@ -298,24 +296,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Placed<T> {
     }
 }
 
-impl<T: JsonSchema> JsonSchema for At<T> {
-    fn inline_schema() -> bool {
-        T::inline_schema()
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        T::schema_name()
-    }
-
-    fn schema_id() -> Cow<'static, str> {
-        T::schema_id()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        T::json_schema(generator)
-    }
-}
-
 /// One of a few words.
 pub(crate) trait Choice: Copy + 'static {
     const WORDS: &'static [(&'static str, Self)];
@@ -344,26 +324,6 @@ impl<'de, T> Deserialize<'de> for Word<T> {
             text: String::deserialize(deserializer)?,
             choice: PhantomData,
         })
-    }
-}
-
-impl<T: Choice> JsonSchema for Word<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        T::WORDS
-            .iter()
-            .map(|(word, _)| *word)
-            .collect::<Vec<_>>()
-            .join("_or_")
-            .into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
-        json_schema!({ "type": "string", "enum": words })
     }
 }
 

@@ -31,6 +31,7 @@ mod reference;
 mod render;
 mod revisions;
 mod revoke;
+mod schema;
 mod sidecar;
 mod signals;
 mod source;
@@ -121,7 +122,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Revocations(args) => blocking(revoke::list(args)),
         Command::Crl(args) => blocking(crl::write(args)),
         Command::AuditLog(args) => blocking(audit::run(args)),
-        Command::Schema => print(&format!("{:#}\n", fender_config::schema())),
+        Command::Schema => print(&schema::text()),
         Command::RunPrograms(args) => programs::run(args),
         Command::Reference { of } => print(&reference::markdown(of)),
     }

@@ -1,5 +1,6 @@
 //! What a port shows beside the workload's own certificate, as it is written.
 
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -7,7 +8,8 @@ use super::Roots;
 use crate::yaml::{At, Word};
 
 /// One of `files`, `acme` and `credential`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PortCertificate {
     /// Where it lies, if somebody else renews it.
@@ -23,7 +25,8 @@ pub(crate) struct PortCertificate {
 }
 
 /// PEM files beside the sidecar, below its --allow-dir. They are followed.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CertificateFiles {
     /// The leaf first, then what is between it and its root.
@@ -33,7 +36,8 @@ pub(crate) struct CertificateFiles {
 }
 
 /// An authority that speaks ACME (RFC 8555).
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Acme {
     /// `https://acme-v02.api.letsencrypt.org/directory`
@@ -53,7 +57,8 @@ pub(crate) struct Acme {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TermsOfService;
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ExternalAccount {
     pub(crate) key_id: At<String>,

@@ -1,5 +1,6 @@
 //! The `Credential` as it is written.
 
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -8,7 +9,8 @@ use crate::documents::Via;
 use crate::snapshot::{NotifyMethod, NotifySignal, OnExit, Storage, UrlForm};
 use crate::yaml::{At, Word};
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Credential {
     pub(crate) source: At<CredentialSource>,
@@ -23,7 +25,8 @@ pub(crate) struct Credential {
     pub(crate) on_exit: Option<At<Word<OnExit>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct CredentialSource {
     pub(crate) file: Option<SourceFile>,
@@ -37,7 +40,8 @@ pub(crate) struct CredentialSource {
     pub(crate) sops: Option<SourceSops>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceFile {
     pub(crate) path: At<String>,
@@ -46,7 +50,8 @@ pub(crate) struct SourceFile {
 }
 
 /// A secret of Docker, Compose or Swarm, as mounted into the container.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceDockerSecret {
     pub(crate) name: At<String>,
@@ -58,7 +63,8 @@ pub(crate) struct SourceDockerSecret {
 
 /// A variable of the environment that Fender was started with. It is read only if it is allowed locally, by
 /// --allow-environment.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceEnvironment {
     /// Its name; none of Fender's own.
@@ -69,7 +75,8 @@ pub(crate) struct SourceEnvironment {
 
 /// A plug-in: a program that is asked for the secret, by a line of JSON. It is run only if it is allowed locally, by
 /// --allow-command.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceCommand {
     /// The absolute path of the program.
@@ -85,7 +92,8 @@ pub(crate) struct SourceCommand {
 }
 
 /// HashiCorp Vault or OpenBao. One of `kv1`, `kv2` and `engine` says where in it.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceVault {
     /// `https://vault.internal:8200`; on loopback also `http://127.0.0.1:8200`.
@@ -108,7 +116,8 @@ pub(crate) struct SourceVault {
 }
 
 /// One of them. Files are below --allow-dir, and read anew with every login.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct VaultLogin {
     /// A token that somebody else keeps fresh in a file.
@@ -121,13 +130,15 @@ pub(crate) struct VaultLogin {
     pub(crate) certificate: Option<VaultCertificate>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultToken {
     pub(crate) file: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct VaultAppRole {
     pub(crate) role_id: At<String>,
@@ -136,7 +147,8 @@ pub(crate) struct VaultAppRole {
     pub(crate) mount: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct VaultKubernetes {
     pub(crate) role: At<String>,
@@ -146,7 +158,8 @@ pub(crate) struct VaultKubernetes {
     pub(crate) mount: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct VaultJwt {
     /// Default: the mount's own default.
@@ -159,14 +172,16 @@ pub(crate) struct VaultJwt {
     pub(crate) mount: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultJwtSvid {
     /// One of the `bound_audiences` of Vault's role, and nobody else's.
     pub(crate) audience: At<String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultCertificate {
     /// Default: any that the certificate matches.
@@ -179,11 +194,13 @@ pub(crate) struct VaultCertificate {
     pub(crate) mount: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultSvid {}
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultKv1 {
     /// Default: secret.
@@ -193,7 +210,8 @@ pub(crate) struct VaultKv1 {
     pub(crate) key: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultKv2 {
     /// Default: secret.
@@ -206,7 +224,8 @@ pub(crate) struct VaultKv2 {
     pub(crate) version: Option<At<i64>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VaultEngine {
     /// With its mount: `database/creds/orders`.
@@ -216,7 +235,8 @@ pub(crate) struct VaultEngine {
 }
 
 /// A Secret of Kubernetes, watched: list and watch of it by its name must be allowed.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceKubernetesSecret {
     pub(crate) name: At<String>,
@@ -231,7 +251,8 @@ pub(crate) struct SourceKubernetesSecret {
 }
 
 /// Files are below --allow-dir, and read anew whenever the API is asked.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SecretCluster {
     /// `https://HOST:PORT`
@@ -244,7 +265,8 @@ pub(crate) struct SecretCluster {
 /// AWS Secrets Manager or Systems Manager's Parameter Store, with the credentials of the machine that asks. One of
 /// `secretsManager` and `parameter` says what of it. Documents from a control plane name only what is allowed locally, by
 /// --allow-aws.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SourceAws {
     /// `eu-central-1`.
@@ -263,7 +285,8 @@ pub(crate) struct SourceAws {
 }
 
 /// A secret of Secrets Manager.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct AwsSecretsManager {
     /// Its name or its ARN.
@@ -276,7 +299,8 @@ pub(crate) struct AwsSecretsManager {
 }
 
 /// A parameter of Systems Manager; a SecureString is decrypted.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AwsParameter {
     /// Its name or its ARN.
@@ -288,7 +312,8 @@ pub(crate) struct AwsParameter {
     pub(crate) key: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Delivery {
     pub(crate) file: Option<DeliveryFile>,
@@ -299,7 +324,8 @@ pub(crate) struct Delivery {
 }
 
 /// What it holds is one of `field`, `template` and `format`; without any, the value as it is.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliveryFile {
     pub(crate) path: At<String>,
@@ -325,7 +351,8 @@ pub(crate) struct DeliveryFile {
 }
 
 /// Several files in one directory that change together: whoever opens `..data` in it once finds files of one generation there.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliveryFiles {
     /// Of the set alone; it is made if only its last part is missing.
@@ -342,7 +369,8 @@ pub(crate) struct DeliveryFiles {
 }
 
 /// What it holds is one of `field`, `template` and `format`; without any, the value as it is.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct FilesEntry {
     /// At most 128 letters, digits, `-`, `_` and `.`, not beginning with `..`.
@@ -375,7 +403,8 @@ pub(crate) enum Format {
 }
 
 /// One of `field` and `generate`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StorePassword {
     /// The field of the secret that holds it.
@@ -385,7 +414,8 @@ pub(crate) struct StorePassword {
 }
 
 /// The file in which a consumer finds its token.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ConsumerToken {
     pub(crate) path: At<String>,
@@ -399,7 +429,8 @@ pub(crate) struct ConsumerToken {
 }
 
 /// At the socket that the sidecar opens with `--credentials-socket`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliverySocket {
     /// What it is asked for by. Default: the name of the credential.
@@ -409,7 +440,8 @@ pub(crate) struct DeliverySocket {
 }
 
 /// At the address that the sidecar opens with `--credentials-url`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DeliveryUrl {
     /// The last part of the path. Default: the name of the credential.
@@ -420,14 +452,16 @@ pub(crate) struct DeliveryUrl {
     pub(crate) token: ConsumerToken,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Environment {
     pub(crate) variable: At<String>,
 }
 
 /// One of `signal`, `http`, `command` and `restart`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Notify {
     pub(crate) signal: Option<SignalNotify>,
@@ -439,7 +473,8 @@ pub(crate) struct Notify {
     pub(crate) after: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SignalNotify {
     pub(crate) signal: At<Word<NotifySignal>>,
@@ -447,7 +482,8 @@ pub(crate) struct SignalNotify {
     pub(crate) pid_file: Option<At<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HttpNotify {
     /// Of this machine's loopback: `http://127.0.0.1:PORT/PATH`.
@@ -459,7 +495,8 @@ pub(crate) struct HttpNotify {
 }
 
 /// A program that is allowed locally, by --allow-command.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NotifyCommand {
     /// The absolute path of the program.
@@ -471,6 +508,7 @@ pub(crate) struct NotifyCommand {
 }
 
 /// The application that the sidecar supervises is stopped and started.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RestartNotify {}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fender_policy::Action;
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -11,7 +12,8 @@ use crate::documents::MtlsMode;
 use crate::yaml::{At, Word};
 
 /// Istio's, with what a cluster adds to it.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct IstioDocument<S> {
     #[serde(rename = "apiVersion")]
@@ -21,19 +23,21 @@ pub(crate) struct IstioDocument<S> {
     pub(crate) metadata: At<IstioMetadata>,
     pub(crate) spec: Option<At<S>>,
     #[serde(rename = "status")]
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     _status: Option<IgnoredAny>,
 }
 
 /// Whatever a cluster wrote there is left alone.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 pub(crate) struct IstioMetadata {
     pub(crate) namespace: Option<At<String>>,
     pub(crate) name: At<String>,
 }
 
 /// Istio's.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct PeerAuthentication {
     /// Without it the document is for its namespace, or in the root namespace for the mesh.
@@ -43,35 +47,39 @@ pub(crate) struct PeerAuthentication {
     pub(crate) port_level_mtls: Option<At<BTreeMap<String, At<MutualTls>>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MutualTls {
     /// Default: UNSET, which is whatever holds further out, and STRICT where nothing does.
     pub(crate) mode: Option<At<Word<Option<MtlsMode>>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct AuthorizationPolicy {
     pub(crate) selector: Option<At<Selector>>,
     pub(crate) action: Option<At<Word<Action>>>,
     pub(crate) rules: Option<Vec<At<Rule>>>,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) target_ref: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) target_refs: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) provider: Option<At<IgnoredAny>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Selector {
     #[serde(default)]
     pub(crate) match_labels: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rule {
     pub(crate) from: Option<At<Vec<At<From>>>>,
@@ -79,7 +87,8 @@ pub(crate) struct Rule {
     pub(crate) when: Option<At<Vec<At<Condition>>>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct From {
     pub(crate) source: At<RuleSource>,
@@ -88,7 +97,8 @@ pub(crate) struct From {
 /// Texts of a rule.
 pub(crate) type Texts = Option<At<Vec<At<String>>>>;
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RuleSource {
     pub(crate) principals: Texts,
@@ -102,19 +112,21 @@ pub(crate) struct RuleSource {
     /// The client behind a balancer that speaks the PROXY protocol; without one, as `ipBlocks`.
     pub(crate) remote_ip_blocks: Texts,
     pub(crate) not_remote_ip_blocks: Texts,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) request_principals: Option<At<IgnoredAny>>,
-    #[schemars(skip)]
+    #[cfg_attr(test, schemars(skip))]
     pub(crate) not_request_principals: Option<At<IgnoredAny>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct To {
     pub(crate) operation: At<RuleOperation>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RuleOperation {
     pub(crate) hosts: Texts,
@@ -127,7 +139,8 @@ pub(crate) struct RuleOperation {
     pub(crate) not_paths: Texts,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Condition {
     pub(crate) key: At<String>,

@@ -1,5 +1,6 @@
 //! What a document says of the bounds of HTTP requests.
 
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -7,7 +8,8 @@ use crate::yaml::At;
 
 /// What one HTTP request may take. What is left out is as it is around it: a port is in a workload, that in a namespace,
 /// that in the mesh. No bound can be lifted.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Limits {
     /// The head of a request, line ends included; more is answered 431: 1KiB to 128KiB, default 32KiB.

@@ -1,12 +1,14 @@
 //! What a port says beside its addresses.
 
+#[cfg(test)]
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::snapshot::ForwardedFields;
 use crate::yaml::{At, Word};
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Forwarded {
     /// In which fields the app is told whom a request comes from. Default: x-forwarded.
@@ -15,7 +17,8 @@ pub(crate) struct Forwarded {
     pub(crate) behind: Option<At<Behind>>,
 }
 
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Behind {
     /// How many proxies a request passes, each of which adds to `X-Forwarded-For`; from 1 to 16. Default: 1.

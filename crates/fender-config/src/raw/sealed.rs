@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+#[cfg(test)]
+use schemars::JsonSchema;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -11,7 +12,8 @@ use crate::snapshot::SopsFormat;
 use crate::yaml::{At, Word};
 
 /// A file that age encrypted for one of the identities in another file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceAge {
     /// Binary or armoured.
@@ -23,7 +25,8 @@ pub(crate) struct SourceAge {
 }
 
 /// A file that SOPS encrypted for one of the age identities in another file.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SourceSops {
     pub(crate) file: At<String>,
@@ -69,22 +72,5 @@ impl<'de> Visitor<'de> for AsWritten {
             steps.push(step);
         }
         Ok(DocumentKey::Steps(steps))
-    }
-}
-
-impl JsonSchema for DocumentKey {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "DocumentKey".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [
-            { "type": "string" },
-            { "type": "array", "items": { "type": ["string", "integer"] } },
-        ] })
     }
 }

@@ -9,7 +9,6 @@ use fender_config::snapshot::{
 use fender_config::standalone::{self, Identity, WorkloadApi};
 use fender_config::{
     Attestor, Change, Documents, KeySource, Kind, Reach, Role, Source, Vouching, What, parse,
-    schema,
 };
 use fender_identity::{Bundles, Peer};
 use fender_policy::{Action, Default, Facts, Verdict};
@@ -343,14 +342,6 @@ spec: { action: DENY, selector: { matchLabels: { app: gone } } }
             "fender::selects-nobody"
         ]
     );
-}
-
-#[test]
-fn the_schema_names_every_kind_and_every_field() {
-    let text = serde_json::to_string_pretty(&schema()).unwrap();
-    insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-        insta::assert_snapshot!("schema", text);
-    });
 }
 
 const GOVERNED: &str = "apiVersion: fender.dev/v1\nkind: Mesh\nmetadata: { name: mesh }\nspec:\n  trustDomain: example.org\n";
