@@ -38,6 +38,8 @@ const SMALL: usize = 4 * 1024;
 pub(super) trait Session {
     type Data;
 
+    /// Whether it has something to say before it hears anything.
+    const SPEAKS_FIRST: bool;
     /// Whether the last words of a TLS 1.3 handshake are only tickets: they may wait for company.
     const TICKETS_LAST: bool;
 
@@ -50,6 +52,7 @@ pub(super) trait Session {
 impl Session for UnbufferedServerConnection {
     type Data = ServerConnectionData;
 
+    const SPEAKS_FIRST: bool = false;
     const TICKETS_LAST: bool = true;
 
     fn process<'c, 'i>(
@@ -67,6 +70,7 @@ impl Session for UnbufferedServerConnection {
 impl Session for UnbufferedClientConnection {
     type Data = ClientConnectionData;
 
+    const SPEAKS_FIRST: bool = true;
     const TICKETS_LAST: bool = false;
 
     fn process<'c, 'i>(
@@ -134,8 +138,9 @@ impl<S: Session> Tls<S> {
     /// Shakes hands. An error comes after the alert that tells the peer.
     pub(super) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.state().is_handshaking() {
-            // A client speaks first.
-            self.say(Say::Nothing)?;
+            if S::SPEAKS_FIRST {
+                self.say(Say::Nothing)?;
+            }
             ready!(self.poll_send(cx))?;
             let mut opened = mem::take(&mut self.opened);
             let received = self.poll_receive(cx, &mut opened);
@@ -271,7 +276,8 @@ impl<S: Session> Tls<S> {
         Pin::new(&mut self.socket).poll_flush(cx)
     }
 
-    /// Says `close_notify` and ends the sending half of the socket.
+    /// Says `close_notify` and ends the sending half of the socket. Where the peer has ended before, the socket is for
+    /// closing, which says the same: it is left to that.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if mem::replace(&mut self.writing, Writing::Ended) == Writing::Open
             && !matches!(self.reading, Reading::Failed(_))
@@ -279,7 +285,10 @@ impl<S: Session> Tls<S> {
             self.say(Say::Close)?;
         }
         ready!(self.poll_send(cx))?;
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        match self.reading {
+            Reading::Ended => Poll::Ready(Ok(())),
+            Reading::Open | Reading::Failed(_) => Pin::new(&mut self.socket).poll_shutdown(cx),
+        }
     }
 
     /// Puts what the session has to say behind what is unsent.
@@ -311,7 +320,18 @@ impl<S: Session> Tls<S> {
                 opened.reserve(filled);
             }
             let driven = drive(&mut self.session, records, opened, output, Say::Nothing);
-            self.unsent.extend(output.bytes());
+            // A flight of the handshake goes at once, without a copy. An alert and tickets have their own times.
+            let mut sent = 0;
+            if driven.outcome.is_ok()
+                && self.session.state().is_handshaking()
+                && self.unsent.bytes().is_empty()
+                && !output.bytes().is_empty()
+                && let Poll::Ready(taken) = Pin::new(&mut self.socket).poll_write(cx, output.bytes())
+            {
+                sent = taken?;
+            }
+            self.unsent
+                .extend(output.bytes().get(sent..).unwrap_or_default());
             let rest = records.get(driven.consumed..).unwrap_or_default();
             if held > 0 || !rest.is_empty() {
                 self.received = rest.to_vec();
