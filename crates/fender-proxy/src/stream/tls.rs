@@ -326,7 +326,8 @@ impl<S: Session> Tls<S> {
                 && self.session.state().is_handshaking()
                 && self.unsent.bytes().is_empty()
                 && !output.bytes().is_empty()
-                && let Poll::Ready(taken) = Pin::new(&mut self.socket).poll_write(cx, output.bytes())
+                && let Poll::Ready(taken) =
+                    Pin::new(&mut self.socket).poll_write(cx, output.bytes())
             {
                 sent = taken?;
             }
