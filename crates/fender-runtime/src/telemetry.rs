@@ -1,12 +1,14 @@
 //! The log: one stream of lines on standard error, text or JSON. Nobody hangs because it is not read: then lines are lost.
 //!
 //! Which lines are written is a directive such as `info,fender_proxy=debug`. The access log is none of it: it is a record
-//! and not a level of detail ([`crate::lines`]).
+//! and not a level of detail ([`crate::lines`]). A published build has no `trace`: there libraries write what passes through
+//! them, heads of requests and all. Who asks for it is refused and not served less than that.
 
 use std::fmt;
 use std::str::FromStr;
 
 use tracing::field::Field;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing::subscriber::SetGlobalDefaultError;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::Targets;
@@ -45,7 +47,7 @@ impl FromStr for LogFormat {
 
 /// Starts logging to standard error, for the whole process and once.
 pub fn init(format: LogFormat, directive: &str) -> Result<(), TelemetryError> {
-    let targets = targets(directive)?;
+    let targets = targets(directive, STATIC_MAX_LEVEL)?;
     standard_error::prepare();
     let subscriber = Registry::default().with(layer(format, targets, || StandardError));
     Ok(tracing::subscriber::set_global_default(subscriber)?)
@@ -91,9 +93,15 @@ fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -
     Ok(())
 }
 
-fn targets(directive: &str) -> Result<Targets, TelemetryError> {
-    Targets::from_str(directive)
-        .map_err(|error| TelemetryError::Directive(directive.to_owned(), error.to_string()))
+/// What a directive asks for, where this build has it: nothing above `most`.
+fn targets(directive: &str, most: LevelFilter) -> Result<Targets, TelemetryError> {
+    let targets = Targets::from_str(directive)
+        .map_err(|error| TelemetryError::Directive(directive.to_owned(), error.to_string()))?;
+    let asked = targets.iter().map(|(_, level)| level);
+    match asked.chain(targets.default_level()).max() {
+        Some(asked) if asked > most => Err(TelemetryError::NotInThisBuild(asked, most)),
+        Some(_) | None => Ok(targets),
+    }
 }
 
 /// Why there is no log.
@@ -103,6 +111,11 @@ pub enum TelemetryError {
     Format(String),
     #[error("`{0}` is no log directive, write for example `info,fender_proxy=debug`: {1}")]
     Directive(String, String),
+    #[error(
+        "this build has no log lines of the level `{0}`, because libraries write there what passes through them: write `{1}`, or \
+         build without `--release` and `--profile`"
+    )]
+    NotInThisBuild(LevelFilter, LevelFilter),
     #[error("the log was started already")]
     Started(#[from] SetGlobalDefaultError),
 }
@@ -131,7 +144,8 @@ mod tests {
     fn logged(format: LogFormat, directive: &str, log: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let layer = layer(format, targets(directive).unwrap(), move || writer.clone());
+        let targets = targets(directive, LevelFilter::TRACE).unwrap();
+        let layer = layer(format, targets, move || writer.clone());
         tracing::subscriber::with_default(Registry::default().with(layer), log);
         let bytes = lines.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -171,8 +185,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_build_does_not_have_is_refused_and_not_left_out() {
+        for asked in ["trace", "info,h2=trace"] {
+            let error = targets(asked, LevelFilter::DEBUG).unwrap_err().to_string();
+            assert!(
+                error.contains("`trace`") && error.contains("write `debug`"),
+                "{error}"
+            );
+            assert!(targets(asked, LevelFilter::TRACE).is_ok());
+        }
+        assert!(targets("debug,h2=off", LevelFilter::DEBUG).is_ok());
+    }
+
+    #[test]
     fn what_cannot_be_understood_is_refused_with_an_example() {
-        let error = targets("fender=loud").unwrap_err().to_string();
+        let error = targets("fender=loud", LevelFilter::TRACE);
+        let error = error.unwrap_err().to_string();
         assert!(
             error.contains("`fender=loud`") && error.contains("debug"),
             "{error}"
