@@ -413,11 +413,9 @@ impl Keeping {
         let (cache, follower) = (Arc::clone(&self.cache), self.follower.clone());
         let credential = &self.wanted.name;
         match blocking(move || cache.remove(&follower)).await {
-            Some(Ok(Removed::Gone | Removed::Absent)) => {
-                if self.unremoved.is_over() {
-                    let path = self.path();
-                    tracing::info!(%credential, path = %path.display(), "what was kept of a credential and could not be removed is gone");
-                }
+            Some(Ok(Removed::Gone | Removed::Absent)) if self.unremoved.is_over() => {
+                let path = self.path();
+                tracing::info!(%credential, path = %path.display(), "what was kept of a credential and could not be removed is gone");
             }
             // Until it is.
             Some(Ok(Removed::NotOurs)) => self.left = true,
@@ -430,7 +428,7 @@ impl Keeping {
                 self.left = true;
                 self.next = Some(Instant::now() + RETRY);
             }
-            None => {}
+            Some(Ok(Removed::Gone | Removed::Absent)) | None => {}
         }
     }
 }
