@@ -9,6 +9,9 @@ use serde_json::Value;
 
 const SCHEMA: &str = "../../docs/reference/fender.schema.json";
 
+/// `cargo xtask docs` makes it anew, and needs one that can be read before.
+const RESTORE: &str = "put back the committed one with `git checkout`, then run `cargo xtask docs`";
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     if packs_relocations() {
@@ -20,7 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The schema without its white space, which is as much again.
 fn compact_schema() -> Result<(), Box<dyn Error>> {
-    let schema: Value = serde_json::from_str(&fs::read_to_string(SCHEMA)?)?;
+    let text = fs::read_to_string(SCHEMA);
+    let text = text.map_err(|error| format!("{SCHEMA}: {error}; {RESTORE}"))?;
+    let schema: Value =
+        serde_json::from_str(&text).map_err(|error| format!("{SCHEMA}: {error}; {RESTORE}"))?;
     let output = env::var_os("OUT_DIR").ok_or("cargo names no OUT_DIR")?;
     fs::write(Path::new(&output).join("schema.json"), schema.to_string())?;
     Ok(())

@@ -5,6 +5,7 @@
 //! not those of their results.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
@@ -70,6 +71,12 @@ fn generate(root: &Path) -> Result<[(&'static str, String); 5]> {
 /// As the types of the documents say it now, which is more than the binary knows: it prints what was committed.
 fn schema_text(built: &build::Built) -> Result<String> {
     let output = built.fender()?.with_file_name("fender.schema.json");
+    // Nothing of an earlier run is read.
+    if let Err(error) = fs::remove_file(&output)
+        && error.kind() != ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("remove `{}`", output.display()));
+    }
     let mut write = Command::new(built.unit_tests("fender_config")?);
     write.args(["--ignored", "--exact", "schema::write"]);
     command::output(write.env("FENDER_SCHEMA_OUTPUT", &output))?;

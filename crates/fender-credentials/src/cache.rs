@@ -400,12 +400,21 @@ impl Cache {
             .and_then(|kept| judge(kept, wanted, now));
         if judged.as_ref().is_err_and(Why::is_final)
             && turn.may_remove()
-            // What is not ours to remove is refused by whoever reads it next.
+            // What is not ours to remove is left for when it is.
             && let Err(error) = self.discard(file, &turn)
         {
             tracing::error!(path = %self.directory.path().join(file).display(), %error, "cannot remove what is kept of a credential and may not be used any more");
         }
         judged.map(Some).map_err(refused)
+    }
+
+    /// What another process has kept of the same source, whether it may be used or not.
+    fn find(&self, follower: &Follower, wanted: &Wanted) -> Option<Kept> {
+        let _turn = follower.turn();
+        let read = self.directory.read(follower.file(), format::MOST);
+        let bytes = read.ok().flatten()?;
+        let opened = format::open(&self.key, &self.belongs(&wanted.name), &bytes);
+        opened.ok().filter(|kept| kept.source == wanted.source)
     }
 
     /// Keeps this value, if documents name it, nobody follows it since and the cache is this process's; whether it was. Of what could not be kept, nothing older is

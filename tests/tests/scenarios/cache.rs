@@ -255,6 +255,19 @@ fn a_no_is_believed_and_what_is_kept_goes_with_it() {
     assert_eq!(world.kept().len(), 0);
 }
 
+/// `--take-over` may stand in a command line for good: where nobody serves, it is a start like any other.
+#[test]
+fn a_no_is_believed_by_who_would_take_over_and_finds_nobody() {
+    let world = World::new("1h");
+    assert_eq!(world.run("init", &[]).0, 0);
+    assert_eq!(world.kept().len(), 1);
+    world.vault.deny("secret/data/shop/smtp", true);
+    let nobody = world.path("nobody.sock");
+    let (code, _, log) = world.run("watch", &["--take-over", nobody.to_str().unwrap()]);
+    assert_eq!(code, 66, "{log}");
+    assert_eq!(world.kept().len(), 0, "{log}");
+}
+
 #[test]
 fn attack_what_was_changed_exposed_or_put_together_is_refused_by_name() {
     let world = World::new("1h");

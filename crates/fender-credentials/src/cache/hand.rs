@@ -2,9 +2,14 @@
 //! successor. The other one reads it and changes nothing, so nothing that the successor has removed is written again by the one
 //! before.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// How often it is looked whether what is being written is there.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Whether a cache is this process's to change. Clones are the same.
 #[derive(Clone)]
@@ -28,16 +33,36 @@ impl Hand {
 
     /// It is this process's from now on.
     pub fn take(&self) {
-        self.pass(true);
+        let holds = self.0.holds.write();
+        self.pass(holds.unwrap_or_else(PoisonError::into_inner), true);
     }
 
-    /// It is another process's from now on. Waits for what is being written: on a thread that may.
-    pub fn give(&self) {
-        self.pass(false);
+    /// It is another process's from now on, and nothing that is being written is unfinished. False where that takes longer than
+    /// `patience`, as on a disk that hangs: then it is still this process's.
+    pub async fn give(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while !self.gives() {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
     }
 
-    fn pass(&self, is_ours: bool) {
-        *self.0.holds.write().unwrap_or_else(PoisonError::into_inner) = is_ours;
+    /// Nobody waits for it: whoever waited would have all others wait that change something else.
+    fn gives(&self) -> bool {
+        let holds = match self.0.holds.try_write() {
+            Ok(holds) => holds,
+            Err(TryLockError::Poisoned(holds)) => holds.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        self.pass(holds, false);
+        true
+    }
+
+    fn pass(&self, mut holds: RwLockWriteGuard<'_, bool>, is_ours: bool) {
+        *holds = is_ours;
         self.0.changes.send_if_modified(|known| {
             let news = *known != is_ours;
             *known = is_ours;

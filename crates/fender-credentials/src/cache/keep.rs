@@ -224,6 +224,8 @@ impl Keeping {
             Some(Ok(kept)) => (kept, None),
             Some(Err(refused)) => {
                 tracing::error!(credential = %self.wanted.name, %refused, "the credentials cache is of no use");
+                // What another process has in hand is removed when that hands over.
+                self.left = refused.why.is_final() && self.cache.hand.hold().is_none();
                 (None, Some(refused))
             }
             None => (None, None),
@@ -297,7 +299,9 @@ impl Keeping {
             let same = known.generation == *generation && known.until == until;
             let rest = self.rest();
             let stopping = self.drain.is_stopping();
-            if same && (at <= known.at || (!stopping && at < known.at + rest)) {
+            // Another process may have asked later.
+            let older = at < known.at || (same && at == known.at);
+            if older || (same && !stopping && at < known.at + rest) {
                 self.next = Some(Instant::now() + rest);
                 return;
             }
@@ -393,11 +397,17 @@ impl Keeping {
         }
     }
 
-    /// The cache is this process's from now on, or another's.
+    /// The cache is this process's from now on, or another's. Whoever had it may have changed what is there.
     async fn is_passed(&mut self) {
-        if *self.hand.borrow_and_update() && self.current.is_some() {
-            // Whoever had it may have changed what is there.
-            self.on_disk = None;
+        if *self.hand.borrow_and_update() {
+            let (cache, wanted) = (Arc::clone(&self.cache), self.wanted.clone());
+            let follower = self.follower.clone();
+            let found = blocking(move || cache.find(&follower, &wanted)).await;
+            self.on_disk = found.flatten().map(|kept| Written {
+                generation: kept.fetched.generation,
+                at: kept.at,
+                until: kept.until,
+            });
         }
         self.write().await;
     }

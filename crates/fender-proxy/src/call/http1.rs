@@ -127,9 +127,10 @@ impl Http1Call {
         let unwritable =
             |error: fender_wire::body::EncodeError| OurFault::Unwritable(error.to_string());
         loop {
-            // What waits is passed on before more is taken: then there is always something that may come.
+            // Of who may have several pieces on their way, what waits is passed on before more is taken: then there is always
+            // something that may come. Of others more is taken, which is how it is noticed that they left.
             while self.sending == Sending::Open
-                && !self.out.is_stuck()
+                && (near.pieces() == 1 || !self.out.is_stuck())
                 && self.out.has_room(near.pieces())
             {
                 match near.poll_body(cx)? {

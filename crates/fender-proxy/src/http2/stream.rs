@@ -415,6 +415,8 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         if let Some(body) = &self.body {
             locked(body).passed_on();
         }
+        // Until now it may have had no room to send into: its time begins anew.
+        self.stalled = None;
     }
 
     fn ended(&mut self) -> Option<Fault> {

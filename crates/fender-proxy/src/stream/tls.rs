@@ -277,7 +277,7 @@ impl<S: Session> Tls<S> {
     }
 
     /// Says `close_notify` and ends the sending half of the socket. Where the peer has ended before, the socket is for
-    /// closing, which says the same: it is left to that.
+    /// closing as soon as all is written, which says the same: it is left to that.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if mem::replace(&mut self.writing, Writing::Ended) == Writing::Open
             && !matches!(self.reading, Reading::Failed(_))

@@ -98,10 +98,12 @@ pub(super) async fn start(
         &drains.credentials,
     );
     let allow = sources.allow.clone();
-    // The cache is the one before's as well: nothing in it is changed until that has handed over.
+    // Where there is a sidecar before, the cache is that one's as well: nothing in it is changed until it has handed over.
     let cache = sources.hand();
-    if let (Tenure::Succeed, Some(cache)) = (tenure, &cache) {
-        cache.give();
+    if let Some(socket) = &args.places.take_over
+        && upgrade::has_one_before(socket).await
+    {
+        give(cache.as_ref()).await?;
     }
     let (app, notices) = BySupervisor::new();
     let has_app = args.supervised && !args.supervise;
@@ -185,9 +187,13 @@ pub(super) async fn start(
         Some(socket) => upgrade::begin(socket, &own, &listeners).await?,
         None => None,
     };
-    if succession.is_none() {
-        on_exit.send_replace(OnExit::Wipe);
-        take(cache.as_ref());
+    match succession {
+        // It may have come only now.
+        Some(_) => give(cache.as_ref()).await?,
+        None => {
+            on_exit.send_replace(OnExit::Wipe);
+            take(cache.as_ref());
+        }
     }
     if tenure == Tenure::Succeed {
         open_admin_socket(args, &listeners, &status, drains)?;
@@ -321,6 +327,15 @@ impl Legacy {
         }
         self.owns_state.send_replace(true);
         Ok(())
+    }
+}
+
+async fn give(cache: Option<&Hand>) -> Result<(), Failure> {
+    match cache {
+        Some(cache) if !cache.give(upgrade::CACHE).await => Err(Failure::unavailable(
+            upgrade::the_cache_is_being_written(upgrade::CACHE),
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

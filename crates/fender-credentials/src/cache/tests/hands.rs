@@ -15,12 +15,16 @@ async fn two(world: &World) -> (Arc<Cache>, Running, Arc<Cache>) {
     serving.first().await;
     settled(|| world.would_have() == Ok(Some(("one".to_owned(), 0)))).await;
     let after = world.cache();
-    after.hand().give();
+    given(&after).await;
     (before, serving, after)
 }
 
-fn hand_over(before: &Cache, after: &Cache) {
-    before.hand().give();
+async fn given(cache: &Cache) {
+    assert!(cache.hand().give(HOUR).await);
+}
+
+async fn hand_over(before: &Cache, after: &Cache) {
+    given(before).await;
     after.hand().take();
 }
 
@@ -41,7 +45,7 @@ async fn attack_what_a_successor_removes_is_not_written_again_by_the_one_before(
     assert!(matches!(state, State::Withdrawn(_)), "{state:?}");
     tokio::time::sleep(HOUR).await;
     assert_eq!(world.files().len(), 1, "it is not the successor's yet");
-    hand_over(&before, &after);
+    hand_over(&before, &after).await;
     settled(|| world.files().is_empty()).await;
     goes_on(&world, serving).await;
     successor.end().await;
@@ -53,7 +57,7 @@ async fn attack_what_a_successors_documents_do_not_name_is_not_written_again_by_
     let world = World::new();
     // While the one before has nothing to keep yet.
     let (early, drain) = (world.cache(), Drain::new());
-    early.hand().give();
+    given(&early).await;
     keep_only(&early, BTreeSet::new(), &drain).await;
     let (before, serving, after) = two(&world).await;
     keep_only(&after, BTreeSet::new(), &drain).await;
@@ -61,7 +65,7 @@ async fn attack_what_a_successors_documents_do_not_name_is_not_written_again_by_
     assert_eq!(world.files().len(), 1, "it is not the successor's yet");
     drop(after);
     let after = early;
-    hand_over(&before, &after);
+    hand_over(&before, &after).await;
     settled(|| world.files().is_empty()).await;
     goes_on(&world, serving).await;
     drain.stop();
@@ -79,7 +83,7 @@ async fn a_successor_that_gets_nowhere_leaves_what_is_kept_to_the_one_before() {
     successor.end().await;
     assert_eq!(world.would_have(), Ok(Some(("one".to_owned(), 0))));
     // It went when it was told that all is its own.
-    before.hand().give();
+    given(&before).await;
     fs::remove_file(world.file()).unwrap();
     before.hand().take();
     settled(|| world.would_have() == Ok(Some(("one".to_owned(), 0)))).await;
@@ -95,7 +99,7 @@ async fn what_a_successor_has_fetched_is_kept_once_it_serves() {
     successor.first().await;
     tokio::time::sleep(HOUR / 8).await;
     assert_eq!(world.would_have(), Ok(Some(("one".to_owned(), 0))));
-    hand_over(&before, &after);
+    hand_over(&before, &after).await;
     settled(|| world.would_have() == Ok(Some(("two".to_owned(), 0)))).await;
     goes_on(&world, serving).await;
     successor.end().await;
@@ -103,28 +107,83 @@ async fn what_a_successor_has_fetched_is_kept_once_it_serves() {
     assert_eq!(had.as_deref(), Some("two"));
 }
 
+/// What the one before had asked later than its successor is what a start during an outage needs.
+#[tokio::test(start_paused = true)]
+async fn what_the_one_before_has_asked_since_is_not_replaced_by_what_its_successor_asked_earlier() {
+    let world = World::new();
+    let before = world.cache();
+    let answers = [Ok(fetched("one")), Ok(fetched("later"))];
+    let mut serving = Running::of(&world, &before, Standing::Asked, answers);
+    serving.first().await;
+    let after = world.cache();
+    given(&after).await;
+    let answers = [Ok(fetched("earlier"))];
+    let mut successor = Running::of(&world, &after, Standing::Asked, answers);
+    successor.first().await;
+    world.clock.advance(Duration::from_secs(60));
+    serving.ask_again().await;
+    settled(|| world.would_have() == Ok(Some(("later".to_owned(), 0)))).await;
+    hand_over(&before, &after).await;
+    serving.end().await;
+    successor.end().await;
+    assert_eq!(world.would_have(), Ok(Some(("later".to_owned(), 0))));
+}
+
+/// Its source cannot be asked, and what it has itself is older.
+#[tokio::test(start_paused = true)]
+async fn what_the_one_before_has_kept_goes_when_it_is_too_old() {
+    let world = World::new();
+    let (before, serving, after) = two(&world).await;
+    let answers = [Ok(fetched("one")), away()];
+    let mut successor = Running::of(&world, &after, Standing::Asked, answers);
+    successor.first().await;
+    world.clock.advance(HOUR / 2);
+    serving.ask_again().await;
+    settled(|| world.would_have() == Ok(Some(("one".to_owned(), 0)))).await;
+    successor.ask_again().await;
+    successor
+        .until(|state| matches!(state, State::Stale { .. }))
+        .await;
+    world.clock.advance(HOUR / 4 * 3);
+    hand_over(&before, &after).await;
+    serving.end().await;
+    assert_eq!(world.files().len(), 1);
+    world.clock.advance(HOUR / 2);
+    tokio::time::sleep(HOUR).await;
+    settled(|| world.files().is_empty()).await;
+    successor.end().await;
+}
+
 /// Who is told that it is handed over may rely on it.
-#[test]
-fn a_cache_is_not_handed_over_in_the_middle_of_a_write() {
+#[tokio::test]
+async fn a_cache_is_not_handed_over_in_the_middle_of_a_write() {
     let world = World::new();
     let cache = world.cache();
-    let (tell, told) = std::sync::mpsc::channel();
-    let hand = cache.hand();
-    let directory = world.path("cache");
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (go_on, gone_on) = std::sync::mpsc::channel::<()>();
     let meanwhile = move || {
-        let giving = std::thread::spawn(move || {
-            hand.give();
-            fs::read_dir(directory).unwrap().count()
-        });
-        tell.send(giving).unwrap();
+        tell.send(()).unwrap();
+        gone_on.recv().unwrap();
     };
     *cache.before.lock().unwrap() = Some(Box::new(meanwhile));
     let smtp = wanted("smtp");
-    let follower = cache.follow(&smtp.name);
     let kept = world.kept("one");
-    assert!(cache.write(&follower, &smtp, &kept).unwrap());
-    let files = told.recv().unwrap().join().unwrap();
-    assert_eq!(files, 1, "what was begun is there");
+    let (writer, written) = (Arc::clone(&cache), kept.clone());
+    let writing = tokio::task::spawn_blocking(move || {
+        let smtp = wanted("smtp");
+        let follower = writer.follow(&smtp.name);
+        writer.write(&follower, &smtp, &written)
+    });
+    told.await.unwrap();
+    let hand = cache.hand();
+    assert!(!hand.give(Duration::from_millis(50)).await);
+    // It is still this one's, for others too.
+    assert!(cache.hand.hold().is_some());
+    go_on.send(()).unwrap();
+    assert!(writing.await.unwrap().unwrap());
+    assert!(hand.give(Duration::ZERO).await);
+    assert_eq!(world.files().len(), 1, "what was begun is there");
+    let follower = cache.follow(&smtp.name);
     assert!(!cache.write(&follower, &smtp, &kept).unwrap());
     assert_eq!(cache.remove(&follower).unwrap(), Removed::NotOurs);
     assert_eq!(world.files().len(), 1);

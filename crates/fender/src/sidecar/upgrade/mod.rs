@@ -20,13 +20,25 @@ mod wire;
 
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
 pub(super) use predecessor::{Answer, Desk, Failed, Handed, Request, serve};
 pub(super) use proof::Own;
-pub(super) use successor::{Succession, begin};
+pub(super) use successor::{Succession, begin, has_one_before};
 pub(crate) use wire::{Message, Talk, Wants};
+
+/// What writing a credential into the cache may take before it is handed over; less than a successor waits for its answer.
+pub(super) const CACHE: Duration = Duration::from_secs(5);
+
+/// Why nothing is handed over.
+pub(super) fn the_cache_is_being_written(patience: Duration) -> Error {
+    let seconds = patience.as_secs();
+    anyhow!(
+        "the credentials cache cannot be handed over: something has been written there for {seconds} s; see whether its disk hangs"
+    )
+}
 
 /// In the state directory, where nobody named another.
 const SOCKET: &str = "upgrade.sock";

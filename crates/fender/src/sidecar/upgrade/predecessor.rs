@@ -186,12 +186,19 @@ impl Desk {
             return refuse(&talk, "too late: this sidecar is about to end").await;
         }
         // From here on it is the successor's: what that removes is not written again here.
-        self.give_cache().await?;
+        if let Some(cache) = &self.cache
+            && !cache.give(super::CACHE).await
+        {
+            let why = super::the_cache_is_being_written(super::CACHE);
+            return refuse(&talk, format!("{why}; this sidecar goes on")).await;
+        }
+        if self.ending.is_stopping() {
+            self.take_cache();
+            return refuse(&talk, "too late: this sidecar is about to end").await;
+        }
         let handed_on = self.state.as_ref().map(StateDir::hand_on);
         if let Err(error) = talk.say(&Message::Yours).await {
-            if let Some(cache) = &self.cache {
-                cache.take();
-            }
+            self.take_cache();
             if let Some(handed_on) = handed_on {
                 handed_on.take_back();
             }
@@ -204,13 +211,10 @@ impl Desk {
         Ok(())
     }
 
-    /// Not before the last writing is over.
-    async fn give_cache(&self) -> Result<()> {
-        let Some(cache) = self.cache.clone() else {
-            return Ok(());
-        };
-        let given = tokio::task::spawn_blocking(move || cache.give()).await;
-        given.context("hand the credentials cache over")
+    fn take_cache(&self) {
+        if let Some(cache) = &self.cache {
+            cache.take();
+        }
     }
 
     /// The successor first: nobody else learns anything.

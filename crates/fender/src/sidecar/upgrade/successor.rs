@@ -31,6 +31,14 @@ pub(crate) struct Succession {
     lock: Option<OwnedFd>,
 }
 
+/// Whether somebody is there to take over from, as far as a look at the socket tells. In doubt there is.
+pub(crate) async fn has_one_before(socket: &Path) -> bool {
+    match UnixStream::connect(socket).await {
+        Ok(_) => true,
+        Err(error) => !is_nobody(&error),
+    }
+}
+
 /// Takes every listening socket of the sidecar that serves at `socket`; nothing if none does.
 pub(crate) async fn begin(
     socket: &Path,
