@@ -130,7 +130,10 @@ impl Keeping {
                 let over = self.over();
                 tokio::select! {
                     biased;
-                    () = drain.stopping() => return self.write().await,
+                    () = drain.stopping() => return match self.hand.has_changed() {
+                        Ok(true) => self.is_passed().await,
+                        Ok(false) | Err(_) => self.write().await,
+                    },
                     () = self.publish.closed() => return,
                     changed = self.followed.states.changed() => match changed {
                         Ok(()) => break,

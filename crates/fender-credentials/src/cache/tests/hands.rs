@@ -139,6 +139,7 @@ async fn what_the_one_before_has_kept_goes_when_it_is_too_old() {
     successor.first().await;
     world.clock.advance(HOUR / 2);
     serving.ask_again().await;
+    tokio::time::sleep(HOUR / 2).await;
     settled(|| world.would_have() == Ok(Some(("one".to_owned(), 0)))).await;
     successor.ask_again().await;
     successor
