@@ -2,6 +2,7 @@
 //! the successor, or stands at the socket, the one that serves goes on.
 
 mod attacks;
+mod cache;
 mod ending;
 mod mesh;
 
