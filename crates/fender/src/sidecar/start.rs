@@ -100,7 +100,7 @@ pub(super) async fn start(
     let allow = sources.allow.clone();
     // Where there is a sidecar before, the cache is that one's as well: nothing in it is changed until it has handed over.
     let cache = sources.hand();
-    if let Some(socket) = &args.places.take_over
+    if let (Some(socket), Some(_)) = (&args.places.take_over, &cache)
         && upgrade::has_one_before(socket).await
     {
         give(cache.as_ref()).await?;
