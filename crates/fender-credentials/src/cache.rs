@@ -217,7 +217,7 @@ impl Opened {
     #[must_use]
     pub fn of(self, owner: &Owner) -> Cache {
         let Self { directory, key } = self;
-        let cache = Cache {
+        Cache {
             directory,
             key,
             whose: owner.to_string(),
@@ -228,9 +228,7 @@ impl Opened {
             writers: Arc::new(Semaphore::new(WRITERS)),
             #[cfg(test)]
             before: Mutex::default(),
-        };
-        cache.tidy();
-        cache
+        }
     }
 }
 
@@ -306,6 +304,12 @@ impl Cache {
 
     /// All that can be removed is, whatever cannot be: that is said, once for each thing that is wrong, and when it is over.
     fn remove_unnamed(&self, names: &BTreeSet<ObjectName>, left: &mut Left) {
+        if !left.is_tidy
+            && let Some(_held) = self.hand.hold()
+        {
+            left.is_tidy = true;
+            self.tidy();
+        }
         let files: BTreeSet<_> = names.iter().map(|name| self.file(name)).collect();
         let own = format!("{}-", self.prefix());
         // Nobody follows them any more, whoever is about to write: the same name may be back before that is done.
@@ -434,10 +438,16 @@ impl Cache {
         let sealed = format::seal(&self.key, &self.belongs(&wanted.name), kept);
         let written = sealed.and_then(|bytes| self.directory.replace(follower.file(), &bytes));
         turn.has_written();
-        if written.is_err() {
-            self.directory.remove(follower.file())?;
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) => Err(match self.directory.remove(follower.file()) {
+                Ok(_) => error,
+                Err(removal) => io::Error::new(
+                    error.kind(),
+                    format!("{error}; and what was kept before cannot be removed: {removal}"),
+                ),
+            }),
         }
-        written.map(|()| true)
     }
 
     /// Whether documents name it.

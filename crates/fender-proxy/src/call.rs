@@ -361,16 +361,10 @@ mod tests {
         (Box::new(link), theirs)
     }
 
-    #[tokio::test]
-    async fn a_request_of_which_nothing_could_be_written_is_sent_whole_on_another_connection() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (stale, gone) = pair(&listener).await;
-        gone.set_zero_linger().unwrap();
-        drop(gone);
-        let head = BytesMut::from("POST / HTTP/1.1\r\nhost: a\r\n\r\n");
+    fn call(link: Box<Link>, head: &BytesMut, framing: Framing) -> Http1Call {
         let onward = Onward {
             head: Head::Http1(head.clone()),
-            framing: Framing::None,
+            framing,
             asks: Asks::Whole,
             idempotent: false,
             upgrades: false,
@@ -378,7 +372,17 @@ mod tests {
         };
         let links = Arc::new(Semaphore::new(1));
         let pool = Arc::new(Pool::new(links, Arc::default(), Keeping::App));
-        let mut call = Http1Call::new(pool, stale, &head, &onward);
+        Http1Call::new(pool, link, head, &onward)
+    }
+
+    #[tokio::test]
+    async fn a_request_of_which_nothing_could_be_written_is_sent_whole_on_another_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (stale, gone) = pair(&listener).await;
+        gone.set_zero_linger().unwrap();
+        drop(gone);
+        let head = BytesMut::from("POST / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let mut call = call(stale, &head, Framing::None);
         let failed = poll_fn(|cx| call.poll_head(&mut Patient, cx)).await;
         assert_eq!(failed.unwrap_err().fate, Fate::Unsent);
 
@@ -437,17 +441,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (link, mut app) = pair(&listener).await;
         let head = BytesMut::from("POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n");
-        let onward = Onward {
-            head: Head::Http1(head.clone()),
-            framing: Framing::Chunked,
-            asks: Asks::Whole,
-            idempotent: false,
-            upgrades: false,
-            alone: false,
-        };
-        let links = Arc::new(Semaphore::new(1));
-        let pool = Arc::new(Pool::new(links, Arc::default(), Keeping::App));
-        let mut call = Http1Call::new(pool, link, &head, &onward);
+        let mut call = call(link, &head, Framing::Chunked);
         let mut near = Endless::default();
         let mut read = 0;
         for _ in 0..3 {

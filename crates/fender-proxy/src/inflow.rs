@@ -4,7 +4,8 @@
 //! the sake of one byte. Flow control counts neither. So a body is looked at whenever something of it has come, and what is not
 //! taken at once is copied together ([`Inflow::park`]): then what is held is what the windows let in, which are finite for all
 //! connections together. Room for more is given when bytes were passed on, never when they are parked or only taken: so what is
-//! gathered for one write, and the write that waits, are within the window of their stream.
+//! gathered for one write to an HTTP/1 application, and the write that waits, are within the window of their stream. To one that
+//! speaks HTTP/2 they are passed on when h2 has them, which holds as much as it was told to besides.
 //!
 //! For that to hold, only so much may be read of a connection before its bodies are looked at: [`crate::paced`] sees to it.
 

@@ -132,7 +132,6 @@ impl Outgoing {
             }
             self.large.pop_front();
         }
-        self.large = VecDeque::new();
         if !self.behind.is_empty() {
             self.gathered = mem::take(&mut self.behind);
             self.advance_gathered(left);
@@ -166,6 +165,8 @@ impl Outgoing {
     pub(crate) fn release(&mut self) {
         if self.is_empty() {
             self.gathered = BytesMut::new();
+            self.behind = BytesMut::new();
+            self.large = VecDeque::new();
         }
     }
 }

@@ -9,6 +9,8 @@ pub(super) const NAMED: usize = 8;
 /// What was to be removed and is still there.
 #[derive(Debug, Default)]
 pub(super) struct Left {
+    /// Whether what a crash has left half written has been looked for, once.
+    pub(super) is_tidy: bool,
     pub(super) is_something: bool,
     /// Whether somebody tries again until it is gone.
     pub(super) is_seen_to: bool,

@@ -503,41 +503,6 @@ async fn a_source_that_says_no_is_believed_and_what_is_kept_of_it_goes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_could_not_be_removed_is_removed_later_and_each_is_said_once() {
-    remember_log();
-    let world = World::new();
-    let cache = world.cache();
-    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
-    // A file system that refuses for a while: here, because there is a directory.
-    let (file, aside) = (world.file(), world.path("aside"));
-    fs::rename(&file, &aside).unwrap();
-    fs::create_dir(&file).unwrap();
-    let no = || Err(FetchError::Denied("403".to_owned()));
-    let again = Err(FetchError::Missing("404".to_owned()));
-    let mut running = Running::start(&world, [no(), again]);
-    running.first().await;
-    // Whoever hears of the second has tried to remove it because of the first.
-    running.ask_again().await;
-    running
-        .until(|state| matches!(state, State::Withdrawn(FetchError::Missing(_))))
-        .await;
-    // And because of the second: the paused clock stands still as long as a thread of the runtime works. In between there is no file.
-    // It is tried again and again, and said once.
-    tokio::time::sleep(Duration::from_secs(600)).await;
-    let cannot = "cannot remove what is kept of a credential;";
-    assert_eq!(world.logged(cannot), 1);
-    assert_eq!(world.logged("could not be removed is gone"), 0);
-    fs::remove_dir(&file).unwrap();
-    fs::rename(&aside, &file).unwrap();
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    settled(|| world.files().is_empty()).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    running.end().await;
-    assert_eq!(world.logged(cannot), 1);
-    assert_eq!(world.logged("could not be removed is gone"), 1);
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_makes_no_sense_is_no_outage() {
     let world = World::new();
     world
@@ -594,21 +559,4 @@ async fn the_same_value_keeps_the_name_of_its_generation_across_a_restart() {
         .await;
     assert_eq!(state.value().unwrap().generation, name);
     running.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_cannot_be_written_leaves_nothing_older_behind() {
-    let world = World::new();
-    let cache = world.cache();
-    cache.put(&wanted("smtp"), &world.kept("one")).unwrap();
-    let long = Fetched {
-        generation: Generation::named("x".repeat(1000)),
-        ..fetched("two")
-    };
-    let kept = Kept {
-        fetched: long,
-        ..world.kept("two")
-    };
-    assert!(cache.put(&wanted("smtp"), &kept).is_err());
-    assert_eq!(world.files(), [""; 0]);
 }

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -236,6 +237,59 @@ async fn a_handshake_may_come_byte_by_byte_and_in_tiny_fragments() {
         assert_eq!(read_exactly(&mut stream, 9).await, &b"here I am"[..]);
         assert_eq!(stream.alpn(), Some(&b"http/1.1"[..]));
         assert!(stream.tls().unwrap().peer_certificates().is_some());
+    }
+}
+
+/// What was sealed and found no room is sent once, whole and in its order.
+#[tokio::test]
+async fn a_flight_that_the_socket_does_not_take_goes_once_it_does() {
+    for version in VERSIONS {
+        let world = World::of(version);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.writable().await.unwrap();
+        let mut before = 0;
+        while let Ok(written) = ours.try_write(&[0; 4096]) {
+            before += written;
+        }
+        assert!(before > 0);
+        let mut client = Client::new(world.client, theirs);
+        client.send().await;
+        let mut accepted = pin!(Stream::accept(ours.into(), Arc::new(world.server)));
+        // It hears the client and has nowhere to answer.
+        for _ in 0..64 {
+            let waits = poll_fn(|cx| Poll::Ready(accepted.as_mut().poll(cx).is_pending()));
+            assert!(waits.await);
+            tokio::task::yield_now().await;
+        }
+        let meeting = async {
+            let mut earlier = vec![0; before];
+            client.socket.read_exact(&mut earlier).await.unwrap();
+            while client.tls.is_handshaking() {
+                client.receive().await.unwrap();
+                client.send().await;
+            }
+            client.say(b"here I am").await;
+            client
+        };
+        let (stream, mut client) = tokio::join!(accepted, meeting);
+        let mut stream = stream.map_err(|(error, _)| error).unwrap();
+        assert_eq!(read_exactly(&mut stream, 9).await, &b"here I am"[..]);
+        stream.write_all(b"so I see").await.unwrap();
+        assert_eq!(client.hear(8).await, b"so I see");
+    }
+}
+
+#[tokio::test]
+async fn who_has_ended_hears_our_end_and_then_that_of_the_socket() {
+    for version in VERSIONS {
+        let (mut client, mut stream) = World::of(version).meet().await;
+        client.tls.send_close_notify();
+        client.send().await;
+        assert_eq!(fill(&mut stream, &mut BytesMut::new()).await.unwrap(), 0);
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        assert_eq!(client.hear(1).await, b"");
+        assert_eq!(client.receive().await.unwrap(), 0);
     }
 }
 

@@ -137,6 +137,43 @@ async fn an_upload_that_stands_still_ends_and_a_conversation_does_not() {
     assert_eq!(said, b"well");
 }
 
+/// What comes is gathered for the app as far as it is there, and never waited for.
+#[tokio::test]
+async fn a_body_that_comes_piece_by_piece_goes_on_piece_by_piece() {
+    let tasks = Drain::new();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let app = raw_app(&tasks, move |mut socket| {
+        let tell = tell.clone();
+        async move {
+            head(&mut socket).await;
+            loop {
+                let mut piece = vec![0; PIECE];
+                if socket.read_exact(&mut piece).await.is_err() || tell.send(piece[0]).is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    // Small ones are copied together, large ones lie side by side.
+    const PIECE: usize = 10_000;
+    let world = World::http(app);
+    let mut peer = crate::h2c::peer(&world).await;
+    let request = Request::post("https://orders/slow").header("content-length", u32::MAX);
+    let request = request.body(()).unwrap();
+    let (_answer, mut body) = peer.send_request(request, false).unwrap();
+    for which in 0..40 {
+        let piece = vec![which; PIECE];
+        let (large, small) = piece.split_at(PIECE - 1000 * usize::from(which % 2));
+        for part in [large, small] {
+            if !part.is_empty() {
+                body.send_data(part.to_vec().into(), false).unwrap();
+            }
+        }
+        assert_eq!(soon(told.recv()).await, Some(which));
+    }
+}
+
 #[tokio::test]
 async fn uploads_that_the_app_does_not_take_hold_up_no_other() {
     let directory = tempfile::tempdir().unwrap();

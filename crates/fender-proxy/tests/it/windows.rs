@@ -38,7 +38,11 @@ async fn client(world: &World, from: &str) -> Client {
 impl Client {
     /// Begins a request and sends as much of its body as is let in; how much that was.
     async fn fill(&mut self) -> (usize, SendStream<Bytes>) {
-        let request = Request::post("https://o/waits").body(()).unwrap();
+        self.fill_by(Request::post("https://o/waits").body(()).unwrap())
+            .await
+    }
+
+    async fn fill_by(&mut self, request: Request<()>) -> (usize, SendStream<Bytes>) {
         let mut sender = soon(self.sender.clone().ready()).await.unwrap();
         let (_, mut stream) = sender.send_request(request, false).unwrap();
         let mut sent = 0;
@@ -56,6 +60,35 @@ impl Client {
             sent += room;
         }
     }
+}
+
+/// What is gathered for one write and what the write left are within the window: it opens when something was written.
+#[tokio::test]
+async fn of_a_body_that_the_app_does_not_read_no_more_is_held_than_the_window_of_its_stream() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let mut port = inbound(nobody().await, Protocol::Http);
+    port.app = fender_config::AppAddress::Unix(socket);
+    let world = World::start(vec![port], vec![], Limits::default());
+    let mut client = client(&world, "127.0.0.1").await;
+    let request = Request::post("https://o/").header("content-length", u32::MAX);
+    let filling = client.fill_by(request.body(()).unwrap());
+    let asked = async {
+        let (mut app, _) = listener.accept().await.unwrap();
+        let _ = head(&mut app).await;
+        app
+    };
+    let ((sent, _stream), app) = soon(async { tokio::join!(filling, asked) }).await;
+    // Nobody else runs meanwhile: it is what the kernel holds.
+    let (mut written, mut room) = (0, vec![0; 64 * 1024]);
+    app.readable().await.unwrap();
+    while let Ok(read) = app.try_read(&mut room) {
+        written += read;
+    }
+    assert!(written > 0);
+    let held = sent - written;
+    assert!((1..=STREAM).contains(&held), "{held} of {sent}");
 }
 
 #[tokio::test]

@@ -217,7 +217,7 @@ pub(super) async fn start(
     }
 
     // Certificates for consumers, from whoever issues them; and the data plane.
-    let (owns_state, owned) = watch::channel(tenure == Tenure::Own);
+    let (owns, owned) = watch::channel(tenure == Tenure::Own);
     let (records, recorded) = mpsc::channel(records::WAITING);
     drains.work.spawn(records::carry(
         recorded,
@@ -232,7 +232,7 @@ pub(super) async fn start(
             let challenges = Arc::new(Challenges::default());
             let settings = fender_providers::acme::Settings {
                 state: args.source.state.clone(),
-                owned,
+                owned: owned.clone(),
                 answers: Arc::new(acme::AtThePorts(Arc::clone(&challenges))),
                 clock: Arc::clone(&clock),
             };
@@ -269,7 +269,8 @@ pub(super) async fn start(
         .transpose()
         .map_err(Failure::unavailable)?;
     status.set_started(proxy);
-    let requests = open_upgrade_socket(args, &listeners, &feed, own, cache.clone(), drains)?;
+    let requests =
+        open_upgrade_socket(args, &listeners, &feed, own, (owned, cache.clone()), drains)?;
 
     let serving = Serving {
         feed,
@@ -281,7 +282,7 @@ pub(super) async fn start(
     let legacy = Legacy {
         succession,
         listeners,
-        owns_state,
+        owns,
         cache,
     };
     Ok((serving, legacy))
@@ -291,8 +292,8 @@ pub(super) async fn start(
 pub(super) struct Legacy {
     succession: Option<Succession>,
     listeners: Listeners,
-    /// Whoever waits to write into the state directory.
-    owns_state: watch::Sender<bool>,
+    /// Whoever waits for what it takes over: to write into the state directory, and to hand it on.
+    owns: watch::Sender<bool>,
     /// What is kept of credentials: not this one's to change before it is told so.
     cache: Option<Hand>,
 }
@@ -310,6 +311,7 @@ impl Legacy {
             tracing::info!(%listen, "no longer listening where the sidecar before did");
         }
         let Some(state) = &serving.feed.state else {
+            self.owns.send_replace(true);
             return Ok(());
         };
         let received = match lock {
@@ -325,7 +327,7 @@ impl Legacy {
             (Received::Behind, Some(session)) => session.keep_identity().await,
             (Received::Behind | Received::Nothing | Received::AnotherOne, _) => {}
         }
-        self.owns_state.send_replace(true);
+        self.owns.send_replace(true);
         Ok(())
     }
 }
@@ -380,7 +382,7 @@ fn open_upgrade_socket(
     listeners: &Listeners,
     feed: &Feed,
     own: upgrade::Own,
-    cache: Option<Hand>,
+    (owned, cache): (watch::Receiver<bool>, Option<Hand>),
     drains: &Drains,
 ) -> Result<mpsc::Receiver<Request>, Failure> {
     let (requests, requested) = mpsc::channel(REQUESTS);
@@ -400,6 +402,7 @@ fn open_upgrade_socket(
         own,
         state: feed.state.clone(),
         cache,
+        owned,
         ending: drains.inbound.clone(),
         requests,
         turn: Mutex::default(),

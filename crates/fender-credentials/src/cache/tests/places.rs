@@ -243,11 +243,12 @@ fn what_a_crash_has_left_is_removed_at_the_next_start() {
         .path("cache")
         .join(format!(".{name}.0011223344556677"));
     fs::write(&left, CANARY).unwrap();
-    world.cache();
+    let start = || world.cache().retain(BTreeSet::from([wanted("smtp").name]));
+    start();
     assert_eq!(world.files().len(), 2, "somebody may be writing it");
     let file = fs::File::options().write(true).open(&left).unwrap();
     file.set_modified(std::time::UNIX_EPOCH).unwrap();
-    world.cache();
+    start();
     assert_eq!(world.files(), [name]);
 }
 

@@ -201,7 +201,9 @@ impl Call {
             };
             if !goes_on {
                 self.sending = None;
+                // What the app does not want is held no more either.
                 self.held = Bytes::new();
+                near.passed_on();
             }
         }
     }

@@ -13,7 +13,7 @@ use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::listen::{Listener, Listeners, Socket};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use super::proof::{Nonces, Own, Side};
 use super::wire::{Message, PROTOCOL, Talk, Wants};
@@ -34,6 +34,8 @@ pub(crate) struct Desk {
     pub(crate) state: Option<StateDir>,
     /// What is kept of credentials, which one of two sidecars changes.
     pub(crate) cache: Option<Hand>,
+    /// Whether all of that is this sidecar's yet, and not another's before.
+    pub(crate) owned: watch::Receiver<bool>,
     /// Stops when there is nothing left to hand over.
     pub(crate) ending: Drain,
     pub(crate) requests: mpsc::Sender<Request>,
@@ -163,6 +165,12 @@ impl Desk {
         };
         if *turn == Turn::Over || self.ending.is_stopping() {
             return refuse(&talk, "this sidecar serves no more: it is about to end").await;
+        }
+        let mut owned = self.owned.clone();
+        let is_owned = limit.bound(owned.wait_for(|owned| *owned)).await;
+        if !is_owned.is_ok_and(|owned| owned.is_ok()) {
+            let why = "what this sidecar would hand over is not its own yet: try again";
+            return refuse(&talk, why).await;
         }
         if let Err(error) = self.introduce(&mut talk, limit).await {
             refuse(&talk, format!("{error:#}")).await?;
