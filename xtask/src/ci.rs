@@ -10,6 +10,16 @@ use crate::{docs, layers, prepare, test};
 
 const CARGO_DENY: &str = "0.20.2";
 
+/// Features that are built by themselves: the sidecar alone, and each of the others without what it does not bring with it.
+const BUILDS: [&str; 6] = [
+    "",
+    "agent",
+    "administration",
+    "stores",
+    "acme",
+    "standalone",
+];
+
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("format", || {
@@ -31,20 +41,25 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         ];
         run_command(&mut cargo(root, &arguments))
     })?;
-    steps.step("lints of the sidecar alone", || {
-        let arguments = [
-            "clippy",
-            "--locked",
-            "--package",
-            "fender",
-            "--no-default-features",
-            "--",
-            "-D",
-            "warnings",
-        ];
-        run_command(&mut cargo(root, &arguments))
+    steps.step("lints of the builds that leave something out", || {
+        BUILDS.iter().try_for_each(|features| {
+            let build = ["clippy", "--locked", "--package", "fender"];
+            let lints = ["--no-default-features", "--features", features];
+            run_command(
+                cargo(root, &build)
+                    .args(lints)
+                    .args(["--", "-D", "warnings"]),
+            )
+        })
     })?;
     steps.step("tests", || test::run(root, &[]))?;
+    steps.step("tests of the sidecar alone", || {
+        let build = ["test", "--locked", "--no-default-features"];
+        let units = ["--package", "fender", "--bins"];
+        run_command(cargo(root, &build).args(units))?;
+        let units = ["--package", "fender-credentials", "--lib", "sources::"];
+        run_command(cargo(root, &build).args(units))
+    })?;
     steps.step("generated reference", || docs::check(root))?;
     steps.step("documentation of the code", || {
         let arguments = ["doc", "--locked", "--workspace", "--no-deps"];

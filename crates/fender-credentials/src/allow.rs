@@ -4,10 +4,11 @@
 //! writes only below directories that somebody on this machine allowed. A document that lies on this
 //! machine was written by whoever could allow everything. Programs are allowed one by one
 //! ([`Runner`](fender_runtime::program::Runner)), and so are variables ([`Environment`](fender_providers::environment::Environment)) and
-//! secrets of AWS ([`AllowAws`](fender_providers::aws::AllowAws)).
+//! secrets of AWS (`fender_providers::aws::AllowAws`).
 
 use std::path::{Component, Path, PathBuf};
 
+#[cfg(feature = "stores")]
 use fender_providers::aws::AwsNotAllowed;
 use fender_providers::file::FileSource;
 use fender_providers::{FetchError, ReadFiles, Reading, Source};
@@ -112,7 +113,18 @@ impl NotAllowed {
         }
     }
 
+    /// A kind of source that this build has no client of, as documents call it.
+    #[cfg(not(feature = "stores"))]
+    pub(crate) fn left_out(source: &str) -> Self {
+        Self {
+            path: source.into(),
+            why: "is a source that this build of Fender leaves out: use one with the feature `stores`, which `fender --version` \
+                  lists, or have the control plane fetch it by `via: control`",
+        }
+    }
+
     /// A secret of AWS that may not be asked for.
+    #[cfg(feature = "stores")]
     pub(crate) fn aws(refused: AwsNotAllowed) -> Self {
         Self {
             path: refused.what.into(),

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "stores")]
+use fender_config::HttpsUrl;
+use fender_config::ObjectName;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
-use fender_config::{HttpsUrl, ObjectName};
 use fender_providers::command::CommandSource;
 use fender_providers::docker::DockerSource;
 use fender_providers::environment::Environment;
 use fender_providers::file::FileSource;
-use fender_providers::{AtEnd, FetchError, Fetched, Followed, State, Stores, Workload};
+use fender_providers::{AtEnd, FetchError, Fetched, Followed, State};
+#[cfg(feature = "stores")]
+use fender_providers::{Stores, Workload};
 use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
@@ -57,6 +61,7 @@ pub struct Sources {
     pub clock: SharedClock,
     pub remote: Arc<dyn RemoteSecrets>,
     /// What several credentials come from.
+    #[cfg(feature = "stores")]
     stores: Stores,
     /// Where what was fetched last is kept, if it is.
     pub(crate) cache: Option<Arc<Cache>>,
@@ -73,20 +78,27 @@ impl Sources {
         clock: SharedClock,
         drain: &Drain,
     ) -> Self {
-        let aws = environment.aws().clone();
-        let stores = Stores::new(allow.clone(), aws, at_end, Arc::clone(&clock), drain);
+        #[cfg(feature = "stores")]
+        let stores = {
+            let aws = environment.aws().clone();
+            Stores::new(allow.clone(), aws, at_end, Arc::clone(&clock), drain)
+        };
+        #[cfg(not(feature = "stores"))]
+        let _ = (at_end, drain);
         Self {
             allow,
             programs,
             environment,
             clock,
             remote,
+            #[cfg(feature = "stores")]
             stores,
             cache: None,
         }
     }
 
     /// The same in a cluster of Kubernetes, whose API is here.
+    #[cfg(feature = "stores")]
     #[must_use]
     pub fn in_cluster(mut self, api: Option<HttpsUrl>) -> Self {
         self.stores = self.stores.in_cluster(api);
@@ -94,6 +106,7 @@ impl Sources {
     }
 
     /// The same, of a process whose workload can log in to stores as itself.
+    #[cfg(feature = "stores")]
     #[must_use]
     pub fn of_workload(mut self, workload: Arc<dyn Workload>) -> Self {
         self.stores = self.stores.of_workload(workload);
@@ -175,6 +188,7 @@ impl Sources {
                 let source = self.environment.source(variable);
                 Ok(fender_providers::follow(source, clock, drain))
             }
+            #[cfg(feature = "stores")]
             CredentialSource::Direct(Origin::Vault(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
@@ -185,6 +199,7 @@ impl Sources {
                     drain,
                 ))
             }
+            #[cfg(feature = "stores")]
             CredentialSource::Direct(Origin::KubernetesSecret(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
@@ -195,6 +210,7 @@ impl Sources {
                     drain,
                 ))
             }
+            #[cfg(feature = "stores")]
             CredentialSource::Direct(Origin::Aws(secret)) => {
                 self.stores.check_aws(secret).map_err(NotAllowed::aws)?;
                 for file in secret.files() {
@@ -206,6 +222,7 @@ impl Sources {
                     drain,
                 ))
             }
+            #[cfg(feature = "stores")]
             CredentialSource::Direct(Origin::Age(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
@@ -216,6 +233,7 @@ impl Sources {
                     drain,
                 ))
             }
+            #[cfg(feature = "stores")]
             CredentialSource::Direct(Origin::Sops(secret)) => {
                 for file in secret.files() {
                     self.allow.check(&file)?;
@@ -226,6 +244,18 @@ impl Sources {
                     drain,
                 ))
             }
+            #[cfg(not(feature = "stores"))]
+            CredentialSource::Direct(Origin::Vault(_)) => Err(NotAllowed::left_out("vault")),
+            #[cfg(not(feature = "stores"))]
+            CredentialSource::Direct(Origin::KubernetesSecret(_)) => {
+                Err(NotAllowed::left_out("kubernetesSecret"))
+            }
+            #[cfg(not(feature = "stores"))]
+            CredentialSource::Direct(Origin::Aws(_)) => Err(NotAllowed::left_out("aws")),
+            #[cfg(not(feature = "stores"))]
+            CredentialSource::Direct(Origin::Age(_)) => Err(NotAllowed::left_out("age")),
+            #[cfg(not(feature = "stores"))]
+            CredentialSource::Direct(Origin::Sops(_)) => Err(NotAllowed::left_out("sops")),
         }
     }
 }

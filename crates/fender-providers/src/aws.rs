@@ -29,8 +29,8 @@ use fender_config::snapshot::{AwsPlace, AwsSecret, AwsService, AwsStore};
 use fender_runtime::clock::SharedClock;
 use tokio::time::Instant;
 
+use crate::host::ReadFiles;
 use crate::known::Known;
-use crate::stores::ReadFiles;
 use crate::{FetchError, Fetched, Source};
 use chain::Chain;
 use desk::Desk;

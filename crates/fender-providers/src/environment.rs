@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use fender_identity::Secret;
 
+#[cfg(feature = "stores")]
 use crate::aws::AwsAccess;
 use crate::{FetchError, Fetched, Generation, Source};
 
@@ -20,6 +21,7 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     variables: Arc<BTreeMap<String, Result<Fetched, Nothing>>>,
+    #[cfg(feature = "stores")]
     aws: AwsAccess,
 }
 
@@ -48,17 +50,20 @@ impl Environment {
         });
         Self {
             variables: Arc::new(variables.collect()),
+            #[cfg(feature = "stores")]
             aws: AwsAccess::default(),
         }
     }
 
     /// The same, with credentials for AWS.
+    #[cfg(feature = "stores")]
     #[must_use]
     pub fn with_aws(self, aws: AwsAccess) -> Self {
         Self { aws, ..self }
     }
 
     /// What this machine has for AWS, and what documents may do with it.
+    #[cfg(feature = "stores")]
     pub fn aws(&self) -> &AwsAccess {
         &self.aws
     }

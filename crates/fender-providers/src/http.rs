@@ -6,6 +6,7 @@
 //! the environment, no cookie is kept, nothing is tried twice.
 
 mod roots;
+#[cfg(feature = "stores")]
 mod stream;
 mod wish;
 
@@ -15,26 +16,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::{HttpsUrl, StoreUrl};
+#[cfg(feature = "stores")]
+use fender_identity::Svid;
 use fender_identity::tls::{
     ShownCertificate, TlsError, TlsProfile, TlsVersion, client_dns, client_dns_showing,
     client_of_nobody,
 };
-use fender_identity::{PemError, Secret, Svid, certificates_from_pem};
+use fender_identity::{PemError, Secret, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use http::{Request, Response};
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+#[cfg(feature = "stores")]
+use reqwest::header::RETRY_AFTER;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 
 pub(crate) use roots::system_roots;
+#[cfg(feature = "stores")]
 pub(crate) use stream::Streamed;
-#[cfg(test)]
+#[cfg(all(test, feature = "stores"))]
 pub(crate) use stream::{Part, Parts};
 pub(crate) use wish::Wish;
 
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
-/// Streams of HTTP/2 share a connection, and are no more than its server likes: who streams for long has one of his own.
-const ALPN_OF_STREAMS: &[&[u8]] = &[b"http/1.1"];
 /// How often a connection is looked at on which nothing comes.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -79,6 +83,7 @@ pub enum Method {
 pub struct Answer {
     pub status: u16,
     /// When to come back, as the server wishes.
+    #[cfg(feature = "stores")]
     pub(crate) wish: Option<Wish>,
     pub body: Secret,
 }
@@ -112,6 +117,7 @@ impl HttpClient {
     }
 
     /// The same, where that certificate is the workload's own.
+    #[cfg(feature = "stores")]
     pub(crate) fn known_as(
         svid: &Svid,
         roots: &[u8],
@@ -121,18 +127,6 @@ impl HttpClient {
         let roots = certificates_from_pem(roots)?;
         let clock = Arc::new(TlsClock(clock));
         let tls = client_dns(&profile(), Some(svid), roots, ALPN, clock)?;
-        Self::with(tls, Scheme::Https, limit)
-    }
-
-    /// For answers that are streamed: each has a connection of its own, of which a line may weigh `limit` bytes.
-    pub(crate) fn streaming(
-        roots: &[u8],
-        limit: usize,
-        clock: SharedClock,
-    ) -> Result<Self, HttpClientError> {
-        let roots = certificates_from_pem(roots)?;
-        let clock = Arc::new(TlsClock(clock));
-        let tls = client_dns(&profile(), None, roots, ALPN_OF_STREAMS, clock)?;
         Self::with(tls, Scheme::Https, limit)
     }
 
@@ -171,24 +165,10 @@ impl HttpClient {
         let (head, body) = self.execute(self.request(question)?, deadline).await?;
         Ok(Answer {
             status: head.status().as_u16(),
+            #[cfg(feature = "stores")]
             wish: head.headers().get(RETRY_AFTER).and_then(Wish::read),
             body: Secret::new(body),
         })
-    }
-
-    /// Asks, and waits for the head of the answer until the deadline.
-    pub(crate) async fn open<U: Url>(
-        &self,
-        question: Question<'_, U>,
-        deadline: Deadline,
-    ) -> Result<Streamed, HttpError> {
-        let request = self.request(question)?;
-        let opened = deadline.bound(self.inner.execute(request)).await;
-        let response = opened.map_err(|_| HttpError::TimedOut)?;
-        let response = response.map_err(unreachable)?;
-        let status = response.status().as_u16();
-        let wish = response.headers().get(RETRY_AFTER).and_then(Wish::read);
-        Ok(Streamed::new(status, wish, Box::new(response), self.limit))
     }
 
     /// The same for who has a protocol of its own to speak, and no secret in what comes back.

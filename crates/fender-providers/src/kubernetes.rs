@@ -24,8 +24,8 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
+use crate::host::ReadFiles;
 use crate::known::Known;
-use crate::stores::ReadFiles;
 use crate::{FetchError, Fetched, Source, Standing, whole};
 use api::{Api, Dial, DialHttps};
 use follow::{Follower, Seen};

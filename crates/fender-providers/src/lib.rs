@@ -7,29 +7,45 @@
 //! It delivers nothing, decides nobody's access and keeps no secret on disk; but for what [`acme`] got, in the sidecar's own
 //! state directory.
 
+#[cfg(feature = "stores")]
 mod budget;
+#[cfg(feature = "client")]
 #[cfg(test)]
 mod exchange;
+#[cfg(feature = "stores")]
 mod fields;
 mod hidden;
+mod host;
 mod known;
+#[cfg(feature = "stores")]
 mod said;
+#[cfg(feature = "stores")]
 mod schedule;
+#[cfg(feature = "stores")]
 mod sealed;
 mod state;
+#[cfg(feature = "stores")]
 mod stores;
+#[cfg(feature = "stores")]
 mod whole;
 
+#[cfg(feature = "acme")]
 pub mod acme;
+#[cfg(feature = "stores")]
 pub mod age;
+#[cfg(feature = "stores")]
 pub mod aws;
 pub mod command;
 pub mod docker;
 pub mod environment;
 pub mod file;
+#[cfg(feature = "client")]
 pub mod http;
+#[cfg(feature = "stores")]
 pub mod kubernetes;
+#[cfg(feature = "stores")]
 pub mod sops;
+#[cfg(feature = "stores")]
 pub mod vault;
 
 use std::fmt;
@@ -47,8 +63,10 @@ pub mod fuzzing {
     }
 }
 
+pub use host::{AtEnd, ReadFiles, Reading, Workload};
 pub use state::{Confirmed, Followed, State, follow, watch};
-pub use stores::{AtEnd, ReadFiles, Reading, Stores, Workload};
+#[cfg(feature = "stores")]
+pub use stores::Stores;
 
 /// Where one secret comes from.
 pub trait Source: Send + Sync + 'static {

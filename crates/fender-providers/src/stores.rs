@@ -4,59 +4,23 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
-use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use fender_config::HttpsUrl;
 use fender_config::snapshot::{
     AgeSecret, AwsSecret, KubernetesSecret, SopsFile, SopsSecret, VaultSecret,
 };
-use fender_identity::{Secret, Svid};
+use fender_identity::Secret;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
-use tokio::sync::watch;
 
-use crate::FetchError;
 use crate::age::{self, AgeSource};
 use crate::aws::{Aws, AwsAccess, AwsNotAllowed, AwsSource};
+use crate::host::{AtEnd, ReadFiles, Workload};
 use crate::kubernetes::{Clusters, KubernetesSource};
 use crate::sealed::Pair;
 use crate::sops::{self, Document, SopsSource};
 use crate::vault::{VaultSource, Vaults};
-
-/// A secret on its way from a file.
-pub type Reading<'a> = Pin<Box<dyn Future<Output = Result<Secret, FetchError>> + Send + 'a>>;
-
-/// Reads the files that documents name, where this machine lets documents name them.
-pub trait ReadFiles: fmt::Debug + Send + Sync + 'static {
-    /// The whole of a file of at most `limit` bytes.
-    fn read<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a>;
-
-    /// The same of a file that opens others: refused if anybody but root and this process's user may read or write it.
-    fn read_private<'a>(&'a self, path: &'a Path, limit: u64) -> Reading<'a>;
-}
-
-/// Who this process's workload is, to stores that it logs in to as itself.
-pub trait Workload: fmt::Debug + Send + Sync + 'static {
-    /// Its certificate, as it is and as it changes.
-    fn svid(&self) -> watch::Receiver<Arc<Svid>>;
-
-    /// A JWT-SVID for whoever goes by the name `audience`.
-    fn token<'a>(&'a self, audience: &'a str) -> Reading<'a>;
-}
-
-/// What becomes of the leases that are held, when this process ends.
-pub trait AtEnd: Send + Sync + 'static {
-    /// Whether somebody goes on using what was leased.
-    fn keep_leases(&self) -> bool;
-}
-
-impl<F: Fn() -> bool + Send + Sync + 'static> AtEnd for F {
-    fn keep_leases(&self) -> bool {
-        self()
-    }
-}
 
 /// Every store that is asked, and every encrypted file that is read. Clones are the same.
 #[derive(Clone)]

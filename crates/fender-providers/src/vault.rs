@@ -30,8 +30,8 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::host::{AtEnd, ReadFiles, Workload};
 use crate::known::Known;
-use crate::stores::{AtEnd, ReadFiles, Workload};
 use crate::{FetchError, Fetched, Source, Standing};
 use dial::{Dial, DialHttp};
 use place::Place;

@@ -1,7 +1,6 @@
-//! The administrator's commands: apply, token, status, explain, svid.
+//! The administrator's commands: apply, token, svid, ca.
 //!
-//! Each is one call to the control plane with the administrator's certificate, or, for a single
-//! sidecar, one request at its admin socket. Nothing is decided here: the control plane is.
+//! Each is one call to the control plane with the administrator's certificate. Nothing is decided here: the control plane does.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,10 +19,10 @@ use fender_runtime::clock;
 use fender_runtime::deadline::Deadline;
 use serde_json::Value;
 
-use crate::cli::{self, Output};
+use crate::cli;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::source::control;
-use crate::{load, local, print, render};
+use crate::{load, print, render};
 
 /// One call, connection included.
 pub(crate) const CALL_TIME: Duration = Duration::from_secs(20);
@@ -127,77 +126,6 @@ pub(crate) async fn create_token(args: cli::TokenCreate) -> Outcome {
     }
 }
 
-async fn credentials(args: cli::StatusCredentials) -> Outcome {
-    let mut control = connect(&args.admin).await?;
-    let held = control
-        .credentials(
-            args.namespace.as_deref(),
-            args.credential.as_ref(),
-            Deadline::after(CALL_TIME),
-        )
-        .await
-        .map_err(refused)?;
-    show(args.output, &render::credentials_json(&held), |held| {
-        render::credentials_text(held, terminal_width())
-    })
-}
-
-pub(crate) async fn status(args: cli::Status) -> Outcome {
-    if let Some(cli::StatusOf::Credentials(args)) = args.of {
-        return credentials(args).await;
-    }
-    if let Some(socket) = &args.sidecar {
-        if args.ready {
-            let ready = local::ready(socket).await;
-            return ready.map(|()| Exit::Done).map_err(Failure::unavailable);
-        }
-        let status = local::get_json(socket, "/status")
-            .await
-            .map_err(Failure::unavailable)?;
-        return show(args.output, &status, render::sidecar_text);
-    }
-    let mut control = connect(&args.admin).await?;
-    let status = control
-        .status(
-            args.namespace.as_deref(),
-            args.workload.as_ref(),
-            Deadline::after(CALL_TIME),
-        )
-        .await
-        .map_err(refused)?;
-    show(args.output, &render::status_json(&status), |status| {
-        render::status_text(status, terminal_width())
-    })
-}
-
-pub(crate) async fn explain(args: cli::Explain) -> Outcome {
-    let id = args.id.parse().map_err(|_| {
-        Failure::usage(format!("`{}` is not a decision id: it is the 32 hexadecimal digits in the header x-fender-decision", args.id))
-    })?;
-    let decision = match &args.sidecar {
-        Some(socket) => local::get(socket, &format!("/decisions/{id}"))
-            .await
-            .map_err(Failure::unavailable)?,
-        None => {
-            let record = connect(&args.admin)
-                .await?
-                .explain(id, Deadline::after(CALL_TIME))
-                .await
-                .map_err(refused)?;
-            Some(render::decision_json(&record))
-        }
-    };
-    let Some(decision) = decision else {
-        return Err(Failure::new(
-            Exit::Missing,
-            anyhow::anyhow!(
-                "no decision `{id}` is kept by this sidecar; ask the control plane, or another sidecar"
-            ),
-        ));
-    };
-    show(args.output, &decision, render::decision_text)
-}
-
 pub(crate) async fn write_svid(args: cli::SvidWrite) -> Outcome {
     let mut control = connect(&args.admin).await?;
     let deadline = Deadline::after(CALL_TIME);
@@ -286,12 +214,6 @@ pub(crate) fn refused(error: AdminError) -> Failure {
     }
 }
 
-/// Of standard output, if it is a terminal that says so.
-fn terminal_width() -> Option<usize> {
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
-    (size.ws_col > 0).then(|| usize::from(size.ws_col))
-}
-
 fn problem_line(problem: &Problem) -> String {
     let place = match (problem.file.as_str(), problem.line) {
         // What is wrong with all of them together is nowhere.
@@ -305,14 +227,6 @@ fn problem_line(problem: &Problem) -> String {
         format!("\n    help: {}", problem.help)
     };
     format!("{place}{} [{}]{help}", problem.message, problem.code)
-}
-
-pub(crate) fn show(output: Output, value: &Value, table: impl Fn(&Value) -> String) -> Outcome {
-    let value = render::tame(value);
-    match output {
-        Output::Json => print(&format!("{value:#}\n")),
-        Output::Table => print(&table(&value)),
-    }
 }
 
 /// What can be seen of a file's place before there is anything to write.

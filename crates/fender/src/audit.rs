@@ -15,8 +15,9 @@ use fender_runtime::deadline::Deadline;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::admin::{CALL_TIME, connect, refused, show};
+use crate::admin::{CALL_TIME, connect, refused};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::status::show;
 use crate::{cli, print, render};
 
 /// What `fender audit-log list` shows unless it is told how many.

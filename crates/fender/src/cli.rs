@@ -3,33 +3,46 @@
 //! These types are what was typed. They hold paths and names, never a secret: a token or a key
 //! is given as a file, so that it shows neither in `ps` nor in a shell's history.
 
+#[cfg(feature = "administration")]
 mod administration;
+#[cfg(feature = "agent")]
+mod agent;
 #[cfg(feature = "control-plane")]
 mod plane;
 mod programs;
+mod status;
 
 use std::net::SocketAddr;
 use std::path::{Component, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+#[cfg(feature = "administration")]
+use std::time::SystemTime;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
+#[cfg(feature = "administration")]
 use fender_runtime::clock::UnixTime;
 use fender_runtime::lines;
 use fender_runtime::listen::{ListenAddress, LocalAddress};
 use fender_runtime::telemetry::LogFormat;
 
+use crate::features;
+
+#[cfg(feature = "administration")]
 pub(crate) use administration::*;
+#[cfg(feature = "agent")]
+pub(crate) use agent::*;
 #[cfg(feature = "control-plane")]
 pub(crate) use plane::*;
 pub(crate) use programs::*;
+pub(crate) use status::*;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 64 bad usage or documents, 66 credential missing, 69 unavailable, \
 75 timeout, 77 refused; a supervised application's own code otherwise.";
 
 #[derive(Parser, Debug)]
-#[command(name = "fender", version, about = "The security sidecar: credentials, TLS, identity and authorization beside an application", after_help = AFTER_HELP)]
+#[command(name = "fender", version, long_version = features::VERSION.as_str(), about = "The security sidecar: credentials, TLS, identity and authorization beside an application", after_help = AFTER_HELP)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) log: Log,
@@ -82,6 +95,9 @@ pub(crate) enum Command {
     #[cfg(feature = "control-plane")]
     #[command(flatten)]
     Plane(Plane),
+    /// Run the agent of a node: it attests processes and containers of this host
+    #[cfg(feature = "agent")]
+    Agent(Agent),
     /// Run the sidecar beside an application
     Sidecar(Box<Sidecar>),
     /// Replace a running sidecar by the program that lies at its path now, without a connection lost
@@ -97,35 +113,50 @@ pub(crate) enum Command {
     /// Ask a sidecar for a credential at its credentials socket, and write the value to standard output
     Get(Get),
     /// Validate documents and make them the mesh's next revision
+    #[cfg(feature = "administration")]
     Apply(Apply),
     /// Which revisions of the documents there are, and what they say
+    #[cfg(feature = "administration")]
     Revisions(Revisions),
     /// Show what differs between revisions, or between one and a directory, document by document
+    #[cfg(feature = "administration")]
     Diff(Diff),
     /// Make a join token, with which one sidecar proves who it is
+    #[cfg(feature = "administration")]
     #[command(subcommand)]
     Token(Token),
     /// Show workloads, certificates and connected sidecars
+    #[cfg_attr(
+        not(feature = "administration"),
+        command(about = "Show what a sidecar does and how it is")
+    )]
     Status(Status),
     /// Show why a request or connection was denied
     Explain(Explain),
     /// Certificates for people
+    #[cfg(feature = "administration")]
     #[command(subcommand)]
     Svid(SvidCommand),
     /// The certificate authority
+    #[cfg(feature = "administration")]
     #[command(subcommand)]
     Ca(Ca),
     /// End certificates before their time, open connections included
+    #[cfg(feature = "administration")]
     #[command(subcommand)]
     Revoke(Revoke),
     /// Show what was revoked and may still be in use
+    #[cfg(feature = "administration")]
     Revocations(Revocations),
     /// Write the revocation lists of the mesh's authorities, for servers that are not Fender
+    #[cfg(feature = "administration")]
     Crl(Crl),
     /// Who asked the control plane for what, when, and what became of it
+    #[cfg(feature = "administration")]
     #[command(subcommand)]
     AuditLog(AuditLog),
     /// Print the JSON Schema of the documents
+    #[cfg(feature = "standalone")]
     Schema,
     /// Started by a sidecar and by the control plane, to run programs for them
     #[command(hide = true, name = "run-programs")]
@@ -146,6 +177,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write it like `90s`, `10m` or `8h`"))
 }
 
+#[cfg(feature = "administration")]
 fn moment(text: &str) -> Result<UnixTime, String> {
     let moment = humantime::parse_rfc3339(text)
         .map_err(|error| format!("{error}; write it like `2027-01-31T08:00:00Z`"))?;

@@ -13,6 +13,7 @@ use fender_credentials::cache::Owner;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::supervise::RestartOn;
 use fender_credentials::{Gathered, gather};
+#[cfg(feature = "stores")]
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::clock;
@@ -42,8 +43,10 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     }
     let mut prepared = None;
     // Before any thread, and so that the command does not inherit them.
-    let alone = args.source.config.as_deref();
-    let alone = alone.map(source::read_standalone).transpose()?;
+    let alone = match &args.source.config {
+        Some(file) => Some(source::read_standalone(file)?),
+        None => None,
+    };
     let alone = alone.map(|alone| Alone {
         name: alone.name().clone(),
         specs: alone.credentials().collect(),
@@ -52,11 +55,14 @@ pub(crate) fn run(args: cli::Exec) -> Outcome {
     let named = named.filter_map(variables::of);
     let allowed = args.source.allow_environment.iter().map(String::as_str);
     let taken = variables::take(named.chain(allowed).map(ToOwned::to_owned));
-    let (asked, allow) = match &alone {
-        Some(alone) => (alone.specs.iter().any(variables::is_of_aws), AllowAws::Any),
-        None => variables::allowed_aws(&args.source.allow_aws),
+    #[cfg(feature = "stores")]
+    let taken = {
+        let (asked, allow) = match &alone {
+            Some(alone) => (alone.specs.iter().any(variables::is_of_aws), AllowAws::Any),
+            None => variables::allowed_aws(&args.source.allow_aws),
+        };
+        taken.with_aws(variables::take_aws(asked, allow))
     };
-    let taken = taken.with_aws(variables::take_aws(asked, allow));
     single(async {
         prepared = Some(environment(&args, alone, taken).await?);
         Ok(Exit::Done)

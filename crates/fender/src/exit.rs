@@ -99,6 +99,7 @@ impl Failure {
         Self::new(Exit::Unavailable, error)
     }
 
+    #[cfg(feature = "administration")]
     pub(crate) fn context(mut self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
         self.error = self.error.context(what);
         self

@@ -4,17 +4,24 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "administration")]
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+#[cfg(feature = "administration")]
+use anyhow::bail;
+use anyhow::{Context, Result};
 use fender_config::Source;
 
 /// One byte more than the parser accepts is enough to be told so by name.
 const FILE_LIMIT: u64 = fender_config::MAX_SOURCE_BYTES as u64 + 1;
+#[cfg(feature = "administration")]
 const FILES_LIMIT: usize = 1_000;
+#[cfg(feature = "administration")]
 const DEPTH_LIMIT: usize = 8;
 
 /// Reads what `path` names; file names in problems are as the person wrote them.
+#[cfg(feature = "administration")]
 pub(crate) fn documents(path: &Path) -> Result<Vec<Source>> {
     let metadata =
         fs::metadata(path).with_context(|| format!("read documents from `{}`", path.display()))?;
@@ -51,6 +58,7 @@ pub(crate) fn source(file: &Path) -> Result<Source> {
     Ok(Source { name, text })
 }
 
+#[cfg(feature = "administration")]
 fn collect(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
     if depth > DEPTH_LIMIT {
         bail!(
@@ -92,6 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "administration")]
     fn a_directory_is_read_in_name_order_without_hidden_files() {
         let directory = tempfile::tempdir().unwrap();
         for name in ["b.yaml", "a.yml", ".hidden.yaml", "notes.txt"] {
@@ -108,6 +117,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "administration")]
     fn an_empty_directory_is_an_error_that_says_what_was_looked_for() {
         let directory = tempfile::tempdir().unwrap();
         let error = documents(directory.path()).unwrap_err().to_string();

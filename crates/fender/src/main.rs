@@ -4,24 +4,29 @@
 //! It decides nothing about identity, policy or protocol: it hands each crate what it needs and
 //! starts them in order. `sidecar::run` and `control::run` show each program whole.
 
+#[cfg(feature = "administration")]
 mod admin;
 mod admin_socket;
-#[cfg(feature = "control-plane")]
+#[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "administration")]
 mod audit;
 #[cfg(feature = "control-plane")]
 mod ca;
 mod cli;
 #[cfg(feature = "control-plane")]
 mod control;
+#[cfg(feature = "administration")]
 mod crl;
 #[cfg(feature = "control-plane")]
 mod demo;
 mod exec;
 mod exit;
+mod features;
 mod get;
 mod init;
 mod kept;
+#[cfg(any(feature = "administration", feature = "standalone"))]
 mod load;
 mod local;
 #[cfg(feature = "control-plane")]
@@ -29,16 +34,22 @@ mod plane;
 mod programs;
 mod reference;
 mod render;
+#[cfg(feature = "administration")]
 mod revisions;
+#[cfg(feature = "administration")]
 mod revoke;
+#[cfg(feature = "standalone")]
 mod schema;
 mod sidecar;
 mod signals;
 mod source;
+mod status;
 mod stores;
+#[cfg(feature = "administration")]
 mod tokens;
 mod upgrade;
 mod variables;
+#[cfg(feature = "stores")]
 mod workload;
 
 use std::io::Write;
@@ -46,9 +57,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 use fender_runtime::{sys, telemetry};
 
-use cli::{Ca, Cli, Command, SvidCommand, Token};
+#[cfg(feature = "administration")]
+use cli::{Ca, SvidCommand, Token};
+use cli::{Cli, Command};
 use exit::{Exit, Failure, Outcome};
 
 /// For threads that are about to end by themselves.
@@ -60,6 +74,10 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(why) = left_out(&error) {
+                let _ = telemetry::StandardError.write_all(format!("{why}\n").as_bytes());
+                return Exit::Usage.into();
+            }
             let _ = error.print();
             return if error.use_stderr() {
                 Exit::Usage.into()
@@ -75,6 +93,14 @@ fn main() -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+/// What is said of a command that this build leaves out: it is no misspelled one.
+fn left_out(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(command)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    features::left_out_command(command)
 }
 
 fn run(cli: Cli) -> Outcome {
@@ -99,6 +125,8 @@ fn run(cli: Cli) -> Outcome {
     match cli.command {
         #[cfg(feature = "control-plane")]
         Command::Plane(command) => plane::run(command, sealing),
+        #[cfg(feature = "agent")]
+        Command::Agent(args) => blocking(agent::run(args)),
         Command::Sidecar(args) => sidecar::run(*args),
         Command::Watch(args) => sidecar::run((*args).into()),
         Command::Init(args) => init::run(*args),
@@ -106,22 +134,35 @@ fn run(cli: Cli) -> Outcome {
         Command::Reload(args) => single(upgrade::reload(args)),
         Command::Exec(args) => exec::run(*args),
         Command::Get(args) => single(get::get(args)),
+        #[cfg(feature = "administration")]
         Command::Apply(args) => blocking(admin::apply(args)),
+        #[cfg(feature = "administration")]
         Command::Revisions(args) => blocking(revisions::list_or_show(args)),
+        #[cfg(feature = "administration")]
         Command::Diff(args) => blocking(revisions::diff(args)),
+        #[cfg(feature = "administration")]
         Command::Token(Token::Create(args)) => blocking(admin::create_token(args)),
+        #[cfg(feature = "administration")]
         Command::Token(Token::List(args)) => blocking(tokens::list(args)),
+        #[cfg(feature = "administration")]
         Command::Token(Token::Revoke(args)) => blocking(tokens::revoke(args)),
-        Command::Status(args) => blocking(admin::status(args)),
-        Command::Explain(args) => blocking(admin::explain(args)),
+        Command::Status(args) => blocking(status::status(args)),
+        Command::Explain(args) => blocking(status::explain(args)),
+        #[cfg(feature = "administration")]
         Command::Svid(SvidCommand::Write(args)) => blocking(admin::write_svid(args)),
+        #[cfg(feature = "administration")]
         Command::Ca(Ca::Rotate(args)) => blocking(admin::rotate_authority(args)),
         #[cfg(feature = "control-plane")]
         Command::Ca(Ca::Offline(command)) => ca::run(&command, &sealing),
+        #[cfg(feature = "administration")]
         Command::Revoke(args) => blocking(revoke::revoke(args)),
+        #[cfg(feature = "administration")]
         Command::Revocations(args) => blocking(revoke::list(args)),
+        #[cfg(feature = "administration")]
         Command::Crl(args) => blocking(crl::write(args)),
+        #[cfg(feature = "administration")]
         Command::AuditLog(args) => blocking(audit::run(args)),
+        #[cfg(feature = "standalone")]
         Command::Schema => print(&schema::text()),
         Command::RunPrograms(args) => programs::run(args),
         Command::Reference { of } => print(&reference::markdown(of)),

@@ -5,7 +5,7 @@ use fender_control::Sealing;
 
 use crate::cli::{Ca, CaCreateRoot, CaOffline, CaSignIntermediate, Command, Plane};
 use crate::exit::{Failure, Outcome};
-use crate::{agent, blocking, control, demo, single, variables};
+use crate::{blocking, control, demo, single, variables};
 
 /// What seals the authority's keys, for the commands that make or use them. To be called before threads.
 pub(crate) fn sealing(command: &Command) -> Result<Sealing, Failure> {
@@ -31,7 +31,6 @@ pub(crate) fn run(command: Plane, sealing: Sealing) -> Outcome {
             let environment = environment.with_aws(variables::take_aws(asked, allow));
             blocking(control::run(*args, sealing, environment))
         }
-        Plane::Agent(args) => blocking(agent::run(args)),
         Plane::Demo(args) => single(demo::run(&args)),
         Plane::DemoApp(args) => single(demo::app(args)),
     }

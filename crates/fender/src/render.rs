@@ -2,21 +2,30 @@
 //!
 //! Text is made from the JSON, so that the two never disagree.
 
+#[cfg(feature = "administration")]
 mod credentials;
+#[cfg(feature = "administration")]
 mod status;
+#[cfg(feature = "administration")]
 mod table;
+mod usage;
 
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "administration")]
 use fender_api::admin::{Applied, Difference, Objection, Trial};
 use fender_api::decision::DecisionRecord;
+#[cfg(feature = "administration")]
 use fender_api::proto::control::v1 as proto;
 use fender_policy::Verdict;
 use serde_json::{Value, json};
 
-pub(crate) use credentials::{credentials_json, credentials_text, usage_json};
+#[cfg(feature = "administration")]
+pub(crate) use credentials::{credentials_json, credentials_text};
+#[cfg(feature = "administration")]
 pub(crate) use status::{status_json, status_text};
+pub(crate) use usage::usage_json;
 
 /// The first second of a year with five digits, which RFC 3339 cannot tell.
 const BEYOND: u64 = 253_402_300_800;
@@ -48,6 +57,7 @@ pub(crate) fn tame(value: &Value) -> Value {
 }
 
 /// `1 workload`, `2 workloads`.
+#[cfg(feature = "administration")]
 pub(crate) fn counted(number: usize, what: &str) -> String {
     match number {
         1 => format!("1 {what}"),
@@ -56,6 +66,7 @@ pub(crate) fn counted(number: usize, what: &str) -> String {
 }
 
 /// What became of documents, or would.
+#[cfg(feature = "administration")]
 pub(crate) fn applied(answer: &Applied, trial: Trial) -> String {
     let mut out = String::new();
     for difference in &answer.differences {
@@ -82,6 +93,7 @@ pub(crate) fn applied(answer: &Applied, trial: Trial) -> String {
 }
 
 /// One document that differs, as `diff -u` shows a file.
+#[cfg(feature = "administration")]
 pub(crate) fn difference_text(difference: &Difference) -> String {
     let name = one_line(&format!("{} {}", difference.kind, difference.name));
     let lines = difference.text.lines().map(|line| {
@@ -93,6 +105,7 @@ pub(crate) fn difference_text(difference: &Difference) -> String {
 }
 
 /// What stands against documents, and what to do about each.
+#[cfg(feature = "administration")]
 pub(crate) fn objections(all: &[Objection]) -> String {
     let lines = all.iter().map(|objection| {
         let help = match objection.help.as_str() {
@@ -104,6 +117,7 @@ pub(crate) fn objections(all: &[Objection]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+#[cfg(feature = "administration")]
 fn one_line(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }
@@ -181,6 +195,7 @@ pub(crate) fn decision_text(decision: &Value) -> String {
     out
 }
 
+#[cfg(feature = "administration")]
 pub(crate) fn authority_json(authority: &proto::Authority) -> Value {
     json!({
         "subject": authority.subject,

@@ -7,9 +7,10 @@ use fender_api::proto::control::v1::{Document, Revision};
 use fender_runtime::deadline::Deadline;
 use serde_json::{Value, json};
 
-use crate::admin::{CALL_TIME, connect, refused, show};
+use crate::admin::{CALL_TIME, connect, refused};
 use crate::cli::{self, Output};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::status::show;
 use crate::{load, print, render};
 
 pub(crate) async fn list_or_show(args: cli::Revisions) -> Outcome {

@@ -11,8 +11,9 @@ use fender_api::proto::control::v1::revocation::What;
 use fender_runtime::deadline::Deadline;
 use serde_json::{Value, json};
 
-use crate::admin::{CALL_TIME, connect, refused, show};
+use crate::admin::{CALL_TIME, connect, refused};
 use crate::exit::Outcome;
+use crate::status::show;
 use crate::{cli, print, render};
 
 pub(crate) async fn revoke(args: cli::Revoke) -> Outcome {

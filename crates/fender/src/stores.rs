@@ -11,12 +11,15 @@ use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use fender_runtime::program::Runner;
 
+use crate::cli;
 use crate::exit::Failure;
 use crate::sidecar::Local;
 use crate::sidecar::remote::ByControl;
 use crate::source::Feed;
+#[cfg(feature = "stores")]
+use crate::variables;
+#[cfg(feature = "stores")]
 use crate::workload::OwnIdentity;
-use crate::{cli, variables};
 
 /// What of this machine is used.
 pub(crate) struct Machine {
@@ -78,9 +81,14 @@ pub(crate) fn sources(
         Arc::clone(clock),
         drain,
     );
-    let sources = sources.in_cluster(variables::cluster()).kept_in(cache);
-    match feed.and_then(OwnIdentity::of) {
-        Some(workload) => sources.of_workload(workload),
-        None => sources,
-    }
+    let sources = sources.kept_in(cache);
+    #[cfg(feature = "stores")]
+    let sources = {
+        let sources = sources.in_cluster(variables::cluster());
+        match feed.and_then(OwnIdentity::of) {
+            Some(workload) => sources.of_workload(workload),
+            None => sources,
+        }
+    };
+    sources
 }

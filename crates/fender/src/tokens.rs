@@ -10,8 +10,9 @@ use fender_identity::{NodeName, WorkloadName};
 use fender_runtime::deadline::Deadline;
 use serde_json::{Value, json};
 
-use crate::admin::{CALL_TIME, connect, refused, show};
+use crate::admin::{CALL_TIME, connect, refused};
 use crate::exit::{Failure, Outcome};
+use crate::status::show;
 use crate::{cli, print, render};
 
 pub(crate) async fn list(args: cli::TokenList) -> Outcome {

@@ -4,11 +4,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
+#[cfg(feature = "stores")]
 use fender_config::HttpsUrl;
 use fender_config::snapshot::{CredentialSource, CredentialSpec, Origin};
 use fender_identity::Secret;
+#[cfg(feature = "stores")]
 use fender_providers::aws::{AllowAws, AwsAccess, AwsPattern, AwsSettings};
 use fender_providers::environment::Environment;
+#[cfg(feature = "stores")]
 use fender_providers::kubernetes;
 use fender_runtime::sys;
 
@@ -47,6 +50,7 @@ pub(crate) fn service_credential(flag: &str, name: &str) -> Result<PathBuf, Fail
 }
 
 /// The API of the Kubernetes cluster that this process runs in, if it does.
+#[cfg(feature = "stores")]
 pub(crate) fn cluster() -> Option<HttpsUrl> {
     let read = |name| std::env::var_os(name)?.into_string().ok();
     let host = read(kubernetes::HOST_VARIABLE);
@@ -56,6 +60,7 @@ pub(crate) fn cluster() -> Option<HttpsUrl> {
 
 /// What is there for AWS, if anybody is to ask it: read, and what is secret of it taken out of the environment. To be called before
 /// threads.
+#[cfg(feature = "stores")]
 pub(crate) fn take_aws(is_asked: bool, allow: AllowAws) -> AwsAccess {
     if !is_asked {
         return AwsAccess::default();
@@ -76,11 +81,13 @@ pub(crate) fn take_aws(is_asked: bool, allow: AllowAws) -> AwsAccess {
 }
 
 /// What documents from elsewhere may have read of AWS, and whether they may anything.
+#[cfg(feature = "stores")]
 pub(crate) fn allowed_aws(patterns: &[AwsPattern]) -> (bool, AllowAws) {
     (!patterns.is_empty(), AllowAws::These(patterns.to_vec()))
 }
 
 /// Whether a credential comes from AWS.
+#[cfg(feature = "stores")]
 pub(crate) fn is_of_aws(spec: &CredentialSpec) -> bool {
     matches!(&spec.source, CredentialSource::Direct(Origin::Aws(_)))
 }

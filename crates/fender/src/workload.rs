@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fender_api::client::Session;
+#[cfg(feature = "standalone")]
 use fender_api::workload::{self, Endpoint};
 use fender_identity::Svid;
 use fender_providers::{FetchError, Reading, Workload};
@@ -25,6 +26,7 @@ pub(crate) struct OwnIdentity {
 /// Who signs tokens for it.
 enum Signer {
     Control(Arc<Session>),
+    #[cfg(feature = "standalone")]
     WorkloadApi(Endpoint),
     Nobody,
 }
@@ -33,13 +35,25 @@ impl OwnIdentity {
     /// None of a sidecar that has no identity.
     pub(crate) fn of(feed: &Feed) -> Option<Arc<Self>> {
         let svid = feed.svid.clone()?;
-        let signer = match (&feed.session, &feed.workload_api) {
-            (Some(session), _) => Signer::Control(session.clone()),
-            (None, Some(endpoint)) => Signer::WorkloadApi(endpoint.clone()),
-            (None, None) => Signer::Nobody,
+        let signer = match &feed.session {
+            Some(session) => Signer::Control(session.clone()),
+            None => without_control(feed),
         };
         Some(Arc::new(Self { svid, signer }))
     }
+}
+
+#[cfg(feature = "standalone")]
+fn without_control(feed: &Feed) -> Signer {
+    match &feed.workload_api {
+        Some(endpoint) => Signer::WorkloadApi(endpoint.clone()),
+        None => Signer::Nobody,
+    }
+}
+
+#[cfg(not(feature = "standalone"))]
+fn without_control(_: &Feed) -> Signer {
+    Signer::Nobody
 }
 
 impl Workload for OwnIdentity {
@@ -60,6 +74,7 @@ impl Workload for OwnIdentity {
                         .map(|signed| signed.token)
                         .map_err(|error| outage(&error))
                 }
+                #[cfg(feature = "standalone")]
                 // An agent that has just started knows nobody yet: no refusal of it takes anything away.
                 Signer::WorkloadApi(endpoint) => {
                     let id = self.svid.borrow().id().clone();

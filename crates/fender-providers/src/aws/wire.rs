@@ -18,9 +18,9 @@ use fender_runtime::deadline::Deadline;
 use serde::Deserialize;
 
 use crate::file::FileSource;
+use crate::host::ReadFiles;
 use crate::http::{Answer, HttpClient, HttpError, Method, Question, Url, Wish, system_roots};
 use crate::said::scrubbed;
-use crate::stores::ReadFiles;
 use crate::{FetchError, Source as _};
 
 /// The most an answer may weigh: 64 KiB of a secret, escaped.

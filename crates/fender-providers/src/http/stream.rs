@@ -2,13 +2,22 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use fender_identity::Secret;
+use fender_identity::tls::client_dns;
+use fender_identity::{Secret, certificates_from_pem};
+use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
+use reqwest::header::RETRY_AFTER;
 use zeroize::Zeroize as _;
 
-use super::{HttpError, Wish, unreachable};
+use super::{
+    HttpClient, HttpClientError, HttpError, Question, Scheme, Url, Wish, profile, unreachable,
+};
+
+/// Streams of HTTP/2 share a connection, and are no more than its server likes: who streams for long has one of his own.
+const ALPN_OF_STREAMS: &[&[u8]] = &[b"http/1.1"];
 
 /// The next part on its way; none after the last.
 pub(crate) type Part<'a> =
@@ -22,6 +31,35 @@ pub(crate) trait Parts: Send {
 impl Parts for reqwest::Response {
     fn next(&mut self) -> Part<'_> {
         Box::pin(async { self.chunk().await.map_err(unreachable) })
+    }
+}
+
+impl HttpClient {
+    /// For answers that are streamed: each has a connection of its own, of which a line may weigh `limit` bytes.
+    pub(crate) fn streaming(
+        roots: &[u8],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), None, roots, ALPN_OF_STREAMS, clock)?;
+        Self::with(tls, Scheme::Https, limit)
+    }
+
+    /// Asks, and waits for the head of the answer until the deadline.
+    pub(crate) async fn open<U: Url>(
+        &self,
+        question: Question<'_, U>,
+        deadline: Deadline,
+    ) -> Result<Streamed, HttpError> {
+        let request = self.request(question)?;
+        let opened = deadline.bound(self.inner.execute(request)).await;
+        let response = opened.map_err(|_| HttpError::TimedOut)?;
+        let response = response.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let wish = response.headers().get(RETRY_AFTER).and_then(Wish::read);
+        Ok(Streamed::new(status, wish, Box::new(response), self.limit))
     }
 }
 

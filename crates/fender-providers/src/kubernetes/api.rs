@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::wire::{self, Listed, NoAnswer, Object, Version};
 use crate::FetchError;
 use crate::budget::Budget;
+use crate::host::ReadFiles;
 use crate::http::{HttpClient, HttpError, Method, Question, Streamed};
-use crate::stores::ReadFiles;
 
 /// The most that a list or an event may weigh: a Secret of a mebibyte in base64, and as much again of what stands beside it.
 pub(super) const MAX_ANSWER: usize = 3 * 1024 * 1024;

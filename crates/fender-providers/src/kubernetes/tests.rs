@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::State;
-use crate::stores::Reading;
+use crate::host::Reading;
 use server::{CANARY, Fails, Server};
 
 const MINUTE: Duration = Duration::from_secs(60);

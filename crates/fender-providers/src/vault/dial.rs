@@ -12,8 +12,8 @@ use fender_runtime::clock::SharedClock;
 use super::login;
 use super::wire::{Http, MAX_ANSWER, SharedTransport};
 use crate::FetchError;
+use crate::host::ReadFiles;
 use crate::http::{HttpClient, system_roots};
-use crate::stores::ReadFiles;
 
 /// The largest file of roots, of a chain or of a key.
 const MAX_PEM: u64 = 1024 * 1024;

@@ -10,8 +10,8 @@ use fender_identity::Secret;
 
 use super::wire::Call;
 use crate::FetchError;
+use crate::host::{ReadFiles, Workload};
 use crate::http::Method;
-use crate::stores::{ReadFiles, Workload};
 use crate::whole;
 
 /// The largest token, secret id or JWT.

@@ -26,7 +26,7 @@ use super::token::{Life, Login};
 use super::wire::{Auth, Body, Call, Failure, TokenFacts, parse};
 use crate::FetchError;
 use crate::budget::Budget;
-use crate::stores::{ReadFiles, Workload};
+use crate::host::{ReadFiles, Workload};
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(5 * 60);

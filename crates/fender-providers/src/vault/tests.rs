@@ -21,7 +21,7 @@ use fender_runtime::drain::Drain;
 use tokio::time::Instant;
 
 use super::*;
-use crate::stores::Reading;
+use crate::host::Reading;
 use server::Server;
 
 const SECOND: Duration = Duration::from_secs(1);

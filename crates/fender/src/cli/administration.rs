@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use fender_api::audit::Head;
-use fender_config::ObjectName;
 use fender_identity::{NodeName, Serial, WorkloadName};
 use fender_runtime::clock::UnixTime;
 
@@ -179,66 +178,6 @@ pub(crate) struct TokenRevoke {
     /// All for the agent of this node
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<NodeName>,
-}
-
-#[derive(Args, Debug, Clone)]
-#[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct Status {
-    #[command(subcommand)]
-    pub(crate) of: Option<StatusOf>,
-    #[command(flatten)]
-    pub(crate) admin: Admin,
-    /// Ask the sidecar at this admin socket instead of the control plane
-    #[arg(long, value_name = "PATH")]
-    pub(crate) sidecar: Option<PathBuf>,
-    /// Show nothing: exit 0 if the sidecar is ready, 69 with an error if not
-    #[arg(long, requires = "sidecar")]
-    pub(crate) ready: bool,
-    /// Only workloads of this namespace
-    #[arg(long, value_name = "NAMESPACE", conflicts_with = "sidecar")]
-    pub(crate) namespace: Option<String>,
-    /// Only this workload
-    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "sidecar")]
-    pub(crate) workload: Option<WorkloadName>,
-    /// Table or JSON
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
-}
-
-#[derive(Subcommand, Debug, Clone)]
-pub(crate) enum StatusOf {
-    /// Show which instance holds which generation of which credential since when, and whether an old one is still in use
-    Credentials(StatusCredentials),
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct StatusCredentials {
-    #[command(flatten)]
-    pub(crate) admin: Admin,
-    /// Only this credential
-    #[arg(value_name = "NAMESPACE/NAME")]
-    pub(crate) credential: Option<ObjectName>,
-    /// Only credentials of this namespace
-    #[arg(long, value_name = "NAMESPACE", conflicts_with = "credential")]
-    pub(crate) namespace: Option<String>,
-    /// Table or JSON
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
-}
-
-#[derive(Args, Debug, Clone)]
-pub(crate) struct Explain {
-    #[command(flatten)]
-    pub(crate) admin: Admin,
-    /// Ask the sidecar at this admin socket instead of the control plane
-    #[arg(long, value_name = "PATH")]
-    pub(crate) sidecar: Option<PathBuf>,
-    /// The decision id, from the `x-fender-decision` header of the answer
-    #[arg(value_name = "ID")]
-    pub(crate) id: String,
-    /// Table or JSON
-    #[arg(long, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
 }
 
 #[derive(Subcommand, Debug)]

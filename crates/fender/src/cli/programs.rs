@@ -10,13 +10,29 @@ use fender_config::snapshot::ServedName;
 use fender_credentials::supervise::RestartPolicy;
 use fender_identity::tls::CaPin;
 use fender_identity::{TrustDomain, WorkloadName};
-use fender_providers::aws::AwsPattern;
 use fender_runtime::lines;
 use fender_runtime::listen::{ListenAddress, LocalAddress};
+
+#[cfg(not(feature = "stores"))]
+use crate::features::AwsPattern;
+#[cfg(not(feature = "standalone"))]
+use crate::features::ConfigFile;
+#[cfg(not(feature = "agent"))]
+use crate::features::WorkloadApiSocket;
+#[cfg(feature = "stores")]
+use fender_providers::aws::AwsPattern;
 
 use super::{
     access_log, ca_pin, credentials_url, directory, duration, local_address, program, variable,
 };
+
+/// What `--config` names.
+#[cfg(feature = "standalone")]
+pub(crate) type ConfigFile = PathBuf;
+
+/// What `--workload-api` names.
+#[cfg(feature = "agent")]
+type WorkloadApiSocket = PathBuf;
 
 /// What a sidecar is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -282,10 +298,13 @@ pub(crate) struct Get {
 #[group(skip)]
 pub(crate) struct WorkloadApi {
     /// Serve the SPIFFE Workload API and Envoy's SDS at this Unix socket, to processes of the sidecar's own user; each gets a key of its own
-    #[arg(long, value_name = "PATH", value_parser = directory)]
-    pub(crate) workload_api: Option<PathBuf>,
+    #[arg(long, value_name = "PATH")]
+    #[cfg_attr(feature = "agent", arg(value_parser = directory))]
+    #[cfg_attr(not(feature = "agent"), arg(hide = true))]
+    pub(crate) workload_api: Option<WorkloadApiSocket>,
     /// A user whose processes may call there, too (repeatable)
     #[arg(long, value_name = "UID", requires = "workload_api")]
+    #[cfg_attr(not(feature = "agent"), arg(hide = true))]
     pub(crate) workload_api_uid: Vec<u32>,
 }
 
@@ -359,7 +378,8 @@ pub(crate) struct Source {
     pub(crate) state: Option<PathBuf>,
     /// Run from this file, without a control plane
     #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    #[cfg_attr(not(feature = "standalone"), arg(hide = true))]
+    pub(crate) config: Option<ConfigFile>,
     /// The identity that is expected; a token or state for another one is refused
     #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "config")]
     pub(crate) workload: Option<WorkloadName>,
@@ -374,6 +394,7 @@ pub(crate) struct Source {
     pub(crate) allow_environment: Vec<String>,
     /// A secret of AWS that documents from the control plane may have read with this machine's credentials: secretsmanager:NAME or ssm:NAME, with * at the end for whatever follows (repeatable; default: none)
     #[arg(long = "allow-aws", value_name = "PATTERN")]
+    #[cfg_attr(not(feature = "stores"), arg(hide = true))]
     pub(crate) allow_aws: Vec<AwsPattern>,
     /// A directory in which what was fetched last is kept, encrypted, so that a start during an outage has its credentials: no longer than their maxStale [default: none]
     #[arg(

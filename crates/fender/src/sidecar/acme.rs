@@ -1,16 +1,38 @@
-//! Where what an authority asks meets the ports at which it is answered.
+//! Certificates for consumers, from authorities; and where what an authority asks meets the ports at which it is answered.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use fender_config::snapshot::AcmeChallenge;
-use fender_providers::acme::{Answer, Answers};
+use fender_config::snapshot::{AcmeChallenge, Snapshot};
+use fender_providers::acme::{self, Answer, Answers, Settings, Standings};
 use fender_proxy::Challenges;
+use fender_runtime::clock::SharedClock;
+use fender_runtime::drain::Drain;
 use fender_runtime::listen::ListenAddress;
+use tokio::sync::watch;
+
+/// What snapshots want of authorities, as it is now and as it changes; kept in `state` once that is `owned`.
+pub(super) fn issued(
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    state: Option<PathBuf>,
+    owned: watch::Receiver<bool>,
+    challenges: &Arc<Challenges>,
+    clock: &SharedClock,
+    drain: &Drain,
+) -> watch::Receiver<Arc<Standings>> {
+    let settings = Settings {
+        state,
+        owned,
+        answers: Arc::new(AtThePorts(Arc::clone(challenges))),
+        clock: Arc::clone(clock),
+    };
+    acme::follow(snapshots, settings, drain)
+}
 
 /// The proxy answers.
 #[derive(Debug)]
-pub(super) struct AtThePorts(pub(super) Arc<Challenges>);
+struct AtThePorts(Arc<Challenges>);
 
 impl Answers for AtThePorts {
     fn give(&self, answer: &Answer) {

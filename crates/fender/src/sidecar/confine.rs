@@ -65,9 +65,12 @@ impl Reach {
             .places
             .admin_socket
             .iter()
-            .chain(&args.workload_api.workload_api)
             .chain(&args.places.upgrade_socket)
         {
+            reach.sockets.push(Self::parent(socket));
+        }
+        #[cfg(feature = "agent")]
+        if let Some(socket) = &args.workload_api.workload_api {
             reach.sockets.push(Self::parent(socket));
         }
         if let Some(LocalAddress::Path(socket)) = &args.places.credentials_socket {

@@ -9,9 +9,11 @@
 //! identity: there is nothing that it could show at a port.
 
 mod abandoned;
+#[cfg_attr(not(feature = "acme"), path = "no_acme.rs")]
 mod acme;
 mod asked;
 mod attend;
+#[cfg(feature = "agent")]
 mod callers;
 pub(crate) mod confine;
 mod decisions;
@@ -35,6 +37,7 @@ use std::time::Duration;
 use anyhow::Context;
 use fender_credentials::cache::Opened;
 use fender_credentials::supervise::{HangUp, RestartOn, Superior};
+#[cfg(feature = "stores")]
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
 use fender_runtime::lines;
@@ -114,12 +117,16 @@ impl Local {
     /// To be called before threads, and before this process confines itself.
     pub(crate) fn take(reach: &mut Reach, source: &cli::Source) -> Result<Self, Failure> {
         let environment = variables::take(reach.variables.iter().cloned());
-        // A file on this machine was written by whoever may use its credentials.
-        let (asks_aws, allow) = match &source.config {
-            Some(_) => (reach.asks_aws, AllowAws::Any),
-            None => variables::allowed_aws(&source.allow_aws),
+        #[cfg(feature = "stores")]
+        let environment = {
+            // A file on this machine was written by whoever may use its credentials.
+            let (asks_aws, allow) = match &source.config {
+                Some(_) => (reach.asks_aws, AllowAws::Any),
+                None => variables::allowed_aws(&source.allow_aws),
+            };
+            environment.with_aws(variables::take_aws(asks_aws, allow))
         };
-        let environment = environment.with_aws(variables::take_aws(asks_aws, allow));
+        #[cfg(feature = "stores")]
         for file in environment.aws().settings.files() {
             reach.read_file(&file);
         }

@@ -21,12 +21,14 @@ use fender_runtime::sys;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::attend::Serving;
+#[cfg(feature = "agent")]
+use super::callers;
 use super::confine::Reach;
 use super::drains::Drains;
 use super::notices::BySupervisor;
 use super::status::Status;
 use super::upgrade::{self, Desk, Request, Succession};
-use super::{Local, acme, asked, callers, paths, records, spans, usage};
+use super::{Local, acme, asked, paths, records, spans, usage};
 use crate::admin_socket;
 use crate::cli::{self, Role};
 use crate::exit::{Exit, Failure};
@@ -205,6 +207,7 @@ pub(super) async fn start(
     }
 
     // Local processes that ask for the identity themselves.
+    #[cfg(feature = "agent")]
     if let Some(session) = &feed.session {
         callers::serve(
             &args.workload_api,
@@ -230,14 +233,15 @@ pub(super) async fn start(
         .map(|svid| {
             let served = paths::within(feed.snapshot.clone(), &allow, &drains.work);
             let challenges = Arc::new(Challenges::default());
-            let settings = fender_providers::acme::Settings {
-                state: args.source.state.clone(),
-                owned: owned.clone(),
-                answers: Arc::new(acme::AtThePorts(Arc::clone(&challenges))),
-                clock: Arc::clone(&clock),
-            };
-            let issued = fender_providers::acme::follow(served.clone(), settings, &drains.inbound);
-
+            let state = args.source.state.clone();
+            let issued = acme::issued(
+                served.clone(),
+                state,
+                owned.clone(),
+                &challenges,
+                &clock,
+                &drains.inbound,
+            );
             let exported = Arc::clone(&status.exported);
             let recording = collector.map(|collector| {
                 let own = svid.borrow().id().clone();

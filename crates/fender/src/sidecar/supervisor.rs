@@ -13,6 +13,7 @@ use anyhow::Context;
 use fender_credentials::environment::{self, Inherit};
 use fender_credentials::mask::Masks;
 use fender_credentials::supervise::{self, Plan, Program};
+#[cfg(feature = "stores")]
 use fender_providers::aws::AwsSettings;
 use fender_runtime::id::OpaqueId;
 use fender_runtime::manager::Manager;
@@ -89,14 +90,19 @@ pub(super) async fn run(args: cli::Sidecar, descriptors: u16) -> Outcome {
 /// What credentials come from, and the application does not inherit: it gets them as the documents say.
 fn withheld(args: &cli::Sidecar) -> Result<Vec<String>, Failure> {
     let mut withheld = args.source.allow_environment.clone();
+    #[cfg(feature = "stores")]
     let (mut asks_aws, _) = variables::allowed_aws(&args.source.allow_aws);
     if let Some(file) = &args.source.config {
         let standalone = source::read_standalone(file)?;
         let specs: Vec<_> = standalone.credentials().collect();
         let variables = specs.iter().filter_map(variables::of);
         withheld.extend(variables.map(ToOwned::to_owned));
-        asks_aws = specs.iter().any(variables::is_of_aws);
+        #[cfg(feature = "stores")]
+        {
+            asks_aws = specs.iter().any(variables::is_of_aws);
+        }
     }
+    #[cfg(feature = "stores")]
     if asks_aws {
         withheld.extend(AwsSettings::SECRETS.map(ToOwned::to_owned));
     }

@@ -16,7 +16,8 @@ use fender_runtime::drain::Drain;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::{Admit, Following, parse_standalone};
+use super::Admit;
+use super::standalone::{self, Following};
 use crate::exit::{Exit, Failure};
 use crate::load;
 
@@ -59,7 +60,7 @@ pub(super) fn follow(
 ) -> Result<(Documents, Reloads), Failure> {
     let source = load::source(file).map_err(|error| Failure::new(Exit::Usage, error))?;
     let text = source.text.clone();
-    let standalone = parse_standalone(source).map_err(Failure::usage)?;
+    let standalone = standalone::parse(source).map_err(Failure::usage)?;
     warn(&standalone);
     let (publish, documents) = watch::channel(Arc::new(standalone));
     let (ask, asked) = mpsc::channel(WAITING);
@@ -182,7 +183,7 @@ impl Follower {
     }
 
     fn take(&self, source: Source) -> Result<(), String> {
-        let standalone = parse_standalone(source)?;
+        let standalone = standalone::parse(source)?;
         if standalone.identity != self.publish.borrow().identity {
             return Err(format!(
                 "`spec.identity` in `{}` is another one: whose sidecar this is does not change while it runs; start it again",

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::documents::{self, Documents, LOOK_EVERY};
-use super::{Following, vouched_for};
+use super::standalone::{Following, vouched_for};
 
 const FILE_LIMIT: u64 = 256 * 1024;
 

@@ -3,8 +3,15 @@
 //! All give the same two watches; nothing behind them can tell the difference. A file that only delivers credentials needs no
 //! identity: then there is one watch.
 
+#[cfg(not(feature = "standalone"))]
+mod absent;
+#[cfg(feature = "standalone")]
 mod documents;
+#[cfg(feature = "standalone")]
 mod files;
+#[cfg(feature = "standalone")]
+mod standalone;
+#[cfg(feature = "standalone")]
 mod workload_api;
 
 use std::path::Path;
@@ -16,23 +23,30 @@ use fender_api::client::{
     SessionConfig, StateDir, StateError,
 };
 use fender_api::token::TokenFile;
+#[cfg(feature = "standalone")]
 use fender_api::workload::Endpoint;
-use fender_config::Source;
 use fender_config::snapshot::Snapshot;
-use fender_config::standalone::{self, Identity, Standalone};
+use fender_config::standalone::Standalone;
 use fender_credentials::cache::Owner;
 use fender_identity::tls::CaPin;
-use fender_identity::verify::{Refusal, Role, verify};
-use fender_identity::{Bundles, PeerSvid, SpiffeId, Svid};
-use fender_runtime::clock::{SharedClock, UnixTime};
+use fender_identity::{SpiffeId, Svid};
+use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
 use crate::exit::{Exit, Failure};
-use crate::{cli, load, render};
+use crate::{cli, render};
 
+#[cfg(not(feature = "standalone"))]
+pub(crate) use absent::{Reloaded, Reloads, read_standalone};
+#[cfg(feature = "standalone")]
 pub(crate) use documents::{Reloaded, Reloads};
+#[cfg(feature = "standalone")]
+pub(crate) use standalone::read as read_standalone;
+
+#[cfg(not(feature = "standalone"))]
+use absent as standalone;
 
 /// Identity and configuration, as they are now and as they change.
 pub(crate) struct Feed {
@@ -43,6 +57,7 @@ pub(crate) struct Feed {
     pub(crate) owner: Owner,
     pub(crate) session: Option<Arc<Session>>,
     /// Who gave the identity and signs tokens of it, where that is no control plane.
+    #[cfg(feature = "standalone")]
     pub(crate) workload_api: Option<Endpoint>,
     /// Where the session is kept, if it is.
     pub(crate) state: Option<StateDir>,
@@ -61,19 +76,6 @@ pub(crate) enum Tenure {
 
 /// Says whether what a file names lies within what this process may touch, and else what does not.
 pub(crate) type Admit = Box<dyn Fn(&Standalone) -> Result<(), String> + Send + Sync>;
-
-/// What follows the file, and the files of the identity or the Workload API.
-struct Following {
-    svid: Option<watch::Receiver<Arc<Svid>>>,
-    snapshot: watch::Receiver<Arc<Snapshot>>,
-}
-
-/// Every peer that trusts the same bundle must be able to accept it, as a server or as a client.
-fn vouched_for(svid: &Svid, bundles: &Bundles, now: UnixTime) -> Result<(), Refusal> {
-    let anybody = |_: &PeerSvid| Ok(());
-    let by = |role| verify(svid.chain(), role, bundles, now, &anybody).map(drop);
-    by(Role::Client).or_else(|_| by(Role::Server))
-}
 
 /// What is said of the control plane.
 pub(crate) enum LinkState {
@@ -116,7 +118,7 @@ pub(crate) async fn open(
 ) -> Result<Feed, Failure> {
     if let Some(file) = &source.config {
         let state = opened(source, tenure)?;
-        let feed = standalone(file, admit, clock, drain, deadline).await?;
+        let feed = standalone::open(file, admit, clock, drain, deadline).await?;
         return Ok(Feed { state, ..feed });
     }
     let control = control(&source.control)?;
@@ -137,50 +139,10 @@ pub(crate) async fn open(
         svid: Some(session.svid.clone()),
         snapshot: session.snapshot.clone(),
         session: Some(Arc::new(session)),
+        #[cfg(feature = "standalone")]
         workload_api: None,
         state,
         reloads: None,
-    })
-}
-
-async fn standalone(
-    file: &Path,
-    admit: Admit,
-    clock: &SharedClock,
-    drain: &Drain,
-    deadline: Deadline,
-) -> Result<Feed, Failure> {
-    let (documents, reloads) = documents::follow(file, admit, drain)?;
-    let (identity, name) = {
-        let documents = documents.borrow();
-        (documents.identity.clone(), documents.name().clone())
-    };
-    let workload_api = match &identity {
-        Some(Identity::WorkloadApi(api)) => Some(workload_api::endpoint(api)),
-        Some(Identity::Files(_)) | None => None,
-    };
-    let following = match identity {
-        Some(Identity::Files(files)) => files::follow(documents, files, clock, drain)
-            .await
-            .map_err(|error| Failure::new(Exit::Usage, error))?,
-        Some(Identity::WorkloadApi(api)) => {
-            workload_api::follow(documents, api, clock, drain, deadline).await?
-        }
-        None => documents::nameless(documents, drain),
-    };
-    let svid = following.svid;
-    let owner = match &svid {
-        Some(svid) => Owner::Workload(svid.borrow().id().clone()),
-        None => Owner::Sidecar(name),
-    };
-    Ok(Feed {
-        svid,
-        snapshot: following.snapshot,
-        owner,
-        session: None,
-        workload_api,
-        state: None,
-        reloads: Some(reloads),
     })
 }
 
@@ -247,18 +209,6 @@ pub(crate) fn control_roots(
         )),
         (None, pins) => Ok(ControlRoots::Pins(pins.to_vec())),
     }
-}
-
-/// The documents of a sidecar without a control plane.
-pub(crate) fn read_standalone(file: &Path) -> Result<Standalone, Failure> {
-    let source = load::source(file).map_err(|error| Failure::new(Exit::Usage, error))?;
-    parse_standalone(source).map_err(Failure::usage)
-}
-
-/// The error says what is wrong, where, and what to write instead.
-fn parse_standalone(source: Source) -> Result<Standalone, String> {
-    standalone::parse(&[source])
-        .map_err(|problems| format!("the configuration is refused\n{}", problems.render()))
 }
 
 /// Where `--control` says the control plane's replicas are.

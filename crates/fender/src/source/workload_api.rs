@@ -20,7 +20,7 @@ use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
 use super::documents::{self, Documents};
-use super::{Following, vouched_for};
+use super::standalone::{Following, vouched_for};
 use crate::exit::{Exit, Failure};
 
 /// What connecting and the first answer may take.
