@@ -208,7 +208,7 @@ fn compare(
     let rounds = match work.kind {
         Kind::Load(_) | Kind::Startup => results.rounds,
         Kind::Held { .. } | Kind::Beside { .. } => results.rounds.min(FEW_ROUNDS),
-        Kind::Size => 1,
+        Kind::Size | Kind::SizeAlone => 1,
     };
     for round in 0..rounds {
         let mut turns: Vec<usize> = (0..able.len()).collect();

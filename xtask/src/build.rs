@@ -48,6 +48,25 @@ pub(crate) fn to_publish(root: &Path) -> Result<PathBuf> {
     built.fender()
 }
 
+/// As it is published for who needs a sidecar alone. It lies beside the other, which it does not replace.
+pub(crate) fn sidecar_alone(root: &Path) -> Result<PathBuf> {
+    let built = build(
+        root,
+        &[
+            "build",
+            "--locked",
+            "--profile",
+            "dist",
+            "--package",
+            "fender",
+            "--no-default-features",
+            "--target-dir",
+            "target/alone",
+        ],
+    )?;
+    built.fender()
+}
+
 fn build(root: &Path, arguments: &[&str]) -> Result<Built> {
     println!("+ cargo {}", arguments.join(" "));
     let output = command::cargo(root, arguments)

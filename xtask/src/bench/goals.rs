@@ -194,6 +194,12 @@ pub(super) const GOALS: &[Goal] = &[
         Bound::AtMost(1.0, "haproxy"),
     ),
     goal("binary", "size", "mb", Bound::Below(25.0, "MB")),
+    goal(
+        "binary of a sidecar alone",
+        "size_alone",
+        "mb",
+        Bound::Below(12.0, "MB"),
+    ),
 ];
 
 impl Goal {

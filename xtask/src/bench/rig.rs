@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Lines};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::process::{self, Memory, Process};
 use super::subject::{Subject, libraries};
 use super::work::{Kind, Unit, Work};
 use super::{LOAD_CORE, Workshop};
+use crate::build;
 
 /// Takes of one sample at most, while others disturb it.
 const TAKES: usize = 3;
@@ -83,7 +84,8 @@ impl Rig<'_> {
             Kind::Held { connections } => self.held(work, subject, connections / self.thinned),
             Kind::Beside { idle } => self.beside(work, subject, idle / self.thinned),
             Kind::Startup => self.startup(work, subject),
-            Kind::Size => size(subject),
+            Kind::Size => size(&subject.files()),
+            Kind::SizeAlone => size(&[build::sidecar_alone(&self.workshop.root)?]),
         };
         subject.clear_logs()?;
         taken
@@ -375,19 +377,18 @@ fn figures(
     })
 }
 
-fn size(subject: &Subject) -> Result<Taken> {
-    let files = subject.files();
+fn size(files: &[PathBuf]) -> Result<Taken> {
     let mut libraries: Vec<_> = files.iter().flat_map(|file| libraries(file)).collect();
     libraries.sort();
     libraries.dedup();
-    let sum = |files: &[std::path::PathBuf]| -> Result<f64> {
+    let sum = |files: &[PathBuf]| -> Result<f64> {
         let sizes = files.iter().map(|file| {
             let size = fs::metadata(file).map(|metadata| metadata.len());
             size.with_context(|| format!("read the size of `{}`", file.display()))
         });
         Ok(sizes.sum::<Result<u64>>()? as f64 / MEGABYTE)
     };
-    let (own, loaded) = (sum(&files)?, sum(&libraries)?);
+    let (own, loaded) = (sum(files)?, sum(&libraries)?);
     Ok(Taken {
         figures: named([("mb", own), ("with_libraries_mb", own + loaded)]),
         others_percent: 0.0,

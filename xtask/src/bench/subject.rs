@@ -267,6 +267,7 @@ impl Spec {
             Kind::Load(Unit::Handshake) => self.serves(work.port),
             _ if self.handshakes_only => false,
             Kind::Size => true,
+            Kind::SizeAlone => matches!(self.program, Program::Fender),
             Kind::Load(_) | Kind::Held { .. } | Kind::Beside { .. } | Kind::Startup => {
                 self.serves(work.port) && (self.http2 || !work.http2)
             }

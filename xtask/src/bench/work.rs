@@ -47,6 +47,8 @@ pub(super) enum Kind {
     Startup,
     /// Of the program's file.
     Size,
+    /// The same of a build of these sources that leaves out what a sidecar alone does not need.
+    SizeAlone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +140,7 @@ impl Work {
             Kind::Held { .. } => HELD,
             Kind::Beside { .. } => BESIDE,
             Kind::Startup => STARTUP,
-            Kind::Size => SIZE,
+            Kind::Size | Kind::SizeAlone => SIZE,
         }
     }
 
@@ -405,6 +407,13 @@ pub(super) const WORKS: &[Work] = &[
         &[],
     ),
     other("size", "of the program's file", Kind::Size, "", &[]),
+    other(
+        "size_alone",
+        "of the file of a sidecar alone, built for this",
+        Kind::SizeAlone,
+        "",
+        &[],
+    ),
 ];
 
 #[cfg(test)]
