@@ -44,11 +44,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     steps.step("lints of the builds that leave something out", || {
         BUILDS.iter().try_for_each(|features| {
             let build = ["clippy", "--locked", "--package", "fender"];
-            let lints = ["--no-default-features", "--features", features];
+            let lints = ["--all-targets", "--no-default-features", "--features"];
             run_command(
                 cargo(root, &build)
                     .args(lints)
-                    .args(["--", "-D", "warnings"]),
+                    .args([features, "--", "-D", "warnings"]),
             )
         })
     })?;

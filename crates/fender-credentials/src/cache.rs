@@ -327,7 +327,7 @@ impl Cache {
         let others = there.into_iter().filter(over);
         followers.extend(others.map(|file| self.place(file).follow()));
         // Another process may write more until it hands over.
-        left.is_something = self.hand.hold().is_none();
+        left.is_something = !left.is_tidy || self.hand.hold().is_none();
         for gone in &followers {
             let turn = gone.turn();
             match self.discard(gone.file(), &turn) {

@@ -7,7 +7,7 @@
 //! before stands in for those that both have, until the authority has issued the new one.
 //!
 //! One that is a credential is stood in for by nothing but itself under other names: where it is not there, has been taken back or
-//! has ended, its names are refused. No path is opened that is not in the snapshot, and the snapshot has only
+//! has ended, its names are refused; and so are those of one that nobody here gets from an authority. No path is opened that is not in the snapshot, and the snapshot has only
 //! such as this sidecar was allowed to read. A private key that others can read is not taken.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fender_config::snapshot::{
-    ANY_OTHER_NAME, CertificateFiles, CertificateSource, Inbound, PortCertificate, Snapshot,
+    ANY_OTHER_NAME, CertificateFiles, CertificateSource, PortCertificate, Snapshot,
 };
 use fender_identity::Secret;
 use fender_identity::tls::{Issued, NamedCertificate, NamedCertificateError, PemPair};
@@ -212,12 +212,13 @@ impl Certificates {
     }
 
     /// What a port shows beside the workload's own.
-    pub(crate) fn of(&self, port: &Inbound) -> Shown {
+    pub(crate) fn of(&self, certificates: &[PortCertificate]) -> Shown {
         let mut shown = Shown::default();
-        for wanted in &port.certificates {
-            let served = self.0.get(wanted).and_then(|held| held.served.as_ref());
+        for wanted in certificates {
+            let held = self.0.get(wanted);
+            let served = held.and_then(|held| held.served.as_ref());
             // Also those of its names for which it does not stand in.
-            if wanted.credential().is_some() {
+            if wanted.credential().is_some() || held.is_some_and(|held| held.withdrawn) {
                 let is_served =
                     |name: &String| served.is_some_and(|served| served.names().contains(name));
                 let refused = wanted.names.iter().filter(|name| !is_served(name));
@@ -361,7 +362,9 @@ impl Held {
                 format!("{problem}; the one before stands in for {names}")
             }
             Some(_) => format!("{problem}; keeping the one before"),
-            None if wanted.credential().is_some() => format!("{problem}; its names are refused"),
+            None if wanted.credential().is_some() || self.withdrawn => {
+                format!("{problem}; its names are refused")
+            }
             None => format!("{problem}; its names get the workload's own certificate"),
         });
         // What others have found wrong they have said in the log themselves.
@@ -489,6 +492,26 @@ mod tests {
         assert_eq!(all.status(at(NOW)).remove(0).problem, None);
         // None of its names is left.
         assert!(served(&mut all, &[B], Issued::default(), NOW).is_empty());
+    }
+
+    #[test]
+    fn the_names_of_one_that_nobody_gets_are_refused_and_get_nothing_that_was_there_before() {
+        let nobody = Issued {
+            problem: Some("left out".to_owned()),
+            withdrawn: true,
+            ..Issued::default()
+        };
+        let mut all = Certificates::default();
+        assert_eq!(served(&mut all, &[A, B], issued(&[A, B]), NOW), [A, B]);
+        assert!(served(&mut all, &[A, C], nobody, NOW).is_empty());
+        let shown = all.of(&[wanted(&[A, C])]);
+        assert!(shown.named.is_empty());
+        assert_eq!(shown.refused, [A, C]);
+        let problem = all.status(at(NOW)).remove(0).problem.unwrap();
+        assert!(problem.contains("its names are refused"), "{problem}");
+        // One that is yet to come is not refused: the workload's own is shown meanwhile.
+        assert!(served(&mut all, &[A, C], Issued::default(), NOW).is_empty());
+        assert!(all.of(&[wanted(&[A, C])]).refused.is_empty());
     }
 
     #[test]

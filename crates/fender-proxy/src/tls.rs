@@ -201,7 +201,7 @@ impl Terms {
             let listen = listen_address(&inbound.listen);
             let kept = kept.and_then(|kept| kept.inbound.get(&listen));
             let before = before.and_then(|before| before.inbound.get(&listen));
-            let shown = certificates.of(inbound);
+            let shown = certificates.of(&inbound.certificates);
             let own = Own {
                 svid,
                 named: &shown.named,

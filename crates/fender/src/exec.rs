@@ -151,9 +151,10 @@ fn program(spec: &CredentialSpec) -> Option<PathBuf> {
     }
 }
 
-/// Whether it ends unless somebody renews it.
+/// Whether it ends unless somebody renews it. Of what this build cannot ask for nothing is said: it is refused for that.
 fn is_leased(spec: &CredentialSpec) -> bool {
     let lifetime = match &spec.source {
+        CredentialSource::Direct(_) if cfg!(not(feature = "stores")) => return false,
         CredentialSource::Direct(origin) => origin.lifetime(),
         CredentialSource::Control(lifetime) => *lifetime,
     };

@@ -179,6 +179,42 @@ mod tests {
                 "{argument} {feature}"
             );
         }
+        let usage = cli.find_subcommand_mut("sidecar").unwrap().render_usage();
+        let offered = usage.to_string().contains("--config");
+        assert_eq!(offered, cfg!(feature = "standalone"), "{usage}");
+    }
+
+    #[tokio::test]
+    #[cfg(not(feature = "administration"))]
+    async fn what_only_the_control_plane_knows_is_refused_by_the_name_of_the_feature() {
+        use clap::Parser as _;
+
+        use crate::cli::Command;
+        use crate::exit::Exit;
+        use crate::status;
+
+        let id = "0123456789abcdef0123456789abcdef";
+        let parsed = |arguments: &[&str]| {
+            let all = ["fender"].iter().chain(arguments);
+            Cli::try_parse_from(all).unwrap().command
+        };
+        let (Command::Status(of), Command::Explain(explain)) =
+            (parsed(&["status"]), parsed(&["explain", id]))
+        else {
+            panic!("something else was understood");
+        };
+        for refused in [
+            status::status(of).await.unwrap_err(),
+            status::explain(explain).await.unwrap_err(),
+        ] {
+            assert_eq!(refused.exit, Exit::Usage);
+            let said = refused.to_string();
+            assert!(said.contains("--sidecar"), "{said}");
+            assert!(
+                said.contains("without the feature `administration`"),
+                "{said}"
+            );
+        }
     }
 
     #[test]

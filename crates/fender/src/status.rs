@@ -48,10 +48,13 @@ async fn of_all(args: cli::Status) -> Outcome {
     })
 }
 
-/// The command line has required a sidecar.
+/// Nobody but a sidecar can be asked.
 #[cfg(not(feature = "administration"))]
 async fn of_all(_: cli::Status) -> Outcome {
-    Err(Failure::usage(features::left_out("administration")))
+    Err(Failure::usage(format!(
+        "without --sidecar, the control plane is to be asked: {}",
+        features::left_out("administration")
+    )))
 }
 
 #[cfg(feature = "administration")]
@@ -101,10 +104,13 @@ async fn of_any(args: &cli::Explain, id: OpaqueId) -> Result<Option<Value>, Fail
     Ok(Some(render::decision_json(&record)))
 }
 
-/// The command line has required a sidecar.
+/// Nobody but a sidecar can be asked.
 #[cfg(not(feature = "administration"))]
 async fn of_any(_: &cli::Explain, _: OpaqueId) -> Result<Option<Value>, Failure> {
-    Err(Failure::usage(features::left_out("administration")))
+    Err(Failure::usage(format!(
+        "without --sidecar, the control plane is to be asked: {}",
+        features::left_out("administration")
+    )))
 }
 
 /// Of standard output, if it is a terminal that says so.

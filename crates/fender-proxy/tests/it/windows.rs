@@ -45,6 +45,11 @@ impl Client {
     async fn fill_by(&mut self, request: Request<()>) -> (usize, SendStream<Bytes>) {
         let mut sender = soon(self.sender.clone().ready()).await.unwrap();
         let (_, mut stream) = sender.send_request(request, false).unwrap();
+        (self.go_on(&mut stream).await, stream)
+    }
+
+    /// Sends as much more as is let in.
+    async fn go_on(&mut self, stream: &mut SendStream<Bytes>) -> usize {
         let mut sent = 0;
         loop {
             stream.reserve_capacity(8 * STREAM);
@@ -54,7 +59,7 @@ impl Client {
             }
             let room = stream.capacity();
             if room == 0 {
-                return (sent, stream);
+                return sent;
             }
             stream.send_data(vec![b'x'; room].into(), false).unwrap();
             sent += room;
@@ -79,7 +84,9 @@ async fn of_a_body_that_the_app_does_not_read_no_more_is_held_than_the_window_of
         let _ = head(&mut app).await;
         app
     };
-    let ((sent, _stream), app) = soon(async { tokio::join!(filling, asked) }).await;
+    let ((mut sent, mut stream), app) = soon(async { tokio::join!(filling, asked) }).await;
+    // The app may have been reached only when the first window was full.
+    sent += client.go_on(&mut stream).await;
     // Nobody else runs meanwhile: it is what the kernel holds.
     let (mut written, mut room) = (0, vec![0; 64 * 1024]);
     app.readable().await.unwrap();

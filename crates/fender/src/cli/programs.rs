@@ -308,10 +308,16 @@ pub(crate) struct WorkloadApi {
     pub(crate) workload_api_uid: Vec<u32>,
 }
 
+/// Each is a place where a sidecar can have its configuration from.
+const WHENCE: &[&str] = match cfg!(feature = "standalone") {
+    true => &["control", "config"],
+    false => &["control"],
+};
+
 /// Where identity and configuration come from: a control plane, or a file; and what they may touch here.
 #[derive(Args, Debug, Clone)]
 #[group(skip)]
-#[command(group(ArgGroup::new("whence").args(["control", "config"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("whence").args(WHENCE.iter().copied()).required(true).multiple(true)))]
 pub(crate) struct Source {
     /// The control plane; of several replicas each (repeatable, or apart by commas)
     #[arg(

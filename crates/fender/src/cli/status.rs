@@ -25,7 +25,6 @@ pub(crate) struct Status {
     pub(crate) admin: Admin,
     /// Ask the sidecar at this admin socket instead of the control plane
     #[arg(long, value_name = "PATH")]
-    #[cfg_attr(not(feature = "administration"), arg(required = true))]
     pub(crate) sidecar: Option<PathBuf>,
     /// Show nothing: exit 0 if the sidecar is ready, 69 with an error if not
     #[arg(long, requires = "sidecar")]
@@ -73,7 +72,6 @@ pub(crate) struct Explain {
     pub(crate) admin: Admin,
     /// Ask the sidecar at this admin socket instead of the control plane
     #[arg(long, value_name = "PATH")]
-    #[cfg_attr(not(feature = "administration"), arg(required = true))]
     pub(crate) sidecar: Option<PathBuf>,
     /// The decision id, from the `x-fender-decision` header of the answer
     #[arg(value_name = "ID")]

@@ -1,22 +1,38 @@
-//! A build that asks no authority for certificates, and says so of each that a snapshot wants of one. Nothing else is shown in its
-//! place: a handshake for its names fails.
+//! A build that asks no authority for certificates, and says so of each that a snapshot wants of one. A sidecar does not begin with
+//! such a snapshot. Where one comes later nothing is shown in the place of the certificate: handshakes for its names are refused.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fender_config::snapshot::{PortCertificate, Snapshot};
+use fender_config::snapshot::{Inbound, PortCertificate, Snapshot};
 use fender_identity::tls::Issued;
 use fender_proxy::Challenges;
 use fender_runtime::clock::SharedClock;
 use fender_runtime::drain::Drain;
 use tokio::sync::watch;
 
+use crate::exit::{Exit, Failure};
 use crate::features;
 
 type Standings = BTreeMap<PortCertificate, Issued>;
 
-/// Why there is none, for each that snapshots want.
+/// What a sidecar begins with: nobody is taken over from, and nobody served, by one that has not what its ports need.
+pub(super) fn check(snapshot: &Snapshot) -> Result<(), Failure> {
+    let ports = { &snapshot.inbound }.iter();
+    let wants = |port: &&_| of_authorities(std::slice::from_ref(*port)).next().is_some();
+    let Some(port) = { ports }.find(wants) else {
+        return Ok(());
+    };
+    let why = format!(
+        "the port `{}` has a certificate by `acme`: {}",
+        port.listen,
+        features::left_out("acme")
+    );
+    Err(Failure::new(Exit::Refused, anyhow::Error::msg(why)))
+}
+
+/// Why there is none, for each that snapshots come to want.
 pub(super) fn issued(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     _: Option<PathBuf>,
@@ -25,8 +41,8 @@ pub(super) fn issued(
     _: &SharedClock,
     drain: &Drain,
 ) -> watch::Receiver<Arc<Standings>> {
-    let first = refused(&snapshots.borrow_and_update());
-    let (publish, standings) = watch::channel(Arc::new(first));
+    let (publish, standings) = watch::channel(Arc::default());
+    refuse(&publish, &snapshots.borrow_and_update());
     let stop = drain.clone();
     drain.spawn(async move {
         loop {
@@ -34,24 +50,44 @@ pub(super) fn issued(
                 () = stop.stopping() => return,
                 changed = snapshots.changed() => if changed.is_err() { return stop.stopping().await },
             }
-            let refused = refused(&snapshots.borrow_and_update());
-            publish.send_replace(Arc::new(refused));
+            refuse(&publish, &snapshots.borrow_and_update());
         }
     });
     standings
 }
 
-fn refused(snapshot: &Snapshot) -> Standings {
-    let certificates = snapshot.inbound.iter().flat_map(|port| &port.certificates);
-    let of_authorities = certificates.filter(|one| one.acme().is_some());
-    let problem = Some(format!("ACME: {}", features::left_out("acme")));
+/// Tells of those that are new, in the log as well.
+fn refuse(publish: &watch::Sender<Arc<Standings>>, snapshot: &Snapshot) {
     let refused = Issued {
-        problem,
+        problem: Some(format!("ACME: {}", features::left_out("acme"))),
+        // Nothing that is there for other names stands in for it.
+        withdrawn: true,
         ..Issued::default()
     };
-    of_authorities
+    let wanted = of_authorities(&snapshot.inbound);
+    let wanted: Standings = { wanted }
         .map(|one| (one.clone(), refused.clone()))
-        .collect()
+        .collect();
+    publish.send_if_modified(|before| {
+        if wanted.keys().eq(before.keys()) {
+            return false;
+        }
+        for new in wanted.keys().filter(|one| !before.contains_key(one)) {
+            let names = new.names.join(" ");
+            tracing::error!(
+                names,
+                problem = refused.problem,
+                "a certificate cannot be served"
+            );
+        }
+        *before = Arc::new(wanted);
+        true
+    });
+}
+
+fn of_authorities(ports: &[Inbound]) -> impl Iterator<Item = &PortCertificate> {
+    let certificates = ports.iter().flat_map(|port| &port.certificates);
+    certificates.filter(|one| one.acme().is_some())
 }
 
 #[cfg(test)]
@@ -86,10 +122,16 @@ spec:
         let own = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
         let sidecar = standalone::parse(&[source]).unwrap();
         let wanted = sidecar.snapshot(&own, Bundles::new(), 1);
+        let refused = check(&wanted).unwrap_err();
+        assert_eq!(refused.exit, Exit::Refused);
+        let said = refused.to_string();
+        assert!(said.contains("`127.0.0.1:18443`"), "{said}");
+        assert!(said.contains("without the feature `acme`"), "{said}");
         let none = Snapshot {
             inbound: Vec::new(),
             ..wanted.clone()
         };
+        assert!(check(&none).is_ok());
         let (snapshots, followed) = watch::channel(Arc::new(none));
         let (clock, drain) = (clock::system(), Drain::new());
         let challenges = Arc::new(Challenges::default());
@@ -101,9 +143,14 @@ spec:
         for standing in standings.values() {
             let problem = standing.problem.as_deref().unwrap();
             assert!(problem.contains("without the feature `acme`"), "{problem}");
-            assert!(standing.pair.is_none());
+            assert!(standing.pair.is_none() && standing.withdrawn);
         }
         drop(standings);
+        // The same again is no change.
+        let again = Arc::clone(&snapshots.borrow());
+        snapshots.send_replace(again);
+        tokio::task::yield_now().await;
+        assert!(!issued.has_changed().unwrap());
         drain
             .close(Deadline::after(std::time::Duration::from_secs(5)))
             .await;

@@ -62,6 +62,10 @@ pub(super) async fn start(
     };
     let admit = Box::new(move |documents: &_| reach.admit(documents));
     let feed = source::open(&args.source, tenure, admit, &clock, &drains.work, deadline).await?;
+    #[cfg(not(feature = "acme"))]
+    if args.role == Role::Sidecar {
+        acme::check(&feed.snapshot.borrow())?;
+    }
 
     // Whoever asks how it goes is answered from here on.
     let status = Arc::new(Status::new(

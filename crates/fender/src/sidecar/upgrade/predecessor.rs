@@ -21,8 +21,10 @@ use crate::exit::Exit;
 
 /// A successor, an operator who waits, and some who should not be here.
 const CONNECTIONS: usize = 8;
-/// From connecting to having said what is wanted and who one is.
+/// To say what is wanted, and then to prove who one is: each.
 const INTRODUCTION: Duration = Duration::from_secs(5);
+/// What this sidecar may yet need to own what it hands over: its own part is quick, and a successor waits no longer.
+const SETTLING: Duration = Duration::from_secs(2);
 /// What a successor has to open its listeners and say that it is ready; all else it has by then.
 const READY: Duration = Duration::from_secs(30);
 
@@ -103,8 +105,7 @@ impl Desk {
             // Not a word to it.
             bail!("refused user {uid}: only user {us} may ask");
         }
-        let introduction = Deadline::after(INTRODUCTION);
-        let wants = match talk.hear(introduction).await? {
+        let wants = match talk.hear(Deadline::after(INTRODUCTION)).await? {
             Some(Message::Hello {
                 protocol: PROTOCOL,
                 version,
@@ -132,7 +133,7 @@ impl Desk {
                 )
                 .await
             }
-            Wants::TakeOver => self.succeeded(talk, pid, introduction).await,
+            Wants::TakeOver => self.succeeded(talk, pid).await,
             Wants::Upgrade => self.ask(talk, Request::Upgrade).await,
             Wants::Reload => self.ask(talk, Request::Reload).await,
         }
@@ -159,20 +160,22 @@ impl Desk {
         .await
     }
 
-    async fn succeeded(&self, mut talk: Talk, pid: Option<u32>, limit: Deadline) -> Result<()> {
+    async fn succeeded(&self, mut talk: Talk, pid: Option<u32>) -> Result<()> {
+        let mut owned = self.owned.clone();
+        let is_owned = Deadline::after(SETTLING).bound(owned.wait_for(|owned| *owned));
+        // What is borrowed of the watch is not held on to.
+        if !is_owned.await.is_ok_and(|owned| owned.is_ok()) {
+            let why = "what this sidecar would hand over is not its own yet: try again";
+            return refuse(&talk, why).await;
+        }
         let Ok(mut turn) = self.turn.try_lock() else {
             return refuse(&talk, "another successor is being handed over to").await;
         };
         if *turn == Turn::Over || self.ending.is_stopping() {
             return refuse(&talk, "this sidecar serves no more: it is about to end").await;
         }
-        let mut owned = self.owned.clone();
-        let is_owned = limit.bound(owned.wait_for(|owned| *owned)).await;
-        if !is_owned.is_ok_and(|owned| owned.is_ok()) {
-            let why = "what this sidecar would hand over is not its own yet: try again";
-            return refuse(&talk, why).await;
-        }
-        if let Err(error) = self.introduce(&mut talk, limit).await {
+        let introduction = Deadline::after(INTRODUCTION);
+        if let Err(error) = self.introduce(&mut talk, introduction).await {
             refuse(&talk, format!("{error:#}")).await?;
             return Err(error.context("a successor was refused"));
         }
@@ -276,4 +279,90 @@ async fn refuse(talk: &Talk, why: impl Into<String>) -> Result<()> {
     let why = why.into();
     tracing::warn!(why, "a call at the upgrade socket is refused");
     talk.say(&Message::Refused { why }).await
+}
+
+#[cfg(test)]
+#[cfg(feature = "standalone")]
+mod tests {
+    use fender_config::{Source, standalone};
+    use fender_identity::Bundles;
+    use fender_runtime::clock;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    const SIDECAR: &str = "
+apiVersion: fender.dev/v1
+kind: Sidecar
+metadata: { namespace: shop, name: orders }
+spec:
+  identity: { files: { certificate: /c.pem, key: /k.pem, bundle: /b.pem } }
+";
+
+    fn desk(owned: watch::Receiver<bool>) -> Desk {
+        let source = Source {
+            name: "sidecar.yaml".to_owned(),
+            text: SIDECAR.to_owned(),
+        };
+        let id = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
+        let sidecar = standalone::parse(&[source]).unwrap();
+        let snapshot = Arc::new(sidecar.snapshot(&id, Bundles::new(), 1));
+        Desk {
+            listeners: Listeners::none(),
+            own: Own {
+                svid: None,
+                snapshot: watch::channel(snapshot).1,
+                clock: clock::system(),
+            },
+            state: None,
+            cache: None,
+            owned,
+            ending: Drain::new(),
+            requests: mpsc::channel(1).0,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// What a successor that calls is told first.
+    async fn told(desk: &Desk) -> Message {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let successor = async {
+            let mut talk = Talk::over(theirs);
+            talk.hello(Wants::TakeOver).await.unwrap();
+            let heard = talk.hear(Deadline::after(Duration::from_secs(60))).await;
+            heard.unwrap().unwrap()
+        };
+        // It goes without proving anything, which is an error here.
+        let (told, _) = tokio::join!(successor, desk.receive(Talk::over(ours)));
+        told
+    }
+
+    #[tokio::test]
+    async fn what_is_not_this_sidecars_own_yet_is_handed_to_nobody() {
+        let (owns, owned) = watch::channel(false);
+        let desk = desk(owned);
+        // It ended before it was.
+        drop(owns);
+        let Message::Refused { why } = told(&desk).await else {
+            panic!("a successor was received");
+        };
+        assert!(why.contains("not its own yet"), "{why}");
+        assert!(
+            desk.turn.try_lock().is_ok(),
+            "the next one is not told of this one"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_comes_a_moment_too_early_waits_for_it() {
+        let (owns, owned) = watch::channel(false);
+        let desk = desk(owned);
+        let becomes = async {
+            // The call is there by then, or comes after it: it is received either way.
+            tokio::task::yield_now().await;
+            owns.send_replace(true);
+        };
+        let (told, ()) = tokio::join!(told(&desk), becomes);
+        assert!(matches!(told, Message::Welcome { .. }), "{told:?}");
+    }
 }
