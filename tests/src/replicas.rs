@@ -234,6 +234,18 @@ spec:
         self.fender_ok(at, &["apply", "-f", &file.to_string_lossy()]);
     }
 
+    /// The same, until each replica has it in force: whom it describes is known at all of them then.
+    pub fn apply_everywhere(&self, at: usize, documents: &str) {
+        self.apply(at, documents);
+        let in_force = |at| self.status(at)["revision"].clone();
+        let applied = in_force(at);
+        for other in 0..CONTROLS.len() {
+            wait_until("each replica has the documents", PATIENCE, || {
+                in_force(other) == applied
+            });
+        }
+    }
+
     /// The status that one replica answers.
     pub fn status(&self, at: usize) -> serde_json::Value {
         let status = self.fender_ok(at, &["status", "--output", "json"]);

@@ -30,7 +30,7 @@ pub(crate) fn each_within(what: &str, mut holds: impl FnMut(usize) -> bool) -> V
 fn a_change_and_a_revocation_at_one_replica_reach_the_sidecars_of_all() {
     let mut mesh = Replicas::start();
     let first = mesh.documents("1h", "people", "");
-    mesh.apply(0, &first);
+    mesh.apply_everywhere(0, &first);
     let _sidecars: Vec<_> = (0..)
         .zip(SERVICES)
         .map(|(at, service)| mesh.sidecar(service, &mesh.url(at)))

@@ -65,7 +65,7 @@ fn clocks_that_differ_by_five_minutes_lose_or_double_nothing_with_the_default_li
 impl Clocks {
     fn trade(&self, meanwhile: impl FnOnce(&Replicas)) {
         let mut mesh = Replicas::start_with_clocks(self.wrong);
-        mesh.apply(RIGHT, &mesh.documents(self.leaf, "people", ""));
+        mesh.apply_everywhere(RIGHT, &mesh.documents(self.leaf, "people", ""));
         for (at, control) in CONTROLS.iter().enumerate() {
             let (possible, told) = while_seconds_pass(|| now_by(&mesh, at));
             let wrong = self.wrong_by(control);

@@ -27,7 +27,7 @@ spec:
 #[test]
 fn no_death_of_a_replica_or_of_the_database_and_no_cut_of_the_network_loses_or_doubles_anything() {
     let mut mesh = Replicas::start();
-    mesh.apply(0, &mesh.documents(LEAF, "people", ""));
+    mesh.apply_everywhere(0, &mesh.documents(LEAF, "people", ""));
     let showing = Showing {
         owner: PEOPLE,
         thief: PEOPLE,
