@@ -34,37 +34,18 @@ pub(crate) fn for_tests(root: &Path) -> Result<Built> {
 
 /// As it is published.
 pub(crate) fn to_publish(root: &Path) -> Result<PathBuf> {
-    let built = build(
-        root,
-        &[
-            "build",
-            "--locked",
-            "--profile",
-            "dist",
-            "--package",
-            "fender",
-        ],
-    )?;
-    built.fender()
+    distributed(root, &[])
 }
 
 /// As it is published for who needs a sidecar alone. It lies beside the other, which it does not replace.
 pub(crate) fn sidecar_alone(root: &Path) -> Result<PathBuf> {
-    let built = build(
-        root,
-        &[
-            "build",
-            "--locked",
-            "--profile",
-            "dist",
-            "--package",
-            "fender",
-            "--no-default-features",
-            "--target-dir",
-            "target/alone",
-        ],
-    )?;
-    built.fender()
+    let alone = ["--no-default-features", "--target-dir", "target/alone"];
+    distributed(root, &alone)
+}
+
+fn distributed(root: &Path, more: &[&str]) -> Result<PathBuf> {
+    let whole = ["build", "--locked", "--profile", "dist", "-p", "fender"];
+    build(root, &[&whole, more].concat())?.fender()
 }
 
 fn build(root: &Path, arguments: &[&str]) -> Result<Built> {

@@ -97,10 +97,7 @@ impl Answer {
 impl HttpClient {
     /// `roots` is PEM; an answer's body may weigh `limit` bytes.
     pub fn new(roots: &[u8], limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
-        let roots = certificates_from_pem(roots)?;
-        let clock = Arc::new(TlsClock(clock));
-        let tls = client_dns(&profile(), None, roots, ALPN, clock)?;
-        Self::with(tls, Scheme::Https, limit)
+        Self::verifying(None, roots, ALPN, limit, clock)
     }
 
     /// The same, where the server wants to know us by a certificate.
@@ -124,10 +121,7 @@ impl HttpClient {
         limit: usize,
         clock: SharedClock,
     ) -> Result<Self, HttpClientError> {
-        let roots = certificates_from_pem(roots)?;
-        let clock = Arc::new(TlsClock(clock));
-        let tls = client_dns(&profile(), Some(svid), roots, ALPN, clock)?;
-        Self::with(tls, Scheme::Https, limit)
+        Self::verifying(Some(svid), roots, ALPN, limit, clock)
     }
 
     /// For a [`StoreUrl::Loopback`] or the addresses of the link at which a cloud answers its own machines, and for nothing else: there is no
@@ -135,6 +129,19 @@ impl HttpClient {
     pub fn in_the_clear(limit: usize, clock: SharedClock) -> Result<Self, HttpClientError> {
         let tls = client_of_nobody(&profile(), Arc::new(TlsClock(clock)))?;
         Self::with(tls, Scheme::Http, limit)
+    }
+
+    fn verifying(
+        svid: Option<&Svid>,
+        roots: &[u8],
+        alpn: &[&[u8]],
+        limit: usize,
+        clock: SharedClock,
+    ) -> Result<Self, HttpClientError> {
+        let roots = certificates_from_pem(roots)?;
+        let clock = Arc::new(TlsClock(clock));
+        let tls = client_dns(&profile(), svid, roots, alpn, clock)?;
+        Self::with(tls, Scheme::Https, limit)
     }
 
     fn with(

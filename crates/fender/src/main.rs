@@ -45,6 +45,8 @@ mod signals;
 mod source;
 mod status;
 mod stores;
+#[cfg(test)]
+mod testing;
 #[cfg(feature = "administration")]
 mod tokens;
 mod upgrade;

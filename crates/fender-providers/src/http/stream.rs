@@ -2,19 +2,15 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use fender_identity::tls::client_dns;
-use fender_identity::{Secret, certificates_from_pem};
-use fender_runtime::clock::{SharedClock, TlsClock};
+use fender_identity::Secret;
+use fender_runtime::clock::SharedClock;
 use fender_runtime::deadline::Deadline;
 use reqwest::header::RETRY_AFTER;
 use zeroize::Zeroize as _;
 
-use super::{
-    HttpClient, HttpClientError, HttpError, Question, Scheme, Url, Wish, profile, unreachable,
-};
+use super::{HttpClient, HttpClientError, HttpError, Question, Url, Wish, unreachable};
 
 /// Streams of HTTP/2 share a connection, and are no more than its server likes: who streams for long has one of his own.
 const ALPN_OF_STREAMS: &[&[u8]] = &[b"http/1.1"];
@@ -41,10 +37,7 @@ impl HttpClient {
         limit: usize,
         clock: SharedClock,
     ) -> Result<Self, HttpClientError> {
-        let roots = certificates_from_pem(roots)?;
-        let clock = Arc::new(TlsClock(clock));
-        let tls = client_dns(&profile(), None, roots, ALPN_OF_STREAMS, clock)?;
-        Self::with(tls, Scheme::Https, limit)
+        Self::verifying(None, roots, ALPN_OF_STREAMS, limit, clock)
     }
 
     /// Asks, and waits for the head of the answer until the deadline.

@@ -306,20 +306,15 @@ fn allow(
 
 #[cfg(test)]
 mod tests {
-    use fender_config::{Source, standalone};
-
     use super::*;
+    use crate::testing;
 
     fn documents(directory: &Path, inbound: &str) -> Standalone {
         let text = format!(
             "apiVersion: fender.dev/v1\nkind: Sidecar\nmetadata: {{ namespace: shop, name: orders }}\nspec:\n  identity: {{ files: {{ certificate: {0}/c.pem, key: {0}/k.pem, bundle: {0}/b.pem }} }}\n  inbound: [ {{ listen: '{inbound}', app: '127.0.0.1:1', protocol: http }} ]\n",
             directory.display()
         );
-        let source = Source {
-            name: "sidecar.yaml".to_owned(),
-            text,
-        };
-        standalone::parse(&[source]).unwrap()
+        testing::sidecar(&text)
     }
 
     #[test]

@@ -19,9 +19,8 @@ type Standings = BTreeMap<PortCertificate, Issued>;
 
 /// What a sidecar begins with: nobody is taken over from, and nobody served, by one that has not what its ports need.
 pub(super) fn check(snapshot: &Snapshot) -> Result<(), Failure> {
-    let ports = { &snapshot.inbound }.iter();
-    let wants = |port: &&_| of_authorities(std::slice::from_ref(*port)).next().is_some();
-    let Some(port) = { ports }.find(wants) else {
+    let is_of_one = |port: &&Inbound| port.certificates.iter().any(|one| one.acme().is_some());
+    let Some(port) = snapshot.inbound.iter().find(is_of_one) else {
         return Ok(());
     };
     let why = format!(
@@ -64,10 +63,9 @@ fn refuse(publish: &watch::Sender<Arc<Standings>>, snapshot: &Snapshot) {
         withdrawn: true,
         ..Issued::default()
     };
-    let wanted = of_authorities(&snapshot.inbound);
-    let wanted: Standings = { wanted }
-        .map(|one| (one.clone(), refused.clone()))
-        .collect();
+    let certificates = snapshot.inbound.iter().flat_map(|port| &port.certificates);
+    let wanted = certificates.filter(|one| one.acme().is_some());
+    let wanted: Standings = wanted.map(|one| (one.clone(), refused.clone())).collect();
     publish.send_if_modified(|before| {
         if wanted.keys().eq(before.keys()) {
             return false;
@@ -85,19 +83,13 @@ fn refuse(publish: &watch::Sender<Arc<Standings>>, snapshot: &Snapshot) {
     });
 }
 
-fn of_authorities(ports: &[Inbound]) -> impl Iterator<Item = &PortCertificate> {
-    let certificates = ports.iter().flat_map(|port| &port.certificates);
-    certificates.filter(|one| one.acme().is_some())
-}
-
 #[cfg(test)]
 mod tests {
-    use fender_config::{Source, standalone};
-    use fender_identity::Bundles;
     use fender_runtime::clock;
     use fender_runtime::deadline::Deadline;
 
     use super::*;
+    use crate::testing;
 
     const SIDECAR: &str = "
 apiVersion: fender.dev/v1
@@ -115,13 +107,7 @@ spec:
 
     #[tokio::test]
     async fn a_certificate_of_an_authority_is_refused_by_the_name_of_the_feature() {
-        let source = Source {
-            name: "sidecar.yaml".to_owned(),
-            text: SIDECAR.to_owned(),
-        };
-        let own = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
-        let sidecar = standalone::parse(&[source]).unwrap();
-        let wanted = sidecar.snapshot(&own, Bundles::new(), 1);
+        let wanted = testing::snapshot(SIDECAR);
         let refused = check(&wanted).unwrap_err();
         assert_eq!(refused.exit, Exit::Refused);
         let said = refused.to_string();
@@ -146,13 +132,28 @@ spec:
             assert!(standing.pair.is_none() && standing.withdrawn);
         }
         drop(standings);
-        // The same again is no change.
-        let again = Arc::clone(&snapshots.borrow());
-        snapshots.send_replace(again);
-        tokio::task::yield_now().await;
-        assert!(!issued.has_changed().unwrap());
         drain
             .close(Deadline::after(std::time::Duration::from_secs(5)))
             .await;
+    }
+
+    #[test]
+    fn ports_are_not_made_anew_for_what_is_refused_already() {
+        let wanted = testing::snapshot(SIDECAR);
+        let none = Snapshot {
+            inbound: Vec::new(),
+            ..wanted.clone()
+        };
+        let (publish, mut standings) = watch::channel(Arc::default());
+        for (snapshot, changes) in [
+            (&none, false),
+            (&wanted, true),
+            (&wanted, false),
+            (&none, true),
+        ] {
+            refuse(&publish, snapshot);
+            assert_eq!(standings.has_changed().unwrap(), changes);
+            standings.mark_unchanged();
+        }
     }
 }

@@ -93,11 +93,11 @@ fn restrict(snapshot: Arc<Snapshot>, allow: &AllowDirs) -> Arc<Snapshot> {
 
 #[cfg(test)]
 mod tests {
+    use fender_config::ObjectName;
     use fender_config::snapshot::{CertificateFiles, CertificateSource, OwnCertificate, Protocol};
-    use fender_config::{ObjectName, Source, standalone};
-    use fender_identity::Bundles;
 
     use super::*;
+    use crate::testing;
 
     const SIDECAR: &str = "
 apiVersion: fender.dev/v1
@@ -112,13 +112,7 @@ spec:
 ";
 
     fn snapshot() -> Arc<Snapshot> {
-        let source = Source {
-            name: "sidecar.yaml".to_owned(),
-            text: SIDECAR.to_owned(),
-        };
-        let identity = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
-        let sidecar = standalone::parse(&[source]).unwrap();
-        Arc::new(sidecar.snapshot(&identity, Bundles::default(), 1))
+        Arc::new(testing::snapshot(SIDECAR))
     }
 
     fn served(allow: &AllowDirs) -> Vec<String> {

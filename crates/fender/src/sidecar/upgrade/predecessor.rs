@@ -282,14 +282,12 @@ async fn refuse(talk: &Talk, why: impl Into<String>) -> Result<()> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "standalone")]
 mod tests {
-    use fender_config::{Source, standalone};
-    use fender_identity::Bundles;
     use fender_runtime::clock;
     use tokio::net::UnixStream;
 
     use super::*;
+    use crate::testing;
 
     const SIDECAR: &str = "
 apiVersion: fender.dev/v1
@@ -300,13 +298,7 @@ spec:
 ";
 
     fn desk(owned: watch::Receiver<bool>) -> Desk {
-        let source = Source {
-            name: "sidecar.yaml".to_owned(),
-            text: SIDECAR.to_owned(),
-        };
-        let id = "spiffe://mesh.test/ns/shop/sa/orders".parse().unwrap();
-        let sidecar = standalone::parse(&[source]).unwrap();
-        let snapshot = Arc::new(sidecar.snapshot(&id, Bundles::new(), 1));
+        let snapshot = Arc::new(testing::snapshot(SIDECAR));
         Desk {
             listeners: Listeners::none(),
             own: Own {
@@ -347,10 +339,20 @@ spec:
             panic!("a successor was received");
         };
         assert!(why.contains("not its own yet"), "{why}");
-        assert!(
-            desk.turn.try_lock().is_ok(),
-            "the next one is not told of this one"
-        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn attack_who_comes_too_early_takes_nobodys_turn_and_waits_only_so_long() {
+        let (_owns, owned) = watch::channel(false);
+        let desk = desk(owned);
+        let meanwhile = async {
+            for _ in 0..3 {
+                tokio::time::sleep(SETTLING / 4).await;
+                assert!(desk.turn.try_lock().is_ok(), "it is another's turn");
+            }
+        };
+        let (told, ()) = tokio::join!(told(&desk), meanwhile);
+        assert!(matches!(told, Message::Refused { .. }), "{told:?}");
     }
 
     #[tokio::test]
