@@ -16,13 +16,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fender_config::{HttpsUrl, StoreUrl};
-#[cfg(feature = "stores")]
-use fender_identity::Svid;
 use fender_identity::tls::{
     ShownCertificate, TlsError, TlsProfile, TlsVersion, client_dns, client_dns_showing,
     client_of_nobody,
 };
-use fender_identity::{PemError, Secret, certificates_from_pem};
+use fender_identity::{PemError, Secret, Svid, certificates_from_pem};
 use fender_runtime::clock::{SharedClock, TlsClock};
 use fender_runtime::deadline::Deadline;
 use http::{Request, Response};
