@@ -152,8 +152,8 @@ impl Link {
         }
     }
 
-    pub(crate) fn age(&self) -> Duration {
-        self.since.elapsed()
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now - self.since
     }
 
     pub(crate) fn far(&self) -> &Arc<Peer> {

@@ -121,6 +121,14 @@ impl Seat {
     }
 }
 
+/// Room for one request, if there is some: then nothing has to be waited for, and no clock is asked.
+pub(crate) fn room_at_once(share: Option<&Room>) -> Option<Option<OwnedSemaphorePermit>> {
+    match share {
+        None => Some(None),
+        Some(Room { links, .. }) => links.clone().try_acquire_owned().ok().map(Some),
+    }
+}
+
 /// Room for one request among those of an address, before any among all. None where the address does not count.
 pub(crate) async fn room(
     share: Option<&Room>,

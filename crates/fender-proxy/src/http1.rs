@@ -139,7 +139,8 @@ async fn exchange<D: Desk>(
                 // Reading on would let the refused cost us as much as the admitted.
                 Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Then::Close,
             };
-            return peer.answer(&answer, dialect, then, limits).await.into();
+            let answered = Box::pin(peer.answer(&answer, dialect, then, limits));
+            return answered.await.into();
         }
     };
     let Admitted {
@@ -156,30 +157,28 @@ async fn exchange<D: Desk>(
     }
 
     let mut turn = Turn::new(peer, policy, &mut exchange, framing, limits);
-    let sent = desk.send(&pass, &onward, &mut turn).await;
-    let responded = match sent {
-        Ok((head, call)) if head.status() == SWITCHING_PROTOCOLS => {
-            if onward.upgrades {
-                tunnel(turn, &head, call, D::RETURNS, limits).await;
-                return Next::Over;
-            }
-            let why = "it changed protocols unasked".to_owned();
-            Err(UpstreamFault::Breaks(why).into())
-        }
-        Ok((head, call)) => Ok((head, call)),
-        Err(fault) => Err(fault),
-    };
-    let then = match turn.body() {
+    let then = |turn: &Turn<'_>| match turn.body() {
         Body::Broken => Then::Close,
         Body::Open | Body::Done => then(),
     };
-    match responded {
+    // Whatever is moved once more would be held once more.
+    let fault = match desk.send(&pass, &onward, &mut turn).await {
+        Ok((head, call)) if head.status() == SWITCHING_PROTOCOLS => {
+            if onward.upgrades {
+                // Boxed, like what is answered here: most requests carry no room for it.
+                Box::pin(tunnel(turn, &head, call, D::RETURNS, limits)).await;
+                return Next::Over;
+            }
+            let why = "it changed protocols unasked".to_owned();
+            UpstreamFault::Breaks(why).into()
+        }
         Ok((head, mut call)) => {
+            let then = then(&turn);
             let responded = turn
                 .respond(&head, &mut call, D::RETURNS, dialect, then)
                 .await;
             let rest = turn.rest();
-            match responded {
+            return match responded {
                 Ok(then) => {
                     exchange.succeed();
                     after(then, peer, rest, limits).await
@@ -190,27 +189,25 @@ async fn exchange<D: Desk>(
                     exchange.fail(fault);
                     Next::Over
                 }
-            }
+            };
         }
         // Nobody waits for an answer.
         Err(fault @ Fault::Peer(PeerFault::Abandons | PeerFault::Leaves(_))) => {
             exchange.fail(fault);
-            Next::Over
+            return Next::Over;
         }
-        Err(fault) => {
-            let rest = turn.rest();
-            let then = match D::AFTER_FAULT {
-                AfterFault::GoesOn => then,
-                AfterFault::Ends => Then::Close,
-            };
-            match peer
-                .answer(&exchange.answer(fault), dialect, then, limits)
-                .await
-            {
-                Ok(then) => after(then, peer, rest, limits).await,
-                Err(_) => Next::Over,
-            }
-        }
+        Err(fault) => fault,
+    };
+    let then = match D::AFTER_FAULT {
+        AfterFault::GoesOn => then(&turn),
+        AfterFault::Ends => Then::Close,
+    };
+    let rest = turn.rest();
+    let answer = exchange.answer(fault);
+    let answered = Box::pin(peer.answer(&answer, dialect, then, limits));
+    match answered.await {
+        Ok(then) => after(then, peer, rest, limits).await,
+        Err(_) => Next::Over,
     }
 }
 
@@ -422,5 +419,31 @@ fn write_answer(out: &mut BytesMut, answer: &Answer, asks: Asks, then: Then) {
     writer.end();
     if asks == Asks::Whole {
         out.put_slice(answer.text.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Gate;
+
+    /// What is allocated, moved and freed with each request, besides what is on the heap. It is a budget, like that of a
+    /// connection.
+    #[test]
+    fn an_open_request_is_small() {
+        fn size<F>(
+            _: impl Fn(
+                &'static Gate,
+                &'static mut Policy,
+                &'static mut Peer,
+                RequestHead,
+                &'static Closing,
+                &'static Limits,
+            ) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let request = size(exchange::<Gate>);
+        assert!(request <= 3584, "a request: {request} bytes");
     }
 }

@@ -104,7 +104,8 @@ impl Pool {
                 },
             }
         }
-        let link = self.open(near, introduction, open).await?;
+        // Boxed: nearly every request finds a connection, and each would carry the room for this.
+        let link = Box::pin(self.open(near, introduction, open)).await?;
         let mut call = match begun {
             Some(mut call) => {
                 call.resume(link);
@@ -157,15 +158,16 @@ impl Pool {
     fn take(&self, near: &mut impl Near, introduction: Option<&Introduction>) -> Option<Box<Link>> {
         let mut idle = self.idle();
         let is_ours = |idle: &Idle| idle.link.introduced() == introduction;
+        let now = Instant::now();
         loop {
             let youngest = idle.iter().rposition(is_ours)?;
             let Idle { mut link, since } = idle.remove(youngest)?;
-            if since.elapsed() >= self.lasts {
+            if now - since >= self.lasts {
                 // All before it are older.
                 idle.drain(..youngest);
                 return None;
             }
-            if link.age() < self.ages && link.is_open() && near.takes(link.far()) {
+            if link.age(now) < self.ages && link.is_open() && near.takes(link.far()) {
                 return Some(link);
             }
         }
@@ -173,18 +175,16 @@ impl Pool {
 
     /// Takes a connection back on which nothing is open.
     pub(crate) fn keep(&self, link: Box<Link>) {
+        let now = Instant::now();
         // Somebody may be waiting for the slot.
-        if self.links.available_permits() == 0 || link.age() >= self.ages {
+        if self.links.available_permits() == 0 || link.age(now) >= self.ages {
             return;
         }
         let mut idle = self.idle();
         if idle.len() >= self.limits.pool {
             idle.pop_front();
         }
-        idle.push_back(Idle {
-            link,
-            since: Instant::now(),
-        });
+        idle.push_back(Idle { link, since: now });
     }
 
     /// Closes the idle connections nobody will use any more.

@@ -192,12 +192,18 @@ impl Desk for Gate {
                     introduction,
                     share,
                 };
-                let sent = trunk.send(way, onward, near).await;
+                // Boxed: who has another app carries no room for it.
+                let sent = Box::pin(trunk.send(way, onward, near)).await;
                 sent.map(|(head, call)| (head, Call::from(call)))
             }
             None => {
-                let deadline = Deadline::after(node.limits.establish);
-                let share = unless_it_ends(near, crowd::room(share, deadline)).await??;
+                let share = match crowd::room_at_once(share) {
+                    Some(room) => room,
+                    None => {
+                        let deadline = Deadline::after(node.limits.establish);
+                        Box::pin(unless_it_ends(near, crowd::room(share, deadline))).await??
+                    }
+                };
                 let sent = app.send(permit, introduction, onward, near).await;
                 sent.map(|(head, call)| (head, call.sharing(share)))
             }
