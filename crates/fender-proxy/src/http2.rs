@@ -12,16 +12,16 @@ mod grpc;
 mod keepalive;
 mod piece;
 mod stream;
+mod streams;
 mod window;
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fender_runtime::deadline::Deadline;
-use futures_util::stream::{FuturesUnordered, Stream as _};
 use h2::Reason;
 use h2::server::Builder;
 use tokio::sync::Semaphore;
@@ -42,6 +42,7 @@ use bell::Bell;
 use keepalive::KeepAlive;
 use piece::Piece;
 use stream::{Back, Ended};
+use streams::Streams;
 use window::Window;
 
 const PROTOCOL: &str = "h2";
@@ -51,7 +52,7 @@ const FRAME_COST: usize = 256;
 /// Serves the streams of one connection until either side ends it.
 pub(crate) async fn serve(
     gate: Gate,
-    policy: Policy,
+    mut policy: Policy,
     stream: Stream,
     closing: &Closing,
 ) -> Result<(), Fault> {
@@ -67,7 +68,7 @@ pub(crate) async fn serve(
         Err(_) => return Ok(()),
     };
     let mut keepalive = KeepAlive::new(connection.ping_pong(), limits.ping);
-    let mut streams = FuturesUnordered::new();
+    let mut streams = Streams::new();
     let mut closing = pin!(closing.begins());
     let mut life = Life::Open;
     let mut idle = Idle::default();
@@ -79,6 +80,11 @@ pub(crate) async fn serve(
     poll_fn(|cx| {
         let turn = bell.turn(cx);
         loop {
+            // Every snapshot wakes this task (`Caller::cuts`).
+            if policy.has_news() {
+                policy.newest();
+                streams.call();
+            }
             while turn.was_rung() {
                 pace.renew();
                 // What the peer sent, and what is on its way to it.
@@ -96,6 +102,7 @@ pub(crate) async fn serve(
                             let back = Back {
                                 respond,
                                 room: room.clone(),
+                                times: streams.times(),
                             };
                             streams.push(stream::serve(&gate, policy, limits, request, back));
                         }
@@ -108,7 +115,7 @@ pub(crate) async fn serve(
                     }
                 }
                 // What the streams have to say about it rings the bell.
-                while let Poll::Ready(Some(ended)) = Pin::new(&mut streams).poll_next(cx) {
+                while let Poll::Ready(ended) = streams.poll_ended(cx) {
                     if ended == Ended::GivenUp && !allowance.take() {
                         // The app hears of every stream that nobody waits any more.
                         streams.clear();

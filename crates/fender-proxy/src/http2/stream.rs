@@ -1,7 +1,7 @@
 //! One stream: a request and its response.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -12,10 +12,12 @@ use fender_wire::{Fields, RequestHead, ResponseHead};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::piece::Piece;
+use super::streams::Times;
 use super::{PROTOCOL, grpc};
 use crate::Limits;
 use crate::call::{Call, Near, Step};
@@ -23,8 +25,7 @@ use crate::exchange::{Answer, Exchange};
 use crate::fault::{Fault, OurFault, PeerFault, UpstreamFault};
 use crate::headers;
 use crate::inflow::Inflow;
-use crate::patience::Patience;
-use crate::permit::{Denied, Policy};
+use crate::permit::Policy;
 use crate::request::{Admitted, Desk, Gate};
 
 /// How a stream ended.
@@ -40,6 +41,8 @@ pub(super) struct Back {
     pub(super) respond: SendResponse<Piece>,
     /// For what its connection holds of responses.
     pub(super) room: Arc<Semaphore>,
+    /// By what its moments come.
+    pub(super) times: Times,
 }
 
 /// Frames of a body that are written to the app together: of 16 KiB, the most there is in one, what one turn brings.
@@ -49,34 +52,43 @@ const GATHERED: usize = 4;
 type Body = Arc<Mutex<Inflow>>;
 
 /// Serves one stream to its end, whichever side brings it.
-pub(super) async fn serve(
+pub(super) fn serve(
     gate: &Gate,
     policy: Policy,
     limits: Arc<Limits>,
     request: Request<RecvStream>,
     back: Back,
-) -> Ended {
+) -> impl Future<Output = Ended> {
     let (parts, body) = request.into_parts();
-    if body.is_end_stream() {
-        return converse(gate, policy, &limits, parts, None, back).await;
+    let body = (!body.is_end_stream()).then(|| Arc::new(Mutex::new(Inflow::new(body))));
+    Served {
+        work: converse(gate, policy, limits, parts, body.clone(), back),
+        body,
     }
-    let body = Arc::new(Mutex::new(Inflow::new(body)));
-    let mut work = pin!(converse(
-        gate,
-        policy,
-        &limits,
-        parts,
-        Some(body.clone()),
-        back
-    ));
-    poll_fn(|cx| {
-        let ended = work.as_mut().poll(cx);
-        if ended.is_pending() {
-            locked(&body).park(cx);
+}
+
+pin_project! {
+    /// The work on a request, and its body, if it has one.
+    struct Served<F> {
+        #[pin]
+        work: F,
+        body: Option<Body>,
+    }
+}
+
+impl<F: Future> Future for Served<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let ended = this.work.poll(cx);
+        if ended.is_pending()
+            && let Some(body) = this.body
+        {
+            locked(body).park(cx);
         }
         ended
-    })
-    .await
+    }
 }
 
 /// Nobody else waits for it: both are in one task.
@@ -84,78 +96,84 @@ fn locked(body: &Body) -> MutexGuard<'_, Inflow> {
     body.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn converse(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` holds its arguments twice"
+)]
+fn converse(
     gate: &Gate,
     mut policy: Policy,
-    limits: &Limits,
+    limits: Arc<Limits>,
     parts: http::request::Parts,
     body: Option<Body>,
     back: Back,
-) -> Ended {
-    let Back { mut respond, room } = back;
-    let told = match grpc::asks(&parts.method, &parts.headers) {
-        true => Told::Grpc,
-        false => Told::Http,
-    };
-    let head = match read(&parts, body.is_some(), limits) {
-        Ok(head) => head,
-        Err(fault) => {
-            answer(&mut respond, &gate.refuse(fault, PROTOCOL), told);
-            return Ended::Answered;
-        }
-    };
-    drop(parts);
-    let Admitted {
-        pass: permit,
-        onward,
-        mut exchange,
-    } = match gate.admit(head, PROTOCOL, &mut policy, limits) {
-        Ok(admitted) => admitted,
-        Err(refused) => {
-            answer(&mut respond, &refused, told);
-            return Ended::Answered;
-        }
-    };
-    let ask = exchange.ask();
-    let mut feed = policy.clone();
-    let mut revoked = pin!(permit.revoked(&mut feed, &ask));
-    let mut turn = Turn {
-        respond_by: exchange
-            .began()
-            .checked_add(limits.response.min(limits.request)),
-        end_by: exchange.began().checked_add(limits.request),
-        exchange: &mut exchange,
-        policy: &mut policy,
-        revoked: revoked.as_mut(),
-        body,
-        ended: false,
-        way: Way::Unanswered(&mut respond),
-        room,
-        patience: Patience::default(),
-        limits,
-        stalled: None,
-    };
-    match gate.send(&permit, &onward, &mut turn).await {
-        Ok((head, _)) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-            let why = "it changed protocols unasked".to_owned();
-            let fault = UpstreamFault::Breaks(why).into();
-            answer(&mut respond, &exchange.answer(fault), told);
-        }
-        Ok((head, mut call)) => match turn.respond(&head, &mut call).await {
-            Ok(()) => exchange.succeed(),
+) -> impl Future<Output = Ended> {
+    async move {
+        let Back {
+            mut respond,
+            room,
+            times,
+        } = back;
+        let told = match grpc::asks(&parts.method, &parts.headers) {
+            true => Told::Grpc,
+            false => Told::Http,
+        };
+        let head = match read(&parts, body.is_some(), &limits) {
+            Ok(head) => head,
             Err(fault) => {
-                respond.send_reset(Reason::INTERNAL_ERROR);
-                exchange.fail(fault);
+                answer(&mut respond, &gate.refuse(fault, PROTOCOL), told);
+                return Ended::Answered;
             }
-        },
-        // It was reset, and nobody waits for an answer.
-        Err(fault @ Fault::Peer(PeerFault::Abandons)) => {
-            exchange.fail(fault);
-            return Ended::GivenUp;
+        };
+        drop(parts);
+        let Admitted {
+            pass: permit,
+            onward,
+            mut exchange,
+        } = match gate.admit(head, PROTOCOL, &mut policy, &limits) {
+            Ok(admitted) => admitted,
+            Err(refused) => {
+                answer(&mut respond, &refused, told);
+                return Ended::Answered;
+            }
+        };
+        let mut turn = Turn {
+            respond_by: exchange
+                .began()
+                .checked_add(limits.response.min(limits.request)),
+            end_by: exchange.began().checked_add(limits.request),
+            exchange: &mut exchange,
+            policy: &mut policy,
+            body,
+            ended: false,
+            way: Way::Unanswered(&mut respond),
+            room,
+            times,
+            limits: &limits,
+            stalled: None,
+        };
+        match gate.send(&permit, &onward, &mut turn).await {
+            Ok((head, _)) if head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let why = "it changed protocols unasked".to_owned();
+                let fault = UpstreamFault::Breaks(why).into();
+                answer(&mut respond, &exchange.answer(fault), told);
+            }
+            Ok((head, mut call)) => match turn.respond(&head, &mut call).await {
+                Ok(()) => exchange.succeed(),
+                Err(fault) => {
+                    respond.send_reset(Reason::INTERNAL_ERROR);
+                    exchange.fail(fault);
+                }
+            },
+            // It was reset, and nobody waits for an answer.
+            Err(fault @ Fault::Peer(PeerFault::Abandons)) => {
+                exchange.fail(fault);
+                return Ended::GivenUp;
+            }
+            Err(fault) => answer(&mut respond, &exchange.answer(fault), told),
         }
-        Err(fault) => answer(&mut respond, &exchange.answer(fault), told),
+        Ended::Answered
     }
-    Ended::Answered
 }
 
 /// The request, if it can be read in one way only, whichever version carries it on.
@@ -215,10 +233,9 @@ fn answer(respond: &mut SendResponse<Piece>, answer: &Answer, told: Told) {
 }
 
 /// One request's turn on its stream.
-struct Turn<'a, R> {
+struct Turn<'a> {
     exchange: &'a mut Exchange,
     policy: &'a mut Policy,
-    revoked: Pin<&'a mut R>,
     body: Option<Body>,
     /// The end of it was taken.
     ended: bool,
@@ -228,10 +245,10 @@ struct Turn<'a, R> {
     respond_by: Option<Instant>,
     /// By when it must have ended.
     end_by: Option<Instant>,
-    patience: Patience,
+    times: Times,
     limits: &'a Limits,
-    /// Until when a body is awaited, and what is waited with.
-    stalled: Option<(Instant, Patience)>,
+    /// Until when a body is awaited.
+    stalled: Option<Instant>,
 }
 
 /// The way back.
@@ -242,7 +259,7 @@ enum Way<'a> {
     Closed,
 }
 
-impl<R: Future<Output = Denied>> Turn<'_, R> {
+impl Turn<'_> {
     /// Sends the response as it comes, as far as the peer makes room for it.
     async fn respond(&mut self, head: &ResponseHead, call: &mut Call) -> Result<(), Fault> {
         self.respond_by = None;
@@ -352,13 +369,9 @@ impl<R: Future<Output = Denied>> Turn<'_, R> {
         let until = *self
             .respond_by
             .get_or_insert_with(|| Instant::now() + self.limits.stall);
-        self.patience
-            .poll(until, cx)
-            .map(|()| PeerFault::Stalls.into())
+        self.times.poll(until).map(|()| PeerFault::Stalls.into())
     }
-}
 
-impl<R> Turn<'_, R> {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
         let failed = |error: h2::Error| match error.is_remote() && error.is_reset() {
             true => Fault::from(PeerFault::Abandons),
@@ -389,7 +402,7 @@ impl<R> Turn<'_, R> {
     }
 }
 
-impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
+impl Near for Turn<'_> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Fault>> {
         if let Poll::Ready(step) = self.poll_piece(cx) {
             self.stalled = None;
@@ -399,11 +412,11 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         let Way::Unanswered(_) = &self.way else {
             return Poll::Pending;
         };
-        let (until, patience) = self
+        let until = *self
             .stalled
-            .get_or_insert_with(|| (Instant::now() + self.limits.stall, Patience::default()));
-        patience
-            .poll(*until, cx)
+            .get_or_insert_with(|| Instant::now() + self.limits.stall);
+        self.times
+            .poll(until)
             .map(|()| Err(PeerFault::Stalls.into()))
     }
 
@@ -423,11 +436,9 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         self.exchange.ended_by(self.policy)
     }
 
-    /// Every stream hears of a newer policy by itself: the task of the connection wakes only those
-    /// that have something to do.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
-        if let Poll::Ready(denied) = self.revoked.as_mut().poll(cx) {
-            return Poll::Ready(denied.into());
+        if let Some(fault) = self.ended() {
+            return Poll::Ready(fault);
         }
         let reset = match &mut self.way {
             Way::Unanswered(respond) => respond.poll_reset(cx),
@@ -439,14 +450,11 @@ impl<R: Future<Output = Denied>> Near for Turn<'_, R> {
         }
         match (&self.way, self.respond_by) {
             (Way::Unanswered(_), Some(until)) => self
-                .patience
-                .poll(until, cx)
+                .times
+                .poll(until)
                 .map(|()| UpstreamFault::StaysSilent.into()),
             (Way::Answered(_) | Way::Closed, _) => match self.end_by {
-                Some(until) => self
-                    .patience
-                    .poll(until, cx)
-                    .map(|()| PeerFault::Outlives.into()),
+                Some(until) => self.times.poll(until).map(|()| PeerFault::Outlives.into()),
                 None => Poll::Pending,
             },
             (Way::Unanswered(_), None) => Poll::Pending,
@@ -477,4 +485,22 @@ fn response(head: &ResponseHead) -> Result<Response<()>, Fault> {
         }
     }
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each stream holds for as long as it is open, besides what is on the heap: it is allocated, moved and freed with
+    /// each request. It is a budget, like that of a connection.
+    #[test]
+    fn an_open_stream_is_small() {
+        fn size<F>(
+            _: impl Fn(&'static Gate, Policy, Arc<Limits>, Request<RecvStream>, Back) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let stream = size(serve);
+        assert!(stream <= 2240, "a stream: {stream} bytes");
+    }
 }

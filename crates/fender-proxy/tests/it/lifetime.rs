@@ -11,7 +11,7 @@ use fender_identity::tls::CaPin;
 use fender_policy::Rule;
 use fender_proxy::{Limits, Reason};
 use fender_runtime::drain::Drain;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
@@ -223,6 +223,48 @@ async fn a_policy_change_resets_an_open_stream_of_http2_and_no_other() {
     soon(world.records.recv()).await.unwrap();
     let still = tokio::time::timeout(Duration::from_millis(20), kept.frame()).await;
     assert!(still.is_err(), "the other stream ended");
+}
+
+#[tokio::test]
+async fn a_policy_change_ends_streams_that_wait_for_the_app_and_for_room_to_reach_it() {
+    let tasks = Drain::new();
+    let (app, _go, mut arrivals) = patient_app(&tasks).await;
+    let limits = Limits {
+        links: 1,
+        establish: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let port = inbound(app, Protocol::Http);
+    let mut world = World::start(vec![port], vec![], limits);
+    world.change(|snapshot| {
+        let refused = deny("shop/x", &["/refused"]);
+        snapshot.policies = policies(vec![allow(vec![Rule::default()]), refused]);
+    });
+    world.settled().await;
+    let client = world.web2().await;
+    let ask = |path: &str| {
+        let request = Request::get(format!("https://o{path}"));
+        let request = request.body(Full::default()).unwrap();
+        let mut client = client.clone();
+        tokio::spawn(async move { client.send_request(request).await.unwrap().status() })
+    };
+    let waits_for_the_app = ask("/one");
+    soon(arrivals.wait_for(|count| *count == 1)).await.unwrap();
+    let waits_for_room = ask("/two");
+    // Streams are taken up in turn.
+    assert_eq!(soon(ask("/refused")).await.unwrap(), StatusCode::FORBIDDEN);
+    soon(world.records.recv()).await.unwrap();
+
+    world.change(|snapshot| {
+        let then = deny("shop/x", &["/one", "/two"]);
+        snapshot.policies = policies(vec![allow(vec![Rule::default()]), then]);
+    });
+    for waits in [waits_for_the_app, waits_for_room] {
+        assert_eq!(soon(waits).await.unwrap(), StatusCode::FORBIDDEN);
+        let record = soon(world.records.recv()).await.unwrap();
+        assert_eq!(record.snapshot, 3);
+    }
+    assert_eq!(*arrivals.borrow(), 1);
 }
 
 #[tokio::test]
