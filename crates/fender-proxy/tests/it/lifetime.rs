@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 
 use crate::drains::patient_app;
@@ -246,21 +247,23 @@ async fn a_policy_change_ends_streams_that_wait_for_the_app_and_for_room_to_reac
         let request = Request::get(format!("https://o{path}"));
         let request = request.body(Full::default()).unwrap();
         let mut client = client.clone();
-        tokio::spawn(async move { client.send_request(request).await.unwrap().status() })
+        async move { client.send_request(request).await.unwrap().status() }
     };
-    let waits_for_the_app = ask("/one");
+    let mut waiting = JoinSet::new();
+    waiting.spawn(ask("/one"));
     soon(arrivals.wait_for(|count| *count == 1)).await.unwrap();
-    let waits_for_room = ask("/two");
+    waiting.spawn(ask("/two"));
     // Streams are taken up in turn.
-    assert_eq!(soon(ask("/refused")).await.unwrap(), StatusCode::FORBIDDEN);
+    tokio::task::yield_now().await;
+    assert_eq!(soon(ask("/refused")).await, StatusCode::FORBIDDEN);
     soon(world.records.recv()).await.unwrap();
 
     world.change(|snapshot| {
         let then = deny("shop/x", &["/one", "/two"]);
         snapshot.policies = policies(vec![allow(vec![Rule::default()]), then]);
     });
-    for waits in [waits_for_the_app, waits_for_room] {
-        assert_eq!(soon(waits).await.unwrap(), StatusCode::FORBIDDEN);
+    while let Some(status) = soon(waiting.join_next()).await {
+        assert_eq!(status.unwrap(), StatusCode::FORBIDDEN);
         let record = soon(world.records.recv()).await.unwrap();
         assert_eq!(record.snapshot, 3);
     }
