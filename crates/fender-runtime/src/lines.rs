@@ -24,9 +24,8 @@ use crate::telemetry::WholeLines;
 
 /// How much may wait to be written. 4 MiB: some ten thousand lines, while a disk hesitates.
 const WAITING: usize = 4 * 1024 * 1024;
-/// How long a line waits for others to share its write. The more there are, the longer is the write, and requests on the same
-/// core wait for it: 3,000 lines a second are 12 KiB at a time, which is soon done.
-const GATHER: Duration = Duration::from_millis(10);
+/// How long a line waits for others to share its write.
+const GATHER: Duration = Duration::from_millis(50);
 /// From so much on nothing more is waited for.
 const ENOUGH: usize = 64 * 1024;
 /// What a buffer keeps of its memory once it is empty.
