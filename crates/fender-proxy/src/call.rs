@@ -97,6 +97,15 @@ pub(crate) trait Near {
     fn takes(&mut self, far: &Arc<Peer>) -> bool;
 }
 
+/// Fails if the request must have ended by now.
+pub(crate) async fn unless_it_has_ended(near: &mut impl Near) -> Result<(), Fault> {
+    poll_fn(|cx| match near.poll_end(cx) {
+        Poll::Ready(fault) => Poll::Ready(Err(fault)),
+        Poll::Pending => Poll::Ready(Ok(())),
+    })
+    .await
+}
+
 /// Waits for this, unless the request must end first.
 pub(crate) async fn unless_it_ends<T>(
     near: &mut impl Near,

@@ -127,7 +127,7 @@ impl Exchange {
 
     /// What no longer holds by the newest policy: the permission of who asked, or the trust in who
     /// answers. Asks only where there is a newer policy than was asked last; every snapshot wakes the
-    /// task of a connection ([`Caller::cuts`]).
+    /// task of a connection ([`Caller::cuts`]), and that of one of HTTP/2 calls its streams.
     pub(crate) fn ended_by(&self, policy: &mut Policy) -> Option<Fault> {
         if !policy.has_news() {
             return None;
@@ -136,6 +136,7 @@ impl Exchange {
             Direction::Inbound => policy.uphold(&self.ask()).err().map(Fault::from),
             Direction::Outbound => {
                 let server = self.server.as_deref()?;
+                policy.newest();
                 policy.denies(server).map(Fault::from)
             }
         }
@@ -145,10 +146,11 @@ impl Exchange {
     pub(crate) fn passing_trailers<'a>(
         &self,
         trailers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
-        policy: &mut Policy,
+        policy: &Policy,
     ) -> Fields {
+        let newest = policy.peek();
         let rules = match self.entrance.direction {
-            Direction::Inbound => Some(&*policy.newest().policies),
+            Direction::Inbound => Some(&*newest.policies),
             // Nothing was decided by what is in it.
             Direction::Outbound => None,
         };

@@ -161,7 +161,7 @@ async fn exchange<D: Desk>(
         Body::Broken => Then::Close,
         Body::Open | Body::Done => then(),
     };
-    // Whatever is moved once more would be held once more.
+    // Matched once: a future holds what is moved to another name twice.
     let fault = match desk.send(&pass, &onward, &mut turn).await {
         Ok((head, call)) if head.status() == SWITCHING_PROTOCOLS => {
             if onward.upgrades {

@@ -1,8 +1,8 @@
 //! May it? A [`Permit`] is the proof that policy said yes, and the only thing that leads to the app.
 //!
 //! Its fields are private and [`Policy::authorize`] is its one constructor. A permit lives as long as
-//! the policy that gave it: [`Permit::revoked`] asks again on every snapshot, and [`Caller::cuts`]
-//! ends a connection whose peer was deny-listed. A certificate that has expired asks for nothing new;
+//! the policy that gave it: it is asked again on every snapshot, for a connection of bytes by [`Permit::revoked`] and for a
+//! request by [`crate::exchange::Exchange::ended_by`], and [`Caller::cuts`] ends a connection whose peer was deny-listed. A certificate that has expired asks for nothing new;
 //! what it was allowed before goes on. A feed that closed is stale, not revoked.
 
 use std::net::IpAddr;
@@ -312,6 +312,14 @@ impl Policy {
         &self.newest
     }
 
+    /// The newest, without asking it: what is open is still to be judged by it.
+    pub(crate) fn peek(&self) -> Arc<Snapshot> {
+        match self.has_news() {
+            true => self.feed.borrow().clone(),
+            false => self.newest.clone(),
+        }
+    }
+
     /// How long a drain that begins now may take.
     pub(crate) fn drain(&self) -> Duration {
         self.feed.borrow().drain
@@ -325,10 +333,10 @@ impl Policy {
         }
     }
 
-    /// Whether the peer is on the newest deny list.
-    pub(crate) fn denies(&mut self, peer: &Peer) -> Option<Denied> {
-        let snapshot = self.newest();
-        is_denied(peer.svid(), snapshot).then(|| Denied::because(Why::Revoked, snapshot.clone()))
+    /// Whether the peer is on the newest deny list. It is looked at without asking, as by [`Self::peek`].
+    pub(crate) fn denies(&self, peer: &Peer) -> Option<Denied> {
+        let snapshot = self.peek();
+        is_denied(peer.svid(), &snapshot).then(|| Denied::because(Why::Revoked, snapshot))
     }
 
     /// Answers a new question with the newest policy.
@@ -469,5 +477,49 @@ impl Caller {
             }
             policy.changed().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fender_config::snapshot::Profile;
+    use fender_identity::tls::TlsProfile;
+    use fender_identity::{Bundles, Trust};
+    use fender_policy::PolicySet;
+    use fender_runtime::clock::SystemClock;
+
+    use super::*;
+
+    fn snapshot(version: u64) -> Arc<Snapshot> {
+        Arc::new(Snapshot {
+            version,
+            identity: None,
+            profile: Profile::Production,
+            trust: Trust::from(Bundles::new()),
+            tls: TlsProfile::default(),
+            inbound: vec![],
+            outbound: vec![],
+            policies: Arc::new(PolicySet {
+                default: fender_policy::Default::Deny,
+                policies: vec![],
+            }),
+            credentials: vec![],
+            drain: Duration::ZERO,
+            max_age: None,
+        })
+    }
+
+    /// Else a request whose permission ended would go on until the next change.
+    #[test]
+    fn looking_at_the_newest_policy_leaves_the_news_to_who_judges_by_it() {
+        let (changes, feed) = watch::channel(snapshot(1));
+        let mut policy = Policy::new(feed, Arc::new(SystemClock));
+        changes.send_replace(snapshot(2));
+        assert_eq!(policy.peek().version, 2);
+        assert!(policy.denies(&Peer::Anonymous).is_none());
+        assert!(policy.has_news());
+        assert_eq!(policy.newest().version, 2);
+        assert!(!policy.has_news());
+        assert_eq!(policy.peek().version, 2);
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::Limits;
 use crate::app::h2c;
-use crate::call::{Asks, Call, Head, Near, Onward, unless_it_ends};
+use crate::call::{Asks, Call, Head, Near, Onward, unless_it_ends, unless_it_has_ended};
 use crate::crowd;
 use crate::exchange::{Answer, Entrance, Exchange};
 use crate::fault::{Fault, OurFault, PeerFault};
@@ -198,7 +198,11 @@ impl Desk for Gate {
             }
             None => {
                 let share = match crowd::room_at_once(share) {
-                    Some(room) => room,
+                    Some(room) => {
+                        // Of one whose peer has gone already the app hears nothing.
+                        unless_it_has_ended(near).await?;
+                        room
+                    }
                     None => {
                         let deadline = Deadline::after(node.limits.establish);
                         Box::pin(unless_it_ends(near, crowd::room(share, deadline))).await??

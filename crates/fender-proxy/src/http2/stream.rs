@@ -41,7 +41,7 @@ pub(super) struct Back {
     pub(super) respond: SendResponse<Piece>,
     /// For what its connection holds of responses.
     pub(super) room: Arc<Semaphore>,
-    /// By what its moments come.
+    /// What it waits with for moments.
     pub(super) times: Times,
 }
 

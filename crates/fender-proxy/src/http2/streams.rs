@@ -66,7 +66,7 @@ impl<F: Future> Streams<F> {
         self.open.is_empty()
     }
 
-    /// What streams wait with, from whom this is polled.
+    /// What the streams wait with.
     pub(super) fn times(&self) -> Times {
         self.times.clone()
     }
@@ -116,7 +116,7 @@ impl<F: Future> Streams<F> {
 pub(super) struct Times(Arc<Mutex<Moments>>);
 
 struct Moments {
-    /// When the streams were called last.
+    /// When a moment was there last.
     now: Instant,
     /// The first that any of them waits for.
     next: Option<Instant>,

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 
+use crate::frames::block;
 use crate::harness::*;
 
 #[tokio::test]
@@ -273,6 +274,70 @@ async fn by_hand(world: &World, fields: &[(&str, &str)]) -> Option<u8> {
         // A response, a reset or a farewell.
         if matches!(head[3], 1 | 3 | 7) {
             return Some(head[3]);
+        }
+    }
+}
+
+/// CVE-2023-44487: nobody waits for the answer, but the app would be at work on it.
+#[tokio::test]
+async fn attack_a_request_that_is_given_up_in_the_same_breath_does_not_reach_the_app() {
+    const END_STREAM_AND_HEADERS: u8 = 0x5;
+    let tasks = Drain::new();
+    let (served, mut arrived) = tokio::sync::mpsc::unbounded_channel();
+    // Its connection is kept, and the next request finds it.
+    let app = raw_app(&tasks, move |mut socket| {
+        let served = served.clone();
+        async move {
+            loop {
+                served.send(head(&mut socket).await).unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                socket.write_all(answer).await.unwrap();
+            }
+        }
+    })
+    .await;
+    let world = World::http(app);
+    let mut stream = world.client(&world.authority.svid(WEB), &[b"h2"]).await;
+    let ask = |stream: u8, method: &str, path: &str| {
+        let fields = [
+            (":method", method),
+            (":scheme", "https"),
+            (":authority", "orders"),
+            (":path", path),
+        ];
+        frame(1, END_STREAM_AND_HEADERS, stream, &block(fields))
+    };
+    let cancel = |stream: u8| frame(3, 0, stream, &8_u32.to_be_bytes());
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    bytes.extend(ask(1, "GET", "/first"));
+    stream.write_all(&bytes).await.unwrap();
+    ended(&mut stream, 1).await;
+    // In one record, and so read at once.
+    let breath = [
+        ask(3, "DELETE", "/given-up"),
+        cancel(3),
+        ask(5, "GET", "/last"),
+    ];
+    stream.write_all(&breath.concat()).await.unwrap();
+    ended(&mut stream, 5).await;
+    for path in ["/first", "/last"] {
+        let head = soon(arrived.recv()).await.unwrap();
+        assert!(head.starts_with(&format!("GET {path} ")), "{head}");
+    }
+    assert!(arrived.try_recv().is_err());
+}
+
+/// Reads until the response on this stream has ended.
+async fn ended(connection: &mut (impl AsyncReadExt + Unpin), stream: u8) {
+    loop {
+        let mut head = [0; 9];
+        soon(connection.read_exact(&mut head)).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        soon(connection.read_exact(&mut payload)).await.unwrap();
+        if head[8] == stream && matches!(head[3], 0 | 1) && head[4] & 1 != 0 {
+            return;
         }
     }
 }
