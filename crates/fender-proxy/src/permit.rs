@@ -2,8 +2,9 @@
 //!
 //! Its fields are private and [`Policy::authorize`] is its one constructor. A permit lives as long as
 //! the policy that gave it: it is asked again on every snapshot, for a connection of bytes by [`Permit::revoked`] and for a
-//! request by [`crate::exchange::Exchange::ended_by`], and [`Caller::cuts`] ends a connection whose peer was deny-listed. A certificate that has expired asks for nothing new;
-//! what it was allowed before goes on. A feed that closed is stale, not revoked.
+//! request by [`crate::exchange::Exchange::ended_by`], and [`Caller::cuts`] ends a connection whose peer was deny-listed. A
+//! certificate that has expired asks for nothing new; what it was allowed before goes on. A feed that closed is stale, not
+//! revoked.
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
