@@ -12,6 +12,7 @@
 
 pub mod accept;
 pub mod backoff;
+pub mod busy;
 pub mod clock;
 pub mod courier;
 pub mod deadline;

@@ -21,6 +21,7 @@ mod attestation;
 mod audit_log;
 mod aws;
 mod berth;
+mod busy_poll;
 mod cache;
 mod canary;
 mod certificate_credentials;
