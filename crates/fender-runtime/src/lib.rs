@@ -12,7 +12,6 @@
 
 pub mod accept;
 pub mod backoff;
-pub mod busy;
 pub mod clock;
 pub mod courier;
 pub mod deadline;

@@ -22,9 +22,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use fender_identity::tls::{CaPin, CaPinError};
 #[cfg(feature = "administration")]
 use fender_runtime::clock::UnixTime;
+use fender_runtime::lines;
 use fender_runtime::listen::{ListenAddress, LocalAddress};
 use fender_runtime::telemetry::LogFormat;
-use fender_runtime::{busy, lines};
 
 use crate::features;
 
@@ -175,16 +175,6 @@ pub(crate) enum Output {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write it like `90s`, `10m` or `8h`"))
-}
-
-/// How long to look before sleeping.
-fn busy_poll(text: &str) -> Result<Duration, String> {
-    let window = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write it like `100us`"))?;
-    match (Duration::from_micros(1)..=busy::LONGEST).contains(&window) {
-        true => Ok(window),
-        false => Err("it must be from 1us to 1ms".to_owned()),
-    }
 }
 
 #[cfg(feature = "administration")]

@@ -65,7 +65,7 @@ fn descriptors(pid: u32) -> u64 {
         .unwrap_or_default()
 }
 
-pub(crate) fn processor_time(pid: u32) -> Duration {
+fn processor_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat
         .rsplit_once(')')

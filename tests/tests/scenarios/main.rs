@@ -21,7 +21,6 @@ mod attestation;
 mod audit_log;
 mod aws;
 mod berth;
-mod busy_poll;
 mod cache;
 mod canary;
 mod certificate_credentials;

@@ -90,7 +90,7 @@ pub(super) fn check(workshop: &Workshop, subject: &Subject) -> Result<()> {
             ask(workshop, subject, port, question)?;
         }
     }
-    if subject.spec.is_fender() {
+    if subject.spec.name == "fender" {
         for question in OF_FENDER {
             ask(workshop, subject, Port::Mtls, question)?;
         }

@@ -7,8 +7,6 @@ pub(super) struct Goal {
     pub(super) about: &'static str,
     pub(super) work: &'static str,
     pub(super) figure: &'static str,
-    /// Fender, as it was started.
-    subject: &'static str,
     pub(super) bound: Bound,
     /// Not a promise: what to reach for beyond it.
     pub(super) reach: bool,
@@ -63,7 +61,6 @@ const fn goal(about: &'static str, work: &'static str, figure: &'static str, bou
         about,
         work,
         figure,
-        subject: "fender",
         bound,
         reach: false,
         floor: None,
@@ -79,12 +76,6 @@ const fn beside(mut goal: Goal, floor: Floor) -> Goal {
         },
         ..floor
     });
-    goal
-}
-
-/// With `--busy-poll`.
-const fn busy(mut goal: Goal) -> Goal {
-    goal.subject = "fender-busy";
     goal
 }
 
@@ -196,12 +187,6 @@ pub(super) const GOALS: &[Goal] = &[
         ),
         HOP,
     ),
-    busy(goal(
-        "p50 at 3,000 requests/s, busy polling",
-        "h1_rate",
-        "p50_us",
-        Bound::AtMost(0.8, "nginx"),
-    )),
     goal(
         "p99 at 3,000 requests/s",
         "h1_rate",
@@ -231,9 +216,9 @@ impl Goal {
     pub(super) fn outcome(&self, results: &Results) -> Outcome {
         let value = match self.bound {
             Bound::AtMost(_, peer) | Bound::AtLeast(_, peer) => {
-                results.ratio(self.figure, (self.work, self.subject), (self.work, peer))
+                results.ratio(self.figure, (self.work, "fender"), (self.work, peer))
             }
-            Bound::Below(..) => median(results.values(self.work, self.figure, self.subject)),
+            Bound::Below(..) => median(results.values(self.work, self.figure, "fender")),
         };
         let Some(value) = value else {
             return Outcome::NotMeasured;

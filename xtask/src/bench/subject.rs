@@ -30,23 +30,14 @@ pub(super) struct Spec {
     configuration: Option<&'static str>,
     listeners: &'static [Port],
     http2: bool,
-    compared: Compared,
+    /// Whether it is measured in handshakes alone: it is no proxy.
+    handshakes_only: bool,
     /// Files besides the program that it needs for this work.
     modules: &'static [&'static str],
     version: &'static [&'static str],
     /// Where its access log goes, in the directory it runs in.
     pub(super) access_log: Option<&'static str>,
     observed_by: &'static str,
-}
-
-/// In which tests.
-enum Compared {
-    /// In all that it can.
-    InAll,
-    /// In those alone: it is no proxy.
-    InHandshakes,
-    /// Where latency at a fixed rate is measured: it is another setting of a program that is in all.
-    AtARate,
 }
 
 /// Where a program comes from.
@@ -68,53 +59,12 @@ enum Program {
 
 const EVERYTHING: &[Port] = &Port::ALL;
 
-const FENDER: Spec = Spec {
-    name: "fender",
-    title: "Fender",
-    standard: true,
-    program: Program::Fender,
-    arguments: &[
-        "--log-format",
-        "json",
-        "sidecar",
-        "--config",
-        "fender.yaml",
-        "--admin-socket",
-        "admin.sock",
-    ],
-    environment: &[],
-    configuration: Some("fender.yaml"),
-    listeners: &[Port::Tls, Port::Mtls, Port::Orig, Port::Tcp],
-    http2: true,
-    compared: Compared::InAll,
-    modules: &[],
-    version: &["--version"],
-    access_log: Some("log"),
-    observed_by: "access log as JSON, metrics",
-};
-
-const HAPROXY: Spec = Spec {
-    name: "haproxy",
-    title: "HAProxy",
-    standard: true,
-    program: Program::Packaged(prepare::HAPROXY),
-    arguments: &["-db", "-f", "haproxy.cfg"],
-    environment: &[],
-    configuration: Some("haproxy.cfg"),
-    listeners: EVERYTHING,
-    http2: true,
-    compared: Compared::InAll,
-    modules: &[],
-    version: &["-v"],
-    access_log: Some("log"),
-    observed_by: "access log (httplog), stats",
-};
-
 pub(super) const SPECS: &[Spec] = &[
-    FENDER,
     Spec {
-        name: "fender-busy",
-        title: "Fender, busy polling",
+        name: "fender",
+        title: "Fender",
+        standard: true,
+        program: Program::Fender,
         arguments: &[
             "--log-format",
             "json",
@@ -123,11 +73,16 @@ pub(super) const SPECS: &[Spec] = &[
             "fender.yaml",
             "--admin-socket",
             "admin.sock",
-            "--busy-poll",
-            "200us",
         ],
-        compared: Compared::AtARate,
-        ..FENDER
+        environment: &[],
+        configuration: Some("fender.yaml"),
+        listeners: &[Port::Tls, Port::Mtls, Port::Orig, Port::Tcp],
+        http2: true,
+        handshakes_only: false,
+        modules: &[],
+        version: &["--version"],
+        access_log: Some("log"),
+        observed_by: "access log as JSON, metrics",
     },
     Spec {
         name: "nginx",
@@ -139,26 +94,27 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("nginx.conf"),
         listeners: EVERYTHING,
         http2: true,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[prepare::NGINX_STREAM],
         version: &["-v"],
         access_log: Some("access.log"),
         observed_by: "access log (combined), stub_status",
     },
-    HAPROXY,
     Spec {
-        name: "haproxy-busy",
-        title: "HAProxy, busy polling",
-        standard: false,
-        arguments: &[
-            "-db",
-            "-f",
-            "haproxy.cfg",
-            "-f",
-            "@@ROOT@@/bench/conf/haproxy-busy.cfg",
-        ],
-        compared: Compared::AtARate,
-        ..HAPROXY
+        name: "haproxy",
+        title: "HAProxy",
+        standard: true,
+        program: Program::Packaged(prepare::HAPROXY),
+        arguments: &["-db", "-f", "haproxy.cfg"],
+        environment: &[],
+        configuration: Some("haproxy.cfg"),
+        listeners: EVERYTHING,
+        http2: true,
+        handshakes_only: false,
+        modules: &[],
+        version: &["-v"],
+        access_log: Some("log"),
+        observed_by: "access log (httplog), stats",
     },
     Spec {
         name: "envoy",
@@ -178,7 +134,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("envoy.yaml"),
         listeners: EVERYTHING,
         http2: true,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[],
         version: &["--version"],
         access_log: Some("access.log"),
@@ -207,7 +163,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: None,
         listeners: &[Port::Tls, Port::Mtls, Port::Orig],
         http2: true,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[],
         version: &[],
         access_log: None,
@@ -236,7 +192,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: None,
         listeners: &[Port::Tls, Port::Mtls],
         http2: false,
-        compared: Compared::InHandshakes,
+        handshakes_only: true,
         modules: &[],
         version: &[],
         access_log: None,
@@ -252,7 +208,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("stunnel.conf"),
         listeners: &[Port::Tls, Port::Mtls, Port::Orig, Port::Tcp],
         http2: false,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[],
         version: &["-version"],
         access_log: Some("access.log"),
@@ -268,7 +224,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("hitch.conf"),
         listeners: &[Port::Tls, Port::Mtls, Port::Tcp],
         http2: false,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[],
         version: &["--version"],
         access_log: None,
@@ -289,7 +245,7 @@ pub(super) const SPECS: &[Spec] = &[
         configuration: Some("Caddyfile"),
         listeners: &[Port::Tls, Port::Mtls, Port::Orig],
         http2: true,
-        compared: Compared::InAll,
+        handshakes_only: false,
         modules: &[],
         version: &["version"],
         access_log: Some("access.log"),
@@ -302,24 +258,16 @@ impl Spec {
         SPECS.iter().find(|spec| spec.name == name)
     }
 
-    pub(super) fn is_fender(&self) -> bool {
-        matches!(self.program, Program::Fender)
-    }
-
     pub(super) fn serves(&self, port: Port) -> bool {
         self.listeners.contains(&port)
     }
 
     pub(super) fn can(&self, work: &Work) -> bool {
-        match (&self.compared, work.kind) {
-            (Compared::InHandshakes, kind) if kind != Kind::Load(Unit::Handshake) => return false,
-            (Compared::AtARate, _) if !work.arguments.contains(&"--rate") => return false,
-            _ => {}
-        }
         match work.kind {
             Kind::Load(Unit::Handshake) => self.serves(work.port),
+            _ if self.handshakes_only => false,
             Kind::Size => true,
-            Kind::SizeAlone => self.is_fender(),
+            Kind::SizeAlone => matches!(self.program, Program::Fender),
             Kind::Load(_) | Kind::Held { .. } | Kind::Beside { .. } | Kind::Startup => {
                 self.serves(work.port) && (self.http2 || !work.http2)
             }
@@ -564,15 +512,6 @@ mod tests {
     }
 
     #[test]
-    fn another_setting_of_a_program_is_measured_at_a_rate_and_nowhere_else() {
-        let busy = Spec::of("fender-busy").unwrap();
-        let works = super::super::work::WORKS;
-        let measured = works.iter().filter(|work| busy.can(work));
-        let names: Vec<_> = measured.map(|work| work.name).collect();
-        assert_eq!(names, ["h1_rate", "idle_busy"]);
-    }
-
-    #[test]
     fn templates_name_only_what_is_replaced() {
         let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/conf");
         for spec in SPECS {
@@ -581,7 +520,7 @@ mod tests {
             let arguments = spec.arguments.join(" ");
             for key in keys(&text).chain(keys(&arguments)) {
                 let listens = spec.listeners.iter().any(|port| port.key() == key);
-                let known = listens || ["RUN", "PKI", "APP", "APPS", "ROOT"].contains(&key);
+                let known = listens || ["RUN", "PKI", "APP", "APPS"].contains(&key);
                 assert!(known, "{}: @@{key}@@ stays as it is", spec.name);
             }
         }

@@ -11,8 +11,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::busy;
-
 /// A connected socket.
 #[derive(Debug)]
 pub enum Socket {
@@ -83,15 +81,10 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = match self.get_mut() {
+        match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        };
-        if buffer.filled().len() > before {
-            busy::stir();
         }
-        read
     }
 }
 

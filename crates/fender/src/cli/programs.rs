@@ -23,8 +23,7 @@ use crate::features::WorkloadApiSocket;
 use fender_providers::aws::AwsPattern;
 
 use super::{
-    access_log, busy_poll, ca_pin, credentials_url, directory, duration, local_address, program,
-    variable,
+    access_log, ca_pin, credentials_url, directory, duration, local_address, program, variable,
 };
 
 /// What `--config` names.
@@ -58,9 +57,6 @@ pub(crate) struct Sidecar {
     pub(crate) workload_api: WorkloadApi,
     #[command(flatten)]
     pub(crate) telemetry: Telemetry,
-    /// How long a thread that read something looks for more before it sleeps: shorter answers for processor time, a whole processor while there is traffic; from 1us to 1ms [default: it sleeps at once]
-    #[arg(long, value_name = "TIME", value_parser = busy_poll, env = "FENDER_BUSY_POLL")]
-    pub(crate) busy_poll: Option<Duration>,
     /// How long a supervised application may take to stop before it is killed
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) stop_timeout: Duration,
@@ -174,7 +170,6 @@ impl From<Watch> for Sidecar {
                 },
                 health: watch.health,
             },
-            busy_poll: None,
             stop_timeout: Duration::ZERO,
             restart: RestartPolicy::default(),
             mask_output: false,

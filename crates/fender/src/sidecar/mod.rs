@@ -40,10 +40,10 @@ use fender_credentials::supervise::{HangUp, RestartOn, Superior};
 #[cfg(feature = "stores")]
 use fender_providers::aws::AllowAws;
 use fender_providers::environment::Environment;
+use fender_runtime::lines;
 use fender_runtime::listen::Listeners;
 use fender_runtime::manager::Manager;
 use fender_runtime::sys;
-use fender_runtime::{busy, lines};
 
 use crate::exit::{Exit, Failure, Outcome};
 use crate::programs::Helper;
@@ -156,9 +156,6 @@ async fn serve(
         .context("open the access log")
         .map_err(|error| Failure::new(Exit::Usage, error))?;
     let drains = Drains::new();
-    if let Some(window) = args.busy_poll {
-        busy::begin(window, &drains.work);
-    }
     let started = tokio::select! {
         started = start(&args, reach, local, listeners, access, &drains) => started,
         () = signals.stop.requested() => {
