@@ -91,7 +91,7 @@ pub(crate) fn run(root: &Path, arguments: &[&str]) -> Result<()> {
         Asked::Measure(options) => measure(root, &options),
         Asked::Crosscheck(options) => crosscheck::run(root, &options),
         Asked::Instructions(options) => instructions::run(root, &options),
-        Asked::WriteDocs(file) => publish::write(root, file.as_deref()),
+        Asked::WriteDocs(files) => publish::write(root, &files),
         Asked::Show(file) => {
             println!("{}", page::whole(&Results::read(&file)?)?);
             Ok(())

@@ -21,8 +21,8 @@ pub(crate) enum Asked {
     List,
     /// Print the page of these results.
     Show(PathBuf),
-    /// Put these results, or those that the page names already, into the documentation.
-    WriteDocs(Option<PathBuf>),
+    /// Put these results, the first of them whole, or those that the page names already, into the documentation.
+    WriteDocs(Vec<PathBuf>),
     Control {
         extent: Extent,
         store: Option<String>,
@@ -71,12 +71,8 @@ impl Asked {
         if let ["mask", rest @ ..] = arguments {
             return mask(rest);
         }
-        if let ["--write-docs", rest @ ..] = arguments {
-            return match rest {
-                [] => Ok(Self::WriteDocs(None)),
-                [file] => Ok(Self::WriteDocs(Some(PathBuf::from(file)))),
-                _ => bail!("`--write-docs` takes one file of results"),
-            };
+        if let ["--write-docs", files @ ..] = arguments {
+            return Ok(Self::WriteDocs(files.iter().map(PathBuf::from).collect()));
         }
         if let ["--show", file] = arguments {
             return Ok(Self::Show(PathBuf::from(file)));

@@ -25,32 +25,65 @@ pub(super) fn whole(results: &Results) -> Result<String> {
 
 /// Where, when, of what, and how quiet it was.
 pub(super) fn taken(results: &Results) -> Result<String> {
-    let mut page = String::new();
+    let mut page = run(results);
     writeln!(
         page,
-        "{}, {}; {} of {} s each.\n\n{}\n",
-        results.date,
-        results.machine.line(),
-        count(results.rounds, "round", "rounds"),
-        number(results.seconds),
-        quiet(results)
-    )?;
-    writeln!(
-        page,
-        "| subject | version | while it is measured |\n|---|---|---|"
+        "\n| subject | version | while it is measured |\n|---|---|---|"
     )?;
     for subject in &results.subjects {
-        let source = match subject.name.as_str() {
-            REFERENCE => format!(" ({})", results.source),
-            _ => String::new(),
-        };
         writeln!(
             page,
-            "| {} | {}{source} | {} |",
+            "| {} | {} | {} |",
             subject.title, subject.version, subject.observed_by
         )?;
     }
     Ok(page)
+}
+
+/// Of a run on another machine: which it was, and what became of the goals there.
+pub(super) fn elsewhere(runs: &[Results]) -> Result<String> {
+    let mut page = String::new();
+    for results in runs {
+        writeln!(page, "{}\n{}", run(results), goals(results)?)?;
+    }
+    Ok(page)
+}
+
+/// When, of what and where, and what the figures are worth.
+fn run(results: &Results) -> String {
+    format!(
+        "{}, {}; {}; {} of {} s each.\n\n{}{}\n",
+        results.date,
+        results.source,
+        results.machine.line(),
+        count(results.rounds, "round", "rounds"),
+        number(results.seconds),
+        quiet(results),
+        spread(results)
+    )
+}
+
+/// How far the rounds of the same work are apart: what a processor does to figures when nobody else runs on it.
+fn spread(results: &Results) -> String {
+    let mut spreads = Vec::new();
+    for work in WORKS {
+        for subject in &results.subjects {
+            let costs = results.values(work.name, "cpu_us", &subject.name);
+            let highest = costs.iter().copied().fold(0.0, f64::max);
+            let lowest = costs.iter().copied().fold(f64::INFINITY, f64::min);
+            if costs.len() > 1
+                && let Some(middle) = median(costs)
+            {
+                spreads.push(100.0 * (highest - lowest) / middle);
+            }
+        }
+    }
+    median(spreads).map_or_else(String::new, |spread| {
+        format!(
+            " From the cheapest round of the same work by the same subject to its dearest it is {} %, in the middle case.",
+            number(spread)
+        )
+    })
 }
 
 /// One line about the noise, whatever it was.
@@ -343,6 +376,22 @@ mod tests {
             page.contains("≤ 0.9 × HAProxy | – | HAProxy was not measured |  |"),
             "{page}"
         );
+    }
+
+    #[test]
+    fn a_run_elsewhere_is_told_by_its_goals_its_source_and_how_far_its_rounds_are_apart() {
+        let other = results(&[
+            ("h1_mtls", "fender", &[10.0, 20.0, 30.0]),
+            ("h1_mtls", "haproxy", &[20.0, 40.0, 60.0]),
+        ]);
+        let page = elsewhere(&[other]).unwrap();
+        assert!(page.contains("2026-01-31, 0123456; test, "), "{page}");
+        assert!(page.contains("its dearest it is 100 %"), "{page}");
+        assert!(page.contains("≤ 0.9 × haproxy | 0.5 × | met"), "{page}");
+        assert_eq!(elsewhere(&[]).unwrap(), "");
+        // One round has nothing to be apart from.
+        let once = results(&[("h1_mtls", "fender", &[10.0])]);
+        assert!(!taken(&once).unwrap().contains("dearest"));
     }
 
     #[test]

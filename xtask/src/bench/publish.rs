@@ -1,10 +1,11 @@
 //! Puts results into the documentation: tables between marks in the page, and the chart beside it.
 //!
-//! The page names the file its figures come from, so that they can be made again and compared: no
-//! number there is typed by hand, and `cargo xtask docs --check` fails when one is.
+//! The page names the files its figures come from, so that they can be made again and compared: no
+//! number there is typed by hand, and `cargo xtask docs --check` fails when one is. The first is shown whole. Of the
+//! others, which another machine found, it tells what became of the goals.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -17,18 +18,21 @@ const RESULTS: &str = "bench/results";
 
 const IMAGE: &str = "![What each proxy costs as a multiple of Fender](img/performance.svg)";
 
-/// Followed by the name of the file, or by none while no run has been kept.
+/// Followed by the names of the files, or by none while no run has been kept.
 const NAMES: &str = "<!-- figures of bench/results/";
 const END: &str = "<!-- end -->";
 
-/// With a file, its results; without one, those the page has, told anew.
-pub(super) fn write(root: &Path, file: Option<&Path>) -> Result<()> {
+/// With files, their results; without one, those the page has, told anew.
+pub(super) fn write(root: &Path, files: &[PathBuf]) -> Result<()> {
     let there = read(root, PAGE)?;
-    let name = match file {
-        Some(file) => kept(root, file)?,
-        None => named(&there)?.to_owned(),
+    let names = match files {
+        [] => named(&there)?.to_owned(),
+        files => {
+            let names: Result<Vec<String>> = files.iter().map(|file| kept(root, file)).collect();
+            names?.join(" ")
+        }
     };
-    let (text, chart) = generate(root, &there, &name)?;
+    let (text, chart) = generate(root, &there, &names)?;
     let chart = chart.map(|chart| (CHART, chart));
     for (place, text) in [(PAGE, text)].into_iter().chain(chart) {
         let file = root.join(place);
@@ -54,23 +58,29 @@ pub(crate) fn stale(root: &Path) -> Result<Option<&'static str>> {
 }
 
 /// The page, and the chart where there are results to draw.
-fn generate(root: &Path, there: &str, name: &str) -> Result<(String, Option<String>)> {
+fn generate(root: &Path, there: &str, names: &str) -> Result<(String, Option<String>)> {
     let old = format!("{NAMES}{} -->", named(there)?);
-    let text = there.replacen(&old, &format!("{NAMES}{name} -->"), 1);
-    if name.is_empty() {
+    let text = there.replacen(&old, &format!("{NAMES}{names} -->"), 1);
+    let all: Result<Vec<Results>> = names
+        .split_whitespace()
+        .map(|name| Results::read(&root.join(RESULTS).join(name)))
+        .collect();
+    let all = all?;
+    let Some((results, elsewhere)) = all.split_first() else {
         let text = placed(&text, "taken", "No run has been kept yet.")?;
         let text = placed(&text, "goals", "")?;
+        let text = placed(&text, "elsewhere", "")?;
         return Ok((placed(&text, "tables", "")?, None));
-    }
-    let results = Results::read(&root.join(RESULTS).join(name))?;
+    };
     let text = placed(
         &text,
         "taken",
-        &format!("{IMAGE}\n\n{}", page::taken(&results)?),
+        &format!("{IMAGE}\n\n{}", page::taken(results)?),
     )?;
-    let text = placed(&text, "goals", &page::goals(&results)?)?;
-    let text = placed(&text, "tables", &page::tables(&results)?)?;
-    Ok((text, Some(chart::svg(&results)?)))
+    let text = placed(&text, "goals", &page::goals(results)?)?;
+    let text = placed(&text, "elsewhere", &page::elsewhere(elsewhere)?)?;
+    let text = placed(&text, "tables", &page::tables(results)?)?;
+    Ok((text, Some(chart::svg(results)?)))
 }
 
 /// The name of a file of results that is kept where the page can refer to it.
@@ -84,7 +94,7 @@ fn kept(root: &Path, file: &Path) -> Result<String> {
     Ok(name)
 }
 
-/// The file of results that a page names.
+/// The files of results that a page names, a space between two.
 fn named(page: &str) -> Result<&str> {
     let rest = page.split_once(NAMES).map(|(_, rest)| rest);
     let name = rest
@@ -128,6 +138,8 @@ mod tests {
     fn a_page_names_its_results() {
         let page = "x <!-- figures of bench/results/2026-01-31-full.json --> y";
         assert_eq!(named(page).unwrap(), "2026-01-31-full.json");
+        let two = format!("{NAMES}one.json two.json -->");
+        assert_eq!(named(&two).unwrap(), "one.json two.json");
         assert_eq!(named(&format!("{NAMES} -->")).unwrap(), "", "no run yet");
         assert!(named("none").is_err());
     }
