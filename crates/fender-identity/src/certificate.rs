@@ -3,6 +3,8 @@
 //! Reads only; decides nothing about trust. The size is capped before the first byte is parsed, and
 //! what is ambiguous (trailing bytes, an extension twice, a name that is not text) is malformed.
 
+mod remembered;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -126,6 +128,10 @@ impl Certificate {
         if der.len() > MAX_CERTIFICATE {
             return Err(Malformed::TooLarge);
         }
+        remembered::read(der, Self::parse)
+    }
+
+    fn parse(der: &[u8]) -> Result<Self, Malformed> {
         let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| Malformed::NotX509)?;
         if !rest.is_empty() || certificate.version() != X509Version::V3 {
             return Err(Malformed::NotX509);

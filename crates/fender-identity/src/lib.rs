@@ -10,6 +10,7 @@ pub mod csr;
 mod der;
 pub mod existing;
 pub mod jwt;
+mod newest;
 mod peer;
 mod pem;
 pub mod pkcs12;

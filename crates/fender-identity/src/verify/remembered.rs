@@ -13,11 +13,13 @@ use std::fmt;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 
+use crate::newest::Newest;
+
 /// How many a thread remembers: 8 KiB. The callers of one workload are fewer than that, each with two signatures or three.
 const REMEMBERED: usize = 256;
 
 thread_local! {
-    static GOOD: RefCell<Ring> = const { RefCell::new(Ring::new()) };
+    static GOOD: RefCell<Newest<Fact, REMEMBERED>> = const { RefCell::new(Newest::new()) };
 }
 
 /// An algorithm that does not compute twice.
@@ -31,7 +33,7 @@ impl SignatureVerificationAlgorithm for Remembering {
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
         let fact = Fact::of(self.0, public_key, message, signature);
-        if GOOD.with_borrow(|good| good.holds(&fact)) {
+        if GOOD.with_borrow(|good| good.iter().any(|known| *known == fact)) {
             return Ok(());
         }
         self.0.verify_signature(public_key, message, signature)?;
@@ -83,34 +85,6 @@ impl Fact {
         let mut fact = [0; 32];
         fact.copy_from_slice(context.finish().as_ref());
         Self(fact)
-    }
-}
-
-/// The newest facts.
-struct Ring {
-    facts: Vec<Fact>,
-    oldest: usize,
-}
-
-impl Ring {
-    const fn new() -> Self {
-        Self {
-            facts: Vec::new(),
-            oldest: 0,
-        }
-    }
-
-    fn holds(&self, fact: &Fact) -> bool {
-        self.facts.contains(fact)
-    }
-
-    fn add(&mut self, fact: Fact) {
-        if self.facts.len() < REMEMBERED {
-            self.facts.push(fact);
-        } else if let Some(oldest) = self.facts.get_mut(self.oldest) {
-            *oldest = fact;
-            self.oldest = (self.oldest + 1) % REMEMBERED;
-        }
     }
 }
 
@@ -206,7 +180,7 @@ mod tests {
                 .unwrap()
         };
         (0..=REMEMBERED).for_each(ask);
-        assert_eq!(GOOD.with_borrow(|good| good.facts.len()), REMEMBERED);
+        assert_eq!(GOOD.with_borrow(|good| good.iter().count()), REMEMBERED);
         ask(REMEMBERED);
         ask(1);
         assert_eq!(counting.0.load(Ordering::Relaxed), REMEMBERED + 1);
