@@ -44,8 +44,9 @@ usage: cargo xtask TASK
     --name NAME    keep also what is not a whole run, under this name
     --crosscheck   compare the load generator with wrk and h2load instead
     --instructions count the instructions of Fender instead: the same on a busy machine
-  bench --write-docs [FILE]
-                   put results (or those it has) into docs/guide/performance.md
+  bench --write-docs [FILE...]
+                   put results (or those it has) into docs/guide/performance.md: the first
+                   whole, of the others what became of the goals
   bench --show FILE
                    print the tables of these results
   bench control [--quick] [--store URL]

@@ -294,6 +294,15 @@ mod tests {
     }
 
     #[test]
+    fn attack_one_that_is_larger_than_any_is_not_parsed() {
+        let mut der = root("root").der().to_vec();
+        der.resize(MAX_CERTIFICATE + 1, 0);
+        assert_eq!(Certificate::read(&der).unwrap_err(), Malformed::TooLarge);
+        der.pop();
+        assert_eq!(Certificate::read(&der).unwrap_err(), Malformed::NotX509);
+    }
+
+    #[test]
     fn certificates_one_after_the_other_are_taken_apart() {
         let (one, other) = (root("one"), root("other"));
         let both = [one.der().as_ref(), other.der().as_ref()].concat();

@@ -40,9 +40,12 @@ pub(super) fn taken(results: &Results) -> Result<String> {
     Ok(page)
 }
 
-/// Of a run on another machine: which it was, and what became of the goals there.
+/// Of runs on other machines: which they were, and what became of the goals there.
 pub(super) fn elsewhere(runs: &[Results]) -> Result<String> {
     let mut page = String::new();
+    if !runs.is_empty() {
+        writeln!(page, "### On other machines\n")?;
+    }
     for results in runs {
         writeln!(page, "{}\n{}", run(results), goals(results)?)?;
     }
@@ -63,7 +66,7 @@ fn run(results: &Results) -> String {
     )
 }
 
-/// How far the rounds of the same work are apart: what a processor does to figures when nobody else runs on it.
+/// How far the rounds of the same work are apart, whatever it is that moves them.
 fn spread(results: &Results) -> String {
     let mut spreads = Vec::new();
     for work in WORKS {
@@ -71,16 +74,14 @@ fn spread(results: &Results) -> String {
             let costs = results.values(work.name, "cpu_us", &subject.name);
             let highest = costs.iter().copied().fold(0.0, f64::max);
             let lowest = costs.iter().copied().fold(f64::INFINITY, f64::min);
-            if costs.len() > 1
-                && let Some(middle) = median(costs)
-            {
-                spreads.push(100.0 * (highest - lowest) / middle);
+            if costs.len() > 1 && lowest > 0.0 {
+                spreads.push(100.0 * (highest / lowest - 1.0));
             }
         }
     }
     median(spreads).map_or_else(String::new, |spread| {
         format!(
-            " From the cheapest round of the same work by the same subject to its dearest it is {} %, in the middle case.",
+            " The same work by the same subject took {} % more CPU time in its dearest round than in its cheapest, in the middle case.",
             number(spread)
         )
     })
@@ -386,12 +387,12 @@ mod tests {
         ]);
         let page = elsewhere(&[other]).unwrap();
         assert!(page.contains("2026-01-31, 0123456; test, "), "{page}");
-        assert!(page.contains("its dearest it is 100 %"), "{page}");
+        assert!(page.contains("took 200 % more CPU time"), "{page}");
         assert!(page.contains("≤ 0.9 × haproxy | 0.5 × | met"), "{page}");
         assert_eq!(elsewhere(&[]).unwrap(), "");
         // One round has nothing to be apart from.
         let once = results(&[("h1_mtls", "fender", &[10.0])]);
-        assert!(!taken(&once).unwrap().contains("dearest"));
+        assert!(!taken(&once).unwrap().contains("more CPU time"));
     }
 
     #[test]

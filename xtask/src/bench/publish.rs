@@ -91,6 +91,10 @@ fn kept(root: &Path, file: &Path) -> Result<String> {
         root.join(RESULTS).join(&name).is_file(),
         "`{name}` is not in `{RESULTS}`, which the page refers to: put it there"
     );
+    ensure!(
+        !name.contains(char::is_whitespace),
+        "`{name}` has a space in its name, which would make two of it on the page: rename it"
+    );
     Ok(name)
 }
 
